@@ -1,0 +1,257 @@
+"""Class sets: the names and colours of the mask values, and what is said to CLIP about them.
+
+Built in are ``voc12``, ``coco14`` and ``storybook16``. Your own is a YAML file, as short as::
+
+    names: [cat, dog]
+
+or as long as the built-in ones beside this file: ``id``, ``names``, ``palette``, ``aliases``, ``texts``
+(by method: ``names``, ``templates``, ``background``, ``per_class``) and ``superclasses``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tag2mask.types import MAX_CLASSES, ClassSet, Color, TextSet, UserError
+
+__all__ = ["BUILT_IN", "class_index", "color_map", "find_class", "fold", "load_classes", "nearest", "plain_classes"]
+
+BUILT_IN = ("voc12", "coco14", "storybook16")
+
+_Word = Annotated[str, Field(min_length=1, strict=True)]
+_Channel = Annotated[int, Field(ge=0, le=255, strict=True)]
+
+
+class _Texts(BaseModel):
+    """One method's texts as a YAML file gives them; what is left out is filled from CLIP-ES's for VOC."""
+
+    model_config = ConfigDict(extra="forbid")
+    names: dict[_Word, _Word] = {}
+    templates: tuple[_Word, ...] | None = Field(default=None, min_length=1)
+    background: tuple[_Word, ...] | None = None
+    per_class: dict[_Word, Annotated[tuple[_Word, ...], Field(min_length=1)]] = {}
+
+
+class _File(BaseModel):
+    """A class set as a YAML file gives it."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: _Word | None = None
+    names: tuple[_Word, ...] = Field(min_length=1)
+    palette: tuple[tuple[_Channel, _Channel, _Channel], ...] | None = None
+    aliases: dict[_Word, _Word] = {}
+    texts: dict[_Word, _Texts] = {}
+    superclasses: dict[_Word, dict[_Word, tuple[_Word, ...]]] = {}
+
+
+def load_classes(name_or_path: str | Path) -> ClassSet:
+    """Reads a built-in class set by its id, or a YAML file.
+
+    Raises:
+        UserError: no such set or file, or a file that says something impossible.
+    """
+    if str(name_or_path) in BUILT_IN:
+        return _built_in(str(name_or_path))
+    path = Path(name_or_path)
+    if path.is_file():
+        return _read(path.read_bytes(), str(path), path.stem)
+    raise UserError(
+        f"no class set {str(name_or_path)!r}{_hint(str(name_or_path), BUILT_IN)}: "
+        f"give one of {', '.join(BUILT_IN)}, or a YAML file that exists"
+    )
+
+
+def plain_classes(names: Sequence[str], name: str) -> ClassSet:
+    """A class set of bare names: VOC's colours, and each class called by its name in CLIP-ES's sentence.
+
+    Args:
+        names: the foreground classes in the order of their mask values, 1 onwards.
+        name: the id of the set.
+
+    Raises:
+        UserError: a name is empty or there twice, or there are more than 254.
+    """
+    return _build(_File(names=tuple(names)), name, f"classes {name!r}")
+
+
+def fold(word: str) -> str:
+    """What is compared when two spellings of a name are: no case, no spaces, no "_" and no "-"."""
+    folded = unicodedata.normalize("NFKC", word).casefold()
+    return "".join(c for c in folded if not c.isspace() and c not in "_-")
+
+
+def class_index(classes: ClassSet) -> dict[str, int]:
+    """Mask value by folded name and alias; for many look-ups, else :func:`find_class`."""
+    index = {fold(name): tag for tag, name in enumerate(classes.foreground, start=1)}
+    return {**{fold(alias): index[fold(name)] for alias, name in classes.aliases.items()}, **index}
+
+
+def find_class(classes: ClassSet, word: str) -> int | None:
+    """The mask value (1..C) of a class by its name or an alias, or None. "background" is never found."""
+    return class_index(classes).get(fold(word))
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like ``word``, or None where none is like it."""
+    by_fold = {fold(k): k for k in known}
+    found = difflib.get_close_matches(fold(word), by_fold, n=1)
+    return by_fold[found[0]] if found else None
+
+
+def color_map(count: int) -> tuple[Color, ...]:
+    """VOC's colours of the mask values 0..count-1.
+
+    The bits of the value are dealt out to red, green and blue in turn, the lowest to the highest bit of each.
+    """
+    return tuple(
+        (_spread(value), _spread(value >> 1), _spread(value >> 2))  # each takes every third bit
+        for value in range(count)
+    )
+
+
+def _spread(value: int) -> int:
+    return sum((value >> (3 * k) & 1) << (7 - k) for k in range(8))
+
+
+@lru_cache
+def _built_in(name: str) -> ClassSet:
+    content = resources.files(__package__).joinpath(f"{name}.yaml").read_bytes()
+    return _read(content, f"{name}.yaml", name)
+
+
+def _read(content: bytes, source: str, default_id: str) -> ClassSet:
+    try:
+        parsed = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(parsed, dict):
+        raise UserError(f"{source} holds {type(parsed).__name__}, not keys: write at least `names: [cat, dog]`")
+    try:
+        file = _File.model_validate(parsed)
+    except ValidationError as error:
+        raise UserError(f"{source}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+    return _build(file, file.id or default_id, source)
+
+
+def _explain(problem: Mapping) -> str:
+    """One pydantic complaint in the user's terms."""
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _Texts.model_fields if len(problem["loc"]) > 1 else _File.model_fields
+        return f"unknown key {where!r}" + (_hint(str(problem["loc"][-1]), known) or f", known: {', '.join(known)}")
+    if problem["type"] == "missing":
+        return f"the key {where!r} is missing"
+    if problem["type"] == "string_type":
+        return f"{where} must be text, got {problem['input']!r}: put it in quotes"
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+
+
+def _build(file: _File, name: str, source: str) -> ClassSet:
+    written = file.names[1:] if fold(file.names[0]) == "background" else file.names
+    names = ("background", *written)
+    index = _check_names(written, file.aliases, source)
+    if file.palette is not None and len(file.palette) != len(names):
+        raise UserError(
+            f"{source}: the palette has {len(file.palette)} colours for {len(names)} mask values: "
+            "give one for each, background first, or leave the palette out"
+        )
+
+    def canonical(word: str, where: str) -> str:
+        if fold(word) not in index:
+            raise UserError(f"{source}: {where} names {word!r}, which is no class{_hint(word, written)}")
+        return index[fold(word)]
+
+    def text_set(text: _Texts, where: str) -> TextSet:
+        phrases = {canonical(word, f"{where}.names"): phrase for word, phrase in text.names.items()}
+        templates, background = text.templates, text.background
+        if templates is None:
+            templates = _built_in("voc12").texts["clip-es"].templates
+        if background is None:
+            background = _background(_built_in("voc12").texts["clip-es"].background, index)
+        return TextSet(
+            names=tuple(phrases.get(name, name) for name in written),
+            templates=_check_templates(templates, f"{source}: {where}.templates"),
+            background=background,
+            per_class={canonical(word, f"{where}.per_class"): more for word, more in text.per_class.items()},
+        )
+
+    return ClassSet(
+        id=name,
+        names=names,
+        palette=file.palette or color_map(len(names)),
+        texts={
+            method: text_set(text, f"texts.{method}") for method, text in {"clip-es": _Texts(), **file.texts}.items()
+        },
+        superclasses={
+            grouping: {
+                group: tuple(canonical(word, f"superclasses.{grouping}.{group}") for word in members)
+                for group, members in groups.items()
+            }
+            for grouping, groups in file.superclasses.items()
+        },
+        aliases={alias: index[fold(target)] for alias, target in file.aliases.items()},
+    )
+
+
+def _check_names(names: tuple[str, ...], aliases: Mapping[str, str], source: str) -> dict[str, str]:
+    """Class name by folded name and alias, once it is sure that none means two things."""
+    if not 1 <= len(names) <= MAX_CLASSES:
+        raise UserError(
+            f"{source}: {len(names)} classes besides background, but an 8-bit mask has room for 1 to {MAX_CLASSES}"
+        )
+    index: dict[str, str] = {}
+    for name in names:
+        key = fold(name)
+        if not key:
+            raise UserError(f"{source}: {name!r} is no name: use letters or digits")
+        if key == "background":
+            raise UserError(f"{source}: 'background' stands among the classes: leave it out, or put it first")
+        if key in index:
+            raise UserError(
+                f"{source}: the names {index[key]!r} and {name!r} are the same to tag2mask "
+                "(case, spaces, '_' and '-' do not count): rename one"
+            )
+        index[key] = name
+    classes = dict(index)
+    for alias, target in aliases.items():
+        if fold(target) not in classes:
+            raise UserError(
+                f"{source}: the alias {alias!r} stands for {target!r}, which is no class{_hint(target, names)}"
+            )
+        name = classes[fold(target)]
+        if index.setdefault(fold(alias), name) != name:
+            raise UserError(
+                f"{source}: {alias!r} stands for {name!r} and for {index[fold(alias)]!r}: take one out of the aliases"
+            )
+    return index
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    near = nearest(word, known)
+    return f" (did you mean {near!r}?)" if near else ""
+
+
+def _check_templates(templates: tuple[str, ...], where: str) -> tuple[str, ...]:
+    for template in templates:
+        if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+            raise UserError(f"{where}: {template!r} must hold one {{}} where the class goes, and no other brace")
+    return templates
+
+
+def _background(phrases: tuple[str, ...], index: Mapping[str, str]) -> tuple[str, ...]:
+    """The phrases that are no class here.
+
+    A phrase is a class also where it is the last word of a class's name: a stop sign is a sign. CLIP-ES's 25
+    phrases for VOC and COCO's names leave exactly the 23 that CLIP-ES uses there.
+    """
+    taken = set(index) | {fold(name.split()[-1]) for name in index.values()}
+    return tuple(phrase for phrase in phrases if fold(phrase) not in taken)

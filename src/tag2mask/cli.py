@@ -1,0 +1,419 @@
+"""The command line. Each command is one stage; every error is one line, ``--debug`` shows where it arose."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tag2mask import __version__
+from tag2mask.types import UserError
+
+SOME_FAILED = 3
+"""Exit code of a run that ended, but could not do some of its images."""
+
+
+class _OneLineErrors(TyperGroup):
+    """Runs the command; an error becomes one line on stderr and an exit code, with ``--debug`` a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the command that was asked for."""
+        debug = bool(ctx.params.get("debug"))
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            try:
+                return super().invoke(ctx)
+            except (typer.Exit, typer.Abort):
+                raise
+            except KeyboardInterrupt as stop:
+                print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
+                raise typer.Exit(130) from stop
+            except UserError as error:
+                if debug:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+            except (OSError, ValueError, RuntimeError) as error:
+                if debug or isinstance(error, BrokenPipeError):
+                    raise
+                said = " ".join(str(error).split())
+                print(f"error: {type(error).__name__}: {said} (tag2mask --debug ... shows where)", file=sys.stderr)
+            raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""From image tags to pixel masks, with CLIP.
+
+    A first look, offline: `tag2mask demo`. Your own photographs: put a `tags.csv` (`image,labels`, labels separated
+    by `;`) beside them, then `tag2mask fetch openai/clip-vit-base-patch16`,
+    `tag2mask label photos -o runs/photos` and `tag2mask report runs/photos`.
+
+    Exit codes: 0 done, 1 an error that you can mend, 2 wrong usage, 3 some images failed (they are in the run's
+    manifest), 130 stopped by Ctrl-C (the same command goes on).""",
+)
+storybook_app = typer.Typer(no_args_is_help=True, help="The embedded world: picture-book scenes with exact masks.")
+app.add_typer(storybook_app, name="storybook")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"tag2mask {__version__}")
+        raise typer.Exit
+
+
+Data = Annotated[Path, typer.Argument(help="Folder of images with tags, VOC devkit, or COCO instances JSON.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` wrote.")]
+KindOption = Annotated[str | None, typer.Option(help="voc, coco or folder; default: seen from what is there.")]
+SplitOption = Annotated[str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")]
+TagsOption = Annotated[Path | None, typer.Option(help="tags.csv or tags.jsonl; default: the one in the folder.")]
+ImagesOption = Annotated[Path | None, typer.Option(help="COCO: the folder of the images.")]
+TruthOption = Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")]
+ClassesOption = Annotated[
+    str | None, typer.Option(help="voc12, coco14, storybook16, or a YAML file of your own; default: from the data.")
+]
+UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]
+ClipOption = Annotated[
+    str | None,
+    typer.Option(help="Hub id, folder, OpenAI .pt, or storybook-clip. Default: openai/clip-vit-base-patch16."),
+]
+TokenizerOption = Annotated[str | None, typer.Option(help="Only for an OpenAI .pt: tokenizer folder or BPE merges.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE; see `tag2mask methods NAME`.")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where everything is written.")] = Path("demo"),
+    n: Annotated[int, typer.Option("-n", min=4, help="How many scenes.")] = 120,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw picture-book scenes, label them from their tags, measure against exact masks, write a report.
+
+    Everything is in the package: no download, no GPU, about a minute.
+    """
+    from tag2mask.stages.demo import demo as run_demo
+
+    result = run_demo(out, n, device=device)
+    typer.echo(result.text)
+    typer.echo(f"report: {result.report}")
+
+
+@app.command()
+def label(
+    data: Annotated[Path | None, typer.Argument(help="Folder of images with tags, VOC devkit, or COCO JSON.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; made, or gone on with.")] = Path("run"),
+    method: Annotated[str | None, typer.Option("--method", "-m", help="See `tag2mask methods`.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings as YAML; flags given here come on top.")] = None,
+    set_: SetOption = None,
+    kind: KindOption = None,
+    split: SplitOption = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
+    truth: TruthOption = None,
+    classes: ClassesOption = None,
+    unknown: UnknownOption = "error",
+    clip: ClipOption = None,
+    tokenizer: TokenizerOption = None,
+    crf: Annotated[str | None, typer.Option(help="Dense CRF preset (clip-es, irn, psa, ...), or none.")] = None,
+    background: Annotated[
+        str | None, typer.Option(help='"power:A" is (1-max)^A, "constant:T" is T, or "own".')
+    ] = None,
+    mu: Annotated[float | None, typer.Option(help="Pixels less confident become 255; 0 keeps every pixel.")] = None,
+    confidence: Annotated[str | None, typer.Option(help="posterior (of the CRF) or cam (Eq. 8 on the maps).")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16 before CLIP's last block.")
+    ] = None,
+    device: DeviceOption = "auto",
+    batch: Annotated[int | None, typer.Option(help="Images at a time; default 1 on a processor, 8 on a GPU.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
+    ] = None,
+    prior: Annotated[Path | None, typer.Option(help="An earlier run, for methods that refine one.")] = None,
+    scores: Annotated[bool, typer.Option(help="Keep the score maps (small), for eval, report and refiners.")] = True,
+    overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
+) -> None:
+    """Make a pseudo mask, with its confidence, for every image that has tags.
+
+    Stop it whenever you like: the same command goes on, and the folder ends up the same. One bad image never stops
+    it. Many processes share one folder with `--shard 0/4` ... `--shard 3/4`, or under torchrun or a SLURM array.
+
+    Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
+    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa`
+    """
+    from tag2mask.run.shard import find_shard
+    from tag2mask.stages.label import label as run_label
+    from tag2mask.stages.recipe import prepare
+
+    given = _config(
+        config,
+        {
+            "data.path": data,
+            "data.kind": kind,
+            "data.split": split,
+            "data.tags": tags,
+            "data.images": images,
+            "data.truth": truth,
+            "data.classes": classes,
+            "data.unknown": unknown if unknown != "error" else None,
+            "method": method,
+            "clip": clip,
+            "tokenizer": tokenizer,
+            "masks.crf": crf,
+            "masks.background": background,
+            "masks.mu": mu,
+            "masks.confidence": confidence,
+            "precision": precision,
+        },
+        set_ or [],
+    )
+    recipe = prepare(given, device=device)
+    for note in getattr(recipe.data, "notes", ()):
+        typer.echo(f"note: {note}", err=True)
+    summary = run_label(
+        recipe.data,
+        recipe.method,
+        out,
+        rule=recipe.rule,
+        settings=recipe.settings,
+        noted=recipe.noted,
+        shard=find_shard(shard),
+        batch_size=batch,
+        overwrite=overwrite,
+        keep_scores=scores,
+        prior=prior,
+    )
+    typer.echo(summary.text())
+    if summary.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: RunFolder,
+    data: Annotated[Path | None, typer.Option(help="The data with its truth; default: where the run's was.")] = None,
+    kind: KindOption = None,
+    split: SplitOption = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
+    truth: TruthOption = None,
+    classes: ClassesOption = None,
+    boundary: Annotated[bool, typer.Option(help="Boundary IoU too (slower).")] = True,
+    thresholds: Annotated[bool, typer.Option(help="All background thresholds and powers on the score maps.")] = True,
+) -> None:
+    """Measure a run's masks and score maps against ground truth: mIoU, accuracy, precision, recall, boundary IoU."""
+    from tag2mask.run.folder import Run
+    from tag2mask.stages.evaluate import evaluate as run_evaluate
+
+    opened = Run.open(run)
+    dataset = _data_for(opened, data, kind, split, tags, images, truth, classes)
+    result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds)
+    typer.echo(result.text())
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run folder.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
+    kind: KindOption = None,
+    split: SplitOption = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
+    truth: TruthOption = None,
+    classes: ClassesOption = None,
+    worst: Annotated[int, typer.Option(min=0, help="How many images are shown, worst first.")] = 24,
+) -> None:
+    """Write one HTML file that shows a run: numbers, classes, threshold curve, overlays, settings. Opens offline."""
+    from tag2mask.run.folder import Run
+    from tag2mask.stages.report import report as run_report
+
+    opened = Run.open(run)
+    dataset = _data_for(opened, data, kind, split, tags, images, truth, classes)
+    typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[str, typer.Option(help="png (indexed, with palette) or coco (JSON with compressed RLE).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for png, a .json file for coco.")],
+    data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
+) -> None:
+    """Write a run's masks in another format."""
+    from tag2mask.run.folder import Run
+    from tag2mask.stages.export import export as run_export
+
+    opened = Run.open(run)
+    typer.echo(f"written: {run_export(opened, _data_for(opened, data), to, out)}")  # type: ignore[arg-type]
+
+
+@app.command()
+def prompts(
+    data: Data,
+    top: Annotated[int, typer.Option(help="Rows to show; 0 shows all.")] = 20,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many tagged images; default: all.")] = 500,
+    template: Annotated[list[str] | None, typer.Option(help="A template to rank, with {}; may be repeated.")] = None,
+    kind: KindOption = None,
+    split: SplitOption = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
+    classes: ClassesOption = None,
+    clip: ClipOption = None,
+    tokenizer: TokenizerOption = None,
+    device: DeviceOption = "auto",
+    set_: SetOption = None,
+) -> None:
+    """Rank prompt templates for your data by sharpness (CLIP-ES, Eq. 5), from the tags alone: lower is better.
+
+    Use the winner with `tag2mask label ... --set 'templates=["a clean origami {}."]'`.
+    """
+    from tag2mask.stages.prompts import rank_prompts
+    from tag2mask.stages.recipe import prepare
+
+    flags = {
+        "data.path": data,
+        "data.kind": kind,
+        "data.split": split,
+        "data.tags": tags,
+        "data.images": images,
+        "data.classes": classes,
+        "clip": clip,
+        "tokenizer": tokenizer,
+    }
+    recipe = prepare(_config(None, flags, set_ or []), device=device)
+    ranking = rank_prompts(recipe.data, recipe.method, template or None, limit=limit)  # type: ignore[arg-type]
+    typer.echo(f"{len(ranking.prompts)} templates over {ranking.images} images, least sharp first")
+    for prompt in ranking.prompts[: top or None]:
+        typer.echo(f"  {prompt.sharpness:.5f}  {prompt.template}")
+    if ranking.left_out:
+        words = sorted({word for _, unknown in ranking.left_out for word in unknown})
+        shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
+        typer.echo(f"left out: {len(ranking.left_out)} templates with words that this CLIP does not know ({shown})")
+
+
+@app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="Show this method's options.")] = None) -> None:
+    """List the methods, or the options of one."""
+    from tag2mask.methods import known_methods, method_class
+
+    if name is None:
+        for known in known_methods():
+            line = (sys.modules[method_class(known).__module__].__doc__ or "").strip().splitlines()[0]
+            typer.echo(f"{known:10} {line}")
+        typer.echo("\nOptions of one: tag2mask methods clip-es")
+        return
+    for field, info in method_class(name).Options.model_fields.items():
+        typer.echo(f"--set {field}={info.default!r}\n    {info.description}")
+
+
+@app.command()
+def fetch(
+    repo: Annotated[
+        str, typer.Argument(help="A CLIP on the Hugging Face hub, such as openai/clip-vit-base-patch16.")
+    ],
+) -> None:
+    """Download a CLIP's weights (safetensors) and tokenizer into the Hugging Face cache."""
+    from tag2mask.models.weights import fetch as run_fetch
+
+    typer.echo(f"fetched: {run_fetch(repo)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this installation: versions, devices, precision, weights at hand, and known traps."""
+    from tag2mask.stages.doctor import doctor as run_doctor
+
+    lines, healthy = run_doctor()
+    for line in lines:
+        typer.echo(line)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@storybook_app.command()
+def render(
+    n: Annotated[int, typer.Option("-n", min=1, help="How many scenes.")] = 200,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("storybook"),
+    split: Annotated[str, typer.Option(help="train, val or test; splits share no scene.")] = "val",
+    width: Annotated[int, typer.Option(min=16)] = 256,
+    height: Annotated[int, typer.Option(min=16)] = 192,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: all cores.")] = None,
+) -> None:
+    """Draw a data set of scenes in VOC layout, with exact masks, tags and captions."""
+    from tag2mask.run.progress import progress
+    from tag2mask.storybook import render as run_render
+
+    with progress(n, "render", unit="scenes") as bar:
+        written = run_render(out, n, split=split, size=(height, width), workers=workers, progress=bar.advance)
+    typer.echo(f"written: {written}")
+
+
+def _config(path: Path | None, flags: dict[str, Any], options: list[str]) -> Any:
+    """A LabelConfig from a YAML file with flags and --set on top."""
+    import yaml
+
+    from tag2mask.config import dump_config, parse_config, read_config
+
+    raw = dump_config(read_config(path)) if path is not None else {}
+    for key, value in flags.items():
+        if value is not None:
+            place, _, leaf = key.rpartition(".")
+            (raw.setdefault(place, {}) if place else raw)[leaf] = str(value) if isinstance(value, Path) else value
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"--set {option!r}: expected NAME=VALUE, such as --set affinity=mhsa")
+        try:
+            raw.setdefault("options", {})[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {option!r}: the value is not YAML; put it in quotes") from None
+    return parse_config(raw, "the command line" if path is None else str(path))
+
+
+def _data_for(
+    run: Any,
+    data: Path | None,
+    kind: str | None = None,
+    split: str | None = None,
+    tags: Path | None = None,
+    images: Path | None = None,
+    truth: Path | None = None,
+    classes: str | None = None,
+) -> Any:
+    """The data of a run, as its settings say, with whatever the flags say in its place."""
+    from tag2mask.config import DataConfig
+    from tag2mask.stages.recipe import data_of, open_data
+
+    flags = {
+        "path": data,
+        "kind": kind,
+        "split": split,
+        "tags": tags,
+        "images": images,
+        "truth": truth,
+        "classes": classes,
+    }
+    given = {key: str(value) for key, value in flags.items() if value is not None}
+    before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
+    return open_data(DataConfig(**{**before, **given}))
+
+
+def main() -> None:
+    """The console script."""
+    app()

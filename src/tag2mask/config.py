@@ -1,0 +1,138 @@
+"""Settings of a run: YAML in, checked, resolved YAML out. Unknown keys are refused with the nearest known name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tag2mask.types import Background, Constant, MaskRule, Own, Power, UserError
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Settings):
+    """Where the images and tags are."""
+
+    path: str | None = Field(None, description="folder of images, VOC devkit, or COCO instances JSON")
+    kind: Literal["voc", "coco", "folder"] | None = Field(None, description="default: seen from what is there")
+    split: str | None = Field(None, description="a list under ImageSets/Segmentation (VOC)")
+    tags: str | None = Field(None, description="tags.csv or tags.jsonl; default: found in the folder")
+    images: str | None = Field(None, description="folder of the images (COCO)")
+    truth: str | None = Field(None, description="folder of ground-truth masks, for evaluation only")
+    classes: str | None = Field(None, description="voc12, coco14, storybook16, or a YAML of your own")
+    unknown: Literal["error", "skip"] = Field("error", description="what to do with tags that are no class")
+
+
+class MaskConfig(_Settings):
+    """How maps become masks; what is None is the method's own choice."""
+
+    background: str | None = Field(None, description='"power:A" is (1 - max)^A, "constant:T" is T, or "own"')
+    normalise: Literal["class", "image", "none"] | None = None
+    crf: str | None = Field(None, description='name of a dense CRF preset, or "none"')
+    mu: float | None = Field(None, ge=0, le=1, description="less confident pixels become 255; 0 keeps every pixel")
+    confidence: Literal["posterior", "cam"] | None = None
+
+    @field_validator("background")
+    @classmethod
+    def _parses(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_background(text)
+        return text
+
+    def rule(self, default: MaskRule) -> MaskRule:
+        """The method's rule with these settings in its place."""
+        return MaskRule(
+            background=default.background if self.background is None else parse_background(self.background),
+            normalise=self.normalise or default.normalise,
+            crf=default.crf if self.crf is None else (None if self.crf == "none" else self.crf),
+            mu=default.mu if self.mu is None else (self.mu or None),
+            confidence=self.confidence or default.confidence,
+            crf_image=default.crf_image,
+        )
+
+
+class LabelConfig(_Settings):
+    """Everything that ``tag2mask label`` needs; a recipe is one of these as YAML."""
+
+    data: DataConfig = DataConfig()
+    method: str = "clip-es"
+    options: dict[str, Any] = Field(default_factory=dict, description="the method's own options")
+    clip: str | None = Field(None, description="hub id, folder, OpenAI .pt, or storybook-clip")
+    tokenizer: str | None = Field(None, description="only for an OpenAI .pt: tokenizer folder or BPE merges file")
+    masks: MaskConfig = MaskConfig()
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+def parse_background(text: str) -> Background:
+    """ "power:1.5", "constant:0.3" or "own" as a Background."""
+    kind, _, value = text.partition(":")
+    try:
+        if kind == "own" and not value:
+            return Own()
+        if kind == "power":
+            return Power(float(value))
+        if kind == "constant":
+            return Constant(float(value))
+    except ValueError:
+        pass
+    raise ValueError(f'background is {text!r}, expected "power:A", "constant:T" or "own", such as "power:1"')
+
+
+def read_config(path: Path | str) -> LabelConfig:
+    """A LabelConfig from YAML. Raises UserError naming every wrong key or value, and the nearest known key."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"no config at {path}; give the path of a YAML file, such as recipes/voc12_clip_es.yaml"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{path} holds a {type(raw).__name__}, expected keys such as data, method, options")
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> LabelConfig:
+    """A LabelConfig from plain values; ``where`` names their source in messages."""
+    try:
+        return LabelConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error, LabelConfig)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """A pydantic error in one line: what was got at each wrong place, and the nearest known key."""
+    parts = []
+    for item in error.errors():
+        place = ".".join(str(step) for step in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(model, item["loc"][:-1])
+            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+            parts.append(f"unknown key {place!r}; {hint}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            parts.append(f"{place} = {item['input']!r}: {message[:1].lower()}{message[1:]}")
+    return "; ".join(parts)
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for step in location:
+        annotation = model.model_fields[str(step)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)
+
+
+def dump_config(config: LabelConfig) -> dict[str, Any]:
+    """Plain values that ``parse_config`` takes back, without what was left at its default."""
+    return config.model_dump(mode="json", exclude_defaults=True)

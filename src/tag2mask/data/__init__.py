@@ -1,0 +1,89 @@
+"""Readers of tagged images, and writers of masks.
+
+A reader gives a Dataset: one Sample an image, with the tags that are known and, where there is some, the ground
+truth to be read when asked for. Its ``notes`` say what a user should be told about the reading.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tag2mask.data.coco import read_coco
+from tag2mask.data.columns import Columns, listing
+from tag2mask.data.folder import read_folder
+from tag2mask.data.tags import Unknown
+from tag2mask.data.voc import find_devkit, read_voc
+from tag2mask.types import ClassSet, UserError
+
+__all__ = ["read_coco", "read_dataset", "read_folder", "read_voc"]
+
+Kind = Literal["voc", "coco", "folder"]
+
+
+def read_dataset(
+    path: Path | str,
+    kind: Kind | None = None,
+    *,
+    classes: ClassSet | str | Path | None = None,
+    tags: Path | str | None = None,
+    split: str | None = None,
+    images: Path | str | None = None,
+    truth: Path | str | None = None,
+    unknown: Unknown = "error",
+) -> Columns:
+    """Reads a data set of any kind; the first note says which kind was taken, and why.
+
+    Args:
+        path: a folder, or a COCO annotations file.
+        kind: "voc", "coco" or "folder". Default: guessed from what is there.
+        classes, tags, split, images, truth, unknown: as for the reader of that kind. For a COCO folder ``split``
+            chooses among its annotation files ("val2017").
+
+    Raises:
+        UserError: nothing there, an argument that this kind has no use for, or what the reader finds.
+    """
+    path = Path(path)
+    chosen, reason = (kind, "as asked") if kind is not None else _guess(path)
+    given = {"tags": tags, "split": split, "images": images, "truth": truth}
+    useful = {"voc": ("tags", "split"), "coco": ("split", "images", "truth"), "folder": ("tags", "truth")}[chosen]
+    idle = [name for name, value in given.items() if value is not None and name not in useful]
+    if idle:
+        raise UserError(
+            f"{path} is read as {chosen} ({reason}), which has no use for {', '.join(idle)}: leave it out, "
+            "or name another kind"
+        )
+    if chosen == "voc":
+        dataset = read_voc(path, split, classes, tags, unknown)
+    elif chosen == "coco":
+        dataset = read_coco(_annotations(path, split), images, classes, truth, unknown)
+    else:
+        dataset = read_folder(path, tags, classes, truth, unknown)
+    return dataset.with_notes(f"read as {chosen} ({reason})", *dataset.notes)
+
+
+def _guess(path: Path) -> tuple[Kind, str]:
+    if path.is_file():
+        if path.suffix.lower() == ".json":
+            return "coco", "a JSON file"
+        raise UserError(
+            f"{path} is a file: give a folder of images, a VOC devkit, or a COCO annotations file (.json)"
+        )
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give a folder of images, a VOC devkit, or a COCO annotations file")
+    if find_devkit(path) is not None:
+        return "voc", "it has JPEGImages"
+    if any((path / "annotations").glob("instances_*.json")):
+        return "coco", "it has annotations/instances_*.json"
+    return "folder", "it is a folder"
+
+
+def _annotations(path: Path, split: str | None) -> Path:
+    if path.is_file():
+        return path
+    files = sorted((path / "annotations").glob("instances_*.json"))
+    fitting = [file for file in files if split is None or file.stem == f"instances_{split}"]
+    if len(fitting) != 1:
+        have = listing([file.stem.removeprefix("instances_") for file in files]) or "none"
+        raise UserError(f"{path / 'annotations'} has these splits: {have}; name one of them, or give the JSON file")
+    return fitting[0]

@@ -1,0 +1,213 @@
+"""A folder of images, with or without a tags file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from unicodedata import normalize
+
+from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
+from tag2mask.data.image import IMAGE_SUFFIXES, is_image, without_suffix
+from tag2mask.data.tags import (
+    TagFile,
+    Unknown,
+    Vocabulary,
+    choose_classes,
+    classes_of,
+    find_tag_file,
+    match_images,
+    read_tag_file,
+)
+from tag2mask.types import ClassSet, UserError
+
+__all__ = ["image_ids", "read_folder", "walk_images"]
+
+
+def read_folder(
+    root: Path | str,
+    tags: Path | str | None = None,
+    classes: ClassSet | str | Path | None = None,
+    truth: Path | str | None = None,
+    unknown: Unknown = "error",
+) -> Columns:
+    """Reads all images in a folder and the folders in it.
+
+    Left out are hidden files and folders, the folder of ground truth, and run folders. Where the tags file lies
+    beside a folder ``images`` and no image lies beside it, the images are those in ``images``. An image's id is its
+    path without suffix; where two would be called the same ("a.jpg", "a.png"), both keep their suffix.
+
+    Args:
+        root: the folder.
+        tags: a CSV or JSONL file (see ``tag2mask.data.tags``). Default: ``tags.csv`` or ``tags.jsonl`` in ``root``.
+        classes: a class set, its name, or its file. Default: ``classes.yaml`` in ``root``, else the tags' names.
+        truth: a folder of ground-truth masks, ``<id>.png``.
+        unknown: what becomes of names that are no class.
+
+    Raises:
+        UserError: no folder, no image, neither tags nor classes, unknown names, or a malformed tags file.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder: give the folder that holds the images")
+    source = Path(tags) if tags is not None else find_tag_file(root)
+    chosen = choose_classes(classes, root)
+    if source is None and chosen is None:
+        raise UserError(
+            f"{root} has no tags.csv and no class set is named: write tags.csv (image,labels), or name the classes"
+        )
+    notes: list[str] = []
+    base = _image_folder(root, source, notes)
+    masks = MaskFolders((_truth_folder(truth),)) if truth is not None else None
+    images = list(walk_images(base, notes, masks.folders if masks else ()))
+    if not images:
+        suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+        raise UserError(f"no image in {base} (looked for {suffixes}): give the folder that holds the images")
+    rows: TagFile = read_tag_file(source) if source is not None else {}
+    if chosen is None and source is not None:
+        chosen, said = classes_of(rows, source)
+        notes += said
+    if chosen is None:
+        raise UserError(f"{root}: name the classes")
+    labels: dict[int, tuple[str, ...] | None] = {}
+    if source is None:
+        notes.append(f"no tags file, tags unknown: all {len(images)} images")
+    else:
+        labels, missing = match_images(rows, images, source, base)
+        notes += row_notes(source, images, labels, missing)
+    words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
+    for position, (name, image) in enumerate(zip(image_ids(images, notes), images, strict=True)):
+        said_labels = labels.get(position)
+        known = None if said_labels is None else words.tags(said_labels)
+        relative = (base / image).relative_to(root).as_posix()
+        builder.add(name, relative, known, masks is not None and masks.has(name))
+    notes += words.check(source)
+    dataset = builder.build(chosen, root, masks, notes)
+    if masks is not None and not dataset.has_truth.any():
+        raise UserError(f"{truth} has no mask of any image: expected {dataset.ids[0]}.png and so on")
+    return dataset
+
+
+def row_notes(
+    source: Path, images: Sequence[str], labels: dict[int, tuple[str, ...] | None], missing: Sequence[str]
+) -> list[str]:
+    """What a user should know of a tags file and of images that do not belong together."""
+    rowless = [image for position, image in enumerate(images) if position not in labels]
+    unsaid = [images[position] for position, said in labels.items() if said is None]
+    empty = [images[position] for position, said in labels.items() if said == ()]
+    return [
+        *counted(f"rows of {source.name} whose image is not there", missing),
+        *counted(f"images without a row in {source.name}, tags unknown", rowless),
+        *counted(f"images that {source.name} leaves without labels (null), tags unknown", unsaid),
+        *counted("images tagged as background only", empty),
+    ]
+
+
+def walk_images(root: Path, notes: list[str], without: Iterable[Path] = ()) -> Iterator[str]:
+    """The images in a folder and in the folders in it, as paths relative to it, in sorted order.
+
+    Links are followed, but no folder is read twice, so loops end. A folder that is named like an image is a folder:
+    what is in it is found, and a note names it. A link to nowhere counts as an image, so that its failure is seen.
+    A folder with a ``run.yaml`` holds this program's own masks, not images.
+
+    Args:
+        root: where to start.
+        notes: gets a line for everything that was left out.
+        without: folders to leave out.
+    """
+    seen: set[tuple[int, int]] = set()
+    skipped = {_identity(folder) for folder in without}
+    runs: list[str] = []
+    again: list[str] = []
+    misnamed: list[str] = []
+    closed: list[str] = []
+
+    def walk(folder: Path, prefix: str) -> Iterator[str]:
+        here = _identity(folder)
+        if here in skipped:
+            return
+        if here in seen:
+            again.append(prefix.rstrip("/"))
+            return
+        seen.add(here)
+        if prefix and (folder / "run.yaml").is_file():
+            runs.append(prefix.rstrip("/"))
+            return
+        try:
+            with os.scandir(folder) as entries:
+                listed = [(e.name, _is_dir(e), e.is_symlink()) for e in entries if not e.name.startswith(".")]
+        except OSError:
+            closed.append(prefix.rstrip("/") or ".")
+            return
+        images = sorted(name for name, is_dir, _ in listed if not is_dir and is_image(name))
+        yield from (prefix + name for name in images)
+        # Links last: a folder that is reached both ways goes by its own name.
+        for _, name in sorted((linked, name) for name, is_dir, linked in listed if is_dir):
+            if is_image(name):
+                misnamed.append(prefix + name)
+            yield from walk(folder / name, f"{prefix}{name}/")
+
+    yield from walk(root, "")
+    notes += counted("linked folders that lead to what was read already", again)
+    notes += counted("run folders, left out", runs)
+    notes += counted("folders named like images, read as folders", misnamed)
+    notes += counted("folders that could not be read, left out", closed)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def image_ids(images: Sequence[str], notes: list[str]) -> Iterator[str]:
+    """An id for each path: without suffix where that is unique, else with it.
+
+    Ids that differ only by case or Unicode form count as the same, since their artefacts would be one file on some
+    file systems.
+    """
+
+    def key(name: str) -> str:
+        return normalize("NFC", name).casefold()
+
+    full: set[int] = set()
+    while True:  # a name that keeps its suffix may meet another one: "a.jpg" and "a.jpg.png"
+        counts = Counter(key(_id(image, index in full)) for index, image in enumerate(images))
+        clash = {
+            index for index, image in enumerate(images) if index not in full and counts[key(_id(image, False))] > 1
+        }
+        if not clash:
+            break
+        full |= clash
+    notes += counted("images that share a name, and keep their suffix in it", [images[n] for n in sorted(full)])
+    return (_id(image, index in full) for index, image in enumerate(images))
+
+
+def _id(image: str, with_suffix: bool) -> str:
+    return image if with_suffix else without_suffix(image)
+
+
+def _image_folder(root: Path, source: Path | None, notes: list[str]) -> Path:
+    """``root``, or ``root/images`` where that is plainly meant."""
+    inner = root / "images"
+    if source is None or source.resolve().parent != root.resolve() or not inner.is_dir():
+        return root
+    entries = [entry for entry in sorted(root.iterdir()) if not entry.name.startswith(".")]
+    if any(is_image(entry.name) and not entry.is_dir() for entry in entries):
+        return root
+    others = [entry.name for entry in entries if entry.is_dir() and entry != inner]
+    notes.append("the images are those in images/" + (f", not in {listing(others)}" if others else ""))
+    return inner
+
+
+def _truth_folder(folder: Path | str) -> Path:
+    if not Path(folder).is_dir():
+        raise UserError(f"no folder of ground-truth masks at {folder}: give one that holds <id>.png")
+    return Path(folder)

@@ -1,0 +1,175 @@
+"""Decoding photographs: whatever Pillow can read becomes (H, W, 3) uint8, RGB, upright.
+
+A plain JPEG gives exactly the pixels of ``Image.open(path).convert("RGB")``, as in the released codes of the
+methods. Beyond that:
+
+* EXIF orientation is applied (the released codes ignore it). In a PNG it must stand before the pixels.
+* Transparency is laid on white, which is what a viewer shows; the colours hidden under it are often rubbish.
+* 16-bit grey is divided by 257 and rounded, where Pillow's ``convert`` would clip at 255. 16-bit colour loses its
+  low byte (Pillow decodes it so).
+* 32-bit integer and float grey has no agreed range: values up to 1 (floats only), 255 or 65535 are taken to span
+  0-1, 0-255 or 0-65535; anything else is refused.
+* Of several pages or frames the first is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "BadImage",
+    "image_size",
+    "is_image",
+    "open_image",
+    "read_image",
+    "without_suffix",
+]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+"""What readers take for an image, in any case."""
+
+MAX_PIXELS = 150_000_000
+"""Larger images are refused before they are decoded: a few kilobytes can claim to be terabytes."""
+
+_ORIENTATION = 0x0112
+_WIDTH, _LENGTH = 256, 257  # TIFF tags
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(Exception):  # noqa: N818 (what it is, as the manifest says it)
+    """A file that cannot be used as an image, and why. One such file never stops a run."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is called like an image."""
+    return without_suffix(name) != name
+
+
+def without_suffix(path: str) -> str:
+    """A path without the suffix of an image; "a.b" stays as it is."""
+    stem, dot, suffix = path.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else path
+
+
+def read_image(path: Path | str) -> NDArray[np.uint8]:
+    """Decodes an image to (H, W, 3) uint8, RGB, upright. The array is the caller's own.
+
+    Raises:
+        BadImage: missing, a folder, empty, no image, truncated, too large, or of a kind that has no colours.
+    """
+    with open_image(path) as image:
+        orientation = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow itself turns TIFF
+        rgb = _to_rgb(image)
+        if orientation in _TURNS:
+            rgb = rgb.transpose(_TURNS[orientation])
+        return np.array(rgb)  # (H, W, 3)
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(H, W) of the upright image, from the file's header alone.
+
+    Raises:
+        BadImage: as :func:`read_image`, but a truncated file is not noticed.
+    """
+    with open_image(path) as image:
+        # Whether Pillow's own `size` of a TIFF is the upright one depends on its version; the tags are the file's.
+        tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
+        width, height = image.size if tags is None else (int(tags[_WIDTH]), int(tags[_LENGTH]))
+        return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+@contextmanager
+def open_image(path: Path | str) -> Iterator[Image.Image]:
+    """Opens an image whose pixels are not yet decoded; whatever goes wrong inside becomes a BadImage."""
+    path = Path(path)
+    if path.is_dir():
+        raise BadImage(path, "is a folder, not an image")
+    try:
+        if path.stat().st_size == 0:
+            raise BadImage(path, "is empty (0 bytes)")
+        with path.open("rb") as file, Image.open(file) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(path, _too_large(f"{width} x {height} pixels"))
+            yield image
+    except BadImage:
+        raise
+    except FileNotFoundError as error:
+        raise BadImage(path, "does not exist") from error
+    except UnidentifiedImageError as error:
+        raise BadImage(path, "is not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage(path, _too_large("its header")) from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, ...
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadImage(path, f"cannot be decoded: {reason}") from error
+
+
+def _too_large(what: str) -> str:
+    return f"is too large: {what}, more than {MAX_PIXELS} pixels; scale it down"
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return 1  # asking on would decode all pixels in search of a chunk after them
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # broken EXIF is common, and the picture is fine without
+        return 1
+    return value if value in _TURNS else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _grey(np.asarray(image).astype(np.float64) / 257)
+    if image.mode in ("I", "F"):
+        return _grey(_spread_to_255(np.asarray(image), floats=image.mode == "F"))
+    if image.mode in ("RGBa", "La"):  # colours already multiplied by alpha
+        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _spread_to_255(values: NDArray, floats: bool) -> NDArray[np.float64]:
+    """(H, W) of any range -> (H, W) within 0..255."""
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 65535):  # also true of NaN
+        raise ValueError(
+            f"32-bit grey with values {low:g} to {high:g}, but 0-1, 0-255 or 0-65535 are expected: save it as 8 bit"
+        )
+    scale = 255 if floats and high <= 1 else 1 if high <= 255 else 1 / 257
+    return values.astype(np.float64) * scale
+
+
+def _grey(values: NDArray[np.float64]) -> Image.Image:
+    return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")

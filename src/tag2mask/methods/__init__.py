@@ -1,0 +1,97 @@
+"""The methods by name: one file here and one line in ``METHODS`` each, or an entry point of another package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from tag2mask.classes import nearest
+from tag2mask.types import ClassSet, Method, UserError
+
+if TYPE_CHECKING:
+    from tag2mask.models.weights import CLIP
+
+METHODS = {
+    "clip-es": "tag2mask.methods.clip_es:ClipES",
+}
+"""Name -> "module:class". A class has ``Options`` (a pydantic model that forbids extra keys), ``needs_clip``, and is
+made from (classes, clip, options)."""
+
+ENTRY_POINTS = "tag2mask.methods"
+"""The entry-point group in which other packages offer methods, "name = module:class"."""
+
+
+def known_methods() -> dict[str, str]:
+    """Name -> "module:class" of every method at hand; ours come first and keep their names."""
+    others = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    return {**METHODS, **{name: where for name, where in others.items() if name not in METHODS}}
+
+
+def method_class(name: str) -> Any:
+    """The class of a method.
+
+    Raises:
+        UserError: no method of that name, or another package's does not import.
+    """
+    methods = known_methods()
+    if name not in methods:
+        raise UserError(f'method "{name}" is not known{_hint(name, methods)}; known: {", ".join(methods)}')
+    module, _, attribute = methods[name].partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f'method "{name}" ({methods[name]}) does not import: {error}') from error
+
+
+def make_options(name: str, options: Mapping[str, Any]) -> BaseModel:
+    """The options of a method, checked and with its defaults filled in.
+
+    Raises:
+        UserError: an unknown option, with the nearest known one, or a value that does not fit.
+    """
+    model: type[BaseModel] = method_class(name).Options
+    try:
+        return model(**options)
+    except ValidationError as error:
+        raise UserError(
+            f"method {name}: " + "; ".join(_explain(problem, model) for problem in error.errors())
+        ) from None
+
+
+def make_method(name: str, classes: ClassSet, *, clip: CLIP | None = None, **options: Any) -> Method:
+    """A method by name, ready to use or to fit.
+
+    Args:
+        name: a key of :func:`known_methods`.
+        classes: what there is to be found.
+        clip: the model, for methods that have ``needs_clip``.
+        options: the method's own.
+
+    Raises:
+        UserError: unknown name or option, a value that does not fit, or no CLIP where one is needed.
+    """
+    made = method_class(name)
+    checked = make_options(name, options)
+    if made.needs_clip and clip is None:
+        raise UserError(
+            f"method {name} needs a CLIP model; give one with --clip, such as openai/clip-vit-base-patch16"
+        )
+    method: Method = made(classes, clip, checked)
+    return method
+
+
+def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "options"
+    if problem["type"] == "extra_forbidden":
+        known = sorted(model.model_fields)
+        return f'option "{where}" is not known{_hint(where, known)}; known: {", ".join(known) or "none"}'
+    return f"option {where} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _hint(word: str, known: Any) -> str:
+    near = nearest(word, known)
+    return f" (did you mean {near}?)" if near else ""

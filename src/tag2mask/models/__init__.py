@@ -1,0 +1,1 @@
+"""Networks and the loading of their weights."""

@@ -1,0 +1,1 @@
+"""The run folder: atomic files, manifest, locks; shards, devices, progress."""

@@ -1,0 +1,119 @@
+"""Where the work runs and in which numbers, and what it took: memory and seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from tag2mask.types import UserError
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes CUDA, else Apple's GPU, else the processor.
+
+    Raises:
+        UserError: no such device here.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f'device "{name}": expected auto, cpu, cuda, cuda:0 or mps') from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise UserError(
+                f'device "{name}": PyTorch {torch.__version__} sees {count} CUDA devices here; '
+                "use cpu, or install a PyTorch built for this machine's driver"
+            )
+    elif device.type == "mps" and not has_mps:
+        raise UserError('device "mps": this PyTorch sees no Apple GPU; use cpu')
+    elif device.type not in {"cpu", "mps"}:
+        raise UserError(f'device "{name}": expected auto, cpu, cuda, cuda:0 or mps')
+    return device
+
+
+def find_precision(name: str, device: torch.device) -> torch.dtype:
+    """The number type of that name, if the device computes in it.
+
+    bfloat16 on a processor without it is allowed with a warning: it is right, but slower than float32.
+
+    Raises:
+        UserError: unknown, or not possible on the device.
+    """
+    if name not in PRECISIONS:
+        raise UserError(f'precision "{name}": expected {", ".join(PRECISIONS)}')
+    if name == "float16" and device.type == "cpu":
+        raise UserError("precision float16 on a processor is slow and loses small gradients; use float32 or bfloat16")
+    if name == "bfloat16" and device.type == "cpu" and not _cpu_has_bfloat16():
+        warnings.warn("this processor has no bfloat16: float32 will be quicker", stacklevel=2)
+    if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("precision bfloat16: this GPU has none; use float16 or float32")
+    return PRECISIONS[name]
+
+
+def _cpu_has_bfloat16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        words = cpuinfo.read_text(errors="replace")
+        return any(flag in words for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+    return sys.platform == "darwin"  # Apple's processors since the M2; elsewhere not known, so warned
+
+
+def peak_memory() -> int | None:
+    """The most memory this process ever had resident, in bytes; None where the system does not tell."""
+    # getrusage is the second choice: on Linux it starts from what the parent process had
+    from_status = _status("VmHWM")
+    if from_status is not None:
+        return from_status
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory() -> int | None:
+    """The memory this process has resident now, in bytes; None where the system does not tell."""
+    return _status("VmRSS")
+
+
+def peak_device_memory(device: torch.device) -> int | None:
+    """The most memory PyTorch ever held on a CUDA device, in bytes; None elsewhere."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def _status(key: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line for line in lines if line.startswith(f"{key}:")]
+    return int(found[0].split()[1]) * 1024 if found else None
+
+
+class Timer:
+    """Adds up seconds by stage. Stages that overlap in threads may add up to more than the clock's time."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time the block, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,54 @@
+"""Files that are either whole or absent: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: Path | str, *, token: str | None = None, sync: bool = False) -> Iterator[Path]:
+    """A temporary path in the folder of ``path``; it becomes ``path`` when the block ends well.
+
+    Folders above are made. When the block raises, the temporary file is removed and ``path`` is as before.
+
+    Args:
+        path: where the file shall appear.
+        token: makes the temporary name the same each time (``.token.tmp``), so that what a killed writer
+            left is taken up by the next one instead of staying for ever. Only for a writer that is alone in
+            using the token. None: a random name.
+        sync: also ask the disk to keep it, which matters in a power cut, not when a process is killed.
+
+    Raises:
+        OSError: the disk is full, read-only, or the name is not possible.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # not built from the file's name: that may already have the greatest length a file system takes
+    temporary = path.parent / f".{token or f'{os.getpid()}-{secrets.token_hex(4)}'}.tmp"
+    try:
+        yield temporary
+        if sync:
+            _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_atomic(path: Path | str, data: bytes, *, token: str | None = None, sync: bool = False) -> None:
+    """Write ``data`` to ``path``, whole or not at all. Arguments as in :func:`atomic_path`."""
+    with atomic_path(path, token=token, sync=sync) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,332 @@
+"""The run folder: what was asked (run.yaml), what became of each image, and the artefacts themselves.
+
+::
+
+    run.yaml                          settings (compared when the run goes on) and circumstances (only noted)
+    masks/<id>.png                    the pseudo mask; written last, so it says that the image is done
+    confidence/<id>.png
+    scores/<id>.npz
+    manifest.<shard>.jsonl            one line an image
+    summary.<shard>.json
+    checkpoints/                      what a method learned
+    metrics.json, report.html         what later stages say of the run
+
+An id may hold "/": the artefacts lie in folders like the images did.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import yaml
+
+from tag2mask import __version__
+from tag2mask.run.files import write_atomic
+from tag2mask.run.lock import Lock
+from tag2mask.run.manifest import Manifest, Record, merge_manifests
+from tag2mask.run.scores import encode_scores, read_scores
+from tag2mask.run.settings import describe_differences, plain
+from tag2mask.run.shard import WHOLE, Shard, check_shard, in_shard, shard_name
+from tag2mask.types import Scores, UserError
+
+MASKS, CONFIDENCE, SCORES, CHECKPOINTS = "masks", "confidence", "scores", "checkpoints"
+_SUFFIX = {MASKS: ".png", CONFIDENCE: ".png", SCORES: ".npz"}
+_ABOUT = ("metrics.json", "report.html")
+_MADE_BY = "tag2mask"
+_MATTERS = ("version", "torch", "threads", "device", "precision", "batch_size")
+"""Circumstances that may move the last bits of a result."""
+
+
+class Run:
+    """One run folder. Made by :meth:`create` to write, by :meth:`open` to read."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], noted: Mapping[str, Any]):
+        self.path = path
+        self.settings = dict(settings)
+        self.noted = dict(noted)
+        self._shard: Shard | None = None
+        self._lock: Lock | None = None
+        self._manifest: Manifest | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        settings: Mapping[str, Any],
+        *,
+        noted: Mapping[str, Any] | None = None,
+        shard: Shard = WHOLE,
+        overwrite: bool = False,
+    ) -> Run:
+        """Begin a run, or go on with the one in the folder, and lock the shard.
+
+        Args:
+            path: a new or empty folder, or one of an earlier run with the same settings.
+            settings: everything that decides what the results are; nested mappings of plain values,
+                dataclasses or pydantic models.
+            noted: circumstances worth knowing (library versions, threads): written; those that may move
+                the last bits of a result (``version``, ``torch``, ``threads`` ...) are compared, with a warning.
+            shard: (index, count); the part that this process writes.
+            overwrite: remove what earlier runs left of this shard, or of all shards if the settings differ.
+                Nothing but files of this package's making is touched.
+
+        Raises:
+            UserError: other settings; files that are no run of ours; another process writes this shard; the
+                folder cannot be written.
+        """
+        path, shard = Path(path), check_shard(shard)
+        run = cls(path, plain(settings), {"version": __version__, **plain(noted or {})})
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            setup = Lock(path / ".setup.lock", f"The set-up of {path}", wait=True)
+            try:
+                run._set_up(shard, overwrite)
+            finally:
+                setup.release()
+        except OSError as error:
+            run.close()
+            raise UserError(_no_writing(path, error)) from error
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """An existing run, to read.
+
+        Raises:
+            UserError: there is no run in the folder, or its run.yaml is not readable.
+        """
+        path = Path(path)
+        document = _read_document(path)
+        if document is None:
+            raise UserError(
+                f"{path} is no run of tag2mask: it has no run.yaml of ours. Give a folder that label wrote"
+            )
+        return cls(path, document["settings"], document["noted"])
+
+    def _set_up(self, shard: Shard, overwrite: bool) -> None:
+        document = _read_document(self.path)
+        if document is None:
+            foreign = sorted(name for name in os.listdir(self.path) if not name.startswith("."))
+            if foreign:
+                shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+                raise UserError(
+                    f"{self.path} is not empty and is no run of ours (it holds {shown}); choose a new or empty folder"
+                )
+        self._lock = self._lock_shard(shard)
+        differences = describe_differences(document["settings"], self.settings) if document else ""
+        if differences and not overwrite:
+            raise UserError(
+                f"{self.path} was made with other settings: {differences}. "
+                "Choose another folder, or pass --overwrite to remove what is there and start afresh"
+            )
+        if differences:
+            self._refuse_while_others_write(shard)
+            self._remove(lambda id: True)
+        elif overwrite:
+            self._remove(lambda id: in_shard(id, shard), shard)
+        if document is None or differences:
+            head = {"made_by": f"{_MADE_BY} {__version__}", "settings": self.settings, "noted": self.noted}
+            text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+            write_atomic(self.path / "run.yaml", text.encode(), token="setup", sync=True)
+        else:
+            self._warn_of_changes(document["noted"])
+            self.noted = document["noted"]
+        self._shard = shard
+        self._manifest = Manifest(self.path / f"manifest.{shard_name(shard)}.jsonl")
+
+    def _lock_shard(self, shard: Shard) -> Lock:
+        index, count = shard
+        what = str(self.path) if count == 1 else f"shard {index}/{count} of {self.path}"
+        return Lock(self.path / f".{shard_name(shard)}.lock", what)
+
+    def _refuse_while_others_write(self, own: Shard) -> None:
+        """Removing a whole run is only safe while no other shard is at work in it."""
+        for path in self.path.glob(".*-of-*.lock"):
+            if path.name != f".{shard_name(own)}.lock":
+                Lock(path, str(self.path)).release()
+
+    def _warn_of_changes(self, before: Mapping[str, Any]) -> None:
+        both = [key for key in _MATTERS if key in before and key in self.noted]
+        changed = describe_differences({key: before[key] for key in both}, {key: self.noted[key] for key in both})
+        if changed:
+            warnings.warn(
+                f"{self.path} was begun under other circumstances: {changed}. "
+                "The new results may differ from the earlier ones in a few pixels",
+                stacklevel=5,
+            )
+
+    def _remove(self, whose: Callable[[str], bool], shard: Shard | None = None) -> None:
+        """Remove artefacts of the ids chosen by ``whose``, masks first: an image without one is not done.
+
+        shard: with it only that shard's manifest and summary go, and checkpoints and run.yaml stay.
+        """
+        if shard is None:
+            for root, _, files in os.walk(self.path / CHECKPOINTS, topdown=False):
+                for name in files:
+                    os.unlink(os.path.join(root, name))
+                os.rmdir(root)
+        for kind in _SUFFIX:
+            for id in self._ids_of(kind):
+                if whose(id):
+                    self._artefact(kind, id).unlink()
+        pattern = "*" if shard is None else shard_name(shard)
+        for path in [*self.path.glob(f"manifest.{pattern}.jsonl"), *self.path.glob(f"summary.{pattern}.json")]:
+            path.unlink()
+        for name in _ABOUT:
+            (self.path / name).unlink(missing_ok=True)
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    def finished(self, id: str) -> bool:
+        """Whether every artefact of the image is there. An empty file (a power cut) is none."""
+        kinds = [MASKS, CONFIDENCE, SCORES] if self.settings.get("keep_scores", True) else [MASKS, CONFIDENCE]
+        try:
+            return all(os.stat(self._artefact(kind, id)).st_size > 0 for kind in kinds)
+        except OSError:  # among them a name too long for this file system: writing will say so
+            return False
+
+    def write(self, id: str, *, mask: bytes, confidence: bytes, scores: Scores | None) -> None:
+        """Store the artefacts of one image; the mask comes last and says that the image is done.
+
+        Raises:
+            OSError: the disk is full or read-only, or the id is not possible as a file name there.
+        """
+        token = shard_name(self._writing()[0])
+        if scores is not None:
+            write_atomic(self.scores_path(id), encode_scores(scores), token=token)
+        write_atomic(self.confidence_path(id), confidence, token=token)
+        write_atomic(self.mask_path(id), mask, token=token)
+
+    def record(
+        self,
+        id: str,
+        status: Literal["ok", "failed", "skipped"],
+        seconds: Mapping[str, float] | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Append a line to the shard's manifest.
+
+        Raises:
+            OSError: the disk is full or read-only.
+        """
+        self._writing()[1].append(Record(id, status, seconds or {}, error))
+
+    def write_summary(self, data: bytes) -> None:
+        """Store summary.<shard>.json."""
+        write_atomic(self.path / f"summary.{shard_name(self._writing()[0])}.json", data, sync=True)
+
+    def _writing(self) -> tuple[Shard, Manifest]:
+        if self._shard is None or self._manifest is None:
+            raise RuntimeError(f"the run {self.path} was opened to read, or is closed; Run.create opens it to write")
+        return self._shard, self._manifest
+
+    def close(self) -> None:
+        """Close the manifest and let go of the lock. Reading stays possible."""
+        if self._manifest is not None:
+            self._manifest.close()
+        if self._lock is not None:
+            self._lock.release()
+        self._manifest = self._lock = self._shard = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- reading ---------------------------------------------------------------------------------------------
+
+    def ids(self) -> list[str]:
+        """The ids that have a mask, sorted."""
+        return sorted(self._ids_of(MASKS))
+
+    def scores(self, id: str) -> Scores:
+        """The stored maps of an image, as float32.
+
+        Raises:
+            UserError: they are not there, or not readable.
+        """
+        path = self.scores_path(id)
+        try:
+            return read_scores(path)
+        except FileNotFoundError:
+            raise UserError(f"{self.path} has no scores of {id}; label it again with scores kept") from None
+        except Exception as error:
+            raise UserError(f"{path} is damaged ({error}); remove it and run label again") from error
+
+    def mask_path(self, id: str) -> Path:
+        """Where the mask of an image is or will be."""
+        return self._artefact(MASKS, id)
+
+    def confidence_path(self, id: str) -> Path:
+        """Where the confidence of an image is or will be."""
+        return self._artefact(CONFIDENCE, id)
+
+    def scores_path(self, id: str) -> Path:
+        """Where the scores of an image are or will be."""
+        return self._artefact(SCORES, id)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder for what a method learns; removed with the run when it is overwritten by other settings."""
+        return self.path / CHECKPOINTS
+
+    def records(self) -> dict[str, Record]:
+        """The last word of all shards' manifests on every image."""
+        return merge_manifests(list(self.path.glob("manifest.*.jsonl")))
+
+    def _artefact(self, kind: str, id: str) -> Path:
+        # by string, not with_suffix: an id may hold dots
+        return self.path / kind / (check_id(id) + _SUFFIX[kind])
+
+    def _ids_of(self, kind: str) -> Iterator[str]:
+        top, suffix = self.path / kind, _SUFFIX[kind]
+        for root, _, files in os.walk(top):
+            inside = Path(root).relative_to(top)
+            for name in files:
+                # temporary files end in .tmp
+                if name.endswith(suffix):
+                    yield (inside / name).as_posix()[: -len(suffix)]
+
+
+def check_id(id: str) -> str:
+    """The id itself, if it can name files inside a folder.
+
+    Raises:
+        UserError: it is empty, absolute, has "..", "." or empty parts, a backslash or a NUL.
+    """
+    parts = id.split("/")
+    if not all(parts) or {".", ".."} & set(parts) or "\\" in id or "\0" in id or PurePosixPath(id).is_absolute():
+        raise UserError(f"image id {id!r}: expected a relative path with / between its parts and without . or ..")
+    if os.name == "nt" and Path(id).drive:
+        raise UserError(f"image id {id!r} begins with a drive; expected a relative path")
+    return id
+
+
+def _read_document(path: Path) -> dict[str, Any] | None:
+    """What run.yaml holds, or None if there is none of ours."""
+    try:
+        document = yaml.safe_load((path / "run.yaml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path / 'run.yaml'} is not readable ({error}); choose another folder") from None
+    if not isinstance(document, dict) or not str(document.get("made_by", "")).startswith(_MADE_BY):
+        return None
+    if not isinstance(document.get("settings"), dict) or not isinstance(document.get("noted"), dict):
+        raise UserError(f"{path / 'run.yaml'} is damaged: it has no settings; choose another folder")
+    return document
+
+
+def _no_writing(path: Path, error: OSError) -> str:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    advice = "make room there" if error.errno == errno.ENOSPC else "choose a folder that you may write to"
+    return f"cannot write to {path}: {reason}; {advice}"

@@ -1,0 +1,71 @@
+"""A lock that dies with its process, so that nobody ever has to delete one by hand."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+from tag2mask.types import UserError
+
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+class Lock:
+    """Held from construction until :meth:`release` or the end of the process, however it ends.
+
+    The operating system keeps the lock, not the file's existence: after a kill -9 the file is still there and
+    free. Its text (process, host) only serves the message. On a file system without locks a warning is given
+    and nothing is held.
+
+    Raises:
+        UserError: another living process holds it.
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path, what: str, *, wait: bool = False):
+        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _acquire(self._descriptor, wait)
+        except OSError as error:
+            owner = os.pread(self._descriptor, 200, 0) if hasattr(os, "pread") else b""
+            self.release()
+            if error.errno in _UNSUPPORTED:
+                warnings.warn(
+                    f"{path.parent} is on a file system without locks: take care that nothing else writes there",
+                    stacklevel=3,
+                )
+                return
+            raise UserError(
+                f"{what} is being written by {owner.decode(errors='replace').strip() or 'another process'}. "
+                f"Wait for it, stop it, or choose another folder."
+            ) from None
+        with suppress(OSError):  # the text is for people; on a full disk the lock holds without it
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def release(self) -> None:
+        """Let go. The file stays: removing it would let two processes hold locks on two files of one name."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _acquire(descriptor: int, wait: bool) -> None:
+        # a byte far behind the text: Windows forbids reading what is locked
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+else:
+    import fcntl
+
+    def _acquire(descriptor: int, wait: bool) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

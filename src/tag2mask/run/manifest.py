@@ -1,0 +1,89 @@
+"""What became of every image: one JSON line each, appended by one writer, readable at any moment."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Status = Literal["ok", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line: seconds by stage, and why it failed or was skipped. ``at`` is Unix time."""
+
+    id: str
+    status: Status
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+    at: float = 0.0
+
+
+class Manifest:
+    """Appends records to one file, each with a single unbuffered write.
+
+    Raises:
+        OSError: on construction or appending, if the disk is full or read-only.
+    """
+
+    def __init__(self, path: Path):
+        self._file = io.FileIO(path, "ab")
+        self._torn = _ends_torn(path)
+
+    def append(self, record: Record) -> None:
+        """Add a line. It is in the file when this returns."""
+        line = {
+            "id": record.id,
+            "status": record.status,
+            "seconds": {stage: round(seconds, 4) for stage, seconds in record.seconds.items()},
+            "error": record.error,
+            "at": round(record.at or time.time(), 3),
+        }
+        # ASCII: lone surrogates of an undecodable file name survive, and a torn line is torn between characters
+        data = ("\n" if self._torn else "").encode() + json.dumps(line).encode("ascii") + b"\n"
+        self._torn = True
+        written = self._file.write(data)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        self._torn = False
+
+    def close(self) -> None:
+        """Close the file; every line is already in it."""
+        self._file.close()
+
+
+def _ends_torn(path: Path) -> bool:
+    """Whether a killed writer left half a line, which the next one must not continue."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def read_manifest(path: Path) -> Iterator[Record]:
+    """The records of one file in order; a line that was torn by a kill or a full disk is passed over."""
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                fields = json.loads(line)
+                yield Record(fields["id"], fields["status"], fields["seconds"], fields["error"], fields["at"])
+            except (ValueError, KeyError, TypeError):
+                continue
+
+
+def merge_manifests(paths: list[Path]) -> dict[str, Record]:
+    """The last word on every image: within a file the last line, among files the latest in time."""
+    merged: dict[str, Record] = {}
+    for path in sorted(paths):
+        for record in read_manifest(path):
+            if record.id not in merged or record.at >= merged[record.id].at:
+                merged[record.id] = record
+    return merged

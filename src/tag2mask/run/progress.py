@@ -1,0 +1,97 @@
+"""How far it is, on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, Generic, TypeVar, overload
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+T = TypeVar("T")
+
+_LINE_EVERY = 5.0  # seconds
+
+
+class Bar(Generic[T]):
+    """Counts work. A context manager with :meth:`advance`, or, over an iterable, an iterator that counts itself."""
+
+    def __init__(self, work: Iterable[T] | int | None, label: str, unit: str, enabled: bool):
+        self._items = None if isinstance(work, int) or work is None else work
+        self._total = work if isinstance(work, int) else len(work) if isinstance(work, Sized) else None
+        self._label, self._unit, self._enabled = label, unit, enabled
+        self._done = self._worked = 0
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Bar[T]:
+        self._start = self._last = time.monotonic()
+        if self._enabled and sys.stderr.isatty():
+            columns = [
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+            ]
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(self._label, total=self._total, rate="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._enabled:
+            self._line()
+
+    def __iter__(self) -> Iterator[T]:
+        with self:
+            for item in self._items or ():
+                yield item
+                self.advance()
+
+    def advance(self, count: int = 1, *, worked: bool = True) -> None:
+        """``count`` more are behind us. worked: False for those found finished, which say nothing of the speed."""
+        self._done += count
+        self._worked += count if worked else 0
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, rate=self._rate())
+        elif self._enabled and time.monotonic() - self._last >= _LINE_EVERY:
+            self._line()
+
+    def _speed(self) -> float:
+        return self._worked / max(time.monotonic() - self._start, 1e-9)
+
+    def _rate(self) -> str:
+        if not self._worked:
+            return ""
+        text = f"{self._speed():.3g} {self._unit}/s"
+        if self._total is not None and self._done < self._total:
+            text += f", {_duration((self._total - self._done) / self._speed())} left"
+        return text
+
+    def _line(self) -> None:
+        self._last = time.monotonic()
+        count = f"{self._done}" + (f"/{self._total}" if self._total is not None else "")
+        text = ", ".join(filter(None, [f"{self._label}: {count}", self._rate()]))
+        print(text, file=sys.stderr, flush=True)
+
+
+@overload
+def progress(work: Iterable[T], label: str, *, unit: str = "images", enabled: bool = True) -> Bar[T]: ...
+@overload
+def progress(work: int | None, label: str, *, unit: str = "images", enabled: bool = True) -> Bar[None]: ...
+def progress(work: Any, label: str, *, unit: str = "images", enabled: bool = True) -> Bar[Any]:
+    """Show progress through ``work``: an iterable, a number of things to come, or None when not known.
+
+    ``for x in progress(items, "evaluate")``, or ``with progress(300, "label") as bar: bar.advance()``.
+    """
+    return Bar(work, label, unit, enabled)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,67 @@
+"""Score maps as bytes: an .npz of plain arrays, small (float16, on the grid) and the same for the same maps."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+
+from tag2mask.types import Scores
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time stamp, so that equal maps are equal bytes
+
+
+def encode_scores(scores: Scores) -> bytes:
+    """Scores as the bytes of an .npz file with tags, maps, size and, where present, background, initial, frame.
+
+    Maps are stored as float16: 2**-11 of rounding at the most in [0, 1].
+    """
+    arrays = {
+        "tags": scores.tags.detach().cpu().numpy().astype(np.int64),  # (K,)
+        "maps": _half(scores.maps),  # (K, h, w)
+        "size": np.array(scores.size, dtype=np.int64),  # (2,)
+    }
+    if scores.background is not None:
+        arrays["background"] = _half(scores.background)  # (h, w)
+    if scores.initial is not None:
+        arrays["initial"] = _half(scores.initial)  # (K, h, w)
+    if scores.frame is not None:
+        arrays["frame"] = np.array(scores.frame, dtype=np.int64)  # (2,)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w") as member:
+                npy.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_scores(path: Path) -> Scores:
+    """Scores from a file of :func:`encode_scores`; maps are float32 again. Nothing is ever unpickled.
+
+    Raises:
+        OSError, ValueError, KeyError, zipfile.BadZipFile: absent or no such file.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        height, width = (int(side) for side in arrays["size"])
+        frame = tuple(int(side) for side in arrays["frame"]) if "frame" in arrays else None
+        return Scores(
+            tags=torch.from_numpy(arrays["tags"]),
+            maps=torch.from_numpy(arrays["maps"].astype(np.float32)),
+            size=(height, width),
+            background=_float(arrays["background"]) if "background" in arrays else None,
+            frame=(frame[0], frame[1]) if frame else None,
+            initial=_float(arrays["initial"]) if "initial" in arrays else None,
+        )
+
+
+def _half(maps: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = maps.detach().to("cpu", torch.float16).numpy()
+    return array
+
+
+def _float(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32))

@@ -1,0 +1,72 @@
+"""Settings as plain values that YAML keeps unchanged, and how two sets of them differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tag2mask.types import Constant, Own, Power
+
+_SHOWN = 5
+
+
+def plain(value: Any) -> Any:
+    """The value in mappings, lists, strings, numbers and None, the same before and after a trip through YAML.
+
+    Raises:
+        TypeError: it holds something else.
+    """
+    if isinstance(value, Power):
+        return {"power": value.exponent}
+    if isinstance(value, Constant):
+        return {"constant": value.value}
+    if isinstance(value, Own):
+        return "own"
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Path):
+        return plain(value.as_posix())
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()  # a path may hold what UTF-8 cannot
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump())
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [plain(item) for item in value]
+    raise TypeError(f"settings hold {type(value).__name__} {value!r}, which run.yaml cannot keep")
+
+
+def describe_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that differ, each as ``key is A there and B now``; empty when none does."""
+    old, new = dict(_leaves(there)), dict(_leaves(now))
+    keys = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    shown = [f"{key} is {_show(old, key)} there and {_show(new, key)} now" for key in keys[:_SHOWN]]
+    if len(keys) > _SHOWN:
+        shown.append(f"and {len(keys) - _SHOWN} more")
+    return "; ".join(shown)
+
+
+_ABSENT = object()
+
+
+def _show(leaves: Mapping[str, Any], key: str) -> str:
+    text = repr(leaves[key]) if key in leaves else "absent"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

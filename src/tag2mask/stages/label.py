@@ -1,0 +1,204 @@
+"""Images with tags in, a run folder with masks, confidence and scores out.
+
+It can be killed at any moment and started again; it then goes on, and the folder ends up with the same bytes as
+if nothing had happened. One bad image never stops it. A disk that is full or read-only does, and loses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tag2mask.methods import known_methods, make_method, make_options, method_class
+from tag2mask.ops.crf import preset
+from tag2mask.run.ahead import ahead
+from tag2mask.run.device import find_device, find_precision
+from tag2mask.run.folder import Run, check_id
+from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.shard import WHOLE, Shard, in_shard
+from tag2mask.stages.plan import load, plan
+from tag2mask.stages.work import LabelSummary, Work, describe, device_of
+from tag2mask.types import ClassSet, Dataset, MaskRule, Method, UserError
+
+if TYPE_CHECKING:
+    from tag2mask.models.weights import CLIP
+
+CRF_MAX_PIXELS = 2_000_000
+"""The CRF of a larger image is done at this size, since its memory grows with the pixels."""
+
+_GPU_BATCH = 8
+
+
+def label(
+    data: Dataset,
+    method: Method | str,
+    out: Path | str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    clip: CLIP | str | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    rule: MaskRule | None = None,
+    settings: Mapping[str, Any] | None = None,
+    noted: Mapping[str, Any] | None = None,
+    shard: Shard = WHOLE,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+    keep_scores: bool = True,
+    prior: Run | Path | str | None = None,
+    crf_max_pixels: int | None = CRF_MAX_PIXELS,
+    progress: bool = True,
+) -> LabelSummary:
+    """Make a pseudo mask for every image that has tags.
+
+    Samples with unknown tags are skipped and counted; those with none at all (``()``) get a mask of background.
+
+    Args:
+        data: images and tags. Ground truth, if it has any, is never read.
+        method: a method, or the name of one.
+        out: the run folder; see :mod:`tag2mask.run.folder`.
+        options: of the method, where it is given by name.
+        clip: a model, or the name or folder of one, for a method given by name; None: the default one, if it is
+            on this machine and the method needs one.
+        device, precision: where and in which numbers a CLIP given by name computes.
+        rule: how maps become masks; default: the method's own.
+        settings: what else decides the results, for run.yaml; method, options, CLIP, rule, classes and data are
+            there without being named here.
+        noted: circumstances to be kept in run.yaml, such as where the data came from.
+        shard: (index, count): the images with ``crc32(id) % count == index``.
+        batch_size: images a call of the method. Default: 8 on a GPU; 1 on a processor, where more is hardly
+            quicker and one makes an image's result independent of its neighbours and of the sharding, to the byte.
+        overwrite: remove an earlier run in the folder instead of going on with it.
+        keep_scores: store the score maps, which evaluation, report and refinement need.
+        prior: an earlier run on the same images, for methods that start from one.
+        crf_max_pixels: images with more are refined at this size; None: at full size.
+        progress: show it on stderr.
+
+    Raises:
+        UserError: settings that cannot work (before any work), or a disk that cannot be written.
+        KeyboardInterrupt: as the user asked; the message says what is saved.
+    """
+    if isinstance(method, str):
+        method, named = _make(method, data.classes, options or {}, clip, device, precision)
+    elif options is not None or clip is not None:
+        raise UserError("options and clip belong to a method given by name; this one is already made")
+    else:
+        named = {"method": _name_of(method), "options": getattr(method, "options", {})}
+    rule = rule or method.mask_rule
+    if rule.crf is not None:
+        preset(rule.crf)
+    if batch_size is None:
+        batch_size = 1 if device_of(method).type == "cpu" else _GPU_BATCH
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: expected 1 or more")
+    before = _open_prior(prior, method, data.classes, Path(out))
+    total, fingerprint = _survey(data, shard)
+    run = Run.create(
+        out,
+        {
+            "stage": "label",
+            **named,
+            "clip": _clip_of(method),
+            "mask_rule": rule,
+            "classes": {"id": data.classes.id, "names": data.classes.names, "palette": data.classes.palette},
+            "data": {"images": len(data), "fingerprint": fingerprint},
+            "prior": None if before is None else _digest(before),
+            "keep_scores": keep_scores,
+            "crf_max_pixels": crf_max_pixels,
+            "supervision": "tags",
+            **(settings or {}),
+        },
+        noted={
+            "data_root": Path(data.root).absolute(),
+            "prior_path": None if before is None else before.path.absolute(),
+            "clip": getattr(getattr(method, "clip", None), "name", None),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "device": str(device_of(method)),
+            "batch_size": batch_size,
+            **(noted or {}),
+        },
+        shard=shard,
+        overwrite=overwrite,
+    )
+    with run:
+        samples = (sample for sample in data if in_shard(sample.id, shard))
+        batches = plan(samples, method.grid, batch_size, run.finished)
+        work = Work(method, rule, run, data.classes, before, crf_max_pixels, total)
+        return work.through(ahead(load(batches, describe)), show_progress(total, "label", enabled=progress))
+
+
+def _make(
+    name: str, classes: ClassSet, options: Mapping[str, Any], clip: CLIP | str | None, device: str, precision: str
+) -> tuple[Method, dict[str, Any]]:
+    """The method of that name, and what run.yaml says of it."""
+    checked = make_options(name, options)  # a misspelt option is told before a model is loaded
+    if not method_class(name).needs_clip:
+        model = None
+    elif clip is None or isinstance(clip, str):
+        from tag2mask.models.weights import load_clip
+
+        where = find_device(device)
+        find_precision(precision, where)
+        model = load_clip(clip, device=where, precision=precision)
+    else:
+        model = clip
+    return make_method(name, classes, clip=model, **options), {"method": name, "options": checked}
+
+
+def _name_of(method: Method) -> str:
+    """The name under which the method is known, or else where its class is."""
+    kind = type(method)
+    where = f"{kind.__module__}:{kind.__qualname__}"
+    return next((name for name, known in known_methods().items() if known == where), where)
+
+
+def _clip_of(method: Method) -> dict[str, str] | None:
+    """The CLIP whose weights decide the results, as run.yaml keeps it."""
+    clip: CLIP | None = getattr(method, "clip", None)
+    if clip is None:
+        return None
+    return {"sha256": clip.sha256, "precision": str(clip.dtype).removeprefix("torch.")}
+
+
+def _open_prior(prior: Run | Path | str | None, method: Method, classes: ClassSet, out: Path) -> Run | None:
+    if prior is None:
+        if method.needs_prior:
+            raise UserError(
+                f"{type(method).__name__} starts from an earlier run's maps; give its folder as the prior"
+            )
+        return None
+    run = prior if isinstance(prior, Run) else Run.open(prior)
+    if run.path.resolve() == out.resolve():
+        raise UserError(f"{out} cannot be both the earlier run and the new one; choose another folder for the new")
+    names = run.settings.get("classes", {}).get("names")
+    if names != list(classes.names):
+        raise UserError(f"{run.path} was made for other classes than {classes.id}; give a run on the same class set")
+    return run
+
+
+def _survey(data: Dataset, shard: Shard) -> tuple[int, str]:
+    """The number of images in the shard, and a fingerprint of all ids and tags, in order.
+
+    Raises:
+        UserError: an id that cannot name a file, or a tag outside the class set.
+    """
+    digest = hashlib.sha256()
+    total = 0
+    for sample in data:
+        check_id(sample.id)
+        if sample.tags and not 1 <= min(sample.tags) <= max(sample.tags) < len(data.classes):
+            raise UserError(f"{sample.id} has tags {sample.tags}; {data.classes.id} has 1 to {len(data.classes) - 1}")
+        digest.update(json.dumps([sample.id, sample.tags]).encode())
+        total += in_shard(sample.id, shard)
+    return total, digest.hexdigest()[:16]
+
+
+def _digest(run: Run) -> str:
+    """Stands for all settings of a run in those of another."""
+    return hashlib.sha256(json.dumps(run.settings, sort_keys=True).encode()).hexdigest()[:16]

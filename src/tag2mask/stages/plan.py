@@ -1,0 +1,125 @@
+"""Which images go through a method together, decided in a way that an interrupt cannot change.
+
+A sum of floating-point numbers may depend on what else is in the batch. So batches are planned over *all* images
+of the shard and only then are the finished ones left out: a run that was killed and started again puts every
+image among the same neighbours as a run that was never killed, and gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tag2mask.data.image import image_size, read_image
+from tag2mask.types import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WINDOW = 256
+"""Images of equal grid are gathered within so many consecutive samples: enough to fill batches, few enough that
+headers are read shortly before the pixels."""
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples for one call of a method; ``todo`` are those whose artefacts are not there yet.
+
+    Samples without tags, and with none (``()``), are in batches of their own, since no method sees them.
+    """
+
+    samples: tuple[Sample, ...]
+    todo: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch with its images decoded: id -> (3, H, W) uint8, or in ``errors`` why not. seconds: id -> decoding."""
+
+    batch: Batch
+    images: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def plan(
+    samples: Iterable[Sample],
+    grid: Callable[[tuple[int, int]], Grid],
+    batch_size: int,
+    finished: Callable[[str], bool],
+    *,
+    size: Callable[[Path], tuple[int, int]] = image_size,
+    window: int = WINDOW,
+) -> Iterator[Batch]:
+    """Every sample in exactly one batch, in an order that depends on the samples and the headers alone.
+
+    Args:
+        samples: the shard, in the order of the data set.
+        grid: image size (H, W) -> grid (h, w); images of equal grid share a batch.
+        batch_size: the most images in one.
+        finished: whether an image's artefacts are there. In a window where all are, no header is read.
+        size: (H, W) of an image file.
+        window: the number of samples among which batches are gathered.
+    """
+    samples = iter(samples)
+    while chunk := list(islice(samples, window)):
+        todo = frozenset(sample.id for sample in chunk if not finished(sample.id))
+        work = any(sample.tags and sample.id in todo for sample in chunk)
+        waiting: dict[Grid, list[Sample]] = {}
+        for sample in chunk:
+            where = _grid_of(sample, grid, size) if work and sample.tags else None
+            if where is None:
+                yield _batch([sample], todo)
+                continue
+            group = waiting.setdefault(where, [])
+            group.append(sample)
+            if len(group) == batch_size:
+                yield _batch(waiting.pop(where), todo)
+        for group in waiting.values():
+            yield _batch(group, todo)
+
+
+def load(batches: Iterable[Batch], describe: Callable[[Exception], str]) -> Iterator[Loaded]:
+    """Decode what each batch needs: nothing if all is finished, else also the finished neighbours."""
+    for batch in batches:
+        loaded = Loaded(batch)
+        first = [sample for sample in batch.samples if sample.id in batch.todo and sample.tags is not None]
+        for sample in first:
+            _decode(sample, loaded, describe)
+        if loaded.images:
+            for sample in batch.samples:
+                if sample.id not in batch.todo:
+                    _decode(sample, loaded, describe)
+        yield loaded
+
+
+def _batch(samples: list[Sample], todo: frozenset[str]) -> Batch:
+    return Batch(tuple(samples), todo & {sample.id for sample in samples})
+
+
+def _grid_of(
+    sample: Sample, grid: Callable[[tuple[int, int]], Grid], size: Callable[[Path], tuple[int, int]]
+) -> Grid | None:
+    """The sample's grid, or None if its header cannot be read: then it must not disturb the others' batches."""
+    try:
+        return grid(size(sample.image))
+    except Exception:  # whatever it is, decoding will meet it again and put it on record
+        return None
+
+
+def _decode(sample: Sample, loaded: Loaded, describe: Callable[[Exception], str]) -> None:
+    start = time.perf_counter()
+    try:
+        pixels = torch.from_numpy(read_image(sample.image))  # (H, W, 3)
+        loaded.images[sample.id] = pixels.permute(2, 0, 1).contiguous()  # (3, H, W)
+    except Exception as error:  # one bad image never stops a run
+        loaded.errors[sample.id] = describe(error)
+    loaded.seconds[sample.id] = time.perf_counter() - start

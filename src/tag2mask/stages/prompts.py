@@ -1,0 +1,56 @@
+"""Rank prompt templates for a data set by sharpness, from its tags alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tag2mask.data.image import BadImage, read_image
+from tag2mask.methods.clip_es import ClipES
+from tag2mask.methods.prompts import Prompt, Sharpness, imagenet_templates
+from tag2mask.run.progress import progress as show_progress
+from tag2mask.types import Dataset, Item
+
+
+@dataclass(frozen=True)
+class PromptRanking:
+    """prompts: least sharp (best) first. left_out: templates with words that the tokenizer does not know, with
+    those words. images: how many images with tags were used. failed: how many could not be read."""
+
+    prompts: tuple[Prompt, ...]
+    left_out: tuple[tuple[str, tuple[str, ...]], ...]
+    images: int
+    failed: int
+
+
+def rank_prompts(
+    data: Dataset,
+    method: ClipES,
+    templates: Sequence[str] | None = None,
+    *,
+    limit: int | None = None,
+    progress: bool = True,
+) -> PromptRanking:
+    """Rank ``templates`` over the first ``limit`` tagged images; default are CLIP's ImageNet ones and CLIP-ES's own.
+
+    Raises UserError where no template or no image is left.
+    """
+    sharpness = Sharpness(method, data.classes, templates or imagenet_templates())
+    failed = 0
+    total = min(len(data), limit or len(data))
+    with show_progress(total, "prompts", enabled=progress) as bar:
+        for sample in data:
+            if sharpness.images >= total:
+                break
+            if not sample.tags:
+                continue
+            try:
+                image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W)
+            except BadImage:
+                failed += 1
+                continue
+            sharpness.update([Item(sample.id, image, torch.tensor(sample.tags))])
+            bar.advance()
+    return PromptRanking(tuple(sharpness.ranking()), sharpness.left_out, sharpness.images, failed)

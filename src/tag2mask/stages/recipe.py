@@ -1,0 +1,93 @@
+"""From settings to the things that stages take: a data set, a method, a mask rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tag2mask.config import DataConfig, LabelConfig, dump_config, parse_config
+from tag2mask.data import read_dataset
+from tag2mask.methods import make_method, make_options, method_class
+from tag2mask.ops.crf import preset
+from tag2mask.run.folder import Run
+from tag2mask.types import Dataset, MaskRule, Method, UserError
+
+if TYPE_CHECKING:
+    from tag2mask.models.weights import CLIP
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one LabelConfig stands for, ready for ``stages.label``."""
+
+    data: Dataset
+    method: Method
+    rule: MaskRule
+    config: LabelConfig
+    clip: CLIP | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the results beside data and rule, for run.yaml."""
+        said: dict[str, Any] = {"method": self.config.method, "options": self.method.options}  # type: ignore[attr-defined]
+        if self.clip is not None:
+            said["clip"] = {"name": self.clip.name, "sha256": self.clip.sha256, "precision": self.config.precision}
+        return said
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """The config as given, with an absolute data path, so that later stages find the data again."""
+        return {"config": dump_config(self.config)}
+
+
+def open_data(config: DataConfig) -> Dataset:
+    """The data set that the settings describe. Raises UserError where there is none."""
+    if config.path is None:
+        raise UserError("no data: give a folder of images, a VOC devkit, or COCO instances JSON")
+    return read_dataset(
+        config.path,
+        kind=config.kind,
+        split=config.split,
+        tags=config.tags,
+        images=config.images,
+        truth=config.truth,
+        classes=config.classes,
+        unknown=config.unknown,
+    )
+
+
+def prepare(config: LabelConfig, *, device: str = "auto") -> Recipe:
+    """Read the data, load the weights, make the method. Cheap checks come first, so bad settings stop at once."""
+    make_options(config.method, config.options)
+    if config.masks.crf not in (None, "none"):
+        preset(str(config.masks.crf))
+    config = absolute(config)
+    data = open_data(config.data)
+    clip = None
+    if method_class(config.method).needs_clip:
+        from tag2mask.models.weights import load_clip
+
+        clip = load_clip(config.clip, device=device, precision=config.precision, tokenizer=config.tokenizer)
+    method = make_method(config.method, data.classes, clip=clip, **config.options)
+    return Recipe(data, method, config.masks.rule(method.mask_rule), config, clip)
+
+
+def absolute(config: LabelConfig) -> LabelConfig:
+    """The same settings with every path of the data made absolute."""
+    paths = {
+        key: str(Path(value).absolute())
+        for key in ("path", "tags", "images", "truth")
+        if (value := getattr(config.data, key)) is not None
+    }
+    if config.data.classes is not None and config.data.classes.endswith((".yaml", ".yml")):
+        paths["classes"] = str(Path(config.data.classes).absolute())
+    return config.model_copy(update={"data": config.data.model_copy(update=paths)})
+
+
+def data_of(run: Run) -> DataConfig:
+    """Where a run's data was. Raises UserError for a run made from Python, whose data has no path on record."""
+    config = run.noted.get("config")
+    if config is None:
+        raise UserError(f"{run.path} does not say where its images are; name the data with --data")
+    return parse_config(config, str(run.path / "run.yaml")).data

@@ -1,0 +1,222 @@
+"""The pictures of the report: thumbnails, overlays and the threshold curve, as data URIs and coordinates."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from tag2mask.stages.evaluation import Curve
+from tag2mask.types import BACKGROUND, IGNORE, Background, ClassSet, Constant, Power
+
+LONGEST_SIDE = 256
+
+# five colours from dark to light, of even steps to the eye and told apart without red and green
+_CONFIDENCE = np.array([[35, 23, 62], [70, 62, 129], [46, 117, 142], [67, 182, 138], [246, 230, 110]], float)
+_UNSURE = np.array([236, 236, 240], float)
+
+Pixels = NDArray[np.uint8]
+
+
+def thumbnail_size(height: int, width: int) -> tuple[int, int]:
+    """(h, w) with the longest side at most ``LONGEST_SIDE``; no side vanishes."""
+    shrink = min(1.0, LONGEST_SIDE / max(height, width))
+    return max(1, round(height * shrink)), max(1, round(width * shrink))
+
+
+def photo_thumbnail(image: Pixels) -> Pixels:
+    """(H, W, 3) -> (h, w, 3)."""
+    height, width = thumbnail_size(*image.shape[:2])
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX, reducing_gap=2)
+    return np.asarray(small)
+
+
+def label_thumbnail(mask: Pixels) -> Pixels:
+    """(H, W) -> (h, w), nearest: a label between two labels is none."""
+    height, width = thumbnail_size(*mask.shape)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+
+
+def mask_overlay(photo: Pixels, mask: Pixels, classes: ClassSet) -> Pixels:
+    """The mask's colours over a paled photograph, outlined; ignored pixels are hatched in white.
+
+    photo: (h, w, 3). mask: (h, w). Returns (h, w, 3).
+    """
+    out = _paled(photo, light=0.85, colour=0.5)  # (h, w, 3)
+    colours = _lookup(classes)[mask]  # (h, w, 3)
+    known = ((mask != BACKGROUND) & (mask != IGNORE))[..., None]
+    out = np.where(known, 0.35 * out + 0.65 * colours, out)
+    rows, columns = np.indices(mask.shape)
+    hatched = (mask == IGNORE) & ((rows + columns) % 6 < 3)
+    out = np.where(hatched[..., None], 0.3 * out + 0.7 * _UNSURE, out)
+    edge = ndimage.maximum_filter(mask, 3) != ndimage.minimum_filter(mask, 3)
+    return _pixels(np.where(edge[..., None], 255.0, out))
+
+
+def map_overlay(photo: Pixels, maps: Tensor, tags: Tensor, classes: ClassSet) -> Pixels:
+    """The strongest class's colour over a dark photograph, the more opaque the higher its score.
+
+    photo: (h, w, 3). maps: (K, gh, gw) in [0, 1]. tags: (K,). Returns (h, w, 3).
+    """
+    out = _paled(photo, light=0.45, colour=0.15)
+    if not len(tags):
+        return _pixels(out)
+    size = photo.shape[:2]
+    full = F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]  # (K, h, w)
+    score, best = full.clamp(0, 1).max(0)  # (h, w)
+    colours = _lookup(classes)[tags[best].numpy()]  # (h, w, 3)
+    # black and navy would not glow on a dark photograph
+    glow = 0.7 * colours + 0.3 * 255
+    share = score.numpy()[..., None]
+    return _pixels((1 - share) * out + share * glow)
+
+
+def confidence_thumbnail(confidence: NDArray[np.float32]) -> Pixels:
+    """(H, W) in [0, 1] -> (h, w, 3), dark where it is low."""
+    height, width = thumbnail_size(*confidence.shape)
+    small = F.interpolate(torch.from_numpy(confidence)[None, None], size=(height, width), mode="area")[0, 0]
+    position = small.clamp(0, 1).numpy() * (len(_CONFIDENCE) - 1)  # (h, w)
+    steps = np.arange(len(_CONFIDENCE))
+    return _pixels(np.stack([np.interp(position, steps, channel) for channel in _CONFIDENCE.T], axis=-1))
+
+
+def data_uri(pixels: Pixels) -> str:
+    """(h, w, 3) as an embedded JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=82, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def confidence_css() -> str:
+    """The confidence colours as a CSS gradient, for the legend."""
+    stops = ", ".join(css(colour) for colour in _CONFIDENCE.astype(int))
+    return f"linear-gradient(90deg, {stops})"
+
+
+def css(colour: Sequence[int]) -> str:
+    """A colour as CSS has it."""
+    return "rgb({}, {}, {})".format(*(int(channel) for channel in colour))
+
+
+def _paled(photo: Pixels, light: float, colour: float) -> NDArray[np.float64]:
+    luma = photo.astype(float) @ np.array([0.299, 0.587, 0.114])  # (h, w, 3) -> (h, w)
+    return light * ((1 - colour) * luma[..., None] + colour * photo)
+
+
+def _pixels(values: NDArray[np.float64]) -> Pixels:
+    return values.round().clip(0, 255).astype(np.uint8)
+
+
+def _lookup(classes: ClassSet) -> NDArray[np.float64]:
+    table = np.zeros((256, 3))
+    table[: len(classes.palette)] = classes.palette
+    return table
+
+
+# --- the threshold curve
+
+PLOT_WIDTH, PLOT_HEIGHT = 460, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 14, 40
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of a curve that has something to say. x, y in SVG units."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One polyline: ``points`` as SVG takes them."""
+
+    source: str
+    points: str
+    best: Mark
+    used: Mark | None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One axis system with the lines of every source. Ticks are (position, text)."""
+
+    title: str
+    label: str
+    lines: tuple[Line, ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    width: int = PLOT_WIDTH
+    height: int = PLOT_HEIGHT
+    left: int = _LEFT
+    right: int = PLOT_WIDTH - _RIGHT
+    top: int = _TOP
+    bottom: int = PLOT_HEIGHT - _BOTTOM
+
+
+def panels(curves: Sequence[Curve]) -> tuple[Panel, ...]:
+    """Powers and constants, one panel each, with one common height of mIoU."""
+    if not curves:
+        return ()
+    top = max(miou for curve in curves for _, miou in curve.points if miou == miou)
+    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2) if top / s <= 6)
+    ceiling = max(step, step * math.ceil(top / step + 0.2))
+    return (
+        _panel("Power", "exponent a of (1 − max)ᵃ", Power, curves, (0.25, 0.5, 1, 2, 4, 10), step, ceiling),
+        _panel("Constant", "constant background score", Constant, curves, (0.2, 0.4, 0.6, 0.8), step, ceiling),
+    )
+
+
+def _panel(
+    title: str,
+    label: str,
+    kind: type[Power] | type[Constant],
+    curves: Sequence[Curve],
+    ticks: Sequence[float],
+    step: float,
+    ceiling: float,
+) -> Panel:
+    values = [value_of(rule) for rule, _ in curves[0].points if isinstance(rule, kind)]
+    # exponents double, constants add
+    scale = math.log2 if kind is Power else float
+    low, high = scale(min(values)), scale(max(values))
+
+    def x(value: float) -> float:
+        return round(_LEFT + (scale(value) - low) / (high - low) * (PLOT_WIDTH - _LEFT - _RIGHT), 1)
+
+    def y(miou: float) -> float:
+        return round(PLOT_HEIGHT - _BOTTOM - miou / ceiling * (PLOT_HEIGHT - _TOP - _BOTTOM), 1)
+
+    lines = []
+    for curve in curves:
+        points = sorted((value_of(rule), miou) for rule, miou in curve.points if isinstance(rule, kind))
+        marks = {value: Mark(x(value), y(miou), f"{value:g}: {100 * miou:.1f}") for value, miou in points}
+        best = max(points, key=lambda point: point[1])[0]
+        used = marks[value_of(curve.used)] if isinstance(curve.used, kind) else None
+        path = " ".join(f"{mark.x},{mark.y}" for mark in marks.values())
+        lines.append(Line(curve.source, path, marks[best], used))
+    return Panel(
+        title=title,
+        label=label,
+        lines=tuple(lines),
+        x_ticks=tuple((x(tick), f"{tick:g}") for tick in ticks),
+        y_ticks=tuple((y(k * step), f"{100 * k * step:.0f}") for k in range(round(ceiling / step) + 1)),
+    )
+
+
+def value_of(rule: Background) -> float:
+    """The number that a background rule holds; NaN for a method's own."""
+    if isinstance(rule, Power):
+        return rule.exponent
+    return rule.value if isinstance(rule, Constant) else math.nan

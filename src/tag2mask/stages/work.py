@@ -1,0 +1,276 @@
+"""One run of the label stage: decoding in a thread before it, method and masks here, writing in a thread behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from tag2mask.data.image import BadImage
+from tag2mask.data.png import read_mask
+from tag2mask.ops.masks import pseudo_mask
+from tag2mask.run.device import peak_device_memory, peak_memory
+from tag2mask.run.folder import Run
+from tag2mask.run.progress import Bar
+from tag2mask.stages.plan import Loaded
+from tag2mask.stages.store import CannotWrite, Outcome, Store
+from tag2mask.types import ClassSet, Item, MaskRule, Method, Prior, Sample, Scores, UserError
+
+_SHOWN_ERRORS = 10
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What a call of :func:`label` did, also written as ``summary.<shard>.json``.
+
+    total: images of the shard = done + skipped (finished before) + failed + no_tags, if ``complete``.
+    seconds: by stage (decode, method, masks, write); stages overlap, so their sum may exceed ``elapsed``.
+    peak_memory, peak_device_memory: bytes, None where not known. images_per_second: of those done.
+    errors: the first failed ids, each with its reason.
+    """
+
+    path: str
+    total: int
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    no_tags: int = 0
+    complete: bool = False
+    elapsed: float = 0.0
+    images_per_second: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory: int | None = None
+    peak_device_memory: int | None = None
+    errors: tuple[tuple[str, str], ...] = ()
+
+    def text(self) -> str:
+        """The summary for people, in a few lines."""
+        besides = [
+            f"{count} {what}"
+            for count, what in [
+                (self.skipped, "were finished before"),
+                (self.failed, "failed"),
+                (self.no_tags, "have no tags and were skipped"),
+            ]
+            if count
+        ]
+        lines = [
+            f"{self.path}: {self.done} of {self.total} images labelled" + "".join(f", {each}" for each in besides)
+        ]
+        if self.done:
+            stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
+            memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**20:.0f} MB"
+            lines.append(f"{self.elapsed:.1f} s, {self.images_per_second:.3g} images/s ({stages}){memory}")
+        lines += [f"failed: {id}: {reason}" for id, reason in self.errors]
+        if self.failed > len(self.errors):
+            lines.append(f"and {self.failed - len(self.errors)} more; the manifest in the folder names all")
+        return "\n".join(lines)
+
+
+class Work:
+    """The run in progress: method and masks here, decoding in one thread before it, writing in one behind."""
+
+    def __init__(
+        self,
+        method: Method,
+        rule: MaskRule,
+        run: Run,
+        classes: ClassSet,
+        prior: Run | None,
+        crf_max_pixels: int | None,
+        total: int,
+    ):
+        self.method, self.rule, self.run, self.prior = method, rule, run, prior
+        self.crf_max_pixels = crf_max_pixels
+        self.store = Store(run, classes.palette, describe, self._count)
+        self.summary = LabelSummary(str(run.path), total)
+        self.seconds = dict.fromkeys(("decode", "method", "masks", "write"), 0.0)
+        self.start = perf_counter()
+
+    def through(self, batches: Iterator[Loaded], bar: Bar[Any]) -> LabelSummary:
+        """Work off all batches, whatever happens to single images."""
+        self.bar = bar
+        try:
+            with bar:
+                for loaded in batches:
+                    for outcome in self._outcomes(loaded):
+                        self.store.put(outcome)
+                    done_before = len(loaded.batch.samples) - len(loaded.batch.todo)
+                    self._add(skipped=done_before)
+                    bar.advance(done_before, worked=False)
+                self.store.finish()
+        except KeyboardInterrupt:
+            self.store.abandon()
+            raise KeyboardInterrupt(f"stopped; {self._saved()}") from None
+        except CannotWrite as error:
+            self.store.abandon()
+            raise UserError(f"{error}. {self._saved()}") from error
+        except BaseException:
+            self.store.abandon()
+            raise
+        else:
+            self._add(complete=1)
+        finally:
+            batches.close()  # type: ignore[attr-defined]  # a generator: its thread ends with it
+            self._finish()
+        return self.summary
+
+    def _outcomes(self, loaded: Loaded) -> Iterator[Outcome]:
+        """What becomes of each image of a batch that is not finished."""
+        items: list[Item] = []
+        for sample in loaded.batch.samples:
+            todo = sample.id in loaded.batch.todo
+            error = loaded.errors.get(sample.id) or self._missing_prior(sample)
+            seconds = {"decode": loaded.seconds.get(sample.id, 0.0)}
+            if sample.tags is None:
+                if todo:
+                    yield Outcome(sample.id, "skipped", seconds, error="no tags")
+            elif error is not None:
+                if todo:
+                    yield Outcome(sample.id, "failed", seconds, error=error)
+            elif sample.id in loaded.images:
+                items.append(self._item(sample, loaded.images[sample.id]))
+        found = self._scores(items, loaded.batch.todo)
+        for item in items:
+            if item.id in loaded.batch.todo:
+                scores, method_seconds = found[item.id]
+                yield self._mask(item, scores, {"decode": loaded.seconds[item.id], "method": method_seconds})
+
+    def _item(self, sample: Sample, image: torch.Tensor) -> Item:
+        prior = self.prior
+        seen = None
+        if prior is not None:
+            seen = Prior(
+                scores=lambda: prior.scores(sample.id),
+                labels=lambda: torch.from_numpy(read_mask(prior.mask_path(sample.id))),
+            )
+        return Item(sample.id, image, torch.tensor(sample.tags, dtype=torch.int64), seen)
+
+    def _missing_prior(self, sample: Sample) -> str | None:
+        if self.method.needs_prior and self.prior is not None and sample.tags:
+            path = self.prior.mask_path(sample.id)
+            return None if path.exists() else f"the earlier run has no mask of it: {path}"
+        return None
+
+    def _scores(self, items: list[Item], todo: frozenset[str]) -> dict[str, tuple[Scores | str, float]]:
+        """id -> (scores or the reason why there are none, seconds)."""
+        if all(item.tags is not None and item.tags.numel() == 0 for item in items):
+            return {item.id: (_nothing(item), 0.0) for item in items}
+        start = perf_counter()
+        try:
+            found: list[Scores | str] = [*self.method.scores(items)]
+            if len(found) != len(items):
+                raise ValueError(f"the method gave {len(found)} scores for {len(items)} images")
+        except Exception as error:  # one bad image never stops a run
+            found = [describe(error)]
+        seconds = (perf_counter() - start) / len(items)
+        if len(found) == len(items):
+            return {item.id: (each, seconds) for item, each in zip(items, found, strict=True)}
+        # Something in the batch is too much for it, or for the memory: find out who, one by one.
+        if device_of(self.method).type == "cuda":
+            torch.cuda.empty_cache()
+        alone: dict[str, tuple[Scores | str, float]] = {}
+        for item in items:
+            if item.id in todo:
+                alone.update(self._scores([item], todo))
+        return alone
+
+    def _mask(self, item: Item, scores: Scores | str, seconds: dict[str, float]) -> Outcome:
+        start = perf_counter()
+        try:
+            if isinstance(scores, str):
+                return Outcome(item.id, "failed", seconds, error=scores)
+            check_scores(scores, item)
+            mask, confidence = pseudo_mask(scores, item.image, self.rule, crf_max_pixels=self.crf_max_pixels)
+            seconds["masks"] = perf_counter() - start
+            kept = scores if self.run.settings["keep_scores"] else None
+            return Outcome(item.id, "ok", seconds, mask.cpu().numpy(), confidence.cpu().numpy(), kept)
+        except Exception as error:  # one bad image never stops a run
+            return Outcome(item.id, "failed", seconds, error=describe(error))
+
+    def _count(self, outcome: Outcome) -> None:
+        for stage, seconds in outcome.seconds.items():
+            self.seconds[stage] += seconds
+        if outcome.status == "ok":
+            self._add(done=1)
+        elif outcome.status == "skipped":
+            self._add(no_tags=1)
+        else:
+            self._add(failed=1)
+            if len(self.summary.errors) < _SHOWN_ERRORS:
+                errors = (*self.summary.errors, (outcome.id, outcome.error or ""))
+                self.summary = replace(self.summary, errors=errors)
+        self.bar.advance()
+
+    def _add(self, **counts: int) -> None:
+        self.summary = replace(
+            self.summary, **{name: getattr(self.summary, name) + count for name, count in counts.items()}
+        )
+
+    def _saved(self) -> str:
+        saved = self.summary.done + self.summary.skipped
+        return (
+            f"{saved} of {self.summary.total} images are saved in {self.run.path} and none is half written; "
+            "give the same command again to go on"
+        )
+
+    def _finish(self) -> None:
+        """Complete the summary and store it, as far as the disk allows."""
+        elapsed = perf_counter() - self.start
+        self.summary = replace(
+            self.summary,
+            complete=bool(self.summary.complete),
+            elapsed=elapsed,
+            images_per_second=self.summary.done / elapsed,
+            seconds=self.seconds,
+            peak_memory=peak_memory(),
+            peak_device_memory=peak_device_memory(device_of(self.method)),
+        )
+        with suppress(OSError):  # the summary can be made again from the manifest
+            self.run.write_summary(json.dumps(asdict(self.summary), indent=1).encode())
+
+
+def check_scores(scores: Scores, item: Item) -> None:
+    """Refuse what would give a wrong mask without a word.
+
+    Raises:
+        ValueError: tags or size are not the item's, shapes do not fit, or a value is not finite.
+    """
+    if item.tags is None or not torch.equal(scores.tags.cpu(), item.tags):
+        raise ValueError(f"the method gave scores for tags {scores.tags.tolist()}, asked for {item.tags}")
+    if tuple(scores.size) != tuple(item.image.shape[1:]):
+        raise ValueError(
+            f"the method gave scores of size {scores.size} for an image of {tuple(item.image.shape[1:])}"
+        )
+    if scores.maps.ndim != 3 or len(scores.maps) != len(scores.tags):
+        raise ValueError(f"the method gave maps of shape {tuple(scores.maps.shape)} for {len(scores.tags)} tags")
+    if not all(torch.isfinite(maps).all() for maps in (scores.maps, scores.background) if maps is not None):
+        raise ValueError("the method gave maps that are not finite")
+
+
+def describe(error: Exception) -> str:
+    """An error in one line; one that nobody foresaw also says where it arose."""
+    if isinstance(error, BadImage | UserError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+def _nothing(item: Item) -> Scores:
+    """The scores of an image with no tags at all: no maps, so all of it is background."""
+    size = (item.image.shape[1], item.image.shape[2])
+    return Scores(tags=torch.zeros(0, dtype=torch.int64), maps=torch.zeros(0, 1, 1), size=size)
+
+
+def device_of(method: Method) -> torch.device:
+    """Where the method computes: its own word, or its CLIP's; a method that says nothing is on the processor."""
+    holder = method if hasattr(method, "device") else getattr(method, "clip", None)
+    return torch.device(getattr(holder, "device", "cpu"))

@@ -1,0 +1,254 @@
+"""Scenes on disk, in the layout of the VOC devkit: any VOC reader takes the folder.
+
+JPEGImages/<id>.jpg            the picture, quality 95
+SegmentationClass/<id>.png     the exact mask, indexed, VOC's colour for each class
+Annotations/<id>.xml           one object a visible class, with the box around it
+ImageSets/Segmentation/<split>.txt
+tags.csv  captions.jsonl  classes.txt  classes.yaml
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+
+from tag2mask.classes import load_classes
+from tag2mask.data.png import encode_mask
+from tag2mask.run.files import write_atomic
+from tag2mask.storybook.captions import caption
+from tag2mask.storybook.scenes import CLASSES16, CLASSES20, Scene, check_classes, draw_scene
+from tag2mask.types import Color, UserError
+
+SPLITS: dict[str, range] = {
+    "train": range(10**9),
+    "val": range(10**9, 2 * 10**9),
+    "test": range(2 * 10**9, 3 * 10**9),
+}
+"""The scene seeds of each split; no two splits share one."""
+
+MOST_SCENES = 10**6
+"""Scenes of one render; render ``seed`` s takes the split's seeds from ``s * MOST_SCENES`` on."""
+
+_CHUNK = 16
+_FEW = 64  # starting a process takes as long as drawing about this many scenes
+
+
+class _Row(NamedTuple):
+    """What the lists say of one scene."""
+
+    id: str
+    names: tuple[str, ...]
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Scenes ``first`` to ``last - 1`` of a render, as one process draws them."""
+
+    out: Path
+    split: str
+    seed: int
+    first: int
+    last: int
+    size: tuple[int, int]
+    classes: tuple[str, ...]
+
+
+def render(
+    out: Path | str,
+    n: int,
+    *,
+    seed: int = 0,
+    split: str = "val",
+    size: tuple[int, int] = (192, 256),
+    classes: Sequence[str] = CLASSES16,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Draws ``n`` scenes into a VOC-layout folder; equal arguments give equal bytes.
+
+    Every file is written under another name and renamed. Several splits may share a folder.
+
+    Args:
+        out: the folder; it is made.
+        n: number of scenes.
+        seed: other seeds give other scenes, 0 to 999.
+        split: "train", "val" or "test".
+        size: (H, W) of every scene, in pixels.
+        classes: as in ``draw_scene``.
+        workers: processes; None is one a core, and only this one for a few scenes. A script that renders
+            with more than one needs the usual ``if __name__ == "__main__":``.
+        progress: called with the number of scenes just finished, now and then.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: an impossible argument, or a folder that holds scenes of other classes.
+    """
+    out = Path(out)
+    classes = check_classes(classes)
+    _check(n, seed, split, workers)
+    listing = "".join(f"{name}\n" for name in classes)
+    _check_folder(out, listing)
+    for folder in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+
+    jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in range(0, n, _CHUNK)]
+    rows: list[_Row] = []
+    for done in _run(jobs, _workers(n, workers)):
+        rows += done
+        if progress is not None:
+            progress(len(done))
+
+    ids = [row.id for row in rows]
+    tags = [f"JPEGImages/{row.id}.jpg,{';'.join(row.names)}" for row in rows]
+    said = [json.dumps({"image": f"JPEGImages/{row.id}.jpg", "caption": row.caption}) for row in rows]
+    write_atomic(out / "classes.txt", listing.encode())
+    write_atomic(out / "classes.yaml", _class_file(classes))
+    write_atomic(out / "tags.csv", _lines(["image,labels", *_of_other_splits(out / "tags.csv", split)[1:], *tags]))
+    write_atomic(out / "captions.jsonl", _lines([*_of_other_splits(out / "captions.jsonl", split), *said]))
+    # Last: who finds the list finds everything on it.
+    write_atomic(out / "ImageSets" / "Segmentation" / f"{split}.txt", _lines(ids))
+    return out
+
+
+def scene_seed(split: str, seed: int, index: int) -> int:
+    """The ``draw_scene`` seed of scene ``index`` of a render."""
+    return SPLITS[split][seed * MOST_SCENES + index]
+
+
+# --- one process ---------------------------------------------------------------------------------------
+
+
+def _run(jobs: Sequence[_Job], workers: int) -> Iterable[list[_Row]]:
+    if workers == 1:
+        yield from map(_draw, jobs)
+        return
+    # Spawned, not forked: the caller may hold threads (torch does), which a fork would break.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_draw, jobs)
+
+
+def _draw(job: _Job) -> list[_Row]:
+    """Draws and writes some scenes."""
+    palette = _palette(job.classes)
+    rows = []
+    for index in range(job.first, job.last):
+        name = f"{job.split}_{job.seed:03d}_{index:06d}"
+        seed = scene_seed(job.split, job.seed, index)
+        scene = draw_scene(seed, job.size, job.classes)
+        # A second stream, so that the words do not depend on how many numbers the drawing took.
+        words = caption(scene, np.random.default_rng([seed, 1]))
+        write_atomic(job.out / "JPEGImages" / f"{name}.jpg", _jpeg(scene.image))
+        write_atomic(job.out / "Annotations" / f"{name}.xml", _annotation(name, scene))
+        write_atomic(job.out / "SegmentationClass" / f"{name}.png", encode_mask(scene.mask, palette))
+        rows.append(_Row(name, scene.names, words))
+    return rows
+
+
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    # Full colour resolution: figures are small, and halved chroma would smear their edges.
+    Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
+
+
+def _annotation(name: str, scene: Scene) -> bytes:
+    """VOC's XML; boxes count pixels from 1 and include their last row and column, as VOC's do."""
+    root = ElementTree.Element("annotation")
+    _texts(root, folder="Storybook", filename=f"{name}.jpg")
+    height, width = scene.mask.shape
+    _texts(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
+    _texts(root, segmented=1)
+    for tag, label in zip(scene.tags, scene.names, strict=True):
+        rows, columns = np.nonzero(scene.mask == tag)
+        thing = ElementTree.SubElement(root, "object")
+        _texts(thing, name=label, difficult=0)
+        _texts(
+            ElementTree.SubElement(thing, "bndbox"),
+            xmin=columns.min() + 1,
+            ymin=rows.min() + 1,
+            xmax=columns.max() + 1,
+            ymax=rows.max() + 1,
+        )
+    ElementTree.indent(root)
+    return ElementTree.tostring(root) + b"\n"
+
+
+def _texts(parent: ElementTree.Element, **texts: object) -> None:
+    for tag, text in texts.items():
+        ElementTree.SubElement(parent, tag).text = str(text)
+
+
+# --- the folder ----------------------------------------------------------------------------------------
+
+
+def _check(n: int, seed: int, split: str, workers: int | None) -> None:
+    if split not in SPLITS:
+        raise UserError(f"no split {split!r}; take one of {', '.join(SPLITS)}")
+    if not 1 <= n <= MOST_SCENES:
+        raise UserError(f"cannot render {n} scenes; take 1 to {MOST_SCENES}")
+    most_seeds = len(SPLITS[split]) // MOST_SCENES
+    if not 0 <= seed < most_seeds:
+        raise UserError(f"no seed {seed}; take 0 to {most_seeds - 1}")
+    if workers is not None and workers < 1:
+        raise UserError(f"cannot draw with {workers} processes; take at least 1")
+
+
+def _check_folder(out: Path, listing: str) -> None:
+    held = out / "classes.txt"
+    if held.is_file() and held.read_text(encoding="utf-8") != listing:
+        raise UserError(
+            f"{out} holds scenes of the classes {', '.join(held.read_text(encoding='utf-8').split())}, "
+            f"not of {', '.join(listing.split())}; render into another folder"
+        )
+
+
+def _workers(n: int, workers: int | None) -> int:
+    if workers is None:
+        # Not all of the machine's cores need be ours (taskset, containers); macOS and Windows cannot say.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(cores, n // _FEW)
+    return max(1, min(workers, -(-n // _CHUNK)))
+
+
+def _palette(classes: Sequence[str]) -> list[Color]:
+    """Every class in the colour that it has in VOC, background first."""
+    voc = load_classes("voc12")
+    colors = dict(zip(voc.names, voc.palette, strict=True))
+    return [voc.palette[0], *(colors[name] for name in classes)]
+
+
+def _class_file(classes: tuple[str, ...]) -> bytes:
+    """The class set that readers take for this folder."""
+    built_in = {CLASSES16: "storybook16", CLASSES20: "voc12"}.get(classes)
+    if built_in is not None:
+        return (resources.files("tag2mask.classes") / f"{built_in}.yaml").read_bytes()
+    content = {"id": "storybook", "names": list(classes), "palette": [list(c) for c in _palette(classes)]}
+    return yaml.safe_dump(content, sort_keys=False).encode()
+
+
+def _of_other_splits(path: Path, split: str) -> list[str]:
+    """The lines of a list that an earlier render of another split wrote."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if f"JPEGImages/{split}_" not in line]
+
+
+def _lines(lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()

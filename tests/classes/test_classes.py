@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import pytest
+
+from tag2mask.classes import BUILT_IN, color_map, find_class, load_classes, nearest, plain_classes
+from tag2mask.types import UserError
+
+
+def write(tmp_path, text, name="mine.yaml"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_colours_are_those_of_the_voc_devkit():
+    colours = color_map(256)
+    # Read off the devkit's own masks.
+    published = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 7: (128, 128, 128)}
+    published |= {8: (64, 0, 0), 15: (192, 128, 128), 16: (0, 64, 0), 20: (0, 64, 128), 255: (224, 224, 192)}
+    assert {value: colours[value] for value in published} == published
+    assert len(set(colours)) == 256
+
+
+@pytest.mark.parametrize(("name", "count"), [("voc12", 20), ("coco14", 80), ("storybook16", 16)])
+def test_built_in_sets_are_complete(name, count):
+    classes = load_classes(name)
+    assert classes.id == name
+    assert classes.names[0] == "background"
+    assert len(classes) == len(classes.palette) == count + 1
+    assert len(set(classes.palette)) == count + 1
+    for text in classes.texts.values():
+        assert len(text.names) == count
+        assert text.templates == ("a clean origami {}.",)
+        assert set(text.per_class) <= set(classes.foreground)
+
+
+def test_every_set_in_the_room_is_listed():
+    from importlib import resources
+
+    files = [path.name for path in resources.files("tag2mask.classes").iterdir()]
+    assert {name.removesuffix(".yaml") for name in files if name.endswith(".yaml")} == set(BUILT_IN)
+
+
+def test_voc_texts_are_those_of_clip_es():
+    classes = load_classes("voc12")
+    text = classes.texts["clip-es"]
+    said = {own: text for own, text in zip(classes.foreground, text.names, strict=True) if own != text}
+    assert said == {
+        "bird": "bird avian",
+        "chair": "chair seat",
+        "person": "person with clothes,people,human",
+        "tvmonitor": "tvmonitor screen",
+    }
+    assert len(text.background) == 25
+    assert text.background[:3] == ("ground", "land", "grass")
+    assert text.background[-1] == "sign"
+    assert text.per_class["person"] == ("person with clothes", "people", "human")
+    assert (find_class(classes, "aeroplane"), find_class(classes, "person"), find_class(classes, "tvmonitor")) == (
+        1,
+        15,
+        20,
+    )
+
+
+def test_texts_equal_the_released_ones(golden):
+    recorded = golden("clip-es/tokens")
+    voc, coco = load_classes("voc12"), load_classes("coco14")
+    assert list(voc.foreground) == recorded["class_names"].tolist()
+    assert list(coco.foreground) == recorded["class_names_coco"].tolist()
+    assert list(voc.texts["clip-es"].names) == recorded["names_voc_fg"].tolist()
+    assert list(voc.texts["clip-es"].background) == recorded["names_voc_bg"].tolist()
+    assert list(coco.texts["clip-es-released"].names) == recorded["names_coco_fg"].tolist()
+    assert list(coco.texts["clip-es"].background) == recorded["names_coco_bg"].tolist()
+
+
+def test_coco_texts_and_the_released_misspelling():
+    classes = load_classes("coco14")
+    mended, released = classes.texts["clip-es"], classes.texts["clip-es-released"]
+    differ = [
+        (name, a, b) for name, a, b in zip(classes.foreground, mended.names, released.names, strict=True) if a != b
+    ]
+    assert differ == [("snowboard", "snowboard", "sknowboard")]
+    assert mended.background == released.background
+    assert mended.per_class == released.per_class
+    assert len(mended.background) == 23
+    by_class = dict(zip(classes.foreground, mended.names, strict=True))
+    assert by_class["hair drier"] == "hairdrier,blowdrier"
+    assert by_class["spoon"] == "dessertspoon"
+    assert by_class["cake"] == "cake"
+    # Mask values: the released 0-based keys, plus one.
+    assert [classes.names[key + 1] for key in (0, 4, 14, 24, 31, 44, 57, 62, 79)] == [
+        "person",
+        "aeroplane",
+        "bird",
+        "backpack",
+        "snowboard",
+        "spoon",
+        "sofa",
+        "tvmonitor",
+        "toothbrush",
+    ]
+
+
+def test_default_background_reproduces_clip_es_choice_for_coco():
+    coco = load_classes("coco14")
+    assert plain_classes(coco.foreground, "x").texts["clip-es"].background == coco.texts["clip-es"].background
+
+
+def test_storybook_has_vocs_texts_and_colours():
+    story, voc = load_classes("storybook16"), load_classes("voc12")
+    for tag, name in enumerate(story.names):
+        assert story.palette[tag] == voc.palette[voc.names.index(name)]
+    texts, full = story.texts["clip-es"], voc.texts["clip-es"]
+    assert texts.names == tuple(full.names[voc.foreground.index(name)] for name in story.foreground)
+    assert (texts.background, texts.per_class) == (full.background, full.per_class)
+    assert [name for name in voc.foreground if name in story.foreground] == list(story.foreground)
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("Dining Table", "diningtable"),
+        ("dining_table", "diningtable"),
+        ("POTTED-PLANT", "pottedplant"),
+        ("tv monitor", "tvmonitor"),
+        ("tv/monitor", "tvmonitor"),
+        ("TV", "tvmonitor"),
+        ("airplane", "aeroplane"),
+        ("motorcycle", "motorbike"),
+        ("couch", "sofa"),
+    ],
+)
+def test_spellings_of_voc_and_coco_lead_to_one_class(word, name):
+    for classes in (load_classes("voc12"), load_classes("coco14")):
+        assert classes.names[find_class(classes, word)] == name
+
+
+@pytest.mark.parametrize("word", ["background", "unicorn", "", "aero"])
+def test_other_words_are_no_class(word):
+    assert find_class(load_classes("voc12"), word) is None
+
+
+def test_all_of_cocos_own_names_are_known():
+    official = "airplane;motorcycle;couch;potted plant;dining table;tv;cell phone;hair drier;hot dog;donut;skis"
+    assert all(find_class(load_classes("coco14"), word) for word in official.split(";"))
+
+
+def test_nearest():
+    assert nearest("aeroplan", load_classes("voc12").foreground) == "aeroplane"
+    assert nearest("Dining tabel", ["cat", "diningtable"]) == "diningtable"
+    assert nearest("xyz", ["cat", "dog"]) is None
+
+
+def test_shortest_file(tmp_path):
+    classes = load_classes(write(tmp_path, "names: [cat, road]"))
+    assert classes.id == "mine"
+    assert classes.names == ("background", "cat", "road")
+    assert classes.palette == ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+    text = classes.texts["clip-es"]
+    assert text.names == ("cat", "road")
+    assert text.templates == ("a clean origami {}.",)
+    assert len(text.background) == 24
+    assert "road" not in text.background
+
+
+def test_longest_file(tmp_path):
+    path = write(
+        tmp_path,
+        """
+        id: farm
+        names: [background, cow, fire truck]
+        palette: [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
+        aliases: {cattle: cow, engine: Fire_Truck}
+        texts:
+          clip-es: {names: {fire-truck: red truck}, background: [], templates: ["a {}", "the {}."]}
+          other: {per_class: {cow: [cow, calf]}}
+        superclasses: {kind: {animal: [cow], machine: [firetruck]}}
+        """,
+    )
+    classes = load_classes(path)
+    assert classes.id == "farm"
+    assert classes.palette[2] == (4, 5, 6)
+    assert find_class(classes, "ENGINE") == 2
+    assert find_class(classes, "cattle") == 1
+    text = classes.texts["clip-es"]
+    assert (text.names, text.background, text.templates) == (("cow", "red truck"), (), ("a {}", "the {}."))
+    assert classes.texts["other"].per_class == {"cow": ("cow", "calf")}
+    assert classes.superclasses == {"kind": {"animal": ("cow",), "machine": ("fire truck",)}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nmaes: [cat]", "did you mean 'names'"),
+        ("names: [cat]\npallete: []", "unknown key 'pallete' (did you mean 'palette'?)"),
+        ("names: [cat]\ntexts: {clip-es: {tempaltes: [x]}}", "did you mean 'templates'"),
+        ("names: [cat, Cat]", "'cat' and 'Cat' are the same"),
+        ("names: [hot dog, hot_dog]", "are the same"),
+        ("names: []", "names"),
+        ("names: [background]", "0 classes"),
+        ("names: [cat, background]", "'background' stands among"),
+        ("names: [cat, '']", "names.1"),
+        ("names: [cat, ' ']", "is no name"),
+        ("names: [cat, yes]", "put it in quotes"),
+        ("names: cat", "names"),
+        ("names: [cat]\npalette: [[0, 0, 0]]", "1 colours for 2 mask values"),
+        ("names: [cat]\npalette: [[0, 0, 0], [0, 0, 256]]", "palette.1.2"),
+        ("names: [cat]\naliases: {kitty: cta}", "did you mean 'cat'"),
+        ("names: [cat, dog]\naliases: {dog: cat}", "take one out"),
+        ("names: [cat]\ntexts: {clip-es: {names: {cta: x}}}", "which is no class (did you mean 'cat'?)"),
+        ("names: [cat]\ntexts: {clip-es: {per_class: {dog: [x]}}}", "per_class names 'dog'"),
+        ("names: [cat]\ntexts: {clip-es: {templates: ['a photo']}}", "must hold one {}"),
+        ("names: [cat]\ntexts: {clip-es: {templates: ['{} {0}']}}", "must hold one {}"),
+        ("names: [cat]\nsuperclasses: {kind: {animal: [cow]}}", "superclasses.kind.animal names 'cow'"),
+        ("names: [cat", "not readable YAML"),
+        ("- cat", "holds list"),
+        ("", "holds NoneType"),
+        ("names: !!python/object/apply:os.getcwd []", "not readable YAML"),
+    ],
+)
+def test_faults_in_a_file_are_named(tmp_path, text, message):
+    with pytest.raises(UserError) as caught:
+        load_classes(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_masks_have_room_for_254_classes():
+    assert len(plain_classes([f"class {n}" for n in range(254)], "many")) == 255
+    with pytest.raises(UserError, match="room for 1 to 254"):
+        plain_classes([f"class {n}" for n in range(255)], "many")
+
+
+def test_unknown_set_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'voc12'"):
+        load_classes("voc2012")
+    with pytest.raises(UserError, match="YAML file that exists"):
+        load_classes("nowhere/mine.yaml")

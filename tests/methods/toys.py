@@ -1,0 +1,283 @@
+"""A toy of each kind of method, and a tiny world to run them on. Small, but with the manners of the real ones."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from tag2mask.data.image import read_image
+from tag2mask.run.files import write_atomic
+from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Power, Sample, Scores
+
+CLASSES = ClassSet(
+    id="toy",
+    names=("background", "red", "green", "blue"),
+    palette=((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)),
+)
+
+
+def forbidden() -> np.ndarray:
+    raise AssertionError("the ground truth was read")
+
+
+@dataclass
+class TinyData:
+    """A Dataset in a list. Every sample has a truth that raises when anybody reads it."""
+
+    samples: list[Sample]
+    root: Path
+    classes: ClassSet = field(default=CLASSES)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return self.samples[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+
+def make_data(
+    root: Path, count: int = 12, sizes: Sequence[tuple[int, int]] = ((24, 32), (16, 40), (17, 23)), seed: int = 0
+) -> TinyData:
+    """Images with blocks of red, green or blue, in nested folders, of sizes that take turns."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(count):
+        height, width = sizes[i % len(sizes)]
+        pixels = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        tags = tuple(sorted(rng.choice([1, 2, 3], size=1 + i % 2, replace=False).tolist()))
+        for tag in tags:
+            top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
+            pixels[top : top + height // 2, left : left + width // 2, tag - 1] = 230
+        path = root / f"part{i % 2}" / f"img.{i:03}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        samples.append(Sample(f"part{i % 2}/img.{i:03}", path, tags, forbidden))
+    return TinyData(samples, root)
+
+
+def cell_grid(size: tuple[int, int], cell: int = 4) -> tuple[int, int]:
+    return -(-size[0] // cell), -(-size[1] // cell)
+
+
+def pooled(image: Tensor) -> Tensor:
+    """(3, H, W) uint8 -> mean colour of each cell, (3, h, w) in [0, 1]."""
+    return F.adaptive_avg_pool2d(image[None].float() / 255, cell_grid((image.shape[1], image.shape[2])))[0]
+
+
+def size_of(item: Item) -> tuple[int, int]:
+    return item.image.shape[1], item.image.shape[2]
+
+
+class NoOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TrainingFree:
+    """The red, green or blue of each cell."""
+
+    class Options(NoOptions):
+        gain: float = 1.0
+
+    needs_clip = False
+    needs_prior = False
+    mask_rule = MaskRule(background=Power(1.0))
+
+    def __init__(self, classes: ClassSet, clip: None, options: Options):
+        self.options = options
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return cell_grid(size)
+
+    def scores(self, items: Sequence[Item]) -> list[Scores]:
+        by_grid: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, item in enumerate(items):
+            by_grid[self.grid(size_of(item))].append(i)
+        out: dict[int, Scores] = {}
+        for indices in by_grid.values():
+            colours = torch.stack([pooled(items[i].image) for i in indices])  # (B, 3, h, w)
+            for i, colour in zip(indices, colours, strict=True):
+                maps = (self.options.gain * colour[items[i].tags - 1]).clamp(0, 1)  # (K, h, w)
+                out[i] = Scores(items[i].tags, maps, size_of(items[i]), initial=colour[items[i].tags - 1])
+        return [out[i] for i in range(len(items))]
+
+
+class Neighbourly(TrainingFree):
+    """Its result depends on what else is in the batch, far more than any rounding: batches must not change."""
+
+    class Options(NoOptions):
+        gain: float = 1.0
+        seconds: float = 0.0
+
+    def scores(self, items: Sequence[Item]) -> list[Scores]:
+        time.sleep(self.options.seconds * len(items))
+        shift = sum(int(item.image.sum()) for item in items) % 97 / 100
+        return [
+            Scores(each.tags, (each.maps + shift) / 2, each.size, initial=each.initial)
+            for each in super().scores(items)
+        ]
+
+
+class FittedOnTags:
+    """Learns the mean colour of the images of each class, one checkpoint for every few images."""
+
+    Options = NoOptions
+    needs_clip = False
+    needs_prior = False
+    mask_rule = MaskRule(background=Own())
+    every = 4
+
+    def __init__(self, classes: ClassSet, clip: None, options: NoOptions):
+        self.sums = np.zeros((len(classes), 3))
+        self.counts = np.zeros(len(classes))
+
+    def fit(self, data: Dataset, run, prior=None) -> None:
+        seen = 0
+        if (run.checkpoints / "colours.npz").exists():
+            self.load(run)
+            seen = self.seen
+        for i in range(seen, len(data)):
+            sample = data[i]
+            for tag in sample.tags or ():
+                self.sums[tag] += read_image(sample.image).mean((0, 1)) / 255
+                self.counts[tag] += 1
+            if (i + 1) % self.every == 0 or i + 1 == len(data):
+                packed = np.concatenate([self.sums.ravel(), self.counts, [i + 1]])
+                write_atomic(run.checkpoints / "colours.npz", packed.tobytes())
+
+    def load(self, run) -> None:
+        packed = np.frombuffer((run.checkpoints / "colours.npz").read_bytes())
+        self.sums = packed[: self.sums.size].reshape(self.sums.shape).copy()
+        self.counts = packed[self.sums.size : -1].copy()
+        self.seen = int(packed[-1])
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return cell_grid(size)
+
+    def scores(self, items: Sequence[Item]) -> list[Scores]:
+        means = torch.from_numpy(self.sums / np.maximum(self.counts, 1)[:, None]).float()  # (C + 1, 3)
+        out = []
+        for item in items:
+            colour = pooled(item.image)  # (3, h, w)
+            distance = (colour[None] - means[item.tags][:, :, None, None]).abs().mean(1)  # (K, h, w)
+            maps = 1 - distance
+            out.append(Scores(item.tags, maps, size_of(item), background=1 - maps.amax(0)))
+        return out
+
+
+class Refiner:
+    """Smooths an earlier run's maps; how much is fitted on those maps."""
+
+    Options = NoOptions
+    needs_clip = False
+    needs_prior = True
+    mask_rule = MaskRule(background=Power(2.0), normalise="image")
+
+    def __init__(self, classes: ClassSet, clip: None, options: NoOptions):
+        self.mix = 0.0
+
+    def fit(self, data: Dataset, run, prior=None) -> None:
+        spread = [float(prior.scores(sample.id).maps.std()) for sample in data if sample.tags]
+        write_atomic(run.checkpoints / "mix.bin", np.array([min(1.0, sum(spread) / len(spread))]).tobytes())
+        self.load(run)
+
+    def load(self, run) -> None:
+        self.mix = float(np.frombuffer((run.checkpoints / "mix.bin").read_bytes())[0])
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return cell_grid(size)
+
+    def scores(self, items: Sequence[Item]) -> list[Scores]:
+        out = []
+        for item in items:
+            before = item.prior.scores()
+            labels = item.prior.labels()
+            if labels.shape != size_of(item):
+                raise ValueError("the prior's labels have another size")
+            smooth = F.avg_pool2d(before.maps[None], 3, 1, 1, count_include_pad=False)[0]  # (K, h, w)
+            out.append(Scores(item.tags, torch.lerp(before.maps, smooth, self.mix).clamp(0, 1), size_of(item)))
+        return out
+
+
+class Online:
+    """Trains a segmentation network on pseudo labels that it makes itself, step by step; its CAM is the logits."""
+
+    Options = NoOptions
+    needs_clip = False
+    needs_prior = False
+    mask_rule = MaskRule(background=Power(1.0), normalise="class")
+    steps = 12
+
+    def __init__(self, classes: ClassSet, clip: None, options: NoOptions):
+        self.count = len(classes)
+        self.net = self._new()
+
+    def _new(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Conv2d(3, self.count, 3, stride=2, padding=1)
+
+    def fit(self, data: Dataset, run, prior=None) -> None:
+        path = run.checkpoints / "net.bin"
+        step = 0
+        if path.exists():
+            self.load(run)
+            step = self.step
+        optimiser = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        while step < self.steps:
+            sample = data[step % len(data)]  # every random choice is a function of the step: none is left to chance
+            pixels = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)[None].float() / 255
+            logits = self.net(pixels)  # (1, C + 1, h, w)
+            colour = F.interpolate(pixels, logits.shape[2:], mode="area")[0]  # (3, h, w)
+            tags = torch.tensor(sample.tags)
+            best, winner = colour[tags - 1].max(0)  # (h, w)
+            target = torch.where(best > 0.5, tags[winner], 0)  # the pseudo label, born in the loop
+            loss = F.cross_entropy(logits, target[None])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            step += 1
+            packed = torch.nn.utils.parameters_to_vector(self.net.parameters()).detach().numpy()
+            write_atomic(path, np.append(packed.astype(np.float64), step).tobytes())
+        self.net.eval()
+
+    def load(self, run) -> None:
+        packed = np.frombuffer((run.checkpoints / "net.bin").read_bytes())
+        torch.nn.utils.vector_to_parameters(torch.tensor(packed[:-1]).float(), self.net.parameters())
+        self.step = int(packed[-1])
+
+    def network(self, run) -> nn.Module:
+        self.load(run)
+        return self.net
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // 2), -(-size[1] // 2)
+
+    @torch.no_grad()
+    def scores(self, items: Sequence[Item]) -> list[Scores]:
+        out = []
+        for item in items:
+            probs = self.net(item.image[None].float() / 255).softmax(1)[0]  # (C + 1, h, w)
+            out.append(Scores(item.tags, probs[item.tags], size_of(item), background=probs[0]))
+        return out
+
+
+TOYS = {
+    "toy-training-free": TrainingFree,
+    "toy-fitted-on-tags": FittedOnTags,
+    "toy-refiner": Refiner,
+    "toy-online": Online,
+}

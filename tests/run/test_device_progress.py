@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tag2mask.run import device as devices
+from tag2mask.run import progress as bars
+from tag2mask.run.ahead import ahead
+from tag2mask.run.device import Timer, find_device, find_precision, peak_memory, resident_memory
+from tag2mask.run.progress import progress
+from tag2mask.types import UserError
+
+
+def test_devices():
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type in {"cpu", "cuda", "mps"}
+    for name in ("gpu", "cuda:99", "meta"):
+        with pytest.raises(UserError, match=f'device "{name}"'):
+            find_device(name)
+
+
+def test_precisions(monkeypatch):
+    cpu = torch.device("cpu")
+    assert find_precision("float32", cpu) is torch.float32
+    with pytest.raises(UserError, match="expected float32, bfloat16, float16"):
+        find_precision("fp8", cpu)
+    with pytest.raises(UserError, match="use float32 or bfloat16"):
+        find_precision("float16", cpu)
+    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: False)
+    with pytest.warns(UserWarning, match="quicker"):
+        assert find_precision("bfloat16", cpu) is torch.bfloat16
+
+
+def test_memory_is_in_bytes():
+    peak, now = peak_memory(), resident_memory()
+    assert peak is not None
+    block = np.ones(64 << 20, np.uint8)
+    assert peak_memory() >= peak
+    if now is not None:
+        assert 48 << 20 < resident_memory() - now < 128 << 20
+    assert block[-1]
+
+
+def test_seconds_by_stage():
+    timer = Timer()
+    for _ in range(2):
+        with timer("sleep"):
+            time.sleep(0.01)
+    with pytest.raises(ZeroDivisionError), timer("fail"):
+        1 / 0  # noqa: B018
+    assert 0.02 <= timer.seconds["sleep"] < 1
+    assert "fail" in timer.seconds
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(bars.time, "monotonic", lambda: clock[0])
+    with progress(200, "label") as bar:
+        bar.advance(100, worked=False)  # found finished: no measure of speed
+        for _ in range(20):
+            clock[0] += 1
+            bar.advance()
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0] == "label: 105/200, 1 images/s, 1:35 left"
+    assert len(lines) == 5
+    assert lines[-1].startswith("label: 120/200, 1 images/s")
+
+
+def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(bars.sys.stderr, "isatty", lambda: True, raising=False)
+    assert list(progress(["a", "b"], "read", unit="files")) == ["a", "b"]
+    err = capsys.readouterr().err
+    assert "2/2" in err
+    assert "files/s" in err
+
+
+def test_silence(capsys):
+    assert list(progress(iter("abc"), "read", enabled=False)) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ahead_keeps_order_and_bounds():
+    made = []
+
+    def slow():
+        for i in range(20):
+            made.append(i)
+            yield i
+
+    reader = ahead(slow(), depth=2)
+    assert next(reader) == 0
+    time.sleep(0.2)
+    assert len(made) <= 4  # one taken, two waiting, one in hand
+    assert list(reader) == list(range(1, 20))
+
+
+def test_ahead_passes_errors_on_in_their_place():
+    def failing():
+        yield 1
+        raise ValueError("second")
+
+    reader = ahead(failing())
+    assert next(reader) == 1
+    with pytest.raises(ValueError, match="second"):
+        next(reader)
+
+
+def test_ahead_ends_its_thread_when_the_reader_stops():
+    before = threading.active_count()
+    reader = ahead(iter(range(10**9)))
+    next(reader)
+    reader.close()
+    assert threading.active_count() == before

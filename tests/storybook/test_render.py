@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tag2mask.classes import load_classes
+from tag2mask.data.voc import read_voc
+from tag2mask.storybook import CLASSES16, SPLITS, draw_scene, render, scene_seed
+from tag2mask.types import UserError
+
+SIZE = (48, 64)
+
+
+def digest(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return render(tmp_path_factory.mktemp("world") / "a b", 20, seed=3, size=SIZE, workers=1)
+
+
+def test_folder_is_a_voc_devkit(folder):
+    ids = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
+    assert len(ids) == len(set(ids)) == 20
+    rows = (folder / "tags.csv").read_text().splitlines()
+    assert rows[0] == "image,labels"
+    said = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    assert len(rows) == 21
+    assert len(said) == 20
+    palette = load_classes("storybook16").palette
+    for index, name in enumerate(ids):
+        scene = draw_scene(scene_seed("val", 3, index), SIZE)
+        with Image.open(folder / "JPEGImages" / f"{name}.jpg") as image:
+            difference = np.asarray(image).astype(int) - scene.image
+        assert np.abs(difference).mean() < 4
+        with Image.open(folder / "SegmentationClass" / f"{name}.png") as image:
+            assert image.mode == "P"
+            assert np.array_equal(np.asarray(image), scene.mask)
+            flat = image.getpalette()
+            assert [tuple(flat[3 * v : 3 * v + 3]) for v in range(17)] == list(palette)
+        assert rows[index + 1] == f"JPEGImages/{name}.jpg,{';'.join(scene.names)}"
+        assert said[index]["image"] == f"JPEGImages/{name}.jpg"
+        annotation = ElementTree.parse(folder / "Annotations" / f"{name}.xml").getroot()
+        assert [int(annotation.findtext(f"size/{s}")) for s in ("height", "width", "depth")] == [*SIZE, 3]
+        assert [thing.findtext("name") for thing in annotation.iter("object")] == list(scene.names)
+        for tag, box in zip(scene.tags, annotation.iter("bndbox"), strict=True):
+            left, top, right, bottom = (int(box.findtext(s)) for s in ("xmin", "ymin", "xmax", "ymax"))
+            there = scene.mask == tag
+            assert there[top - 1 : bottom, left - 1 : right].sum() == there.sum()
+            assert there[top - 1].any()
+            assert there[:, right - 1].any()
+
+
+def test_the_voc_reader_takes_the_folder(folder):
+    data = read_voc(folder, "val")
+    assert data.classes == load_classes("storybook16")
+    assert len(data) == 20
+    for index, sample in enumerate(sorted(data, key=lambda sample: sample.id)):
+        scene = draw_scene(scene_seed("val", 3, index), SIZE)
+        assert sample.tags == scene.tags
+        assert np.array_equal(sample.truth(), scene.mask)
+
+
+def test_folder_brings_its_classes(folder, tmp_path):
+    assert (folder / "classes.txt").read_text().split() == list(CLASSES16)
+    assert load_classes(folder / "classes.yaml") == load_classes("storybook16")
+    render(tmp_path, 1, size=SIZE, classes=("sofa", "cat"))
+    own, voc = load_classes(tmp_path / "classes.yaml"), load_classes("voc12")
+    assert own.foreground == ("sofa", "cat")
+    assert own.palette == tuple(voc.palette[voc.names.index(name)] for name in ("background", "sofa", "cat"))
+
+
+def test_again_and_by_two_processes_gives_the_same_bytes(folder, tmp_path):
+    before = digest(folder)
+    (folder / "JPEGImages" / "val_003_000002.jpg").write_bytes(b"torn")
+    render(folder, 20, seed=3, size=SIZE, workers=1)
+    assert digest(folder) == before
+    done = []
+    render(tmp_path, 20, seed=3, size=SIZE, workers=2, progress=done.append)
+    assert digest(tmp_path) == before
+    assert sum(done) == 20
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_splits_never_share_a_seed_and_share_a_folder(tmp_path):
+    for a, b in itertools.combinations(SPLITS.values(), 2):
+        assert not set(range(a.start, a.stop, 10**8)) & set(range(b.start, b.stop, 10**8))
+        assert a.stop <= b.start or b.stop <= a.start
+    for split, seeds in SPLITS.items():
+        assert scene_seed(split, 0, 0) == seeds[0]
+        assert scene_seed(split, 999, 10**6 - 1) == seeds[-1]
+    assert scene_seed("val", 0, 10**6 - 1) + 1 == scene_seed("val", 1, 0)
+
+    render(tmp_path, 2, split="train", size=SIZE)
+    render(tmp_path, 3, split="val", size=SIZE)
+    render(tmp_path, 3, split="val", size=SIZE)
+    rows = (tmp_path / "tags.csv").read_text().splitlines()
+    assert [row[:16] for row in rows] == ["image,labels"] + ["JPEGImages/train"] * 2 + ["JPEGImages/val_0"] * 3
+    assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 5
+    pictures = [path.read_bytes() for path in (tmp_path / "JPEGImages").iterdir()]
+    assert len(set(pictures)) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "cannot render 0 scenes"),
+        ({"n": 1, "split": "dev"}, "no split 'dev'; take one of train, val, test"),
+        ({"n": 1, "seed": 1000}, "no seed 1000; take 0 to 999"),
+        ({"n": 1, "workers": 0}, "at least 1"),
+        ({"n": 1, "classes": ("dog",)}, "holds scenes of the classes cat, not of dog"),
+        ({"n": 1, "classes": ("dragon",)}, "no figure for class 'dragon'"),
+    ],
+)
+def test_impossible_renders_are_refused(tmp_path, arguments, message):
+    (tmp_path / "classes.txt").write_text("cat\n")
+    with pytest.raises(UserError, match=message):
+        render(tmp_path, **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["classes.txt"]
