@@ -183,14 +183,13 @@ def label(
         set_ or [],
     )
     recipe = prepare(given, device=device)
-    for note in getattr(recipe.data, "notes", ()):
+    for note in recipe.data.notes:
         typer.echo(f"note: {note}", err=True)
     summary = run_label(
         recipe.data,
         recipe.method,
         out,
         rule=recipe.rule,
-        settings=recipe.settings,
         noted=recipe.noted,
         shard=find_shard(shard),
         batch_size=batch,
@@ -207,10 +206,7 @@ def label(
 def evaluate(
     run: RunFolder,
     data: Annotated[Path | None, typer.Option(help="The data with its truth; default: where the run's was.")] = None,
-    kind: KindOption = None,
     split: SplitOption = None,
-    tags: TagsOption = None,
-    images: ImagesOption = None,
     truth: TruthOption = None,
     classes: ClassesOption = None,
     boundary: Annotated[bool, typer.Option(help="Boundary IoU too (slower).")] = True,
@@ -221,7 +217,7 @@ def evaluate(
     from tag2mask.stages.evaluate import evaluate as run_evaluate
 
     opened = Run.open(run)
-    dataset = _data_for(opened, data, kind, split, tags, images, truth, classes)
+    dataset = _data_for(opened, data, split, truth, classes)
     result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds)
     typer.echo(result.text())
 
@@ -231,10 +227,7 @@ def report(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run folder.")] = None,
     data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
-    kind: KindOption = None,
     split: SplitOption = None,
-    tags: TagsOption = None,
-    images: ImagesOption = None,
     truth: TruthOption = None,
     classes: ClassesOption = None,
     worst: Annotated[int, typer.Option(min=0, help="How many images are shown, worst first.")] = 24,
@@ -244,7 +237,7 @@ def report(
     from tag2mask.stages.report import report as run_report
 
     opened = Run.open(run)
-    dataset = _data_for(opened, data, kind, split, tags, images, truth, classes)
+    dataset = _data_for(opened, data, split, truth, classes)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
@@ -389,10 +382,7 @@ def _config(path: Path | None, flags: dict[str, Any], options: list[str]) -> Any
 def _data_for(
     run: Any,
     data: Path | None,
-    kind: str | None = None,
     split: str | None = None,
-    tags: Path | None = None,
-    images: Path | None = None,
     truth: Path | None = None,
     classes: str | None = None,
 ) -> Any:
@@ -400,15 +390,7 @@ def _data_for(
     from tag2mask.config import DataConfig
     from tag2mask.stages.recipe import data_of, open_data
 
-    flags = {
-        "path": data,
-        "kind": kind,
-        "split": split,
-        "tags": tags,
-        "images": images,
-        "truth": truth,
-        "classes": classes,
-    }
+    flags = {"path": data, "split": split, "truth": truth, "classes": classes}
     given = {key: str(value) for key, value in flags.items() if value is not None}
     before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
     return open_data(DataConfig(**{**before, **given}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import html
 import itertools
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import pre_tokenizers, processors
 
 from tag2mask.models import text as module
 from tag2mask.models.text import FeatureCache, Tokens, cache_folder, clean, read_tokenizer
@@ -96,6 +97,14 @@ def test_unknown_words_are_named(word_level) -> None:
 def test_padding_and_truncation_of_the_file_are_switched_off(word_level) -> None:
     assert word_level.encode("cat").ids == (1, 5, 9)
     assert len(word_level.encode("a photo of a cat dog").ids) == 8
+
+
+def test_without_an_end_id_the_largest_id_is_the_end(word_level) -> None:
+    """What follows the end (padding that a template adds) does not matter."""
+    word_level.backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s> <pad>", special_tokens=[("<s>", 1), ("</s>", 9), ("<pad>", 0)]
+    )
+    assert dataclasses.replace(word_level, end=None).encode("a cat") == Tokens((1, 2, 5, 9, 0), 3)
 
 
 def test_long_texts_are_refused_by_name(word_level) -> None:

@@ -10,7 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 from tag2mask import __version__
 
-_PACKAGES = ("torch", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pillow", "scipy", "pycocotools", "pydantic")
+_PACKAGES = (
+    "torch",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "pillow",
+    "scipy",
+    "pycocotools",
+    "pydantic",
+)
 
 
 def doctor() -> tuple[list[str], bool]:

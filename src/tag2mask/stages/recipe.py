@@ -4,44 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tag2mask.config import DataConfig, LabelConfig, dump_config, parse_config
 from tag2mask.data import read_dataset
+from tag2mask.data.columns import Columns
 from tag2mask.methods import make_method, make_options, method_class
 from tag2mask.ops.crf import preset
 from tag2mask.run.folder import Run
-from tag2mask.types import Dataset, MaskRule, Method, UserError
-
-if TYPE_CHECKING:
-    from tag2mask.models.weights import CLIP
+from tag2mask.types import MaskRule, Method, UserError
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What one LabelConfig stands for, ready for ``stages.label``."""
 
-    data: Dataset
+    data: Columns
     method: Method
     rule: MaskRule
     config: LabelConfig
-    clip: CLIP | None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the results beside data and rule, for run.yaml."""
-        said: dict[str, Any] = {"method": self.config.method, "options": self.method.options}  # type: ignore[attr-defined]
-        if self.clip is not None:
-            said["clip"] = {"name": self.clip.name, "sha256": self.clip.sha256, "precision": self.config.precision}
-        return said
 
     @property
     def noted(self) -> dict[str, Any]:
-        """The config as given, with an absolute data path, so that later stages find the data again."""
+        """The config as given, for run.yaml: later stages find the data again by it."""
         return {"config": dump_config(self.config)}
 
 
-def open_data(config: DataConfig) -> Dataset:
+def open_data(config: DataConfig) -> Columns:
     """The data set that the settings describe. Raises UserError where there is none."""
     if config.path is None:
         raise UserError("no data: give a folder of images, a VOC devkit, or COCO instances JSON")
@@ -70,7 +59,7 @@ def prepare(config: LabelConfig, *, device: str = "auto") -> Recipe:
 
         clip = load_clip(config.clip, device=device, precision=config.precision, tokenizer=config.tokenizer)
     method = make_method(config.method, data.classes, clip=clip, **config.options)
-    return Recipe(data, method, config.masks.rule(method.mask_rule), config, clip)
+    return Recipe(data, method, config.masks.rule(method.mask_rule), config)
 
 
 def absolute(config: LabelConfig) -> LabelConfig:

@@ -1,0 +1,252 @@
+"""CLIP-ES on its own: against autograd, option by option, and against a frozen case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from tag2mask.classes import load_classes
+from tag2mask.methods.clip_es import ClipES, ClipESOptions, fit_grid
+from tag2mask.models.clip import CLIPModel, TextTransformer, VisionTransformer
+from tag2mask.models.resnet import ModifiedResNet
+from tag2mask.models.untrained import draw_weights
+from tag2mask.ops.masks import pseudo_mask
+from tag2mask.storybook import draw_scene
+from tag2mask.types import Item, UserError
+
+CLASSES = load_classes("storybook16")
+FROZEN = Path(__file__).parent / "regression" / "clip_es.npz"
+
+
+def small_clip(vision=None, seed=0):
+    """A CLIP of seeded weights; its text features are seeded by the text itself."""
+    torch.manual_seed(0)
+    tower = vision or VisionTransformer(width=64, layers=5, heads=2, patch=16, native_grid=(7, 7), embed=24)
+    text = TextTransformer(vocabulary=8, context=4, width=8, layers=1, heads=1, embed=24)
+    model = CLIPModel(tower, text)
+    draw_weights(model, seed)
+    model.eval().requires_grad_(False)
+
+    def ensemble(names, templates, *, allow_unknown=False):
+        rows = []
+        for name in names:
+            words = [torch.Generator().manual_seed(sum(map(ord, t + name))) for t in templates]
+            rows.append(F.normalize(torch.stack([torch.randn(24, generator=g) for g in words]).mean(0), dim=0))
+        return torch.stack(rows)
+
+    return SimpleNamespace(
+        model=model,
+        name="small",
+        patch=tower.patch,
+        mean=(0.48, 0.46, 0.41),
+        std=(0.27, 0.26, 0.28),
+        device=torch.device("cpu"),
+        ensemble=ensemble,
+    )
+
+
+def scene_item(seed, size=(96, 128)):
+    scene = draw_scene(seed, size)
+    tags = torch.tensor(scene.tags or (1,))
+    return Item(str(seed), torch.from_numpy(scene.image).permute(2, 0, 1).contiguous(), tags)
+
+
+def method(**options):
+    return ClipES(CLASSES, small_clip(), ClipESOptions(**options))
+
+
+def several_tags():
+    for seed in range(50):
+        item = scene_item(seed)
+        if len(item.tags) >= 2:
+            return item
+    raise AssertionError("no scene with two tags")
+
+
+def by_autograd(made, item):
+    """Initial CAM from the definition: autograd through softmax, embedding and the last block, once a class."""
+    vision = made.vision
+    pixels = made._pixels([item], made.grid(tuple(item.image.shape[1:])))
+    tokens = vision(pixels, stop_before_last=True, positions=made.positions).tokens
+    block = vision.blocks[-1]
+    a = block.ln_1(tokens).clone().requires_grad_(True)
+    q, k, v = block.attn.qkv(a)
+    x = tokens + block.attn.out_proj((block.attn.probabilities(q, k) @ v).transpose(1, 2).flatten(2))
+    x = x + block.mlp(block.ln_2(x))
+    embedding = F.normalize(vision.ln_post(x)[0, 1:].mean(0) @ vision.proj, dim=0)
+    texts = torch.cat([made.class_features[0][item.tags - 1], made.background_features])
+    probs = (made.scale * texts @ embedding).softmax(0)
+    cams = []
+    for score in probs[: len(item.tags)]:
+        (g,) = torch.autograd.grad(score, a, retain_graph=True)
+        cam = F.relu(a[0, 1:].detach() @ g[0, 1:].mean(0))
+        cams.append((cam - cam.min()) / (cam.max() - cam.min()).clamp_min(1e-12))
+    return torch.stack(cams)
+
+
+def test_initial_maps_equal_autograd():
+    made, item = method(), several_tags()
+    (scores,) = made.scores([item])
+    expected = by_autograd(made, item)
+    torch.testing.assert_close(scores.initial.flatten(1), expected, rtol=0, atol=2e-5)
+    assert scores.maps.shape == (len(item.tags), 6, 8)
+    assert scores.size == (96, 128)
+
+
+def test_without_refinement_the_maps_are_the_initial_ones():
+    (scores,) = method(affinity="none").scores([several_tags()])
+    assert torch.equal(scores.maps, scores.initial)
+
+
+def test_one_class_without_background_competes_with_all_classes():
+    item = scene_item(3)
+    item = Item(item.id, item.image, item.tags[:1])
+    (alone,) = method(background=False).scores([item])
+    assert alone.initial.max() > 0.99  # with K texts only, the softmax would be 1 and the gradient 0
+
+
+def test_a_batch_equals_one_by_one():
+    made = method()
+    items = [scene_item(0), scene_item(1), scene_item(2, (64, 80)), scene_item(4)]
+    together = made.scores(items)
+    for item, scores in zip(items, together, strict=True):
+        (alone,) = made.scores([item])
+        torch.testing.assert_close(scores.maps, alone.maps, rtol=0, atol=2e-4)
+        assert torch.equal(scores.tags, item.tags)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score": "logits"},
+        {"background": False},
+        {"readout": "class"},
+        {"synonyms": "none"},
+        {"synonyms": "feature"},
+        {"synonyms": "cam"},
+        {"templates": ("a photo of a {}.",)},
+        {"templates": ("a photo of a {}.", "a clean origami {}.")},
+        {"affinity": "mhsa"},
+        {"affinity": "none"},
+        {"box_threshold": 0.0},
+        {"steps": 1},
+        {"layers": 2},
+        {"scales": (0.5, 1.0)},
+        {"flip": True},
+        {"variant": "released"},
+        {"max_tokens": 20},
+    ],
+    ids=str,
+)
+def test_every_option_reaches_the_maps(options):
+    synonyms = {CLASSES.names.index(name) for name in ("bird", "chair", "person", "tvmonitor")}
+    item = next(i for i in map(scene_item, range(60)) if synonyms & set(i.tags.tolist()))
+    base = {"box_threshold": 0.9}  # boxes that leave something out, on maps of random weights
+    (default,), (changed,) = method(**base).scores([item]), method(**{**base, **options}).scores([item])
+    assert changed.maps.min() >= 0
+    assert changed.maps.max() <= 1
+    same = changed.maps.shape == default.maps.shape and torch.equal(changed.maps, default.maps)
+    assert not same
+
+
+def test_flip_of_a_mirrored_image_mirrors_the_maps():
+    made, item = method(flip=True), several_tags()
+    mirrored = Item(item.id, item.image.flip(-1), item.tags)
+    (a,), (b,) = made.scores([item]), made.scores([mirrored])
+    torch.testing.assert_close(a.initial, b.initial.flip(-1), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "grid"),
+    [
+        ((375, 500), 4096, (24, 32)),
+        ((16, 16), 4096, (1, 1)),
+        ((1, 1), 4096, (1, 1)),
+        ((30, 20000), 4096, (2, 1250)),
+        ((20000, 30), 100, (100, 1)),
+        ((4000, 6000), 4096, (52, 78)),
+    ],
+)
+def test_grids(size, most, grid):
+    assert fit_grid(size, 16, most) == grid
+    assert grid[0] * grid[1] <= most
+
+
+def test_resnet_is_gradcam_at_the_last_stage():
+    torch.manual_seed(0)
+    tower = ModifiedResNet(layers=(1, 1, 1, 1), width=8, heads=4, native_grid=(3, 3), embed=24)
+    clip = small_clip(tower)
+    item = several_tags()
+    made = ClipES(CLASSES, clip, ClipESOptions())
+    (scores,) = made.scores([item])
+    assert scores.maps.shape == (len(item.tags), *made.grid((96, 128)))
+    assert torch.equal(scores.maps, scores.initial)
+
+    pixels = made._pixels([item], made.grid((96, 128)))
+    features = tower.features(pixels).clone().requires_grad_(True)
+    embedding = F.normalize(tower.pool(features)[0], dim=0)
+    texts = torch.cat([made.class_features[0][item.tags - 1], made.background_features])
+    probs = (made.scale * texts @ embedding).softmax(0)
+    (g,) = torch.autograd.grad(probs[1], features)
+    cam = F.relu((features[0].detach() * g.mean((2, 3))[0, :, None, None]).sum(0))
+    cam = (cam - cam.min()) / (cam.max() - cam.min()).clamp_min(1e-12)
+    torch.testing.assert_close(scores.initial[1], cam, rtol=0, atol=2e-5)
+    for wrong in ({"affinity": "caa"}, {"readout": "class"}):
+        with pytest.raises(UserError, match="is a ResNet"):
+            ClipES(CLASSES, clip, ClipESOptions(**wrong))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"scales": (0,)}, {"scales": ()}, {"templates": ("no slot",)}, {"steps": 0}, {"lamda": 1}, {"score": "x"}],
+)
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        ClipESOptions(**wrong)
+
+
+def test_box_threshold_follows_the_data_set():
+    assert method().box_threshold == 0.4
+    assert ClipES(load_classes("coco14"), small_clip()).box_threshold == 0.7
+
+
+def frozen_case():
+    """What the frozen file holds: maps and a mask of two scenes, both variants, seeded weights."""
+    arrays = {}
+    for variant in ("paper", "released"):
+        made = method(variant=variant)
+        for item in (several_tags(), scene_item(7, (80, 112))):
+            (scores,) = made.scores([item])
+            mask, confidence = pseudo_mask(scores, item.image, made.mask_rule)
+            key = f"{variant}_{item.id}"
+            arrays[f"{key}_initial"] = scores.initial.numpy()
+            arrays[f"{key}_maps"] = scores.maps.numpy()
+            arrays[f"{key}_mask"] = mask.numpy()
+            arrays[f"{key}_confidence"] = (255 * confidence).round().numpy().astype(np.uint8)
+    return arrays
+
+
+def test_the_frozen_case_still_holds():
+    """Guards a clone without the recorded data. Made by ``python tests/methods/test_clip_es.py`` after parity."""
+    with np.load(FROZEN, allow_pickle=False) as frozen:
+        now = frozen_case()
+        assert set(frozen.files) == set(now)
+        for key in frozen.files:
+            if key.endswith(("initial", "maps")):
+                np.testing.assert_allclose(now[key], frozen[key], atol=5e-4, err_msg=key)
+            elif key.endswith("mask"):
+                assert (now[key] == frozen[key]).mean() > 0.998, key
+            else:
+                assert np.abs(now[key].astype(int) - frozen[key]).mean() < 0.5, key
+
+
+if __name__ == "__main__":
+    FROZEN.parent.mkdir(exist_ok=True)
+    np.savez_compressed(FROZEN, **frozen_case())
+    print(FROZEN, FROZEN.stat().st_size)
