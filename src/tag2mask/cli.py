@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -398,4 +399,7 @@ def _data_for(
 
 def main() -> None:
     """The console script."""
+    # Before torch is loaded: its threads then sleep while they wait for each other. Spinning, they make every small
+    # operation a hundred times slower as soon as another process wants one of the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

@@ -154,16 +154,16 @@ def test_neighbours_are_those_of_a_dictionary():
         shift = k - 4 * (rank > 3 - k).long()
         first = torch.cat([4 * quotient, -4 * quotient.sum(0, keepdim=True)]).long()  # the last from the others
         corners |= set(map(tuple, (first + shift).T.tolist()))
-    found = lattice.build(f).neighbours.view(4, -1, 3)
+    found = lattice.build(f).neighbours.view(4, -1, 2)
     assert found.shape[1] == len(corners) + 1
     for j in range(4):
         step = [1 - 4 * (i == j) for i in range(4)]
         pairs = sum(tuple(a + b for a, b in zip(c, step, strict=True)) in corners for c in corners)
         v = len(corners)
-        assert int((found[j, :v, 1] != v).sum()) == pairs == int((found[j, :v, 2] != v).sum())
-        forward = found[j, :v, 1].long()
+        assert int((found[j, :v, 0] != v).sum()) == pairs == int((found[j, :v, 1] != v).sum())
+        forward = found[j, :v, 0].long()
         has = forward != v
-        assert torch.equal(found[j, forward[has], 2].long(), torch.arange(v)[has])
+        assert torch.equal(found[j, forward[has], 1].long(), torch.arange(v)[has])
 
 
 def test_kernels_use_their_own_sigma():

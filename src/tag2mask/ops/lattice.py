@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,10 @@ from torch import Tensor
 
 _PIECE = 256
 """Longest sum that one bag makes: see ``Lattice.pieces``."""
+
+
+_FEW = 8
+"""Columns up to which the blur takes two passes."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Lattice:
     points, shares: (N (d + 1),); the same pairs ordered by vertex: whom a vertex collects from, and how much.
     starts: where the run of each vertex begins in ``points``; where a vertex has thousands of points (a flat
         picture), its run is cut into bags of at most ``_PIECE`` and ``pieces`` says which bags belong to a vertex.
-    neighbours: (d + 1, 3 (V + 1)); each vertex, its next and its previous one along each direction.
+    neighbours: (d + 1, 2 (V + 1)); the next and the previous vertex of each along each direction.
     """
 
     vertices: Tensor
@@ -50,18 +55,31 @@ class Lattice:
     def nbytes(self) -> int:
         """Memory held, in bytes."""
         arrays = (self.vertices, self.weights, self.points, self.shares, self.starts, self.neighbours)
-        return sum(a.nbytes for a in arrays) + (0 if self.pieces is None else self.pieces.nbytes)
+        triples = self.neighbours.nbytes * 3 // 2  # made when first needed
+        return triples + sum(a.nbytes for a in arrays) + (0 if self.pieces is None else self.pieces.nbytes)
+
+    @cached_property
+    def triples(self) -> Tensor:
+        """Each vertex itself, its next and its previous one: (d + 1, 3 (V + 1)) int32."""
+        pairs = self.neighbours.unflatten(1, (-1, 2))  # (d + 1, V + 1, 2)
+        own = _arange(pairs.shape[1], pairs.device).expand(len(pairs), -1)
+        return torch.cat([own[:, :, None], pairs], dim=2).flatten(1)
 
     def __call__(self, values: Tensor) -> Tensor:
         """Filter ``values`` (N, A) with n K n, where K is the Gaussian exp(-|f_i - f_j|² / 2), self included."""
         x = _bags(values, self.points, self.starts, self.shares)  # (V + 1 or bags, A)
         if self.pieces is not None:
             x = _bags(x, _arange(len(x), x.device), self.pieces, None)  # (V + 1, A)
-        size = len(x)
-        starts = _arange(size + 1, x.device, 3)
-        kernel = torch.tensor([1.0, 0.5, 0.5], device=x.device).repeat(size)
-        for neighbours in self.neighbours:  # vertices that are missing are not made: they count as zero
-            x = _bags(x, neighbours, starts, kernel)  # (V + 1, A)
+        # Blur with [1/2, 1, 1/2]; vertices that are missing are not made, they count as zero. With few columns a
+        # second pass over the rows is cheaper than a third entry a bag. Both are the same sum.
+        if x.shape[1] <= _FEW:
+            starts, half = _arange(len(x) + 1, x.device, 2), x.new_full((2 * len(x),), 0.5)
+            for neighbours in self.neighbours:
+                x = _bags(x, neighbours, starts, half).add_(x)  # (V + 1, A)
+        else:
+            starts, kernel = _arange(len(x) + 1, x.device, 3), x.new_tensor([1.0, 0.5, 0.5]).repeat(len(x))
+            for triples in self.triples:
+                x = _bags(x, triples, starts, kernel)  # (V + 1, A)
         n, corners = self.vertices.shape
         return _bags(x, self.vertices.flatten(), _arange(n + 1, x.device, corners), self.weights.flatten())  # (N, A)
 
@@ -96,7 +114,7 @@ def build(features: Tensor, image: Tensor | None = None) -> Lattice:
     first, group = _groups(sorted_simplex)
     s = len(first)
     one = order.index_select(0, first)  # (S,) a pixel of each simplex
-    counts = torch.diff(first, append=first.new_tensor([n]))  # (S,)
+    counts = torch.diff(first, append=first.new_tensor([n])).to(torch.int32)  # (S,)
 
     # Vertices of remainder k have a key below those of remainder k + 1 in the same image.
     corner = keys.corners(
@@ -107,32 +125,34 @@ def build(features: Tensor, image: Tensor | None = None) -> Lattice:
     head, slot = _groups(sorted_corner)
     vertex_of = torch.empty_like(slot).scatter_(0, entry, slot).view(d + 1, s)
     group_of = torch.empty_like(group).scatter_(0, order, group)  # (N,) the simplex of each pixel
-    vertices = vertex_of.to(torch.int32).T.contiguous().index_select(0, group_of)  # (N, d + 1)
-    barycentric = weights.T.contiguous()  # (N, d + 1)
+    vertices = vertex_of.T.contiguous().index_select(0, group_of)  # (N, d + 1)
 
     # Pixels of each vertex: the entries (k, s) of a vertex lie together; expand each to the pixels of s.
     k = torch.arange(d + 1, device=device).repeat_interleave(s).index_select(0, entry)  # quicker than entry // s
     s_of = entry - k * s
     times = counts.index_select(0, s_of)
-    begin = torch.cumsum(times, 0) - times  # (E,)
-    which = torch.repeat_interleave(times)  # (N (d + 1),)
-    offset = (first.index_select(0, s_of) - begin).index_select(0, which) + torch.arange(n * (d + 1), device=device)
-    points = order.index_select(0, offset)
-    shares = barycentric.flatten().index_select(0, points * (d + 1) + k.index_select(0, which))
-    starts = torch.cat([begin[head], begin.new_full((2,), n * (d + 1))])  # (V + 2,)
+    begin = torch.cumsum(times, 0)  # int64
+    begin -= times
+    which = torch.repeat_interleave(times, output_size=n * (d + 1))  # (N (d + 1),) int32
+    shift = (first.index_select(0, s_of) - begin).to(torch.int32)
+    place = shift.index_select(0, which).add_(_arange(n * (d + 1), device))
+    points = order.to(torch.int32).index_select(0, place)
+    place = (k * n).to(torch.int32).index_select(0, which).add_(points)
+    shares = weights.flatten().index_select(0, place)
+    starts = torch.cat([begin.index_select(0, head), begin.new_full((2,), n * (d + 1))])  # (V + 2,)
     starts, pieces = _split(starts)
 
     lattice = Lattice(
         vertices,
-        barycentric,
-        points.to(torch.int32),
+        weights.T.contiguous(),
+        points,
         shares,
         starts,
         pieces,
         keys.neighbours(sorted_corner.index_select(0, head).long()),
     )
     norm = torch.rsqrt(lattice(torch.ones(n, 1, device=device)) + 1e-20)[:, 0]  # (N,)
-    barycentric.mul_(norm[:, None])
+    lattice.weights.mul_(norm[:, None])
     shares.mul_(norm.index_select(0, points))
     return lattice
 
@@ -188,7 +208,7 @@ def stack(lattices: Sequence[Lattice]) -> Lattice:
         return lattices[0]
     device = lattices[0].weights.device
     corners = lattices[0].vertices.shape[1]
-    sizes = [x.neighbours.shape[1] // 3 - 1 for x in lattices]  # V of each
+    sizes = [x.neighbours.shape[1] // 2 - 1 for x in lattices]  # V of each
     total = sum(sizes)
     vertices, points, starts, neighbours = [], [], [], []
     v0 = n0 = 0
@@ -201,10 +221,10 @@ def stack(lattices: Sequence[Lattice]) -> Lattice:
             else lattice.starts[lattice.pieces.clamp(max=len(lattice.starts) - 1)]
         )
         starts.append(runs[:v] + n0 * corners)
-        near = lattice.neighbours.view(corners, -1, 3)[:, :v]
+        near = lattice.neighbours.view(corners, -1, 2)[:, :v]
         neighbours.append(torch.where(near == v, total, near + v0))  # all share one missing neighbour
         v0, n0 = v0 + v, n0 + len(lattice.vertices)
-    missing = torch.full((corners, 1, 3), total, dtype=torch.int32, device=device)
+    missing = torch.full((corners, 1, 2), total, dtype=torch.int32, device=device)
     end = starts[0].new_full((2,), n0 * corners)
     cut, pieces = _split(torch.cat([*starts, end]).long())
     return Lattice(
@@ -266,19 +286,19 @@ class _Keys:
         return torch.stack(keys)
 
     def neighbours(self, keys: Tensor) -> Tensor:
-        """Sorted vertex keys (V,) -> (d + 1, 3 (V + 1)) int32: itself, next, previous; V where there is none."""
+        """Sorted vertex keys (V,) -> (d + 1, 2 (V + 1)) int32: next and previous; V where there is none."""
         d, v = len(self.strides), len(keys)
         own = torch.arange(v + 1, dtype=torch.int32, device=keys.device)
         find = _Finder(keys)
         # The next vertex along direction j: all coordinates + 1, coordinate j - d. Remainder d wraps to 0.
         wrap = keys // self.span % (d + 1) == d
         step = keys + torch.where(wrap, sum(self.strides) - d * self.span, self.span)
-        table = torch.empty(d + 1, v + 1, 3, dtype=torch.int32, device=keys.device)
+        table = torch.empty(d + 1, v + 1, 2, dtype=torch.int32, device=keys.device)
         for j, stride in enumerate([*self.strides, 0]):
             following = F.pad(find(step - stride), (0, 1), value=v)  # (V + 1,)
             previous = torch.full_like(own, v).scatter_(0, following.long(), own)
             previous[v] = v  # wherever those without a next one wrote
-            torch.stack([own, following, previous], dim=1, out=table[j])
+            torch.stack([following, previous], dim=1, out=table[j])
         return table.flatten(1)
 
 
@@ -363,7 +383,7 @@ def _groups(ordered: Tensor) -> tuple[Tensor, Tensor]:
     """Runs of equal values in sorted (N,): where each begins (G,), and the run of every entry (N,)."""
     new = torch.ones_like(ordered, dtype=torch.bool)
     torch.ne(ordered[1:], ordered[:-1], out=new[1:])
-    return new.nonzero()[:, 0], torch.cumsum(new, 0).sub_(1)
+    return new.nonzero()[:, 0], torch.cumsum(new, 0, dtype=torch.int32).sub_(1)
 
 
 def _split(starts: Tensor) -> tuple[Tensor, Tensor | None]:
