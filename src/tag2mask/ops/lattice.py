@@ -21,12 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PIECE = 256
-"""Longest sum that one bag makes: see ``Lattice.pieces``."""
-
-
-_FEW = 8
-"""Columns up to which the blur takes two passes."""
+_PIECE = 256  # longest sum that one bag makes: see Lattice.pieces
+_FEW = 8  # columns up to which the blur takes two passes
 
 
 @dataclass(frozen=True)
@@ -54,9 +50,7 @@ class Lattice:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        arrays = (self.vertices, self.weights, self.points, self.shares, self.starts, self.neighbours)
-        triples = self.neighbours.nbytes * 3 // 2  # made when first needed
-        return triples + sum(a.nbytes for a in arrays) + (0 if self.pieces is None else self.pieces.nbytes)
+        return sum(array.nbytes for array in vars(self).values() if array is not None)
 
     @cached_property
     def triples(self) -> Tensor:
@@ -142,15 +136,8 @@ def build(features: Tensor, image: Tensor | None = None) -> Lattice:
     starts = torch.cat([begin.index_select(0, head), begin.new_full((2,), n * (d + 1))])  # (V + 2,)
     starts, pieces = _split(starts)
 
-    lattice = Lattice(
-        vertices,
-        weights.T.contiguous(),
-        points,
-        shares,
-        starts,
-        pieces,
-        keys.neighbours(sorted_corner.index_select(0, head).long()),
-    )
+    near = keys.neighbours(sorted_corner.index_select(0, head).long())
+    lattice = Lattice(vertices, weights.T.contiguous(), points, shares, starts, pieces, near)
     norm = torch.rsqrt(lattice(torch.ones(n, 1, device=device)) + 1e-20)[:, 0]  # (N,)
     lattice.weights.mul_(norm[:, None])
     shares.mul_(norm.index_select(0, points))
