@@ -1,0 +1,44 @@
+"""The commands that make the tables and pictures of the docs still run, on a few scenes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(*arguments, cwd=ROOT):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_ablations(tmp_path):
+    python("benchmarks/ablations.py", "clip-es", "-n", 2, "--out", tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    for title in ("Table 2", "Table 6", "Table 8", "Table S1", "Table S2", "Figure S2", "Figure 3"):
+        assert f"## {title}" in page
+    assert "not run, no embedded weights" in page
+    assert (tmp_path / "page.svg").exists()
+
+
+def test_precision():
+    assert "of mask pixels are equal" in python("benchmarks/clip_es.py", "precision", "-n", 3)
+
+
+@pytest.mark.parametrize("script", ["clip_es.py", "crf.py", "ablations.py"])
+def test_every_benchmark_explains_itself(script):
+    assert "usage" in python(f"benchmarks/{script}", "--help")
