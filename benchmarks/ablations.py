@@ -10,6 +10,7 @@ are copied from CLIP-ES (VOC 2012 train, OpenAI's ViT-B/16): another world, anot
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import time
 import warnings
@@ -18,6 +19,8 @@ from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
 
 import torch
 from scipy.stats import spearmanr

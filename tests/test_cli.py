@@ -281,6 +281,7 @@ def test_every_command_of_the_readme_runs(scenes, tmp_path, monkeypatch):
     """In order, in a folder that holds what the README names; small scenes, and storybook-clip in OpenAI's place."""
     monkeypatch.chdir(tmp_path)
     folder_of_photos(scenes, tmp_path / "photos")
+    shutil.copytree(scenes / "SegmentationClass", "photos-masks/holiday")
     shutil.copytree(scenes, "VOC2012")
     os.rename("VOC2012/ImageSets/Segmentation/val.txt", "VOC2012/ImageSets/Segmentation/train.txt")
     shutil.copytree(ROOT / "recipes", "recipes")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.core import TyperGroup
@@ -113,11 +114,15 @@ def demo(
     result = run_demo(out, n, device=device)
     typer.echo(result.text)
     typer.echo(f"report: {result.report}")
+    if not shutil.which("tag2mask"):
+        typer.echo("next: . .venv/bin/activate (Windows: .venv\\Scripts\\activate), then tag2mask --help")
 
 
 @app.command()
 def label(
-    data: Annotated[Path | None, typer.Argument(help="Folder of images with tags, VOC devkit, or COCO JSON.")] = None,
+    data: Annotated[
+        Path | None, typer.Argument(help="Folder of images, VOC devkit or COCO JSON; or in --config.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; made, or gone on with.")] = Path("run"),
     method: Annotated[str | None, typer.Option("--method", "-m", help="See `tag2mask methods`.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as YAML; flags given here come on top.")] = None,
@@ -292,7 +297,7 @@ def prompts(
     }
     recipe = prepare(_config(None, flags, set_ or []), device=device)
     ranking = rank_prompts(recipe.data, recipe.method, template or None, limit=limit)  # type: ignore[arg-type]
-    typer.echo(f"{len(ranking.prompts)} templates over {ranking.images} images, least sharp first")
+    typer.echo(f"{len(ranking.prompts)} templates over {ranking.images} images, best (least sharp) first")
     for prompt in ranking.prompts[: top or None]:
         typer.echo(f"  {prompt.sharpness:.5f}  {prompt.template}")
     if ranking.left_out:
@@ -313,7 +318,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show this method's 
         typer.echo("\nOptions of one: tag2mask methods clip-es")
         return
     for field, info in method_class(name).Options.model_fields.items():
-        typer.echo(f"--set {field}={info.default!r}\n    {info.description}")
+        typer.echo(f"{field}: {_spell(info.annotation)}, default {info.default!r}\n    {info.description}")
 
 
 @app.command()
@@ -395,6 +400,17 @@ def _data_for(
     given = {key: str(value) for key, value in flags.items() if value is not None}
     before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
     return open_data(DataConfig(**{**before, **given}))
+
+
+def _spell(annotation: Any) -> str:
+    """A type as a reader writes it: the allowed words, or int, float, bool, list."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    if get_origin(annotation) is Literal:
+        return " | ".join(get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"list of {_spell(get_args(annotation)[0])}"
+    return " | ".join(_spell(part) for part in get_args(annotation) if part is not type(None))
 
 
 def main() -> None:

@@ -227,7 +227,7 @@ def test_the_callers_settings_decide_too(data, tmp_path):
     with pytest.raises(UserError, match=r"mask_rule\.mu is None there and 0\.95 now"):
         quiet(data, tmp_path / "run", settings={"weights": "sha-1"}, rule=MaskRule(mu=0.95))
     other = TinyData([replace(data[0], tags=(1, 2, 3)), *data.samples[1:]], data.root)
-    with pytest.raises(UserError, match=r"data\.fingerprint"):
+    with pytest.raises(UserError, match=r"the list of images or their tags \(12 images there, 12 now\)"):
         quiet(other, tmp_path / "run", settings={"weights": "sha-1"})
     assert quiet(data, tmp_path / "run", rule=MaskRule(mu=0.95), overwrite=True).done == 12
 

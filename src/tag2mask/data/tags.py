@@ -167,7 +167,7 @@ class Vocabulary:
         what = f"{source} has names that are no class of {self.classes.id}: {', '.join(listed)}"
         if self.unknown == "skip":
             return [f"left out: {what}"]
-        raise UserError(f"{what}; correct them, choose another class set, or leave them out (unknown: skip)")
+        raise UserError(f"{what}; correct them, choose another class set, or leave them out with --unknown skip")
 
 
 def classes_of(tags: TagFile, source: Path) -> tuple[ClassSet, list[str]]:

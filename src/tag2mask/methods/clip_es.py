@@ -21,6 +21,7 @@ Where paper and released code differ, and what ``variant`` takes:
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, cast
@@ -82,7 +83,7 @@ class ClipESOptions(BaseModel):
         False, description="go on, with a warning, where a text has words that the tokenizer does not know"
     )
     max_tokens: int = Field(
-        4096, ge=1, description="a larger image is shrunk until its grid has at most this many patches"
+        4096, ge=1, description="an image with more patches is shrunk to this many, at every scale"
     )
 
     @field_validator("scales")
@@ -127,6 +128,8 @@ class ClipES:
         self.box_threshold = default if options.box_threshold is None else options.box_threshold
         self.positions = Positions(mode="bilinear", round_fp16=released)
         self.layers = min(options.layers, len(vision.blocks)) if isinstance(vision, VisionTransformer) else 0
+        if 0 < self.layers < options.layers and "layers" in options.model_fields_set:
+            warnings.warn(f"{clip.name} has {self.layers} layers, so layers={options.layers} is all", stacklevel=2)
         self.scale = float(clip.model.logit_scale.exp())
         texts = class_texts(classes, options)
         templates = options.templates or texts.templates
@@ -192,8 +195,8 @@ class ClipES:
         initial: list[Tensor] = []
         refined: list[Tensor] = []
         for scale, flip in views:
-            at = grid if scale == 1 else tuple(max(1, round(side * scale)) for side in grid)
-            for i, (first, second) in enumerate(self._view(items, (at[0], at[1]), flip)):
+            at = scale_grid(grid, scale, self.options.max_tokens)
+            for i, (first, second) in enumerate(self._view(items, at, flip)):
                 first, second = (upsample(m.flip(-1) if flip else m, grid) for m in (first, second))
                 if len(initial) <= i:
                     initial.append(first)
@@ -285,7 +288,17 @@ class ClipES:
 
 def fit_grid(size: tuple[int, int], patch: int, max_tokens: int) -> tuple[int, int]:
     """(H, W) in pixels -> (h, w) in patches, each side rounded up, shrunk alike to hold ``max_tokens`` at most."""
-    h, w = (-(-side // patch) for side in size)
+    return _at_most((-(-size[0] // patch), -(-size[1] // patch)), max_tokens)
+
+
+def scale_grid(grid: tuple[int, int], scale: float, max_tokens: int) -> tuple[int, int]:
+    """The grid of an image at another scale; never more than ``max_tokens`` either."""
+    h, w = (max(1, round(side * scale)) for side in grid)
+    return _at_most((h, w), max_tokens)
+
+
+def _at_most(grid: tuple[int, int], max_tokens: int) -> tuple[int, int]:
+    h, w = grid
     if h * w <= max_tokens:
         return h, w
     shrink = (max_tokens / (h * w)) ** 0.5

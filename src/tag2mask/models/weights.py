@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -255,6 +256,8 @@ def _locate(source: str | Path | None, revision: str | None) -> Path:
     found = cached_clip(str(source), revision)
     if found is None:
         hint = f"; fetch it with `tag2mask fetch {source}`" if _looks_like_repository(str(source)) else ""
+        if get_close_matches(str(source), [STORYBOOK]):
+            hint = f"; did you mean {STORYBOOK}?"
         raise UserError(
             f"{source}: is no folder, .pt file or hub repository with weights in the Hugging Face cache{hint}"
         )

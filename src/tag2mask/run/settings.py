@@ -50,6 +50,15 @@ def describe_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> st
     """The settings that differ, each as ``key is A there and B now``; empty when none does."""
     old, new = dict(_leaves(there)), dict(_leaves(now))
     keys = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    if any(key.startswith("data.") for key in keys):
+        counts = [settings.get("data.images", "?") for settings in (old, new)]
+        changed = f"the list of images or their tags ({counts[0]} images there, {counts[1]} now)"
+        keys = [key for key in keys if not key.startswith("data.")]
+        return "; ".join(filter(None, [changed, _differences(keys, old, new)]))
+    return _differences(keys, old, new)
+
+
+def _differences(keys: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     shown = [f"{key} is {_show(old, key)} there and {_show(new, key)} now" for key in keys[:_SHOWN]]
     if len(keys) > _SHOWN:
         shown.append(f"and {len(keys) - _SHOWN} more")

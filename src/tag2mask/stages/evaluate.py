@@ -89,7 +89,8 @@ def check_classes(run: Run, data: Dataset) -> None:
     if names != data.classes.names:
         raise UserError(
             f"{run.path} was labelled with {len(names)} classes ({', '.join(names[:4])}, …), but the data has "
-            f"{len(data.classes)} ({', '.join(data.classes.names[:4])}, …); give the class set of the run"
+            f"{len(data.classes)} ({', '.join(data.classes.names[:4])}, …). "
+            "Masks of other classes cannot be compared: label with --classes as in the truth, and evaluate that run"
         )
 
 

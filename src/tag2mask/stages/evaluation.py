@@ -14,6 +14,10 @@ CHOSEN_WITH_TRUTH = (
 )
 
 
+MAP_NAMES = {"maps": "refined maps", "initial": "initial CAM"}
+"""What people call a curve's source."""
+
+
 @dataclass(frozen=True)
 class ClassRow:
     """One line of the table; fractions, NaN where nothing was there to be counted.
@@ -114,7 +118,8 @@ class Evaluation:
         for curve in self.curves:
             rule, miou = curve.best
             lines.append(
-                f"{curve.source} maps without CRF: mIoU {percent(curve.at_used)} % with {describe_rule(curve.used)}, "
+                f"{MAP_NAMES[curve.source]}, without CRF: "
+                f"mIoU {percent(curve.at_used)} % with {describe_rule(curve.used)}, "
                 f"{percent(miou)} % with {describe_rule(rule)} (best, chosen with ground truth)"
             )
         return "\n".join(lines)

@@ -267,7 +267,7 @@ def _tiles(
         else:
             tiles.append(Tile(percent(evaluation.metrics.pixel_accuracy), "pixel accuracy", "per cent"))
     else:
-        tiles.append(Tile(percent(confidence), "mean confidence", "per cent; no ground truth here"))
+        tiles.append(Tile(percent(confidence), "mean confidence", "per cent: how sure the CRF is, not how right"))
     speed = sum(float(each.get("images_per_second") or 0) for each in _summaries(run))
     if speed:
         tiles.append(Tile(f"{speed:.3g}", "images per second", ""))
