@@ -37,6 +37,9 @@ def test_there_are_recipes():
         ("metod: clip-es", "unknown key 'metod'; did you mean 'method'?"),
         ("data: {pth: x}", "unknown key 'data.pth'; did you mean 'path'?"),
         ("masks: {mu: 2}", "masks.mu = 2: input should be less than or equal to 1"),
+        ("masks: {background: 'power:nan'}", "background is 'power:nan', expected"),
+        ("masks: {background: 'power:-1'}", "expected"),
+        ("masks: {background: 'constant:inf'}", "expected"),
         ("masks: {background: 'power:x'}", "masks.background = 'power:x': background is 'power:x', expected"),
         ("- a", "holds a list"),
         ("a: [", "not readable YAML"),
@@ -65,6 +68,24 @@ def test_yaml_cannot_make_objects(tmp_path):
     path.write_text("method: !!python/object/apply:os.system ['touch /tmp/x']")
     with pytest.raises(UserError, match="not readable YAML"):
         read_config(path)
+
+
+def test_a_few_bytes_cannot_stand_for_gigabytes(tmp_path):
+    levels = [f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(["k0: &a0 [x]", *levels]))
+    for read in (read_config, load_classes):
+        with pytest.raises(UserError, match="aliases"):
+            read(path)
+    path.write_text("[" * 5000)
+    with pytest.raises(UserError, match=r"bomb\.yaml"):
+        read_config(path)
+
+
+def test_without_a_crf_the_methods_mu_does_not_apply():
+    default = MaskRule(crf="clip-es", mu=0.95)
+    assert parse_config({"masks": {"crf": "none"}}).masks.rule(default).mu is None
+    assert parse_config({"masks": {"crf": "none", "mu": 0.8}}).masks.rule(default).mu == 0.8
 
 
 def test_mask_settings_go_over_the_methods_rule():

@@ -39,7 +39,7 @@ class _OneLineErrors(TyperGroup):
                 if debug:
                     raise
                 print(f"error: {error}", file=sys.stderr)
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, KeyError, TypeError, MemoryError) as error:
                 if debug or isinstance(error, BrokenPipeError):
                     raise
                 said = " ".join(str(error).split())
@@ -243,7 +243,8 @@ def report(
     from tag2mask.stages.report import report as run_report
 
     opened = Run.open(run)
-    dataset = _data_for(opened, data, split, truth, classes)
+    given = any(value is not None for value in (data, split, truth, classes))
+    dataset = _data_for(opened, data, split, truth, classes) if given else _data_if_there(opened)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
@@ -259,14 +260,15 @@ def export(
     from tag2mask.stages.export import export as run_export
 
     opened = Run.open(run)
-    typer.echo(f"written: {run_export(opened, _data_for(opened, data), to, out)}")  # type: ignore[arg-type]
+    dataset = _data_for(opened, data) if data is not None else _data_if_there(opened)
+    typer.echo(f"written: {run_export(opened, dataset, to, out)}")  # type: ignore[arg-type]
 
 
 @app.command()
 def prompts(
     data: Data,
-    top: Annotated[int, typer.Option(help="Rows to show; 0 shows all.")] = 20,
-    limit: Annotated[int | None, typer.Option(help="Use the first so many tagged images; default: all.")] = 500,
+    top: Annotated[int, typer.Option(min=0, help="Rows to show; 0 shows all.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Use the first so many tagged images.")] = 500,
     template: Annotated[list[str] | None, typer.Option(help="A template to rank, with {}; may be repeated.")] = None,
     kind: KindOption = None,
     split: SplitOption = None,
@@ -300,6 +302,8 @@ def prompts(
     typer.echo(f"{len(ranking.prompts)} templates over {ranking.images} images, best (least sharp) first")
     for prompt in ranking.prompts[: top or None]:
         typer.echo(f"  {prompt.sharpness:.5f}  {prompt.template}")
+    if ranking.failed:
+        typer.echo(f"could not be read: {ranking.failed} images")
     if ranking.left_out:
         words = sorted({word for _, unknown in ranking.left_out for word in unknown})
         shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
@@ -399,7 +403,18 @@ def _data_for(
     flags = {"path": data, "split": split, "truth": truth, "classes": classes}
     given = {key: str(value) for key, value in flags.items() if value is not None}
     before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
+    if data is not None:  # what belonged to the old place
+        before |= {"kind": None, "tags": None, "images": None, "truth": None}
     return open_data(DataConfig(**{**before, **given}))
+
+
+def _data_if_there(run: Any) -> Any:
+    """The data of a run, or None with a note where it is gone: masks can be shown and exported without it."""
+    try:
+        return _data_for(run, None)
+    except UserError as gone:
+        typer.echo(f"note: going on without the images: {gone}", err=True)
+        return None
 
 
 def _spell(annotation: Any) -> str:

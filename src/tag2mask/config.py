@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tag2mask.safe_yaml import parse_yaml
 from tag2mask.types import Background, Constant, MaskRule, Own, Power, UserError
 
 
@@ -48,11 +49,14 @@ class MaskConfig(_Settings):
 
     def rule(self, default: MaskRule) -> MaskRule:
         """The method's rule with these settings in its place."""
+        crf = default.crf if self.crf is None else (None if self.crf == "none" else self.crf)
+        # A method's own mu is meant for CRF posteriors; maps alone are rarely that sure: few pixels would be left.
+        mu = default.mu if crf is not None else None
         return MaskRule(
             background=default.background if self.background is None else parse_background(self.background),
             normalise=self.normalise or default.normalise,
-            crf=default.crf if self.crf is None else (None if self.crf == "none" else self.crf),
-            mu=default.mu if self.mu is None else (self.mu or None),
+            crf=crf,
+            mu=mu if self.mu is None else (self.mu or None),
             confidence=self.confidence or default.confidence,
             crf_image=default.crf_image,
         )
@@ -76,26 +80,27 @@ def parse_background(text: str) -> Background:
     try:
         if kind == "own" and not value:
             return Own()
-        if kind == "power":
+        if kind == "power" and 0 < float(value) < math.inf:
             return Power(float(value))
-        if kind == "constant":
+        if kind == "constant" and 0 <= float(value) <= 1:
             return Constant(float(value))
     except ValueError:
         pass
-    raise ValueError(f'background is {text!r}, expected "power:A", "constant:T" or "own", such as "power:1"')
+    raise ValueError(
+        f'background is {text!r}, expected "power:A" with A > 0, "constant:T" with T in [0, 1], or "own"'
+    )
 
 
 def read_config(path: Path | str) -> LabelConfig:
     """A LabelConfig from YAML. Raises UserError naming every wrong key or value, and the nearest known key."""
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(
             f"no config at {path}; give the path of a YAML file, such as recipes/voc12_clip_es.yaml"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    raw = parse_yaml(content, path)
     if not isinstance(raw, Mapping):
         raise UserError(f"{path} holds a {type(raw).__name__}, expected keys such as data, method, options")
     return parse_config(raw, str(path))

@@ -272,3 +272,37 @@ def test_guessing(coco, tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "VOC/JPEGImages/a.jpg")
     assert read_dataset(tmp_path / "VOC").notes[0] == "read as voc (it has JPEGImages)"
     assert len(read_dataset(tmp_path / "VOC", kind="folder")) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("annotations", "image_id", [1]),
+        ("annotations", "category_id", {}),
+        ("images", "id", [9]),
+        ("categories", "id", None),
+        ("images", "width", "x"),
+        ("images", "height", None),
+        ("images", "width", -3),
+        ("annotations", "segmentation", 5),
+        ("annotations", "segmentation", [["x"] * 6]),
+        ("annotations", "segmentation", {"size": [H, W]}),
+        ("annotations", "segmentation", {"size": [H, W], "counts": [3, "x"]}),
+        ("annotations", "segmentation", {"size": [H + 1, W], "counts": [0, (H + 1) * W]}),
+    ],
+)
+def test_values_of_the_wrong_kind_name_the_file(coco, part, key, value):
+    content = json.loads(coco.read_text())
+    content[part][0][key] = value
+    coco.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"instances_train2014\.json: ") as caught:
+        read_coco(coco)[0].truth()
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_may_be_numbers_and_texts(coco):
+    content = json.loads(coco.read_text())
+    content["categories"].append({"id": "x", "name": "cat"})
+    content["annotations"].append({"image_id": 9, "category_id": "x"})
+    coco.write_text(json.dumps(content))
+    assert read_coco(coco, classes="file")[0].tags == (1, 2, 3, 6)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from tag2mask.classes import load_classes
-from tag2mask.methods.clip_es import ClipES, ClipESOptions, fit_grid
+from tag2mask.classes import load_classes, plain_classes
+from tag2mask.methods.clip_es import ClipES, ClipESOptions, fit_grid, scale_grid
 from tag2mask.models.clip import CLIPModel, TextTransformer, VisionTransformer
 from tag2mask.models.resnet import ModifiedResNet
 from tag2mask.models.untrained import draw_weights
@@ -204,11 +204,57 @@ def test_resnet_is_gradcam_at_the_last_stage():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"scales": (0,)}, {"scales": ()}, {"templates": ("no slot",)}, {"steps": 0}, {"lamda": 1}, {"score": "x"}],
+    [
+        {"scales": (0,)},
+        {"scales": (float("nan"),)},
+        {"scales": (float("inf"),)},
+        {"scales": ()},
+        {"templates": ("no slot",)},
+        {"templates": ()},
+        {"steps": 0},
+        {"lamda": 1},
+        {"score": "x"},
+    ],
 )
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(ValidationError):
         ClipESOptions(**wrong)
+
+
+def test_cam_fusion_counts_every_synonym_once():
+    """bird has two synonyms beside person's three: its map is the mean of two, whatever person has."""
+    item = scene_item(0)
+    bird = Item(item.id, item.image, torch.tensor([CLASSES.names.index("bird")]))
+    texts = CLASSES.texts["clip-es"].per_class
+    made = method(synonyms="cam", affinity="none")
+    singles = []
+    for v in range(2):
+        one = method(synonyms="cam", affinity="none")
+        one.class_features = made.class_features[v : v + 1]
+        singles.append(one.scores([bird])[0].initial)
+    assert len(texts["bird"]) == 2
+    expected = (singles[0] + singles[1]) / 2
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    torch.testing.assert_close(made.scores([bird])[0].initial, expected, rtol=0, atol=1e-5)
+
+
+def test_a_text_without_a_rival_is_refused():
+    one = plain_classes(["cat"], "one")
+    with pytest.raises(UserError, match="no rival"):
+        ClipES(one, small_clip(), ClipESOptions(background=False))
+    ClipES(one, small_clip(), ClipESOptions(background=False, score="logits"))
+
+
+@pytest.mark.parametrize("tags", [[], [0], [17], [-3]])
+def test_tags_out_of_range_are_refused(tags):
+    item = scene_item(0)
+    with pytest.raises(ValueError, match=r"each in 1\.\.16"):
+        method().scores([Item("x", item.image, torch.tensor(tags, dtype=torch.int64))])
+
+
+def test_other_scales_stay_within_max_tokens():
+    assert scale_grid((24, 32), 2.0, 4096) == (48, 64)
+    assert scale_grid((24, 32), 20.0, 4096)[0] * scale_grid((24, 32), 20.0, 4096)[1] <= 4096
 
 
 def test_box_threshold_follows_the_data_set():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tag2mask.models import weights
 from tag2mask.models.clip import Positions
 from tag2mask.models.convert import from_hf_state, from_openai_state
+from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import CLIP, fetch, load_clip
 from tag2mask.types import UserError
 from tiny_clips import Evil, openai_state, oracle, script, write_tokenizer
@@ -140,6 +141,10 @@ def test_weights_of_another_config(hf_folder) -> None:
         (("text_config", "num_attention_heads"), 5, "5 heads"),
         (("vision_config", "patch_size"), 0, "sizes that make no model"),
         (("vision_config", "image_size"), "big", "sizes that make no model"),
+        (("vision_config", "layer_norm_eps"), "x", "sizes that make no model"),
+        (("text_config", "layer_norm_eps"), None, "sizes that make no model"),
+        (("text_config",), 5, "text_config 5, expected an object"),
+        (("vision_config",), [1], r"vision_config \[1\], expected an object"),
     ],
 )
 def test_configs_of_other_models(hf_folder, where, value, message) -> None:
@@ -287,8 +292,9 @@ def test_storybook_clip_warns(hf_folder, tmp_path, monkeypatch) -> None:
     with pytest.raises(UserError, match="missing from this installation"):
         load_clip("storybook-clip")
     shutil.copytree(folder, tmp_path / "tag2mask" / "storybook" / "weights" / "clip")
-    with pytest.warns(UserWarning, match="knows no photographs"):
+    with pytest.warns(UserWarning, match="knows no photographs") as caught:
         assert load_clip("storybook-clip").name == "storybook-clip"
+    assert caught[0].filename == __file__  # not a file of the package
 
 
 @pytest.mark.filterwarnings("ignore:this processor has no bfloat16")
@@ -406,3 +412,36 @@ def test_other_weights_or_settings_never_share_features(hf_folder, tmp_path) -> 
     assert not (tmp_path / "tag2mask-cache").exists()
     load_clip(folder, cache=tmp_path / "mine").text_features(["a cat"])
     assert len(list((tmp_path / "mine").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.4]}),
+        ("preprocessor_config.json", {"image_std": [0.4, 0.5, 0.7]}),
+        ("config.json", {"vision_config": {"num_attention_heads": 1}}),
+        ("config.json", {"text_config": {"num_attention_heads": 1}}),
+        ("config.json", {"vision_config": {"hidden_act": "gelu"}}),
+        ("config.json", {"text_config": {"hidden_act": "gelu"}}),
+        ("config.json", {"vision_config": {"layer_norm_eps": 0.1}}),
+        ("config.json", {"text_config": {"layer_norm_eps": 0.1}}),
+        ("config.json", {"text_config": {"eos_token_id": 8}}),
+        ("tokenizer.json", {"normalizer": None}),
+    ],
+)
+def test_the_fingerprint_knows_what_the_weights_do_not(hf_folder, file, change) -> None:
+    folder = hf_folder()
+    before = load_clip(folder)
+    assert load_clip(folder).fingerprint == before.fingerprint
+    settings = json.loads((folder / file).read_text())
+    for key, value in change.items():
+        settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+    (folder / file).write_text(json.dumps(settings))
+    after = load_clip(folder)
+    assert after.sha256 == before.sha256
+    assert after.fingerprint != before.fingerprint
+
+
+def test_the_fingerprint_of_an_untrained_copy_is_another(hf_folder) -> None:
+    clip = load_clip(hf_folder())
+    assert len({clip.fingerprint, untrained(clip, 0).fingerprint, untrained(clip, 1).fingerprint}) == 3

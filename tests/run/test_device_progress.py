@@ -23,6 +23,22 @@ def test_devices():
             find_device(name)
 
 
+@pytest.mark.parametrize(
+    ("rank", "gpus", "expected"),
+    [("2", 4, "cuda:2"), ("0", 1, "cuda:0"), ("3", 1, "cuda:0"), ("5", 4, "cuda:1"), (None, 4, "cuda")],
+)
+def test_each_process_of_torchrun_has_its_own_gpu(monkeypatch, rank, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert find_device("auto") == torch.device(expected)
+    assert find_device("cuda:0") == torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto").type in {"cpu", "mps"}
+
+
 def test_precisions(monkeypatch):
     cpu = torch.device("cpu")
     assert find_precision("float32", cpu) is torch.float32

@@ -292,6 +292,19 @@ def test_a_living_writer_keeps_others_out_of_its_shard_only(tmp_path):
     Run.create(tmp_path, SETTINGS, shard=(0, 2)).close()
 
 
+@pytest.mark.parametrize(("first", "second"), [((0, 2), (0, 1)), ((0, 1), (1, 2)), ((1, 3), (1, 2))])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_shards_of_another_count_share_images_and_are_kept_out(tmp_path, first, second, overwrite):
+    id = next(id for id in map(str, range(99)) if in_shard(id, first) and in_shard(id, second))
+    with Run.create(tmp_path, SETTINGS, shard=first) as run:
+        put(run, id)
+        with pytest.raises(UserError, match=rf"shard {first[0]}/{first[1]} of .* is being written by process"):
+            Run.create(tmp_path, SETTINGS, shard=second, overwrite=overwrite)
+        assert run.finished(id)
+    with Run.create(tmp_path, SETTINGS, shard=second) as run:  # the dead lock is free, the refused one let go
+        assert run.finished(id)
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     code = (
         "import os, signal, sys; from pathlib import Path; from tag2mask.run.lock import Lock\n"
@@ -362,6 +375,13 @@ def test_settings_survive_yaml():
     assert describe_differences(settings, settings) == ""
     with pytest.raises(TypeError, match="Tensor"):
         plain({"a": torch.zeros(1)})
+
+
+def test_long_lists_show_where_they_differ():
+    names = [f"a rather long name of class {i}" for i in range(9)]
+    told = describe_differences({"texts": {"names": names}}, {"texts": {"names": [*names[:7], "cat", names[8]]}})
+    assert told == "texts.names[7] is 'a rather long name of class 7' there and 'cat' now"
+    assert describe_differences({"a": [1, 2]}, {"a": [1, 3]}) == "a is [1, 2] there and [1, 3] now"
 
 
 def test_every_image_is_in_exactly_one_shard():

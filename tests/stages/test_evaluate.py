@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +201,40 @@ def test_a_damaged_mask_names_the_file(data: Toys, tmp_path: Path) -> None:
     run.mask_path("toy/2").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(UserError, match=r"toy/2 cannot be scored: .*2\.png"):
         evaluate(run, data)
+
+
+def test_truth_of_ignored_pixels_alone_is_refused(data: Toys, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", data)
+    ignored = [replace(s, truth=partial(np.full, SIZES[i], IGNORE, np.uint8)) for i, s in enumerate(data.samples)]
+    with pytest.raises(UserError, match="no pixel of the ground truth is scored"):
+        evaluate(run, Toys(data.root, ignored), progress=False)
+    assert not (run.path / "metrics.json").exists()
+    # one scored image, but none of those that have maps
+    run.scores_path("toy/0").unlink()
+    found = evaluate(run, Toys(data.root, [data.samples[0], *ignored[1:]]), progress=False)
+    assert found.curves == ()
+    assert "nan" not in found.text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("classes", None),
+        ("classes", 5),
+        ("classes", {"names": 5}),
+        ("classes", {"names": ["background", "cat", "dog", "hat"], "palette": [[0, 0]]}),
+        ("classes", {"names": ["background", "cat", "dog", "hat"], "palette": [[0, 0, 300]] * 4}),
+        ("mask_rule", None),
+        ("mask_rule", {"background": 5}),
+        ("mask_rule", {"background": {"power": "x"}}),
+        ("mask_rule", {"background": "own", "colour": 3}),
+    ],
+)
+def test_damaged_settings_name_the_file(data: Toys, tmp_path: Path, key: str, value: object) -> None:
+    run = small_run(tmp_path / "run", data)
+    run.settings = {name: item for name, item in run.settings.items() if name != key}
+    if value is not None:
+        run.settings[key] = value
+    with pytest.raises(UserError, match=rf"run\.yaml is damaged: settings\.{key}") as caught:
+        evaluate(run, data, progress=False)
+    assert "\n" not in str(caught.value)

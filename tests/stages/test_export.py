@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ def test_png_keeps_every_pixel_and_the_palette(data: Toys, tmp_path: Path) -> No
     run = small_run(tmp_path / "run", data, MaskRule(mu=0.7), leave_out=(1,))
     out = export(run, data, "png", tmp_path / "out", progress=False)
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert names == {f"toy/{index}.png" for index in (0, 2, 3, 4)}
+    assert names - {".tag2mask-export"} == {f"toy/{index}.png" for index in (0, 2, 3, 4)}
     seen = set()
-    for name in names:
+    for name in names - {".tag2mask-export"}:
         image = Image.open(out / name)
         assert image.mode == "P"
         assert image.getpalette()[: 3 * len(CLASSES)] == [c for colour in CLASSES.palette for c in colour]
@@ -45,6 +46,7 @@ def test_coco_round_trip_through_pycocotools(data: Toys, tmp_path: Path) -> None
         coco = COCO(str(path))
     assert [each["name"] for each in coco.loadCats(coco.getCatIds())] == list(CLASSES.foreground)
     images = coco.loadImgs(coco.getImgIds())
+    assert "tag2mask" in coco.dataset["info"]["description"]
     assert [image["file_name"] for image in images] == [f"{index}.png" for index in range(5)]
     for image, sample in zip(images, data, strict=True):
         rebuilt = np.zeros((image["height"], image["width"]), np.uint8)
@@ -70,7 +72,52 @@ def test_what_cannot_be_exported_is_refused(data: Toys, tmp_path: Path) -> None:
     run = small_run(tmp_path / "run", data)
     with pytest.raises(UserError, match="cannot export to 'cvat'; choose one of png, coco"):
         export(run, data, "cvat", tmp_path / "out")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="is a folder; COCO is one file"):
+    with pytest.raises(UserError, match="is a folder; the COCO export of tag2mask is one file"):
         export(run, data, "coco", tmp_path)
     with pytest.raises(UserError, match="no mask for any of the 5 images"):
         export(run, toys(tmp_path / "data", prefix="other/"), "png", tmp_path / "out")
+
+
+@pytest.mark.parametrize("where", ["data", "data/new", ".", "run", "run/masks", "run/masks/toy", "elsewhere", "file"])
+def test_png_never_lands_on_other_files(tmp_path: Path, where: str) -> None:
+    data = toys(tmp_path / "data", prefix="")  # ids 0..4, as the photographs 0.png..4.png are called
+    run = small_run(tmp_path / "run", data)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "0.png").write_bytes(b"mine")
+    (tmp_path / "file").write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for given in (data, None) if where != "file" else (data,):
+        run.noted["data_root"] = str(data.root)
+        with pytest.raises(UserError, match="choose a"):
+            export(run, given, "png", tmp_path / where, progress=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_png_replaces_an_earlier_export(data: Toys, tmp_path: Path) -> None:
+    out = export(small_run(tmp_path / "run", data), data, "png", tmp_path / "out", progress=False)
+    other = small_run(tmp_path / "other", data, MaskRule(mu=0.7))
+    export(other, data, "png", out, progress=False)
+    assert np.array_equal(read_mask(out / "toy/0.png"), read_mask(other.mask_path("toy/0")))
+
+
+def test_a_foreign_coco_file_is_left_as_it_is(data: Toys, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", data)
+    path = tmp_path / "instances.json"
+    path.write_text('{"annotations": [], "images": []}')
+    with pytest.raises(UserError, match="exists and is no COCO export"):
+        export(run, data, "coco", path, progress=False)
+    assert path.read_text() == '{"annotations": [], "images": []}'
+    with pytest.raises(UserError, match="exists and is no COCO export"):
+        export(run, data, "coco", data.root / "0.png", progress=False)
+
+
+def test_png_needs_the_masks_alone(data: Toys, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", data, leave_out=(1,))
+    shutil.rmtree(data.root)
+    out = export(run.path, None, "png", tmp_path / "out", progress=False)
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {f"toy/{i}.png" for i in (0, 2, 3, 4)}
+    image = Image.open(out / "toy/2.png")
+    assert image.getpalette()[: 3 * len(CLASSES)] == [c for colour in CLASSES.palette for c in colour]
+    assert np.array_equal(np.array(image), read_mask(run.mask_path("toy/2")))
+    with pytest.raises(UserError, match="COCO needs the images' file names"):
+        export(run, None, "coco", tmp_path / "masks.json")

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,14 +15,15 @@ from PIL import Image
 from methods.toys import CLASSES, Neighbourly, Refiner, TinyData, TrainingFree, forbidden, make_data
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_confidence, read_mask
-from tag2mask.methods import known_methods, make_method, make_options
+from tag2mask.methods import METHODS, known_methods, make_method, make_options
 from tag2mask.run import files
 from tag2mask.run.device import resident_memory
 from tag2mask.run.folder import Run
 from tag2mask.run.manifest import Manifest
+from tag2mask.run.settings import plain
 from tag2mask.stages.label import label
 from tag2mask.stages.plan import plan
-from tag2mask.types import Item, MaskRule, Sample, Scores, UserError
+from tag2mask.types import Item, MaskRule, Sample, Scores, TextSet, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -230,6 +232,53 @@ def test_the_callers_settings_decide_too(data, tmp_path):
     with pytest.raises(UserError, match=r"the list of images or their tags \(12 images there, 12 now\)"):
         quiet(other, tmp_path / "run", settings={"weights": "sha-1"})
     assert quiet(data, tmp_path / "run", rule=MaskRule(mu=0.95), overwrite=True).done == 12
+
+
+def says(clip=None, **resolved):
+    """A toy that has a CLIP, and options that took effect."""
+    method = toy()
+    method.clip = SimpleNamespace(sha256="s", dtype=torch.float32, device="cpu", name="c", **(clip or {}))
+    if resolved:
+        method.resolved = resolved
+    return method
+
+
+def test_the_texts_decide_too(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "toy", f"{TrainingFree.__module__}:{TrainingFree.__qualname__}")
+    texts = TextSet(("red", "green", "blue"), background=("sky",), per_class={"red": ("crimson",)})
+    other = TextSet(("r", "g", "b"))
+
+    def run(**sets):
+        classes = replace(CLASSES, texts=sets)
+        return quiet(replace(data, classes=classes), tmp_path / "run", says())
+
+    run(toy=texts, another=other)
+    kept = Run.open(tmp_path / "run").settings["classes"]["texts"]
+    assert kept == {"toy": plain(texts)}
+    assert run(toy=texts, another=texts).skipped == 12  # another method's
+    for change, told in [
+        ({"templates": ("a {}.",)}, "templates"),
+        ({"background": ("sea",)}, "background"),
+        ({"per_class": {"red": ("scarlet",)}}, r"per_class\.red"),
+        ({"names": ("red", "green", "navy")}, "names"),
+    ]:
+        with pytest.raises(UserError, match=rf"classes\.texts\.toy\.{told} is"):
+            run(toy=replace(texts, **change))
+    with pytest.raises(UserError, match=r"classes\.texts\.toy-released\.names is absent"):
+        run(**{"toy": texts, "toy-released": other})
+    monkeypatch.delitem(METHODS, "toy")
+    quiet(replace(data, classes=replace(CLASSES, texts={"another": other})), tmp_path / "unnamed", says())
+    assert Run.open(tmp_path / "unnamed").settings["classes"]["texts"] == {"another": plain(other)}
+
+
+def test_the_whole_clip_and_resolved_options_decide(data, tmp_path):
+    quiet(data, tmp_path / "run", says(clip={"fingerprint": "f1"}, layers=2))
+    assert Run.open(tmp_path / "run").settings["resolved"] == {"layers": 2}
+    with pytest.raises(UserError, match=r"clip\.fingerprint is 'f1' there and 'f2' now"):
+        quiet(data, tmp_path / "run", says(clip={"fingerprint": "f2"}, layers=2))
+    with pytest.raises(UserError, match=r"resolved\.layers is 2 there and 3 now"):
+        quiet(data, tmp_path / "run", says(clip={"fingerprint": "f1"}, layers=3))
+    assert quiet(data, tmp_path / "run", says(clip={"fingerprint": "f1"}, layers=2)).skipped == 12
 
 
 def test_what_is_only_noted_does_not_decide(data, tmp_path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.small_run import CLASSES, Toys, small_run, toys
+from stages.small_run import CLASSES, SIZES, Toys, small_run, toys
 from tag2mask.stages import report as stage
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.report import report
@@ -187,6 +189,40 @@ def test_time_by_stage_comes_from_the_manifest(data: Toys, tmp_path: Path) -> No
 def test_a_run_without_masks_is_refused(data: Toys, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no mask yet"):
         report(small_run(tmp_path / "run", data, leave_out=(0, 1, 2, 3, 4)), data)
+
+
+def test_only_a_report_of_ours_is_replaced(data: Toys, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", data)
+    out = report(run, out=tmp_path / "page.html", progress=False)
+    first = out.read_bytes()
+    report(run, out=out, title="again", progress=False)
+    assert out.read_bytes() != first
+    assert ("content", "tag2mask") in Page(out).attributes
+    tags = tmp_path / "tags.csv"
+    tags.write_text("image,tags")
+    for foreign in (tags, data.root / "0.png", run.path / "run.yaml"):
+        before = foreign.read_bytes()
+        with pytest.raises(UserError, match="exists and is no report"):
+            report(run, data, out=foreign, progress=False)
+        assert foreign.read_bytes() == before
+    with pytest.raises(UserError, match="is a folder"):
+        report(run, data, out=tmp_path, progress=False)
+
+
+def test_masks_are_enough_where_the_images_are_gone(data: Toys, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", data)
+    shutil.rmtree(data.root)
+    page = Page(report(run.path, progress=False))
+    assert len(page.cards()) == 5
+    assert page.html.count("<figcaption>mask") >= 5
+
+
+def test_truth_without_a_scored_pixel_is_refused(data: Toys, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", data)
+    for index, (sample, size) in enumerate(zip(data.samples, SIZES, strict=True)):
+        data.samples[index] = replace(sample, truth=partial(np.full, size, IGNORE, np.uint8))
+    with pytest.raises(UserError, match="no pixel of the ground truth is scored"):
+        report(run, data, progress=False)
 
 
 # --- pictures

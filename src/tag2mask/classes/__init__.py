@@ -21,6 +21,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tag2mask.safe_yaml import parse_yaml
 from tag2mask.types import MAX_CLASSES, ClassSet, Color, TextSet, UserError
 
 __all__ = ["BUILT_IN", "class_index", "color_map", "find_class", "fold", "load_classes", "nearest", "plain_classes"]
@@ -63,7 +64,7 @@ def load_classes(name_or_path: str | Path) -> ClassSet:
         return _built_in(str(name_or_path))
     path = Path(name_or_path)
     if path.is_file():
-        return _read(path.read_bytes(), str(path), path.stem)
+        return _read(parse_yaml(path.read_bytes(), path), str(path), path.stem)
     raise UserError(
         f"no class set {str(name_or_path)!r}{_hint(str(name_or_path), BUILT_IN)}: "
         f"give one of {', '.join(BUILT_IN)}, or a YAML file that exists"
@@ -125,14 +126,10 @@ def _spread(value: int) -> int:
 @lru_cache
 def _built_in(name: str) -> ClassSet:
     content = resources.files(__package__).joinpath(f"{name}.yaml").read_bytes()
-    return _read(content, f"{name}.yaml", name)
+    return _read(yaml.safe_load(content), f"{name}.yaml", name)
 
 
-def _read(content: bytes, source: str, default_id: str) -> ClassSet:
-    try:
-        parsed = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} is not readable YAML: {' '.join(str(error).split())}") from error
+def _read(parsed: object, source: str, default_id: str) -> ClassSet:
     if not isinstance(parsed, dict):
         raise UserError(f"{source} holds {type(parsed).__name__}, not keys: write at least `names: [cat, dog]`")
     try:

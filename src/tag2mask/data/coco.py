@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,7 +54,7 @@ def read_coco(
     content = _load(path)
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     chosen = (
-        plain_classes([names[key] for key in sorted(names)], path.stem)
+        plain_classes([names[key] for key in sorted(names, key=_order)], path.stem)
         if classes == "file"
         else choose_classes(classes, path.parent) or load_classes("coco14")
     )
@@ -77,7 +78,7 @@ def read_coco(
     missing = [name for name in files if name not in present]
     empty: list[str] = []
     for row, name, file in zip(rows, image_ids(files, notes), files, strict=True):
-        categories = sorted(held.get(row["id"], ()))
+        categories = sorted(held.get(row["id"], ()), key=_order)
         if file in present:
             if not categories:
                 empty.append(file)
@@ -102,16 +103,21 @@ class CocoTruth:
     _scenes: dict[str, _Scene] | None = field(default=None, repr=False)
 
     def __call__(self, name: str) -> NDArray[np.uint8]:
-        """The mask (H, W) uint8 of the image called ``name``."""
+        """The mask (H, W) uint8 of the image called ``name``.
+
+        Raises:
+            UserError: the file is gone, or holds sizes or outlines that cannot be drawn.
+        """
         if self._scenes is None:
             self._scenes = self._read()
         scene = self._scenes[name]
-        layers = [(value, outline.run_lengths(scene.size)) for value, outline in scene.outlines]
-        # Crowds first, then from large to small, so that what is small ends on top.
-        layers.sort(key=lambda layer: (layer[0] != IGNORE, -int(rle.area(layer[1]))))
-        mask = np.zeros(scene.size, dtype=np.uint8)
-        for value, run_lengths in layers:
-            mask[rle.decode(run_lengths).astype(bool)] = value
+        with _naming(self.annotations, f"the outlines of {name}"):
+            layers = [(value, outline.run_lengths(scene.size)) for value, outline in scene.outlines]
+            # Crowds first, then from large to small, so that what is small ends on top.
+            layers.sort(key=lambda layer: (layer[0] != IGNORE, -int(rle.area(layer[1]))))
+            mask = np.zeros(scene.size, dtype=np.uint8)
+            for value, run_lengths in layers:
+                mask[rle.decode(run_lengths).astype(bool)] = value
         return mask
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,10 +128,14 @@ class CocoTruth:
         index = class_index(self.classes)
         tags = {row["id"]: index.get(fold(str(row["name"]))) for row in content["categories"]}
         files = [str(row["file_name"]).replace("\\", "/") for row in content["images"]]
-        scenes = {row["id"]: _Scene((int(row["height"]), int(row["width"])), []) for row in content["images"]}
+        scenes = {}
+        for row, file in zip(content["images"], files, strict=True):
+            with _naming(self.annotations, f"width or height of {file}"):
+                scenes[row["id"]] = _Scene((int(row["height"]), int(row["width"])), [])
         for annotation in content["annotations"]:
             tag, scene = tags.get(annotation["category_id"]), scenes.get(annotation["image_id"])
-            outline = _outline(annotation.get("segmentation"))
+            with _naming(self.annotations, f"an outline of image {annotation['image_id']}"):
+                outline = _outline(annotation.get("segmentation"))
             if tag is not None and scene is not None and outline is not None:
                 scene.outlines.append((IGNORE if annotation.get("iscrowd") else tag, outline))
         return {name: scenes[row["id"]] for name, row in zip(image_ids(files, []), content["images"], strict=True)}
@@ -179,7 +189,32 @@ def _load(path: Path) -> dict[str, Any]:
                 f"{path} has no {part!r} with {' and '.join(keys)}: give COCO's instances file, "
                 "not captions, results or image info"
             )
+        for key in keys:
+            if not key.endswith("id"):
+                continue
+            odd = next((row[key] for row in rows if not isinstance(row[key], (int, float, str))), _NONE)
+            if odd is not _NONE:
+                raise UserError(f"{path}: {key} {odd!r} in {part!r}, expected a number or text: download it again")
     return content
+
+
+_NONE = object()
+
+
+def _order(key: float | str) -> tuple[bool, float | str]:
+    """Numbers before texts: Python does not compare the two."""
+    return isinstance(key, str), key
+
+
+@contextmanager
+def _naming(path: Path, what: str) -> Iterator[None]:
+    """Whatever is of the wrong kind inside is told with the name of the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise UserError(
+            f"{path}: {what} cannot be read ({type(error).__name__}: {error}); download the file again, or mend it"
+        ) from error
 
 
 def _find_images(path: Path, files: Sequence[str]) -> Path:

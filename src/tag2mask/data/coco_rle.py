@@ -13,6 +13,9 @@ from pycocotools import mask as rle
 
 from tag2mask.types import IGNORE, ClassSet
 
+COCO_STAMP = '"info": {"description": "tag2mask: masks of a run"}'
+"""Stands at the beginning of our COCO files, so that they are known as ours."""
+
 __all__ = ["write_coco"]
 
 
@@ -33,7 +36,7 @@ def write_coco(masks: Iterable[tuple[str, str, NDArray[np.uint8]]], classes: Cla
         ValueError: a mask that is not (H, W) uint8, or holds a value that is no class.
     """
     count = annotations = 0
-    handle.write('{"annotations": [')
+    handle.write(f'{{{COCO_STAMP},\n"annotations": [')
     # Images come second in the file, so they wait on disk.
     with tempfile.SpooledTemporaryFile(max_size=1 << 20, mode="w+", encoding="utf-8") as waiting:
         for count, (name, file_name, mask) in enumerate(masks, start=1):

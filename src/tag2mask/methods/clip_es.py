@@ -89,13 +89,15 @@ class ClipESOptions(BaseModel):
     @field_validator("scales")
     @classmethod
     def _positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        if any(s <= 0 for s in scales):
-            raise ValueError(f"scales must be positive, got {scales}")
+        if not all(0.05 <= s <= 20 for s in scales):  # NaN too
+            raise ValueError(f"scales are between 0.05 and 20, got {scales}")
         return scales
 
     @field_validator("templates")
     @classmethod
     def _one_slot(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if templates == ():
+            raise ValueError("no template; leave it unset for the class set's own")
         for template in templates or ():
             if template.count("{}") != 1:
                 raise ValueError(f"a template has exactly one {{}}, got {template!r}")
@@ -137,9 +139,27 @@ class ClipES:
         self.class_features = torch.stack(
             [self._fused(names, templates) for names in _name_variants(classes, texts, options)]
         )
+        # (V, C): how much of a class's map each variant is; every synonym counts once, repeats not at all
+        counts = torch.tensor([len(p) for p in _phrases(classes, texts, options)])
+        order = torch.arange(len(self.class_features))[:, None]
+        self.variant_shares = (order < counts) / counts
         self.background_features = None
         if options.background:
             self.background_features = clip.ensemble(texts.background, templates, allow_unknown=options.allow_unknown)
+
+        rivals = (
+            self.class_features.shape[1] if self.background_features is None else 1 + len(self.background_features)
+        )
+        if options.score == "softmax" and rivals < 2:
+            raise UserError(
+                "with softmax a single text has no rival: its score is 1 whatever the image, and every map is empty; "
+                "keep background=true with background words, or take score=logits"
+            )
+
+    @property
+    def resolved(self) -> dict[str, object]:
+        """Options as they took effect, where the default follows the class set or the weights."""
+        return {"affinity": self.affinity, "box_threshold": self.box_threshold, "layers": self.layers}
 
     def _fused(self, phrases: list[tuple[str, ...]], templates: Sequence[str]) -> Tensor:
         """One unit feature per class, (C, E): the mean of its phrases' features, normalised."""
@@ -156,8 +176,10 @@ class ClipES:
         """Score maps of the items' tags; see the module's text."""
         by_grid: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, item in enumerate(items):
-            if item.tags is None:
-                raise ValueError(f"{item.id} has no tags; CLIP-ES needs the classes in the image")
+            tags = [] if item.tags is None else item.tags.tolist()
+            classes = self.class_features.shape[1]
+            if not tags or not all(1 <= tag <= classes for tag in tags):
+                raise ValueError(f"{item.id} has tags {tags}; CLIP-ES needs at least one, each in 1..{classes}")
             by_grid[self.grid((item.image.shape[1], item.image.shape[2]))].append(i)
         out: dict[int, Scores] = {}
         with torch.inference_mode():
@@ -220,11 +242,12 @@ class ClipES:
             pixels = pixels.flip(-1)
         find = self._vit_cams if isinstance(self.vision, VisionTransformer) else self._resnet_cams
         out = []
-        for cams, attention in find(pixels, [item.tags for item in items if item.tags is not None]):
+        all_tags = [item.tags for item in items if item.tags is not None]
+        for tags, (cams, attention) in zip(all_tags, find(pixels, all_tags), strict=True):
             cams = normalise_cam(cams)  # (V K, N)
-            variants = len(self.class_features)
-            if variants > 1:
-                cams = min_max(cams.view(variants, -1, cams.shape[-1]).mean(0))  # (K, N)
+            if len(self.class_features) > 1:
+                shares = self.variant_shares[:, tags - 1].to(cams.device)  # (V, K)
+                cams = min_max((shares[..., None] * cams.view(*shares.shape, -1)).sum(0))  # (K, N)
             cams = cams.view(-1, *grid)  # (K, h, w)
             out.append((cams, cams if attention is None else self._spread(cams, attention)))
         return out
@@ -257,8 +280,8 @@ class ClipES:
                 fed = feature[None].clone().requires_grad_(True)  # (1, C, h, w)
                 embedding = self.vision.pool(fed)[0]  # (E,)
                 cotangents = self._cotangents(embedding.detach(), classes)  # (V K, E)
-                grads = [torch.autograd.grad(embedding, fed, c, retain_graph=True)[0] for c in cotangents]
-            weights = torch.cat(grads).mean((2, 3))  # (V K, C)
+                (grads,) = torch.autograd.grad(embedding, fed, cotangents, is_grads_batched=True)
+            weights = grads[:, 0].mean((2, 3))  # (V K, C)
             yield gradcam(feature.flatten(1).T, weights), None
 
     def _cotangents(self, embedding: Tensor, tags: Tensor) -> Tensor:
@@ -313,21 +336,26 @@ def class_texts(classes: ClassSet, options: ClipESOptions) -> TextSet:
     return classes.texts["clip-es"]
 
 
-def _name_variants(classes: ClassSet, texts: TextSet, options: ClipESOptions) -> list[list[tuple[str, ...]]]:
-    """For each variant of the names, the phrases of every class; a class's phrases are fused as features.
-
-    "sentence" and "none" have one variant of one phrase, "feature" one variant of several; "cam" has as many
-    variants as the longest list of synonyms, in which shorter lists go round.
-    """
-    if options.synonyms == "sentence":
-        return [[(name,) for name in texts.names]]
+def _phrases(classes: ClassSet, texts: TextSet, options: ClipESOptions) -> list[tuple[str, ...]]:
+    """What each class is called: one phrase ("sentence", "none") or its synonyms one by one ("feature", "cam")."""
     if options.synonyms == "none":
-        return [[(name,) for name in classes.foreground]]
-    phrases = [
+        return [(name,) for name in classes.foreground]
+    if options.synonyms == "sentence":
+        return [(name,) for name in texts.names]
+    return [
         tuple(texts.per_class.get(name, ())) or (text,)
         for name, text in zip(classes.foreground, texts.names, strict=True)
     ]
-    if options.synonyms == "feature":
+
+
+def _name_variants(classes: ClassSet, texts: TextSet, options: ClipESOptions) -> list[list[tuple[str, ...]]]:
+    """For each variant of the names, the phrases of every class; a class's phrases are fused as features.
+
+    There is one variant, but for "cam": there each variant names every class by one synonym, and shorter lists go
+    round so that a class always competes; its repeats do not count in the fused map.
+    """
+    phrases = _phrases(classes, texts, options)
+    if options.synonyms != "cam":
         return [phrases]
     count = max(len(p) for p in phrases)
     return [[(p[v % len(p)],) for p in phrases] for v in range(count)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 
 import torch
@@ -41,7 +42,7 @@ class Sharpness:
         self.method = method
         self.classes = classes
         texts = class_texts(classes, method.options)
-        unknown = method.clip.unknown
+        unknown, allow = method.clip.unknown, method.options.allow_unknown
         self.left_out = tuple((t, tuple(words)) for t in templates if (words := unknown(t.replace("{}", " "))))
         skipped = {template for template, _ in self.left_out}
         self.templates = tuple(t for t in templates if t not in skipped)
@@ -50,7 +51,7 @@ class Sharpness:
                 f"none of the {len(templates)} templates is in the words that {method.clip.name} knows; "
                 f"the first unknown: {', '.join(self.left_out[0][1])}"
             )
-        ensemble = method.clip.ensemble
+        ensemble = partial(method.clip.ensemble, allow_unknown=allow)
         self.features = torch.stack([ensemble(texts.names, [t]) for t in self.templates])  # (P, C, E)
         self.background = None
         if method.options.background:

@@ -240,7 +240,8 @@ class VisionTransformer(nn.Module):
         for i, block in enumerate(self.blocks[: total - 1] if stop_before_last else self.blocks):
             x, weights = block(x.to(block.ln_1.weight.dtype), need_weights=i >= first)
             if weights is not None and isinstance(attention, Mean):
-                mean = weights / attention.layers if mean is None else mean + weights / attention.layers
+                share = 1 / attention.layers
+                mean = weights * share if mean is None else mean.add_(weights, alpha=share)
             elif weights is not None:
                 each.append(weights)
             if i in taps:

@@ -107,8 +107,8 @@ def from_hf_state(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> CLI
             f"config.json says model_type {config.get('model_type')!r}, expected 'clip'; "
             "give a CLIP checkpoint (SigLIP and others are other models)"
         )
-    vision = VISION_DEFAULTS | (config.get("vision_config") or {})
-    text = TEXT_DEFAULTS | (config.get("text_config") or {})
+    vision = VISION_DEFAULTS | _section(config, "vision_config")
+    text = TEXT_DEFAULTS | _section(config, "text_config")
     embed = config.get("projection_dim", 512)
     try:
         side = vision["image_size"] // vision["patch_size"]
@@ -120,15 +120,24 @@ def from_hf_state(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> CLI
                 **_hf_tower(text), vocabulary=text["vocab_size"], context=text["max_position_embeddings"], embed=embed
             )
             model = CLIPModel(tower, reader)
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        for part, settings in ((model.vision, vision), (model.text, text)):
+            for module in part.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = float(settings["layer_norm_eps"])
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(
             f"config.json holds sizes that make no model: {error}; take the file from its source again"
         ) from error
-    for part, settings in ((model.vision, vision), (model.text, text)):
-        for module in part.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = float(settings["layer_norm_eps"])
     return _filled(model, state, _hf_source)
+
+
+def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise UserError(
+            f"config.json says {name} {section!r}, expected an object; take the file from its source again"
+        )
+    return dict(section)
 
 
 # what transformers takes where config.json is silent

@@ -59,12 +59,14 @@ class Tokenizer:
 
     end: id of the end-of-text token. None takes the largest id of the text, as OpenAI's code does (and
         transformers, for the many config.json that say eos_token_id 2).
+    sha256: of the files that it was read from.
     """
 
     backend: tokenizers.Tokenizer
     context: int
     vocabulary: int
     end: int | None = None
+    sha256: str = ""
 
     def encode(self, text: str) -> Tokens:
         """Token ids of one text, without padding; words that are not known become the unknown token.
@@ -124,13 +126,23 @@ def read_tokenizer(path: str | Path, *, context: int, vocabulary: int, end: int 
         ) from error
     backend.no_padding()
     backend.no_truncation()
-    return Tokenizer(backend, context, vocabulary, end)
+    return Tokenizer(backend, context, vocabulary, end, _digest(path))
+
+
+def _alone(path: Path) -> bool:
+    """Whether the file is a whole tokenizer; vocab.json and merges.txt are one together."""
+    return path.suffix == ".gz" or (path.suffix == ".json" and path.name != "vocab.json")
+
+
+def _digest(path: Path) -> str:
+    files = [path] if _alone(path) else [path.with_name("vocab.json"), path.with_name("merges.txt")]
+    return hashlib.sha256("".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in files).encode()).hexdigest()
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     import tokenizers
 
-    if path.suffix == ".json" and path.name != "vocab.json":
+    if _alone(path) and path.suffix == ".json":
         return tokenizers.Tokenizer.from_file(str(path))
     if path.suffix == ".gz":
         with gzip.open(path, "rt", encoding="utf-8") as file:

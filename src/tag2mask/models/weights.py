@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,6 +21,7 @@ from tag2mask.models.openai import read_openai_pt
 from tag2mask.models.resnet import ModifiedResNet
 from tag2mask.models.text import FeatureCache, Tokenizer, Tokens, cache_folder, read_tokenizer
 from tag2mask.run.device import find_device, find_precision
+from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch16"
@@ -58,6 +58,14 @@ class CLIP:
     dtype: torch.dtype
     tokenizer: Tokenizer
     cache: FeatureCache
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides what this CLIP makes of pixels and texts, but for ``dtype`` and ``device``."""
+        keys = ("heads", "activation", "eps", "patch", "native_grid")
+        parts = [(name, [getattr(part, key, None) for key in keys]) for name, part in self.model.named_modules()]
+        words = (self.tokenizer.sha256, self.tokenizer.context, self.tokenizer.end)
+        return hashlib.sha256(repr((self.sha256, self.mean, self.std, parts, words)).encode()).hexdigest()
 
     @property
     def is_vit(self) -> bool:
@@ -124,7 +132,7 @@ class CLIP:
         message = f"{self.name} does not know {', '.join(map(repr, words))} in {text!r}{others}"
         if not allow:
             raise UserError(f"{message}; use words of its vocabulary, or --set allow_unknown=true")
-        warnings.warn(f"{message}; they are read as the unknown token", stacklevel=3)
+        warn(f"{message}; they are read as the unknown token")
 
     def ensemble(self, names: Sequence[str], templates: Sequence[str], *, allow_unknown: bool = False) -> Tensor:
         """One unit row for each name (T, E): the mean of its unit features over the templates, normalised again.
@@ -242,10 +250,9 @@ def _locate(source: str | Path | None, revision: str | None) -> Path:
         folder = Path(str(importlib.resources.files("tag2mask"))) / "storybook" / "weights" / "clip"
         if not (folder / "config.json").is_file():
             raise UserError(f"{STORYBOOK} is missing from this installation ({folder}); install tag2mask again")
-        warnings.warn(
+        warn(
             f"{STORYBOOK} was trained on drawn Storybook scenes alone and knows no photographs; "
-            f"for photographs take {DEFAULT_CLIP}",
-            stacklevel=3,
+            f"for photographs take {DEFAULT_CLIP}"
         )
         return folder
     path = Path(source).expanduser()

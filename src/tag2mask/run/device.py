@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -19,12 +20,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 def find_device(name: str = "auto") -> torch.device:
     """The device of that name; "auto" takes CUDA, else Apple's GPU, else the processor.
 
+    Under torchrun, which sets LOCAL_RANK, "auto" gives each process of a machine a GPU of its own.
+
     Raises:
         UserError: no such device here.
     """
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+        name = _own_cuda() if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -43,6 +46,14 @@ def find_device(name: str = "auto") -> torch.device:
     return device
 
 
+def _own_cuda() -> str:
+    rank = os.environ.get("LOCAL_RANK", "")
+    if not rank.isdecimal():
+        return "cuda"
+    # around again where there are more processes than GPUs, or where each process is shown a single one
+    return f"cuda:{int(rank) % max(torch.cuda.device_count(), 1)}"
+
+
 def find_precision(name: str, device: torch.device) -> torch.dtype:
     """The number type of that name, if the device computes in it.
 
@@ -56,7 +67,7 @@ def find_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "float16" and device.type == "cpu":
         raise UserError("precision float16 on a processor is slow and loses small gradients; use float32 or bfloat16")
     if name == "bfloat16" and device.type == "cpu" and not _cpu_has_bfloat16():
-        warnings.warn("this processor has no bfloat16: float32 will be quicker", stacklevel=2)
+        warn("this processor has no bfloat16: float32 will be quicker")
     if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision bfloat16: this GPU has none; use float16 or float32")
     return PRECISIONS[name]

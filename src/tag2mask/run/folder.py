@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -32,6 +31,7 @@ from tag2mask.run.manifest import Manifest, Record, merge_manifests
 from tag2mask.run.scores import encode_scores, read_scores
 from tag2mask.run.settings import describe_differences, plain
 from tag2mask.run.shard import WHOLE, Shard, check_shard, in_shard, shard_name
+from tag2mask.run.warn import warn
 from tag2mask.types import Scores, UserError
 
 MASKS, CONFIDENCE, SCORES, CHECKPOINTS = "masks", "confidence", "scores", "checkpoints"
@@ -76,8 +76,8 @@ class Run:
                 Nothing but files of this package's making is touched.
 
         Raises:
-            UserError: other settings; files that are no run of ours; another process writes this shard; the
-                folder cannot be written.
+            UserError: other settings; files that are no run of ours; another process writes this shard, or one of
+                another number of shards; the folder cannot be written.
         """
         path, shard = Path(path), check_shard(shard)
         run = cls(path, plain(settings), {"version": __version__, **plain(noted or {})})
@@ -127,8 +127,8 @@ class Run:
                 f"{self.path} was made with other settings: {differences}. "
                 "Choose another folder, or pass --overwrite to remove what is there and start afresh"
             )
+        self._refuse_while_others_write(shard, spare_siblings=not differences)
         if differences:
-            self._refuse_while_others_write(shard)
             self._remove(lambda id: True)
         elif overwrite:
             self._remove(lambda id: in_shard(id, shard), shard)
@@ -147,20 +147,25 @@ class Run:
         what = str(self.path) if count == 1 else f"shard {index}/{count} of {self.path}"
         return Lock(self.path / f".{shard_name(shard)}.lock", what)
 
-    def _refuse_while_others_write(self, own: Shard) -> None:
-        """Removing a whole run is only safe while no other shard is at work in it."""
+    def _refuse_while_others_write(self, own: Shard, *, spare_siblings: bool) -> None:
+        """Shards of another count share images with ours; removing a whole run needs it free of all others.
+
+        spare_siblings: let the other shards of the same count work on.
+        """
         for path in self.path.glob(".*-of-*.lock"):
-            if path.name != f".{shard_name(own)}.lock":
-                Lock(path, str(self.path)).release()
+            index, _, count = path.name[1:].removesuffix(".lock").partition("-of-")
+            sibling = count == str(own[1])
+            if sibling and (spare_siblings or index == str(own[0])):
+                continue
+            Lock(path, f"shard {index}/{count} of {self.path}").release()
 
     def _warn_of_changes(self, before: Mapping[str, Any]) -> None:
         both = [key for key in _MATTERS if key in before and key in self.noted]
         changed = describe_differences({key: before[key] for key in both}, {key: self.noted[key] for key in both})
         if changed:
-            warnings.warn(
+            warn(
                 f"{self.path} was begun under other circumstances: {changed}. "
-                "The new results may differ from the earlier ones in a few pixels",
-                stacklevel=5,
+                "The new results may differ from the earlier ones in a few pixels"
             )
 
     def _remove(self, whose: Callable[[str], bool], shard: Shard | None = None) -> None:

@@ -59,10 +59,21 @@ def describe_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> st
 
 
 def _differences(keys: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    shown = [f"{key} is {_show(old, key)} there and {_show(new, key)} now" for key in keys[:_SHOWN]]
+    shown = [_difference(key, old, new) for key in keys[:_SHOWN]]
     if len(keys) > _SHOWN:
         shown.append(f"and {len(keys) - _SHOWN} more")
     return "; ".join(shown)
+
+
+def _difference(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    then: Any = old.get(key)
+    now: Any = new.get(key)
+    lists = isinstance(then, list) and isinstance(now, list) and len(then) == len(now)
+    if lists and _show(old, key) == _show(new, key):
+        # long lists look alike when cut short: show the first entry that is not the same
+        i = next(i for i, pair in enumerate(zip(then, now, strict=True)) if pair[0] != pair[1])
+        key, old, new = f"{key}[{i}]", {f"{key}[{i}]": then[i]}, {f"{key}[{i}]": now[i]}
+    return f"{key} is {_show(old, key)} there and {_show(new, key)} now"
 
 
 _ABSENT = object()

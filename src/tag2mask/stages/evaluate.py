@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tag2mask.classes import color_map
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_mask
 from tag2mask.ops.masks import class_probabilities, normalise_maps, to_labels, upsample
@@ -26,7 +28,7 @@ from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages.evaluation import ClassRow, Curve, Evaluation, ImageScore
-from tag2mask.types import Background, Constant, Dataset, MaskRule, Own, Power, Scores, UserError
+from tag2mask.types import IGNORE, Background, ClassSet, Constant, Dataset, MaskRule, Own, Power, Scores, UserError
 
 POWERS = (0.25, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 CONSTANTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -54,7 +56,8 @@ def evaluate(
         progress: show it on stderr.
 
     Raises:
-        UserError: no ground truth, no mask, other classes than the run's, or masks of another size.
+        UserError: no ground truth or none but ignored pixels, no mask, other classes than the run's, masks of another
+            size, or a damaged run.yaml.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     check_classes(run, data)
@@ -83,9 +86,9 @@ def check_classes(run: Run, data: Dataset) -> None:
     """Mask values mean nothing across class sets.
 
     Raises:
-        UserError: the run has other classes than ``data``.
+        UserError: the run has other classes than ``data``, or a damaged run.yaml.
     """
-    names = tuple(run.settings["classes"]["names"])
+    names = stored_classes(run).names
     if names != data.classes.names:
         raise UserError(
             f"{run.path} was labelled with {len(names)} classes ({', '.join(names[:4])}, …), but the data has "
@@ -94,14 +97,47 @@ def check_classes(run: Run, data: Dataset) -> None:
         )
 
 
+def stored_classes(run: Run) -> ClassSet:
+    """The classes that run.yaml holds, with their colours.
+
+    Raises:
+        UserError: run.yaml is damaged.
+    """
+    try:
+        stored = run.settings["classes"]
+        names = tuple(str(name) for name in stored["names"])
+        colours = stored.get("palette") or color_map(len(names))
+        palette = tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
+        if not names or len(palette) < len(names) or not all(0 <= c <= 255 for colour in palette for c in colour):
+            raise ValueError(f"{len(names)} names and {len(palette)} colours of 0..255")
+        return ClassSet(str(stored.get("id", "")), names, palette)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(run, "classes", error) from error
+
+
 def rule_of(run: Run) -> MaskRule:
-    """The mask rule that run.yaml holds."""
-    stored = dict(run.settings["mask_rule"])
-    background = stored.pop("background")
-    rule: Background = Own()
-    if background != "own":
-        rule = Power(background["power"]) if "power" in background else Constant(background["constant"])
-    return MaskRule(background=rule, **stored)
+    """The mask rule that run.yaml holds.
+
+    Raises:
+        UserError: run.yaml is damaged.
+    """
+    try:
+        stored = dict(run.settings["mask_rule"])
+        background = stored.pop("background")
+        rule: Background = Own()
+        if background != "own":
+            power = "power" in background
+            rule = Power(float(background["power"])) if power else Constant(float(background["constant"]))
+        return MaskRule(background=rule, **stored)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(run, "mask_rule", error) from error
+
+
+def _damaged(run: Run, setting: str, error: Exception) -> UserError:
+    return UserError(
+        f"{run.path / 'run.yaml'} is damaged: settings.{setting} is not as label wrote it "
+        f"({type(error).__name__}: {error}); bring the file back, or label again into another folder"
+    )
 
 
 @dataclass(frozen=True)
@@ -160,6 +196,7 @@ class _Tally:
 
     def result(self) -> Evaluation:
         found = metrics(self.confusion)
+        curves = [sweep.curve() for sweep in self.sweeps.values()]
         edge, mean_edge = boundary_iou(self.boundaries)
         columns = zip(found.iou, found.precision, found.recall, edge, self.per_class_images, strict=True)
         rows = []
@@ -174,7 +211,8 @@ class _Tally:
             missing=self.missing_count,
             missing_ids=tuple(self.missing),
             without_truth=self.without_truth,
-            curves=tuple(sweep.curve() for sweep in self.sweeps.values()),
+            # where only some images have maps, those may have no scored pixel
+            curves=tuple(curve for curve in curves if not math.isnan(curve.at_used)),
             worst=tuple(ImageScore(id, -miou, fg) for miou, id, fg in sorted(self.worst, reverse=True)),
             best=tuple(ImageScore(id, miou, fg) for miou, id, fg in sorted(self.best, reverse=True)),
         )
@@ -244,6 +282,11 @@ def _score(data: Dataset, source: _Source, tally: _Tally) -> Evaluation:
         raise UserError(
             f"{data.root} has no ground truth for any of its {len(data)} images, so nothing can be scored; "
             f"a report without scores is still possible: tag2mask report"
+        )
+    if not tally.confusion.any():
+        raise UserError(
+            f"no pixel of the ground truth is scored: all {tally.images} true masks of {data.root} hold nothing "
+            f"but {IGNORE}, which is left out; are these the masks with the classes?"
         )
     return tally.result()
 

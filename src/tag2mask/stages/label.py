@@ -105,7 +105,8 @@ def label(
             **named,
             "clip": _clip_of(method),
             "mask_rule": rule,
-            "classes": {"id": data.classes.id, "names": data.classes.names, "palette": data.classes.palette},
+            **_resolved_of(method),
+            "classes": _classes_of(data.classes, method, named["method"]),
             "data": {"images": len(data), "fingerprint": fingerprint},
             "prior": None if before is None else _digest(before),
             "keep_scores": keep_scores,
@@ -119,7 +120,7 @@ def label(
             "clip": getattr(getattr(method, "clip", None), "name", None),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "device": str(device_of(method)),
+            "device": device_of(method).type,  # not which of equal ones: under torchrun each process has another
             "batch_size": batch_size,
             **(noted or {}),
         },
@@ -159,11 +160,31 @@ def _name_of(method: Method) -> str:
 
 
 def _clip_of(method: Method) -> dict[str, str] | None:
-    """The CLIP whose weights decide the results, as run.yaml keeps it."""
+    """The CLIP that decides the results, as run.yaml keeps it."""
     clip: CLIP | None = getattr(method, "clip", None)
     if clip is None:
         return None
-    return {"sha256": clip.sha256, "precision": str(clip.dtype).removeprefix("torch.")}
+    kept = {"sha256": clip.sha256, "precision": str(clip.dtype).removeprefix("torch.")}
+    fingerprint = getattr(clip, "fingerprint", None)
+    return kept if fingerprint is None else {**kept, "fingerprint": fingerprint}
+
+
+def _resolved_of(method: Method) -> dict[str, Any]:
+    """Options as they took effect, where a method tells: a default may follow the weights or the class set."""
+    resolved = getattr(method, "resolved", None)
+    return {} if resolved is None else {"resolved": resolved}
+
+
+def _classes_of(classes: ClassSet, method: Method, name: str) -> dict[str, Any]:
+    """The class set as run.yaml keeps it, with what a method that has a CLIP may say to it.
+
+    These are the method's own texts ("clip-es", "clip-es-released"), or all where none bear its name.
+    """
+    kept: dict[str, Any] = {"id": classes.id, "names": classes.names, "palette": classes.palette}
+    if getattr(method, "clip", None) is not None:
+        own = {key: texts for key, texts in classes.texts.items() if key.startswith(name)}
+        kept["texts"] = own or classes.texts
+    return kept
 
 
 def _open_prior(prior: Run | Path | str | None, method: Method, classes: ClassSet, out: Path) -> Run | None:

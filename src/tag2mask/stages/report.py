@@ -12,23 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 import torch
 import yaml
 
-from tag2mask.classes import color_map
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages import report_parts as parts
-from tag2mask.stages.evaluate import check_classes, evaluate
+from tag2mask.stages.evaluate import check_classes, evaluate, stored_classes
 from tag2mask.stages.evaluation import CHOSEN_WITH_TRUTH, Evaluation, percent
+from tag2mask.stages.export import refuse_foreign_file
 from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Dataset, Sample, Scores, UserError
 
 STRIP = 6
 SHOWN_FAILURES = 50
+GENERATOR = '<meta name="generator" content="tag2mask">'
+"""By this a page is known as one of ours, which may be replaced."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,13 @@ def report(
         progress: show it on stderr.
 
     Raises:
-        UserError: the run is of other classes than ``data``, or has no mask.
+        UserError: the run is of other classes than ``data``, has no mask, or a damaged run.yaml; the truth has no
+            pixel to score; ``out`` is a file that is no report.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     path = run.path / "report.html" if out is None else Path(out)
+    if out is not None:
+        refuse_foreign_file(path, GENERATOR, "report of tag2mask", "report.html")
     ids = run.ids()
     if not ids:
         raise UserError(f"{run.path} has no mask yet; label images first, then make the report")
@@ -97,7 +103,7 @@ def report(
         # the first samples tell: a data set either has truth or has not
         if evaluation is None and any(sample.truth for sample in islice(data, 1000)):
             evaluation = evaluate(run, data, progress=progress)
-    classes = data.classes if data is not None else _stored_classes(run)
+    classes = data.classes if data is not None else stored_classes(run)
 
     sure, unsure, confidence = _by_confidence(run, ids, worst, progress)
     if evaluation is not None:
@@ -130,6 +136,7 @@ def report(
         peak_memory=_peak_memory(run),
         failures=_failures(run),
         shown_failures=SHOWN_FAILURES,
+        generator=markupsafe.Markup(GENERATOR),
         yaml=yaml.safe_dump({"settings": run.settings, "noted": run.noted}, sort_keys=False, allow_unicode=True),
     )
     # a file name that is no Unicode arrives as lone surrogates
@@ -144,13 +151,6 @@ def _template() -> jinja2.Template:
     )
     environment.filters["percent"] = percent
     return environment.from_string(text)
-
-
-def _stored_classes(run: Run) -> ClassSet:
-    stored = run.settings["classes"]
-    names = tuple(stored["names"])
-    palette = stored.get("palette") or color_map(len(names))
-    return ClassSet(stored.get("id", ""), names, tuple((c[0], c[1], c[2]) for c in palette))
 
 
 def _by_confidence(
@@ -282,7 +282,7 @@ def _summaries(run: Run) -> list[dict[str, Any]]:
             summary = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             continue  # half a summary says nothing, and the report is no place to stop for it
-        if summary.get("done"):
+        if isinstance(summary, dict) and summary.get("done"):
             found.append(summary)
     return found
 
