@@ -21,7 +21,6 @@ Where paper and released code differ, and what ``variant`` takes:
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, cast
@@ -39,6 +38,7 @@ from tag2mask.ops.boxes import box_masks
 from tag2mask.ops.cam import gradcam, min_max, normalise_cam, score_cotangents
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.ops.masks import upsample
+from tag2mask.run.warn import warn
 from tag2mask.types import ClassSet, Item, MaskRule, Power, Scores, TextSet, UserError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class ClipES:
         self.positions = Positions(mode="bilinear", round_fp16=released)
         self.layers = min(options.layers, len(vision.blocks)) if isinstance(vision, VisionTransformer) else 0
         if 0 < self.layers < options.layers and "layers" in options.model_fields_set:
-            warnings.warn(f"{clip.name} has {self.layers} layers, so layers={options.layers} is all", stacklevel=2)
+            warn(f"{clip.name} has {self.layers} layers, so layers={options.layers} is all")
         self.scale = float(clip.model.logit_scale.exp())
         texts = class_texts(classes, options)
         templates = options.templates or texts.templates
