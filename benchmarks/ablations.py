@@ -10,7 +10,6 @@ are copied from CLIP-ES (VOC 2012 train, OpenAI's ViT-B/16): another world, anot
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import time
 import warnings
@@ -20,7 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
+from tag2mask.process import tune_process
+
+tune_process()  # as the command line does, before torch is loaded
 
 import torch
 from scipy.stats import spearmanr

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -23,7 +22,9 @@ from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
+from tag2mask.process import tune_process
+
+tune_process()  # as the command line does, before torch is loaded
 
 import numpy as np
 import torch

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-# Before torch is loaded: threads that wait for each other by spinning make a busy machine a hundred times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from tag2mask.process import tune_process
+
+tune_process()  # before torch is loaded
 
 import numpy as np
 import pytest

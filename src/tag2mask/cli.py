@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import warnings
@@ -13,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from tag2mask import __version__
+from tag2mask.process import tune_process
 from tag2mask.types import UserError
 
 SOME_FAILED = 3
@@ -430,7 +430,5 @@ def _spell(annotation: Any) -> str:
 
 def main() -> None:
     """The console script."""
-    # Before torch is loaded: its threads then sleep while they wait for each other. Spinning, they make every small
-    # operation a hundred times slower as soon as another process wants one of the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    tune_process()
     app()

@@ -15,14 +15,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _PIECE = 256  # longest sum that one bag makes: see Lattice.pieces
-_FEW = 8  # columns up to which the blur takes two passes
 
 
 @dataclass(frozen=True)
@@ -52,28 +50,16 @@ class Lattice:
         """Memory held, in bytes."""
         return sum(array.nbytes for array in vars(self).values() if array is not None)
 
-    @cached_property
-    def triples(self) -> Tensor:
-        """Each vertex itself, its next and its previous one: (d + 1, 3 (V + 1)) int32."""
-        pairs = self.neighbours.unflatten(1, (-1, 2))  # (d + 1, V + 1, 2)
-        own = _arange(pairs.shape[1], pairs.device).expand(len(pairs), -1)
-        return torch.cat([own[:, :, None], pairs], dim=2).flatten(1)
-
     def __call__(self, values: Tensor) -> Tensor:
         """Filter ``values`` (N, A) with n K n, where K is the Gaussian exp(-|f_i - f_j|² / 2), self included."""
         x = _bags(values, self.points, self.starts, self.shares)  # (V + 1 or bags, A)
         if self.pieces is not None:
             x = _bags(x, _arange(len(x), x.device), self.pieces, None)  # (V + 1, A)
-        # Blur with [1/2, 1, 1/2]; vertices that are missing are not made, they count as zero. With few columns a
-        # second pass over the rows is cheaper than a third entry a bag. Both are the same sum.
-        if x.shape[1] <= _FEW:
-            starts, half = _arange(len(x) + 1, x.device, 2), x.new_full((2 * len(x),), 0.5)
-            for neighbours in self.neighbours:
-                x = _bags(x, neighbours, starts, half).add_(x)  # (V + 1, A)
-        else:
-            starts, kernel = _arange(len(x) + 1, x.device, 3), x.new_tensor([1.0, 0.5, 0.5]).repeat(len(x))
-            for triples in self.triples:
-                x = _bags(x, triples, starts, kernel)  # (V + 1, A)
+        # Blur with [1/2, 1, 1/2]; vertices that are missing are not made, they count as zero.
+        starts = _arange(len(x) + 1, x.device, 2)
+        for neighbours in self.neighbours:
+            both = _bags(x, neighbours, starts)  # (V + 1, A)
+            x = torch.add(x, both, alpha=0.5, out=both)
         n, corners = self.vertices.shape
         return _bags(x, self.vertices.flatten(), _arange(n + 1, x.device, corners), self.weights.flatten())  # (N, A)
 
