@@ -21,7 +21,16 @@ from tag2mask.storybook.phrases import (
 CLIMS_NAMES = ("dining table", "player", "potted plant", "tv monitor")
 CLIMS_BACKGROUND = "tree river sea lake water railway railroad track stone rocks".split()
 CLIMS_EARLIER = ("building", "branches")
-SUPER_CLASSES = ("animal", "vehicle", "household item", "furniture", "person", "kitchenware", "appliance", "accessory")
+SUPER_CLASSES = (
+    "animal",
+    "vehicle",
+    "household item",
+    "furniture",
+    "person",
+    "kitchenware",
+    "appliance",
+    "accessory",
+)
 SUPER_CLASSES_COCO = ("indoor items", "outdoor item", "electronic item")
 
 

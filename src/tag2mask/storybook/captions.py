@@ -44,7 +44,9 @@ _KEEP_CLASS, _KEEP_THING, _BY_KIND, _OWN_NAME, _PAPER_NAME = 0.9, 0.35, 0.12, 0.
 _BARE, _OWN_SENTENCE, _CLIP_ES = 0.15, 0.25, 0.1  # shares of sentence; the rest are ImageNet's
 _JOINTS = (" and ", ", ", " with ", " next to ")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-_ARTICLE = re.compile(r"(^|\bof )\b(a|an|the|my) ((?:(?!of |with |shows )[\w-]+ )*)$")  # the one that goes with the slot
+_ARTICLE = re.compile(
+    r"(^|\bof )\b(a|an|the|my) ((?:(?!of |with |shows )[\w-]+ )*)$"
+)  # the one that goes with the slot
 
 
 class Claim(NamedTuple):
