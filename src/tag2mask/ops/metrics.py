@@ -107,7 +107,7 @@ def average_precision(scores: Tensor, present: Tensor) -> Tensor:
     Returns:
         (C,) float64, NaN for a class that no image holds. Its mean over the others is the data set's mAP.
     """
-    order = scores.argsort(0, descending=True, stable=True)
+    order = scores.argsort(dim=0, descending=True, stable=True)
     hit = present.gather(0, order).double()  # (n, C), best first
     rank = torch.arange(1, len(hit) + 1, dtype=torch.float64, device=hit.device)[:, None]
     return (hit.cumsum(0) / rank * hit).sum(0) / hit.sum(0)
