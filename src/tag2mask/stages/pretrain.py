@@ -24,7 +24,6 @@ from pydantic import TypeAdapter, ValidationError
 from tag2mask.models.clip import CLIPModel
 from tag2mask.models.save import save_clip
 from tag2mask.models.text import FeatureCache, Tokenizer
-from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.files import write_atomic
@@ -112,7 +111,7 @@ def pretrain(
             Watch(
                 out / "watch.csv",
                 watch,
-                _Measure(watch_scenes, device),
+                _Measure(recipe, watch_scenes, device),
                 by=WATCHED_BY,
                 keep=lambda best: write_clip(out / "best", best),
                 say=lambda line: print(line, file=sys.stderr, flush=True) if progress else None,
@@ -171,15 +170,16 @@ def in_training(model: CLIPModel, device: torch.device) -> CLIP:
 class _Measure:
     """What is watched; scenes are drawn and floors are measured at the first look."""
 
-    def __init__(self, n: int, device: str) -> None:
-        self.n, self.device = n, find_device(device)
+    def __init__(self, recipe: Pretrain, n: int, device: str) -> None:
+        self.recipe, self.n, self.device = recipe, n, find_device(device)
         self.floors: dict[str, float] = {}
 
     def __call__(self, model: CLIPModel) -> Mapping[str, float]:
         clip = in_training(model, self.device)
         if not self.floors:
             self.bench = Bench.draw(clip, self.n, seed=WATCH_SEED)
-            blank = self.bench.measure(clip=untrained(clip, seed=0))
+            fresh = build_clip(self.recipe).to(self.device).eval().requires_grad_(False)
+            blank = self.bench.measure(clip=in_training(fresh, self.device))
             self.floors = {
                 "floor_initial": blank.initial,
                 "floor_caa": blank.maps,
