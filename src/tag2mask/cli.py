@@ -369,7 +369,9 @@ def render(
 
 @storybook_app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the training; made, or gone on with.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the training; made, or gone on with.")] = Path(
+        "pretrain"
+    ),
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the recipe, NAME=VALUE; see --list.")
     ] = None,

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer
 from transformers import CLIPModel as Theirs
+from typer.testing import CliRunner
 
+from tag2mask.cli import app
 from tag2mask.models.weights import load_clip
 from tag2mask.run.training import Draw, fit, steps_done
 from tag2mask.stages.pretrain import in_training, pretrain, read_recipe, write_clip
@@ -446,3 +448,13 @@ def test_warm_start_takes_all_that_fits():
         warm_start(build_clip(TINY), other)
     assert embedded_clip().is_dir()
     assert len(CLASSES20) == 20
+
+
+def test_command_line_lists_the_recipe_and_names_what_is_wrong():
+    run = CliRunner()
+    listed = run.invoke(app, ["storybook", "pretrain", "--list", "--set", "layers=6"])
+    assert listed.exit_code == 0
+    assert "layers = 6\n" in listed.output
+    refused = run.invoke(app, ["storybook", "pretrain", "--set", "layer=6"])
+    assert refused.exit_code == 1
+    assert "did you mean layers" in refused.output

@@ -30,7 +30,7 @@ from tag2mask.run.files import write_atomic
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import describe_differences, plain
 from tag2mask.run.training import fit
-from tag2mask.stages.bench import Bench
+from tag2mask.stages.bench import WATCH_SEED, Bench
 from tag2mask.storybook.cache import Rendered, render_cache
 from tag2mask.storybook.pretrain import ContrastiveCLIP, Pretrain, build_clip, check, warm_start
 from tag2mask.storybook.views import Pairs
@@ -39,8 +39,6 @@ from tag2mask.storybook.watch import Watch, read_watch
 from tag2mask.types import UserError
 
 WATCHED_BY = "initial"
-WATCH_SEED = 1
-"""Scenes to choose weights by; those of seed 0 are for the figures in the card, and are never seen here."""
 
 
 @dataclass(frozen=True)
