@@ -11,7 +11,9 @@ ones, and one picture may hold several classes.
     embedded_clip()         the folder of the CLIP that ships with the package
 
 The parts are kept apart: ``canvas`` (how strokes reach pixels and mask), ``figures`` (what a cat looks
-like), ``grain`` (noise and light), ``scenes`` (who stands where), ``captions``, ``render``.
+like), ``grain`` (noise and light), ``scenes`` (who stands where), ``captions`` with ``phrases`` and
+``vocabulary``, ``render``; ``cache``, ``views``, ``losses``, ``pretrain`` and ``watch`` train a CLIP on them and
+are not loaded here, as they need Lightning.
 """
 
 from __future__ import annotations

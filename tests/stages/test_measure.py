@@ -1,0 +1,80 @@
+"""Measuring a CLIP on scenes: the figures are those of the stages, and the tables say what was found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchmetrics.classification import MultilabelAveragePrecision
+
+from tag2mask.classes import load_classes
+from tag2mask.methods.clip_es import ClipES
+from tag2mask.ops.metrics import average_precision
+from tag2mask.stages.bench import WATCH_SEED, Bench
+from tag2mask.stages.measure import CLAIMS, ROWS, Claim, markdown, measure_clip
+from tag2mask.stages.pretrain import in_training
+from tag2mask.storybook import draw_scene, scene_seed
+from tag2mask.storybook.pretrain import Pretrain, build_clip
+
+TINY = Pretrain(width=16, layers=2, heads=2, side=32, embed=16, text_width=16, text_layers=1, text_heads=2, patch=8)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return in_training(build_clip(TINY).eval().requires_grad_(False), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def found(clip):
+    return measure_clip(clip, 4, sizes=((48, 64), (64, 48)), progress=False)
+
+
+def test_average_precision_against_torchmetrics():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(40, 5, generator=generator)
+    present = torch.rand(40, 5, generator=generator) < 0.3
+    oracle = MultilabelAveragePrecision(num_labels=5, average="none")(scores, present.int())
+    torch.testing.assert_close(average_precision(scores, present).float(), oracle)
+    present[:, 2] = False
+    assert average_precision(scores, present).isnan().tolist() == [False, False, True, False, False]
+    by_hand = average_precision(torch.tensor([[0.9], [0.8], [0.7]]), torch.tensor([[True], [False], [True]]))
+    assert by_hand.item() == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_every_figure_is_there(found):
+    assert set(ROWS) <= set(found)
+    assert {"caa@64x48", "initial@48x64"} <= set(found)
+    assert all(0 <= value <= 100 for value in found.values())
+    assert found["initial"] == found["initial@64x48"]
+    assert found["floor_everything"] < found["initial"]
+
+
+def test_scenes_to_choose_weights_by_are_not_those_of_the_card(clip):
+    card, watch = (Bench.draw(clip, 3, size=(32, 32), seed=seed) for seed in (0, WATCH_SEED))
+    assert not {item.id for item in card.items} & {item.id for item in watch.items}
+    assert not any(torch.equal(a.image, b.image) for a in card.items for b in watch.items)
+    scene = draw_scene(scene_seed("val", 0, 0), (32, 32), load_classes("voc12").foreground)
+    assert torch.equal(card.truths[0], torch.from_numpy(scene.mask))
+    assert card.items[0].tags.tolist() == list(scene.tags)
+
+
+def test_tag_map_follows_the_truth(clip, monkeypatch):
+    bench = Bench.draw(clip, 6, size=(32, 32))
+    method = ClipES(bench.classes, clip)
+    rows = {item.id: method.class_features[0][item.tags - 1].sum(0, keepdim=True) for item in bench.items}
+    monkeypatch.setattr(ClipES, "embeddings", lambda self, items: torch.cat([rows[item.id] for item in items]))
+    right = bench.tag_map()
+    monkeypatch.setattr(ClipES, "embeddings", lambda self, items: -torch.cat([rows[item.id] for item in items]))
+    assert bench.tag_map() < right
+
+
+def test_tables_say_what_was_found(found, clip):
+    text = markdown(found, clip, 4, "tag2mask storybook measure x -n 4")
+    for key, name in ROWS.items():
+        assert f"| {name} | {found[key]:.1f} |" in text
+    for claim in CLAIMS:
+        assert claim.better in ROWS
+        verdict = "yes" if claim.margin(found) >= claim.least else "no"
+        assert f"| {claim.text} | {claim.margin(found):+.1f} | {verdict} |" in text
+    assert "| 48x64 |" in text
+    assert Claim("", "a", "b", 3.0).margin({"a": 10.0, "b": 4.0}) == 6.0
+    assert Claim("", "a", 12.0).margin({"a": 10.0}) == -2.0
