@@ -205,7 +205,7 @@ def _person(pen: Pen, rng: np.random.Generator) -> None:
     pen.polygon([(-0.22, -0.36), (0.22, -0.36), (0.19, 0.2), (-0.19, 0.2)], shirt)
     pen.rectangle(-0.05, -0.45, 0.05, -0.34, skin)
     pen.ellipse(0, -0.56, 0.14, 0.17, skin)
-    pen.ellipse(0, -0.63, 0.15, 0.12, hair, arc=(180, 360))
+    pen.arc(0, -0.63, 0.15, 0.12, 180, 360, hair)
     for x in (-0.05, 0.05):
         pen.ellipse(x, -0.55, 0.018, 0.018, EYE)
     pen.line([(-0.04, -0.465), (0.04, -0.465)], 0.018, darker(skin, 0.6))  # mouth

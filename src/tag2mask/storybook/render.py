@@ -30,13 +30,11 @@ from tag2mask.classes import load_classes
 from tag2mask.data.png import encode_mask
 from tag2mask.run.files import write_atomic
 from tag2mask.storybook.captions import caption
-from tag2mask.storybook.scenes import CLASSES16, CLASSES20, Scene, check_classes, draw_scene
+from tag2mask.storybook.scenes import CLASSES16, CLASSES20, TRAPS, Scene, check_classes, draw_scene
 from tag2mask.types import Color, UserError
 
 SPLITS: dict[str, range] = {
-    "train": range(10**9),
-    "val": range(10**9, 2 * 10**9),
-    "test": range(2 * 10**9, 3 * 10**9),
+    split: range(i * 10**9, (i + 1) * 10**9) for i, split in enumerate(("train", "val", "test", *TRAPS))
 }
 """The scene seeds of each split; no two splits share one."""
 

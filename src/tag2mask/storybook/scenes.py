@@ -27,6 +27,15 @@ CLASSES16: tuple[str, ...] = tuple(
 )
 """The classes that the embedded CLIP knows; class set ``storybook16``."""
 
+THINGS: tuple[str, ...] = tuple(
+    "sky cloud water grass road railway tree building house mountain rock wall floor fence lamp sign box bridge snow "
+    "keyboard helmet window door field".split()
+)
+"""What a scene may show that is no class."""
+
+TRAPS: tuple[str, ...] = ("cooccurrence", "adjacency", "contact", "parts", "small", "crowds")
+"""Kinds of scene that hold one difficulty each; kind "mixed" holds all of them now and then."""
+
 SMALLEST = 16
 """Least height and width of a scene, in pixels."""
 
@@ -73,12 +82,17 @@ class Scene:
     """One drawn picture with everything that is known of it.
 
     image: (H, W, 3) uint8. mask: (H, W) uint8, exact: 0 is background, v is ``classes[v - 1]``, no 255.
-    tags: the values in the mask, ascending. things: what the background shows ("sky", "tree", ...).
+    tags: the values in the mask, ascending. counts: visible instances of each tag.
+    detail: (H, W) uint8, exact: t + 1 where the background shows ``THINGS[t]``, 255 on the part that gives a
+        figure away (its face, its wheels), else 0.
+    things: those of ``THINGS`` that cover more than 0.5 % of the picture.
     """
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
+    detail: NDArray[np.uint8]
     tags: tuple[int, ...]
+    counts: tuple[int, ...]
     things: tuple[str, ...]
     classes: tuple[str, ...]
 
@@ -119,13 +133,17 @@ class _Stage:
             self.things.append(thing)
 
 
-def draw_scene(seed: int, size: tuple[int, int] = (192, 256), classes: Sequence[str] = CLASSES16) -> Scene:
+def draw_scene(
+    seed: int, size: tuple[int, int] = (192, 256), classes: Sequence[str] = CLASSES16, kind: str = "mixed"
+) -> Scene:
     """Draws the scene of this seed; equal arguments give equal bytes.
 
     Args:
         seed: 0 or more.
         size: (H, W) in pixels, any aspect; figures are sized by the shorter side.
         classes: the figures that may appear, of ``CLASSES20``; mask value v stands for ``classes[v - 1]``.
+
+        kind: "mixed", or one of ``TRAPS``.
 
     Raises:
         UserError: an unknown or repeated class, no class, or a side under ``SMALLEST`` pixels.
@@ -159,6 +177,8 @@ def draw_scene(seed: int, size: tuple[int, int] = (192, 256), classes: Sequence[
     return Scene(
         image=_develop(rng, stage.canvas.image()),
         mask=mask,
+        detail=np.zeros_like(mask),
+        counts=(1,) * int(seen.sum()),
         tags=tuple(int(value) for value in np.flatnonzero(seen)),
         things=tuple(stage.things),
         classes=classes,
@@ -315,7 +335,7 @@ def _surround(stage: _Stage, placed: _Placed) -> None:
             pen.rectangle(x, y - 1, x + 4.5, y + 0.12 * placed.scale, (85, 60, 40))  # sleepers
         for rail in (y, y + gauge):
             pen.line([(0, rail), (width, rail)], 2, (175, 175, 180))
-        stage.note("railroad")
+        stage.note("railway")
     if placed.name == "boat" and stage.place != "water" and rng.random() < 0.7:
         pen = stage.canvas.pen(0, placed.x, placed.y + 0.3 * placed.scale, placed.scale)
         pen.ellipse(0, 0, 1.3, 0.3, vary(rng, (60, 110, 160)))
