@@ -19,11 +19,12 @@ from __future__ import annotations
 from tag2mask.storybook.captions import caption
 from tag2mask.storybook.embedded import embedded_clip
 from tag2mask.storybook.render import SPLITS, render, scene_seed
-from tag2mask.storybook.scenes import CLASSES16, CLASSES20, THINGS, TRAPS, Scene, draw_scene
+from tag2mask.storybook.scenes import CLASSES16, CLASSES20, DEFAULT_CLASSES, THINGS, TRAPS, Scene, draw_scene
 
 __all__ = [
     "CLASSES16",
     "CLASSES20",
+    "DEFAULT_CLASSES",
     "SPLITS",
     "THINGS",
     "TRAPS",
