@@ -172,7 +172,10 @@ class Canvas:
             bytes_[..., 3] = detail
         # Repeating pixels and averaging them later gives the ground back unchanged, grain and all.
         pixels = bytes_.view("<u4")[..., 0]  # (H, W)
-        self._pixels = pixels.repeat(SUPERSAMPLING, 0).repeat(SUPERSAMPLING, 1)  # (2 H, 2 W)
+        height, width = pixels.shape
+        fine = np.empty((height, SUPERSAMPLING, width, SUPERSAMPLING), "<u4")
+        fine[:] = pixels[:, None, :, None]
+        self._pixels = fine.reshape(height * SUPERSAMPLING, width * SUPERSAMPLING)  # (2 H, 2 W)
         self._rows = list(self._pixels)
         self._labels = {Label(0, detail, 0): detail for detail in range(DETAILS)}
         self._figures = 0
@@ -281,18 +284,15 @@ class Canvas:
 
     def outline(self, figure: int, strength: float) -> None:
         """Darken the rim of a figure, inside its own pixels."""
-        pixels = self._pixels
-        own = self._of_label([label.figure == figure for label in self._labels])[pixels >> 24]  # (2 H, 2 W)
-        rows = np.flatnonzero(own.any(1))
-        if not len(rows):
-            return
-        columns = np.flatnonzero(own.any(0))
-        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        own = np.pad(own[window], 1)
+        bytes_ = self._pixels.view(np.uint8).reshape(*self._pixels.shape, 4)
+        labels = bytes_[..., 3].copy()
+        own = np.zeros((labels.shape[0] + 2, labels.shape[1] + 2), np.bool_)
+        for label, byte in self._labels.items():
+            if label.figure == figure:
+                own[1:-1, 1:-1] |= labels == byte
         inner = own[:-2, 1:-1] & own[2:, 1:-1] & own[1:-1, :-2] & own[1:-1, 2:]
-        keep = np.where(own[1:-1, 1:-1] & ~inner, 256 - int(256 * strength), 256).astype(np.uint16)[..., None]
-        colors = pixels.view(np.uint8).reshape(*pixels.shape, 4)[(*window, np.s_[:3])]
-        colors[:] = colors * keep >> 8
+        rim = np.nonzero(own[1:-1, 1:-1] & ~inner)
+        bytes_[(*rim, np.s_[:3])] = bytes_[(*rim, np.s_[:3])] * np.uint16(256 - int(256 * strength)) >> 8
 
     def image(self) -> NDArray[np.uint8]:
         """The picture so far, antialiased: (H, W, 3) uint8."""

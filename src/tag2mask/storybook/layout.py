@@ -65,6 +65,12 @@ _SIZES: dict[str, tuple[float, float, float]] = {
 }
 """Of each figure in its own units: median area, width, height."""
 
+_SEATS = {"horse": 0.88, "bicycle": 0.8, "motorbike": 0.5, "chair": 0.5, "sofa": 0.36, "diningtable": 0.58}
+"""How high one sits on it."""
+
+_REACH = {"cat": 0.75, "dog": 0.9, "horse": 1.15, "cow": 1.05, "sheep": 0.75, "bird": 0.65}
+"""How far the head reaches to the right."""
+
 _MIX = (("plain", 0.56), ("adjacency", 0.14), ("contact", 0.1), ("parts", 0.08), ("small", 0.04), ("crowds", 0.08))
 
 
@@ -249,6 +255,8 @@ def _place(rng: np.random.Generator, stage: Stage, cast: Sequence[_Role], trap: 
     start = float(rng.random())
     for index, (name, share, pose, rider) in enumerate(cast):
         area, wide, high = _SIZES[name]
+        if rider is not None:
+            area, high = area + 0.6 * _SIZES[rider[0]][0] * rider[2] ** 2, _SEATS[name] + 0.72 * rider[2]
         scale = (share * height * width / area) ** 0.5
         if trap != "parts":
             scale = min(scale, 1.25 * width / wide, 1.25 * height / high)
@@ -260,7 +268,8 @@ def _place(rng: np.random.Generator, stage: Stage, cast: Sequence[_Role], trap: 
         x = (margin + (1 - 2 * margin) * slot) * width
         flip = chance(rng, 0.5)
         if trap == "parts" and wide > 0.6:  # the head or the front must not be cut off
-            x = width * 0.5 + (1 if flip else -1) * max(0.0, room - 0.9) * width * 0.5
+            x = min(width * 0.5, 0.97 * width - _REACH.get(name, 0.5 * wide) * scale)
+            x = width - x if flip else x
         flies = name == "aeroplane" or (name == "bird" and (stage.place == "sky" or chance(rng, 0.4)))
         if flies or stage.place == "sky":
             low = 0.15 if stage.place == "sky" else 0.08
@@ -270,21 +279,21 @@ def _place(rng: np.random.Generator, stage: Stage, cast: Sequence[_Role], trap: 
             elif name == "bird":
                 pose = "fly"
         else:
-            y = _ground(rng, stage, name, scale, high)
+            y = _ground(rng, stage, name, scale * high)
         actors.append(Actor(name, x, y, scale, seed(rng), pose, flip, rider))
     return actors
 
 
-def _ground(rng: np.random.Generator, stage: Stage, name: str, scale: float, high: float) -> float:
-    """Where somebody of this size stands."""
+def _ground(rng: np.random.Generator, stage: Stage, name: str, tall: float) -> float:
+    """Where somebody of this height stands."""
     height = stage.size[0]
-    near = min(1.0, (scale * high / height) ** 0.8 + between(rng, -0.12, 0.2))
+    near = min(1.0, (tall / height) ** 0.8 + between(rng, -0.12, 0.2))
     y = stage.horizon + (height - stage.horizon) * max(0.06, near * 0.97)
     if stage.place == "water" and name == "boat":
         y = min(y, stage.shore - 2.0)
     elif stage.place == "water" and stage.shore < height:
         y = max(y, stage.shore + 0.3 * (height - stage.shore))
-    top = y - scale * high
+    top = y - tall
     if top < 0.03 * height:  # a close-up shows the head, and loses the feet
         y += 0.03 * height - top + between(rng, 0, 0.06) * height
     return y
@@ -338,7 +347,8 @@ def draw_actor(canvas: Canvas, actor: Actor, classes: Sequence[str]) -> None:
         return
     name, pose, ratio = actor.rider
     sx, sy = pen.pixel(*seat)
-    canvas.shade(sx, sy, 0.3 * scale * ratio, 0.06 * scale, 0.35)
+    if pose not in ("ride", "helmet"):
+        canvas.shade(sx, sy, 0.3 * scale * ratio, 0.06 * scale, 0.35)
     on_top = canvas.pen(classes.index(name) + 1, sx, sy, scale * ratio, tilt, actor.flip)
     FIGURES[name](on_top, rng, pose)
     if pose == "helmet":

@@ -22,7 +22,6 @@ _COSINES: NDArray[np.float64] = np.array(
     np.float64,
 )
 _STEPS: NDArray[np.float64] = np.array([[10 + 3 * u + 3 * v + u * v for u in range(8)] for v in range(8)], np.float64)
-_ROWS = np.s_[:, None]
 
 
 def develop(
@@ -37,7 +36,7 @@ def develop(
         spots: (figures + 1, 3) float32: middle x, middle y and size of each figure in pixels; row 0 unused.
     """
     height, width = image.shape[:2]
-    y = np.arange(height, dtype=np.float32)[_ROWS]  # (H, 1)
+    y = np.arange(height, dtype=np.float32)[:, None]  # (H, 1)
     x = np.arange(width, dtype=np.float32)  # (W,)
     light = 1 + np.float32(0.05) * grain.smooth(rng, (height, width), height / 3)[..., 0]  # (H, W)
     if len(spots) > 1:  # every figure has its light and its dark side
@@ -49,20 +48,20 @@ def develop(
         far = ((x / width - np.float32(0.5)) ** 2 + (y / height - np.float32(0.5)) ** 2) * 2  # (H, W)
         light *= 1 - np.float32(between(rng, 0.25, 0.7)) * far
     light *= np.float32(between(rng, 0.85, 1.12))
-    shot = image.astype(np.float32) * light[..., None]
+    shot = image.astype(np.float32) * light[..., None]  # (H, W, 3)
     if chance(rng, 0.25):  # colour cast
         shot *= np.array([between(rng, 0.85, 1.12) for _ in range(3)], np.float32)
     if chance(rng, 0.15):  # mist, old paper
         shot += (np.float32(between(rng, 90, 190)) - shot) * np.float32(between(rng, 0.15, 0.45))
-    if chance(rng, 0.06):  # black and white
+    if chance(rng, 0.05):  # black and white
         grey = shot[..., 0] * np.float32(0.3) + shot[..., 1] * np.float32(0.6) + shot[..., 2] * np.float32(0.1)
         shot = np.repeat(grey[..., None], 3, 2)
     for _ in range(int(rng.integers(1, 3)) if chance(rng, 0.3) else 0):
         shot = grain.blur(shot)
-    noise = between(rng, 0.5, 7 if chance(rng, 0.7) else 16)
+    noise = between(rng, 0.5, 5 if chance(rng, 0.75) else 13)
     shot += grain.white(rng, shot.shape) * np.float32(noise)
     done = grain.to_bytes(shot)
-    return compress(done, between(rng, 0.6, 4.5)) if chance(rng, 0.3) else done
+    return compress(done, between(rng, 0.6, 3.5)) if chance(rng, 0.3) else done
 
 
 def compress(image: NDArray[np.uint8], coarseness: float) -> NDArray[np.uint8]:
@@ -73,13 +72,21 @@ def compress(image: NDArray[np.uint8], coarseness: float) -> NDArray[np.uint8]:
     luma = (77 * red + 150 * green + 29 * blue) >> 8
     planes = np.stack([luma - 128, blue - luma, red - luma]).astype(np.float64)  # (3, H', W')
     rows, columns = planes.shape[1] // 8, planes.shape[2] // 8
-    blocks = planes.reshape(3, rows, 8, columns, 8).swapaxes(2, 3)  # (3, H'/8, W'/8, 8, 8)
-    steps = np.round(_STEPS * coarseness) * np.array([1.0, 2.0, 2.0])[:, None, None, None, None]
+    steps = np.tile(np.round(_STEPS * coarseness), (1, columns))  # (8, W')
+    steps = steps * np.array([1.0, 2.0, 2.0])[:, None, None, None]  # (3, 1, 8, W')
     scale = 2.0**20
-    found = np.floor(_COSINES @ blocks @ _COSINES.T / (steps * scale) + 0.5)
-    back = np.floor(_COSINES.T @ (found * steps) @ _COSINES / scale + 0.5)
-    luma, cb, cr = back.swapaxes(2, 3).reshape(planes.shape).astype(np.int32)[:, :height, :width]
+    found = _transform(planes.reshape(3, rows, 8, -1), _COSINES)  # (3, H'/8, 8, W')
+    found = np.floor(found / (steps * scale) + 0.5)
+    back = np.floor(_transform(found * steps, np.ascontiguousarray(_COSINES.T)) / scale + 0.5)
+    luma, cb, cr = back.reshape(planes.shape).astype(np.int32)[:, :height, :width]
     luma = luma + 128
     red, blue = luma + cr, luma + cb
     green = (256 * luma - 77 * red - 29 * blue) // 150
     return np.clip(np.stack([red, green, blue], 2), 0, 255).astype(np.uint8)
+
+
+def _transform(strips: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix (8, 8) applied to the columns and the rows of every block of the strips (3, h, 8, 8 w)."""
+    down = matrix @ strips  # (3, h, 8, 8 w)
+    across: NDArray[np.float64] = down.reshape(-1, 8) @ matrix.T  # (3 h 8 w, 8)
+    return across.reshape(strips.shape)

@@ -106,8 +106,8 @@ def set_stage(rng: np.random.Generator, place: str, size: tuple[int, int]) -> St
             _fill(rng, ground[top:bottom], color, amount, cell)
 
     if place == "room":
-        strip(0, horizon, "wall", pick(rng, *_WALLS), 6, 4)
-        strip(horizon, height, "floor", pick(rng, *_FLOORS), 10, 4)
+        strip(0, horizon, "wall", pick(rng, *_WALLS), 4, 4)
+        strip(horizon, height, "floor", pick(rng, *_FLOORS), 6, 4)
     elif place == "sky":
         horizon = height
         strip(0, height, "sky", pick(rng, *_SKIES), 8, height / 6)
@@ -118,13 +118,13 @@ def set_stage(rng: np.random.Generator, place: str, size: tuple[int, int]) -> St
         if place in far and chance(rng, 0.75):
             top += int(between(rng, 0.03, 0.14) * height)
             thing = one(rng, far[place])
-            strip(horizon, top, thing, pick(rng, *_GROUNDS[thing]), 12, 4)
+            strip(horizon, top, thing, pick(rng, *_GROUNDS[thing]), 9, 4)
         if place == "water" and chance(rng, 0.35):
             shore = int(between(rng, 0.76, 0.9) * height)
             thing = one(rng, ("grass", "rock", "snow"))
             color = pick(rng, *_GROUNDS.get(thing, ((125, 122, 118), (190, 175, 140))))
             strip(shore, height, thing, color, 12, 3)
-        strip(top, shore, place, pick(rng, *_GROUNDS[place]), 12 if place != "snow" else 6, 3)
+        strip(top, shore, place, pick(rng, *_GROUNDS[place]), 8 if place != "snow" else 4, 3)
     stage = Stage(Canvas(grain.to_bytes(ground), detail), place, size, horizon, shore)
     _mark(rng, stage)
     return stage
