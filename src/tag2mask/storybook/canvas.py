@@ -130,7 +130,9 @@ class Pen:
             for t in (0.33, 0.67):
                 u, v = t * t, t * t * t
                 wa, wb, wc, wd = -t + 2 * u - v, 2 - 5 * u + 3 * v, t + 4 * u - 3 * v, v - u
-                curve.append(((wa * ax + wb * bx + wc * cx + wd * dx) / 2, (wa * ay + wb * by + wc * cy + wd * dy) / 2))
+                curve.append(
+                    ((wa * ax + wb * bx + wc * cx + wd * dx) / 2, (wa * ay + wb * by + wc * cy + wd * dy) / 2)
+                )
         self.polygon(curve, color)
 
     def line(self, points: Sequence[Point], width: float, color: Color) -> None:
@@ -242,10 +244,7 @@ class Canvas:
             divisor = _FINE * rise
             at = (xa - half) * rise + (_FINE * start + half - ya) * run + divisor - 1
             step = _FINE * run
-            if step:
-                columns = [v // divisor for v in range(at, at + step * count, step)]
-            else:
-                columns = [at // divisor] * count
+            columns = [v // divisor for v in range(at, at + step * count, step)] if step else [at // divisor] * count
             chain.append((start - first, columns))
             crossed += count
         if crossed == 2 * (last - first):
@@ -292,7 +291,8 @@ class Canvas:
                 own[1:-1, 1:-1] |= labels == byte
         inner = own[:-2, 1:-1] & own[2:, 1:-1] & own[1:-1, :-2] & own[1:-1, 2:]
         rim = np.nonzero(own[1:-1, 1:-1] & ~inner)
-        bytes_[(*rim, np.s_[:3])] = bytes_[(*rim, np.s_[:3])] * np.uint16(256 - int(256 * strength)) >> 8
+        colors = bytes_[..., :3]
+        colors[rim] = colors[rim] * np.uint16(256 - int(256 * strength)) >> 8
 
     def image(self) -> NDArray[np.uint8]:
         """The picture so far, antialiased: (H, W, 3) uint8."""
@@ -315,7 +315,8 @@ class Canvas:
 
     def _sampled(self) -> NDArray[np.uint32]:
         middle = SUPERSAMPLING // 2
-        return self._pixels[middle::SUPERSAMPLING, middle::SUPERSAMPLING] >> 24
+        sampled: NDArray[np.uint32] = self._pixels[middle::SUPERSAMPLING, middle::SUPERSAMPLING] >> np.uint32(24)
+        return sampled
 
     def _of_label(self, content: Sequence[int]) -> NDArray[np.int_]:
         """A table from label byte to what is asked of it; labels are kept in the order of their bytes."""

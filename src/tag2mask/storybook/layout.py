@@ -1,4 +1,4 @@
-"""Who stands where: the cast of a scene of each kind, its sizes and places, and whether its trap came out."""
+"""Who stands where, how they are drawn, and whether a scene shows its trap."""
 
 from __future__ import annotations
 
@@ -10,36 +10,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tag2mask.storybook.canvas import Canvas
+from tag2mask.storybook.cast import Role, choose
 from tag2mask.storybook.figures import FIGURES, helmet
 from tag2mask.storybook.figures.clutter import CLUTTER
-from tag2mask.storybook.figures.colors import between, chance, darker, one, pick, vary
-from tag2mask.storybook.places import HOMES, PLACES, THING, Item, Stage, furnish, seed, set_stage
-from tag2mask.types import UserError
-
-TRAPS: tuple[str, ...] = ("cooccurrence", "adjacency", "contact", "parts", "small", "crowds")
-"""Kinds of scene that hold one difficulty each; kind "mixed" holds all of them now and then."""
-
-PAIRS: dict[str, tuple[tuple[str, str, float], ...]] = {
-    "horse": (("person", "ride", 1.05),),
-    "bicycle": (("person", "ride", 1.5),),
-    "motorbike": (("person", "helmet", 1.3),),
-    "chair": (("person", "sit", 1.5), ("cat", "sit", 0.7)),
-    "sofa": (("dog", "lie", 0.75), ("cat", "lie", 0.65), ("cat", "sit", 0.65), ("dog", "sit", 0.7)),
-    "diningtable": (("bottle", "", 0.5), ("pottedplant", "", 0.5)),
-}
-"""Who may carry whom, in which pose, and how large in the carrier's units."""
-
-RELATIVES: tuple[tuple[str, ...], ...] = (
-    ("cat", "dog"),
-    ("cow", "sheep", "horse"),
-    ("car", "bus"),
-    ("bicycle", "motorbike"),
-    ("chair", "sofa", "diningtable"),
-)
-"""Classes of one kind that are found side by side."""
-
-COMPANY: dict[str, str] = {"boat": "water", "train": "railway", "aeroplane": "sky"}
-"""What hardly ever comes without its place."""
+from tag2mask.storybook.figures.colors import between, chance, darker, pick, vary
+from tag2mask.storybook.places import THING, Item, Stage, furnish, seed, set_stage
 
 _SIZES: dict[str, tuple[float, float, float]] = {
     "aeroplane": (0.65, 1.9, 0.8),
@@ -71,8 +46,6 @@ _SEATS = {"horse": 0.88, "bicycle": 0.8, "motorbike": 0.5, "chair": 0.5, "sofa":
 _REACH = {"cat": 0.75, "dog": 0.9, "horse": 1.15, "cow": 1.05, "sheep": 0.75, "bird": 0.65}
 """How far the head reaches to the right."""
 
-_MIX = (("plain", 0.56), ("adjacency", 0.14), ("contact", 0.1), ("parts", 0.08), ("small", 0.04), ("crowds", 0.08))
-
 
 @dataclass(frozen=True)
 class Actor:
@@ -96,25 +69,15 @@ class Actor:
 Layers = list[Actor | Item]
 
 
-def plan(rng: np.random.Generator, size: tuple[int, int], classes: tuple[str, ...], kind: str) -> tuple[Stage, Layers, str]:
+def plan(
+    rng: np.random.Generator, size: tuple[int, int], classes: tuple[str, ...], kind: str
+) -> tuple[Stage, Layers, str]:
     """The stage, what is to be drawn on it from far to near, and the trap that must come out ("plain": none).
 
     Raises:
         UserError: a kind of scene that these classes cannot show.
     """
-    trap = kind
-    if kind == "mixed":
-        draw, trap = float(rng.random()), "plain"
-        for name, share in _MIX:
-            if draw < share:
-                trap = name
-                break
-            draw -= share
-        if not _possible(trap, classes):
-            trap = "plain"
-    elif not _possible(kind, classes):
-        raise UserError(f"no {kind} scene can be drawn of {', '.join(classes)}; add classes or take another kind")
-    cast, place = _CASTS[trap](rng, classes)
+    cast, place, trap = choose(rng, classes, kind)
     stage = set_stage(rng, place, size)
     behind, among = furnish(rng, stage)
     actors = _place(rng, stage, cast, trap)
@@ -129,126 +92,10 @@ def plan(rng: np.random.Generator, size: tuple[int, int], classes: tuple[str, ..
     return stage, layers, trap
 
 
-def _possible(trap: str, classes: Sequence[str]) -> bool:
-    if trap == "adjacency":
-        return any(m in classes and any(r[0] in classes for r in riders) for m, riders in PAIRS.items())
-    if trap == "contact":
-        return any(len(set(family) & set(classes)) > 1 for family in RELATIVES)
-    if trap == "cooccurrence":
-        return any(name in classes for name in COMPANY)
-    if trap == "parts":
-        return any(name in classes for name in _WITH_PARTS)
-    return trap != "crowds" or len(classes) > 1
-
-
-# --- casts: (name, share of the picture, pose, rider) and a place -------------------------------------------
-
-_Role = tuple[str, float, str, tuple[str, str, float] | None]
-_Cast = tuple[list[_Role], str]
-_WITH_PARTS = ("bird", "bicycle", "bus", "car", "cat", "cow", "dog", "horse", "motorbike", "person", "sheep")
-
-
-def _share(rng: np.random.Generator, median: float, low: float = 0.012, high: float = 0.62) -> float:
-    """A log-normal size, as areas of VOC's objects are."""
-    wide = 2 ** (0.9 * (float(rng.random()) + float(rng.random()) + float(rng.random()) - 1.5) * 2)
-    return float(min(max(median * wide, low), high))
-
-
-def _home(rng: np.random.Generator, name: str) -> str:
-    return one(rng, HOMES[name]) if chance(rng, 0.93) else one(rng, PLACES)
-
-
-def _company(rng: np.random.Generator, place: str, classes: Sequence[str]) -> str:
-    """Somebody who is at home in this place, or now and then a stranger."""
-    at_home = [name for name in classes if place in HOMES[name]]
-    return one(rng, at_home) if at_home and chance(rng, 0.92) else one(rng, classes)
-
-
-def _plain(rng: np.random.Generator, classes: tuple[str, ...]) -> _Cast:
-    name = one(rng, classes)
-    place = _home(rng, name)
-    count = 1 + int(chance(rng, 0.5)) + int(chance(rng, 0.3)) + int(chance(rng, 0.15))
-    cast: list[_Role] = [(name, _share(rng, 0.23 if count == 1 else 0.17), "", None)]
-    while len(cast) < count:
-        other = name if chance(rng, 0.4) else _company(rng, place, classes)
-        cast.append((other, _share(rng, 0.11, high=0.35), "", None))
-    return cast, place
-
-
-def _cooccurrence(rng: np.random.Generator, classes: tuple[str, ...]) -> _Cast:
-    """Three times in four together; else the place without its class, or the class elsewhere."""
-    name = one(rng, [name for name in COMPANY if name in classes])
-    draw = float(rng.random())
-    if draw < 0.75:
-        cast: list[_Role] = [(name, _share(rng, 0.14), "", None) for _ in range(1 + int(chance(rng, 0.3)))]
-        return cast, COMPANY[name]
-    others = [other for other in classes if other != name]
-    if draw < 0.88 and others:
-        return [(_company(rng, COMPANY[name], others), _share(rng, 0.12), "", None)], COMPANY[name]
-    place = one(rng, [place for place in PLACES if place != COMPANY[name]])
-    return [(name, _share(rng, 0.14), "", None)], place
-
-
-def _adjacency(rng: np.random.Generator, classes: tuple[str, ...]) -> _Cast:
-    mounts = [m for m, riders in PAIRS.items() if m in classes and any(r[0] in classes for r in riders)]
-    mount = one(rng, mounts)
-    rider = one(rng, [r for r in PAIRS[mount] if r[0] in classes])
-    cast: list[_Role] = [(mount, _share(rng, 0.2, 0.05), "seat" if rider[0] == "person" else "", rider)]
-    place = _home(rng, mount)
-    if chance(rng, 0.2):
-        cast.append((_company(rng, place, classes), _share(rng, 0.07), "", None))
-    return cast, place
-
-
-def _contact(rng: np.random.Generator, classes: tuple[str, ...]) -> _Cast:
-    family = one(rng, [both for f in RELATIVES if len(both := [name for name in f if name in classes]) > 1])
-    first = one(rng, family)
-    second = one(rng, [name for name in family if name != first])
-    share = _share(rng, 0.15, 0.05, 0.3)
-    return [(first, share, "", None), (second, share * between(rng, 0.6, 1.1), "", None)], _home(rng, first)
-
-
-def _parts(rng: np.random.Generator, classes: tuple[str, ...]) -> _Cast:
-    name = one(rng, [name for name in classes if name in _WITH_PARTS])
-    return [(name, _share(rng, 0.5, 0.4, 0.75), "", None)], _home(rng, name)
-
-
-def _small(rng: np.random.Generator, classes: tuple[str, ...]) -> _Cast:
-    name = one(rng, classes)
-    place = _home(rng, name)
-    cast: list[_Role] = []
-    for _ in range(int(rng.integers(1, 5))):
-        other = name if chance(rng, 0.5) else _company(rng, place, classes)
-        cast.append((other, between(rng, 0.008, 0.02), "", None))
-    return cast, place
-
-
-def _crowds(rng: np.random.Generator, classes: tuple[str, ...]) -> _Cast:
-    name = one(rng, classes)
-    place = _home(rng, name)
-    several = [name, _company(rng, place, classes), _company(rng, place, classes)]
-    count = int(rng.integers(6, 12))
-    cast: list[_Role] = []
-    for i in range(count):
-        cast.append((several[i % 3] if i < 3 else one(rng, several), _share(rng, 0.04, 0.012, 0.1), "", None))
-    return cast, place
-
-
-_CASTS = {
-    "plain": _plain,
-    "cooccurrence": _cooccurrence,
-    "adjacency": _adjacency,
-    "contact": _contact,
-    "parts": _parts,
-    "small": _small,
-    "crowds": _crowds,
-}
-
-
 # --- places --------------------------------------------------------------------------------------------
 
 
-def _place(rng: np.random.Generator, stage: Stage, cast: Sequence[_Role], trap: str) -> list[Actor]:
+def _place(rng: np.random.Generator, stage: Stage, cast: Sequence[Role], trap: str) -> list[Actor]:
     """Large figures stand near, low and often over the border, small ones far; side by side where they can."""
     height, width = stage.size
     actors = []

@@ -11,9 +11,9 @@ from tag2mask.storybook import grain
 from tag2mask.storybook.canvas import Canvas, Color
 from tag2mask.storybook.figures.colors import between, chance, darker, one, pick, vary
 
-THINGS: tuple[str, ...] = tuple(
-    "sky cloud water grass road railway tree building house mountain rock wall floor fence lamp sign box bridge snow "
-    "keyboard helmet window door field".split()
+THINGS: tuple[str, ...] = (
+    *("sky", "cloud", "water", "grass", "road", "railway", "tree", "building", "house", "mountain", "rock", "wall"),
+    *("floor", "fence", "lamp", "sign", "box", "bridge", "snow", "keyboard", "helmet", "window", "door", "field"),
 )
 """What a scene may show that is no class."""
 
@@ -172,7 +172,9 @@ def _mark(rng: np.random.Generator, stage: Stage) -> None:
                 pen.polygon([(x - size * 0.3, y), (x + lean * size, y - size * 1.6), (x + size * 0.3, y)], color)
     elif place == "room":
         skirting = canvas.pen(0, detail=THING["wall"])
-        skirting.rectangle(0, stage.horizon - unit * 0.025, width, stage.horizon, pick(rng, (240, 238, 230), (110, 80, 60), by=10))
+        skirting.rectangle(
+            0, stage.horizon - unit * 0.025, width, stage.horizon, pick(rng, (240, 238, 230), (110, 80, 60), by=10)
+        )
         if chance(rng, 0.35):
             paper = pick(rng, *_WALLS)
             step = unit * between(rng, 0.08, 0.2)
@@ -206,7 +208,7 @@ def furnish(rng: np.random.Generator, stage: Stage) -> tuple[list[Item], list[It
             if chance(rng, share):
                 y = horizon if name == "door" else horizon - unit * between(rng, 0.15, 0.3)
                 behind.append(item(name, y, 0.25, 0.42))
-        around = ("lamp", "box", "box", "keyboard")
+        around: tuple[str, ...] = ("lamp", "box", "box", "keyboard")
     else:
         if chance(rng, 0.55):
             for _ in range(int(rng.integers(1, 4))):

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tag2mask.storybook.canvas import PART, Canvas
+from tag2mask.storybook.cast import TRAPS
 from tag2mask.storybook.figures import FIGURES
-from tag2mask.storybook.layout import TRAPS, Actor, draw_actor, draw_item, holds_trap, plan
+from tag2mask.storybook.layout import Actor, draw_actor, draw_item, holds_trap, plan
 from tag2mask.storybook.light import develop
-from tag2mask.storybook.places import THINGS, Item, Stage
+from tag2mask.storybook.places import THINGS, Item
 from tag2mask.types import MAX_CLASSES, UserError
 
 CLASSES20: tuple[str, ...] = tuple(FIGURES)
@@ -159,6 +160,3 @@ def _instances(of_class: NDArray[np.bool_], figures: NDArray[np.uint8]) -> int:
 def _things(detail: NDArray[np.uint8]) -> tuple[str, ...]:
     pixels = np.bincount(detail.ravel(), minlength=len(THINGS) + 1)
     return tuple(name for value, name in enumerate(THINGS, 1) if pixels[value] > NOTED * detail.size)
-
-
-__all__ = ["CLASSES16", "CLASSES20", "DEFAULT_CLASSES", "THINGS", "TRAPS", "Scene", "Stage", "check_classes", "draw_scene"]

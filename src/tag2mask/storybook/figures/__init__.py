@@ -8,10 +8,13 @@ one; colours, proportions and sub-kinds are drawn from ``rng``, and from nothing
 from __future__ import annotations
 
 from tag2mask.storybook.figures.animals import cat, cow, dog, horse, sheep
+from tag2mask.storybook.figures.birds import bird
 from tag2mask.storybook.figures.colors import Figure
-from tag2mask.storybook.figures.crafts import aeroplane, boat, train
-from tag2mask.storybook.figures.indoors import bottle, chair, potted_plant, sofa, table, television
-from tag2mask.storybook.figures.people import bird, helmet, person
+from tag2mask.storybook.figures.crafts import aeroplane, boat
+from tag2mask.storybook.figures.furniture import chair, sofa, table
+from tag2mask.storybook.figures.indoors import bottle, potted_plant, television
+from tag2mask.storybook.figures.people import helmet, person
+from tag2mask.storybook.figures.trains import train
 from tag2mask.storybook.figures.vehicles import bicycle, bus, car, motorbike
 
 __all__ = ["FIGURES", "Figure", "helmet"]

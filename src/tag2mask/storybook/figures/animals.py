@@ -77,9 +77,7 @@ def _legs(pen: Pen, rng: np.random.Generator, build: _Build, color: Color, hoof:
         knee = (x + shift * 0.45 + bend, (hip + foot[1]) * 0.46)
         widths = [build.thick * (1.7 if side < 0 else 1.45), build.thick, build.thick * 0.8]
         pen.limb([(x, hip), knee, foot], widths, color)
-        pen.rectangle(
-            foot[0] - build.thick * 0.5, -build.thick * 0.5, foot[0] + build.thick * 0.65, 0, hoof
-        )
+        pen.rectangle(foot[0] - build.thick * 0.5, -build.thick * 0.5, foot[0] + build.thick * 0.65, 0, hoof)
 
 
 def _body(pen: Pen, build: _Build, coat: Color) -> None:
@@ -130,7 +128,12 @@ def horse(pen: Pen, rng: np.random.Generator, pose: str) -> Point:
     rump = (-build.half * 0.95, build.back + 0.08)
     swish = between(rng, 0, 0.14)
     pen.blob(
-        [rump, (rump[0] - 0.1 - swish, rump[1] + 0.12), (rump[0] - 0.08 - swish, rump[1] + 0.48), (rump[0], rump[1] + 0.3)],
+        [
+            rump,
+            (rump[0] - 0.1 - swish, rump[1] + 0.12),
+            (rump[0] - 0.08 - swish, rump[1] + 0.48),
+            (rump[0], rump[1] + 0.3),
+        ],
         mane,
     )
     up = pose != "graze"
@@ -181,7 +184,8 @@ def cow(pen: Pen, rng: np.random.Generator, pose: str) -> Point:
     pen.limb([(build.half * 0.65, build.back + 0.17), head], [0.36, 0.2], darker(coat, 0.88))
     _body(pen, build, coat)
     pen.blob(  # square shoulders and hips
-        [(-build.half, build.back + 0.2), (-build.half * 0.9, build.back), (-build.half * 0.6, build.back + 0.1)], coat
+        [(-build.half, build.back + 0.2), (-build.half * 0.9, build.back), (-build.half * 0.6, build.back + 0.1)],
+        coat,
     )
     if chance(rng, 0.75):
         _patches(pen, rng, build, spots, int(rng.integers(3, 6)), 0.16)
@@ -274,7 +278,9 @@ def _sitting_dog(pen: Pen, rng: np.random.Generator, coat: Color, second: Color)
     """Haunches down, forelegs straight; gives the place of the head."""
     wag = between(rng, -0.12, 0.1)
     pen.limb([(-0.25, -0.08), (-0.46, -0.06), (-0.56, -0.2 + wag)], [0.08, 0.07, 0.04], coat)
-    pen.blob([(-0.3, -0.05), (-0.33, -0.25), (-0.12, -0.55), (0.12, -0.72), (0.22, -0.5), (0.18, -0.15), (0, 0)], coat)
+    pen.blob(
+        [(-0.3, -0.05), (-0.33, -0.25), (-0.12, -0.55), (0.12, -0.72), (0.22, -0.5), (0.18, -0.15), (0, 0)], coat
+    )
     pen.limb([(0.14, -0.45), (0.2, -0.2), (0.2, -0.04)], [0.15, 0.085, 0.08], darker(coat, 0.8))
     pen.limb([(0.08, -0.45), (0.12, -0.2), (0.12, -0.04)], [0.15, 0.09, 0.085], coat)
     pen.blob([(-0.3, -0.04), (-0.3, -0.26), (-0.12, -0.34), (0.02, -0.2), (-0.02, -0.03)], darker(coat, 0.86))
@@ -294,7 +300,9 @@ def _dog_head(face: Pen, rng: np.random.Generator, coat: Color, second: Color) -
     muzzle = second if chance(rng, 0.3) else coat
     face.blob([(0.05, -0.07), (snout, -0.03), (snout + 0.03, 0.05), (snout - 0.06, 0.1), (0.02, 0.12)], muzzle)
     if chance(rng, 0.35):
-        face.blob([(snout - 0.12, 0.08), (snout - 0.04, 0.08), (snout - 0.06, 0.2), (snout - 0.11, 0.19)], (215, 95, 105))
+        face.blob(
+            [(snout - 0.12, 0.08), (snout - 0.04, 0.08), (snout - 0.06, 0.2), (snout - 0.11, 0.19)], (215, 95, 105)
+        )
     face.ellipse(snout + 0.01, -0.015, 0.045, 0.035, EYE)
     if chance(rng, 0.25):
         face.ellipse(0.05, -0.05, 0.06, 0.06, second)
@@ -315,10 +323,15 @@ def cat(pen: Pen, rng: np.random.Generator, pose: str) -> Point:
     build = _built(rng, _Build(0.4, 0.2, 0.19, 0.2, 0.065), pose == "lie")
     wave = between(rng, -0.12, 0.12)
     if pose == "sit":
-        pen.limb([(-0.15, -0.06), (-0.4, -0.05), (-0.5, -0.25), (-0.42 + wave, -0.42)], [0.08, 0.07, 0.06, 0.06], coat)
+        pen.limb(
+            [(-0.15, -0.06), (-0.4, -0.05), (-0.5, -0.25), (-0.42 + wave, -0.42)], [0.08, 0.07, 0.06, 0.06], coat
+        )
         fat = between(rng, 0.85, 1.2)
         hip = 0.27 * fat
-        pen.blob([(-hip, -0.06), (-hip * 0.95, -0.28), (-0.1, -0.56), (0.12, -0.56), (hip, -0.28), (hip, -0.06), (0, 0)], coat)
+        pen.blob(
+            [(-hip, -0.06), (-hip * 0.95, -0.28), (-0.1, -0.56), (0.12, -0.56), (hip, -0.28), (hip, -0.06), (0, 0)],
+            coat,
+        )
         pen.blob([(-hip, -0.05), (-hip, -0.24), (-0.12, -0.1), (-0.1, 0)], darker(coat, 0.82))
         pen.blob([(hip, -0.05), (hip, -0.24), (0.12, -0.1), (0.1, 0)], darker(coat, 0.82))
         for x in (-0.065, 0.065):

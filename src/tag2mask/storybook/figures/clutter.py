@@ -14,7 +14,6 @@ from tag2mask.storybook.figures.colors import (
     BROWN,
     CREAM,
     DARK_GLASS,
-    DARK_WOOD,
     GRAY,
     GREEN,
     LAMP,
@@ -52,7 +51,11 @@ def tree(pen: Pen, rng: np.random.Generator) -> None:
     elif kind == "bare":
         for _ in range(6):
             x, y = between(rng, -0.45, 0.45), -high * between(rng, 0.75, 1.05)
-            pen.limb([(0, -high * between(rng, 0.3, 0.58)), (x * 0.5, (y - 0.5) / 2 - 0.1), (x, y)], [0.06, 0.04, 0.02], trunk)
+            pen.limb(
+                [(0, -high * between(rng, 0.3, 0.58)), (x * 0.5, (y - 0.5) / 2 - 0.1), (x, y)],
+                [0.06, 0.04, 0.02],
+                trunk,
+            )
     else:
         for x, y, size in ((0.08, -0.72, 0.4), (-0.26, -0.75, 0.28), (0.28, -0.68, 0.27), (-0.02, -0.98, 0.3)):
             pen.ellipse(x, y * high, size, size * 0.92, darker(green, 0.82))
@@ -80,14 +83,22 @@ def building(pen: Pen, rng: np.random.Generator) -> None:
 
 def house(pen: Pen, rng: np.random.Generator) -> None:
     """A cottage with a pitched roof, windows, a door, perhaps a chimney."""
-    wall, roof = pick(rng, WHITE, CREAM, (205, 120, 90), YELLOW, (150, 175, 190)), pick(rng, (160, 65, 45), (90, 75, 70), BROWN)
+    wall, roof = (
+        pick(rng, WHITE, CREAM, (205, 120, 90), YELLOW, (150, 175, 190)),
+        pick(rng, (160, 65, 45), (90, 75, 70), BROWN),
+    )
     half, high = between(rng, 0.42, 0.6), between(rng, 0.42, 0.58)
     if chance(rng, 0.6):
         pen.rectangle(half * 0.35, -high - 0.42, half * 0.58, -high - 0.1, darker(roof, 0.8))
     pen.rectangle(-half, -high, half, 0.02, wall)
     pen.rectangle(half * 0.6, -high, half, 0.02, darker(wall, 0.82))
-    pen.polygon([(-half - 0.1, -high), (-half * 0.55, -high - 0.38), (half * 0.55, -high - 0.38), (half + 0.1, -high)], roof)
-    pen.polygon([(-half - 0.1, -high), (half + 0.1, -high), (half + 0.1, -high + 0.04), (-half - 0.1, -high + 0.04)], darker(roof, 0.7))
+    pen.polygon(
+        [(-half - 0.1, -high), (-half * 0.55, -high - 0.38), (half * 0.55, -high - 0.38), (half + 0.1, -high)], roof
+    )
+    pen.polygon(
+        [(-half - 0.1, -high), (half + 0.1, -high), (half + 0.1, -high + 0.04), (-half - 0.1, -high + 0.04)],
+        darker(roof, 0.7),
+    )
     for x in (-0.62, 0.3):
         pen.rectangle(half * x - 0.02, -high * 0.75, half * (x + 0.34) + 0.02, -high * 0.33, WHITE)
         pen.rectangle(half * x, -high * 0.71, half * (x + 0.34), -high * 0.37, DARK_GLASS)
@@ -149,8 +160,21 @@ def rock(pen: Pen, rng: np.random.Generator) -> None:
     """One boulder, lit from above."""
     grey = pick(rng, (125, 122, 120), (140, 125, 110), (95, 98, 105), by=12)
     half, high = between(rng, 0.35, 0.6), between(rng, 0.25, 0.5)
-    pen.polygon([(-half, 0.03), (-half * 0.85, -high * 0.6), (-half * 0.3, -high), (half * 0.4, -high * 0.85), (half * 0.9, -high * 0.4), (half, 0.03)], darker(grey, 0.75))
-    pen.polygon([(-half * 0.85, -high * 0.6), (-half * 0.3, -high), (half * 0.4, -high * 0.85), (half * 0.1, -high * 0.45)], lighter(grey, 0.2))
+    pen.polygon(
+        [
+            (-half, 0.03),
+            (-half * 0.85, -high * 0.6),
+            (-half * 0.3, -high),
+            (half * 0.4, -high * 0.85),
+            (half * 0.9, -high * 0.4),
+            (half, 0.03),
+        ],
+        darker(grey, 0.75),
+    )
+    pen.polygon(
+        [(-half * 0.85, -high * 0.6), (-half * 0.3, -high), (half * 0.4, -high * 0.85), (half * 0.1, -high * 0.45)],
+        lighter(grey, 0.2),
+    )
     pen.polygon([(-half, 0.03), (-half * 0.85, -high * 0.6), (half * 0.1, -high * 0.45), (0, 0.03)], grey)
 
 
@@ -159,7 +183,9 @@ def box(pen: Pen, rng: np.random.Generator) -> None:
     card = pick(rng, (190, 150, 100), (170, 130, 85), RED, BLUE, WHITE, by=15)
     half, high, deep = between(rng, 0.25, 0.4), between(rng, 0.3, 0.55), between(rng, 0.08, 0.16)
     pen.rectangle(-half, -high, half, 0, card)
-    pen.polygon([(-half, -high), (-half + deep, -high - deep), (half + deep, -high - deep), (half, -high)], lighter(card, 0.3))
+    pen.polygon(
+        [(-half, -high), (-half + deep, -high - deep), (half + deep, -high - deep), (half, -high)], lighter(card, 0.3)
+    )
     pen.polygon([(half, -high), (half + deep, -high - deep), (half + deep, -deep), (half, 0)], darker(card, 0.7))
     tape = pick(rng, CREAM, *ANY_COLOR)
     pen.rectangle(-0.05, -high, 0.05, 0, tape)
@@ -174,7 +200,14 @@ def bridge(pen: Pen, rng: np.random.Generator) -> None:
     pen.rectangle(-2.5, -0.68, 2.5, -0.6, darker(stone, 0.75))
     for i in range(4):
         x = -2.5 + i * 1.25
-        arch = [(x + 0.2, 0.0), (x + 0.25, -0.2), (x + 0.45, -0.36), (x + 0.8, -0.36), (x + 1.0, -0.2), (x + 1.05, 0.0)]
+        arch = [
+            (x + 0.2, 0.0),
+            (x + 0.25, -0.2),
+            (x + 0.45, -0.36),
+            (x + 0.8, -0.36),
+            (x + 1.0, -0.2),
+            (x + 1.05, 0.0),
+        ]
         pen.polygon([(x, 0), (x, -0.44), (x + 1.25, -0.44), (x + 1.25, 0), *arch[::-1]], darker(stone, 0.9))
 
 
@@ -183,7 +216,10 @@ def mountain(pen: Pen, rng: np.random.Generator) -> None:
     color = pick(rng, (125, 128, 145), (110, 125, 110), (140, 120, 110), by=14)
     half, shift = between(rng, 0.9, 1.6), between(rng, -0.3, 0.3)
     pen.polygon([(-half, 0.03), (-half * 0.4, -0.55), (shift, -1), (half * 0.45, -0.5), (half, 0.03)], color)
-    pen.polygon([(shift, -1), (half * 0.45, -0.5), (half, 0.03), (shift * 0.4, 0.03), (shift + 0.1, -0.5)], darker(color, 0.82))
+    pen.polygon(
+        [(shift, -1), (half * 0.45, -0.5), (half, 0.03), (shift * 0.4, 0.03), (shift + 0.1, -0.5)],
+        darker(color, 0.82),
+    )
 
 
 def mountain_snow(pen: Pen, rng: np.random.Generator) -> None:
@@ -191,7 +227,9 @@ def mountain_snow(pen: Pen, rng: np.random.Generator) -> None:
     pick(rng, BLACK, BLACK, BLACK, by=14)
     half, shift = between(rng, 0.9, 1.6), between(rng, -0.3, 0.3)
     left, right = shift + (-half * 0.4 - shift) * 0.5, shift + (half * 0.45 - shift) * 0.5
-    pen.polygon([(shift, -1), (right, -0.75), (shift + 0.08, -0.68), (shift - 0.06, -0.8), (left, -0.775)], (245, 247, 250))
+    pen.polygon(
+        [(shift, -1), (right, -0.75), (shift + 0.08, -0.68), (shift - 0.06, -0.8), (left, -0.775)], (245, 247, 250)
+    )
 
 
 def cloud(pen: Pen, rng: np.random.Generator) -> None:
@@ -213,7 +251,15 @@ def window(pen: Pen, rng: np.random.Generator) -> None:
     if chance(rng, 0.5):
         cloth = pick(rng, *ANY_COLOR)
         for side in (-1, 1):
-            pen.polygon([(side * (half + 0.1), -high - 0.06), (side * half * 0.45, -high - 0.06), (side * half * 0.75, 0.08), (side * (half + 0.1), 0.08)], cloth)
+            pen.polygon(
+                [
+                    (side * (half + 0.1), -high - 0.06),
+                    (side * half * 0.45, -high - 0.06),
+                    (side * half * 0.75, 0.08),
+                    (side * (half + 0.1), 0.08),
+                ],
+                cloth,
+            )
 
 
 def door(pen: Pen, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Birds and people. A person is 1 high and stands at y = 0; seated ones have their seat there."""
+"""People. A person is 1 high and stands at y = 0; seated ones have their seat there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from tag2mask.storybook.figures.colors import (
     EYE,
     GRAY,
     GREEN,
-    ORANGE,
     RED,
-    TEAL,
     WHITE,
     YELLOW,
     between,
@@ -27,7 +25,6 @@ from tag2mask.storybook.figures.colors import (
     lighter,
     one,
     pick,
-    vary,
 )
 
 _SKINS = ((238, 195, 165), (205, 150, 115), (150, 100, 70), (95, 65, 50))
@@ -103,7 +100,9 @@ def _from_the_front(pen: Pen, rng: np.random.Generator, look: _Look, pose: str) 
         elif chance(rng, 0.15):
             hand = (side * 0.08, -0.5)
         elbow = (side * (0.2 * w + 0.03), (shoulder[1] + hand[1]) / 2)
-        pen.limb([(side * shoulder[0], shoulder[1] + 0.02), elbow, hand], [0.085, 0.075, 0.05], darker(look.shirt, 0.85))
+        pen.limb(
+            [(side * shoulder[0], shoulder[1] + 0.02), elbow, hand], [0.085, 0.075, 0.05], darker(look.shirt, 0.85)
+        )
         pen.ellipse(*hand, 0.036, 0.04, look.skin)
     _trunk(pen, look)
     _face(pen.part().at(0, -0.79 - look.head, look.head, between(rng, -6, 6)), rng, look, "front")
@@ -116,10 +115,21 @@ def _trunk(pen: Pen, look: _Look) -> None:
     if look.legs == "skirt":
         pen.polygon([(-0.1 * w, -0.48), (0.1 * w, -0.48), (0.19 * w, -0.24), (-0.19 * w, -0.24)], look.trousers)
     if look.legs == "dress":
-        pen.polygon([(-0.1 * w, -0.52), (0.1 * w, -0.52), (0.2 * w, -0.2), (-0.2 * w, -0.2)], darker(look.shirt, 0.92))
+        pen.polygon(
+            [(-0.1 * w, -0.52), (0.1 * w, -0.52), (0.2 * w, -0.2), (-0.2 * w, -0.2)], darker(look.shirt, 0.92)
+        )
     half, waist = 0.15 * w, 0.115 * w
     pen.blob(
-        [(-half, -0.75), (-0.07, -0.79), (0.07, -0.79), (half, -0.75), (waist, -0.55), (waist, -0.43), (-waist, -0.43), (-waist, -0.55)],
+        [
+            (-half, -0.75),
+            (-0.07, -0.79),
+            (0.07, -0.79),
+            (half, -0.75),
+            (waist, -0.55),
+            (waist, -0.43),
+            (-waist, -0.43),
+            (-waist, -0.55),
+        ],
         look.shirt,
     )
     pen.polygon([(half * 0.55, -0.78), (half, -0.73), (waist, -0.44), (waist * 0.5, -0.43)], darker(look.shirt, 0.8))
@@ -158,7 +168,10 @@ def _from_the_side(pen: Pen, rng: np.random.Generator, look: _Look) -> None:
         cloth = look.trousers if look.legs == "skirt" else darker(look.shirt, 0.92)
         pen.polygon([(-0.085 * w, -0.5), (0.085 * w, -0.5), (0.16 * w + 0.04, -0.22), (-0.16 * w, -0.22)], cloth)
     back, belly = -0.09 * w, 0.1 * w * look.width
-    pen.blob([(back, -0.73), (0, -0.79), (belly * 0.9, -0.7), (belly, -0.55), (belly * 0.8, -0.43), (back, -0.43)], look.shirt)
+    pen.blob(
+        [(back, -0.73), (0, -0.79), (belly * 0.9, -0.7), (belly, -0.55), (belly * 0.8, -0.43), (back, -0.43)],
+        look.shirt,
+    )
     pen.blob([(back, -0.73), (back * 0.3, -0.76), (back * 0.2, -0.45), (back, -0.44)], darker(look.shirt, 0.8))
     if look.pattern in ("stripes", "checks"):
         for i in range(4):
@@ -172,7 +185,9 @@ def _from_the_side(pen: Pen, rng: np.random.Generator, look: _Look) -> None:
 def _arm(pen: Pen, look: _Look, shoulder: Point, swing: float, tone: float) -> None:
     x, y = shoulder
     hand = (x + swing + 0.04, y + 0.32)
-    pen.limb([shoulder, (x + swing * 0.4 - 0.02, y + 0.17), hand], [0.085, 0.075, 0.05], darker(look.shirt, tone * 0.9))
+    pen.limb(
+        [shoulder, (x + swing * 0.4 - 0.02, y + 0.17), hand], [0.085, 0.075, 0.05], darker(look.shirt, tone * 0.9)
+    )
     pen.ellipse(*hand, 0.036, 0.036, darker(look.skin, tone))
 
 
@@ -187,7 +202,9 @@ def _seated(pen: Pen, rng: np.random.Generator, look: _Look, pose: str) -> None:
         shift = 0.03 if tone < 1 else 0.0
         pen.limb([(-0.02, -0.06), (knee[0] + shift, knee[1])], [0.15, 0.105], darker(color, tone))
         pen.limb([(knee[0] + shift, knee[1]), (foot[0] + shift, foot[1])], [0.095, 0.065], darker(color, tone))
-        pen.limb([(foot[0] + shift, foot[1] + 0.01), (foot[0] + 0.07 + shift, foot[1] + 0.012)], [0.05, 0.04], look.shoes)
+        pen.limb(
+            [(foot[0] + shift, foot[1] + 0.01), (foot[0] + 0.07 + shift, foot[1] + 0.012)], [0.05, 0.04], look.shoes
+        )
     w = look.width
     shoulder = (lean, -0.36)
     hand = (0.3, -0.16) if not sits else (0.2, -0.1 - between(rng, 0, 0.15))
@@ -250,7 +267,9 @@ def _face(face: Pen, rng: np.random.Generator, look: _Look, view: str) -> None:
         return
     if look.hat == "cap":
         face.arc(-side * 0.3, -0.35, 0.93, 0.8, 180, 360, look.second)
-        face.box(-0.2 if view == "front" else 0.2, -0.48, 1.0 if view == "front" else 1.5, -0.28, darker(look.second), 0.1)
+        face.box(
+            -0.2 if view == "front" else 0.2, -0.48, 1.0 if view == "front" else 1.5, -0.28, darker(look.second), 0.1
+        )
     elif look.hat == "brim":
         face.box(-1.5, -0.55, 1.5, -0.35, look.second, 0.1)
         face.box(-0.8, -1.25, 0.8, -0.5, look.second, 0.25)
@@ -268,60 +287,3 @@ def helmet(pen: Pen, rng: np.random.Generator, detail: int) -> None:
     thing.arc(0, 0.1, 1.1, 1.15, 165, 375, shell)
     thing.blob([(-1.08, 0), (-0.3, -0.1), (-0.25, 0.45), (-0.6, 0.75), (-1, 0.5)], shell)
     thing.line([(-0.8, -0.55), (0.9, -0.4)], 0.16, lighter(shell, 0.6))
-
-
-def bird(pen: Pen, rng: np.random.Generator, pose: str) -> Point | None:
-    """Perched or standing from the side, or flying ("fly") with its middle at (0, 0)."""
-    feathers = pick(rng, RED, BLUE, YELLOW, BROWN, WHITE, GRAY, BLACK, TEAL, ORANGE)
-    wing = darker(feathers, 0.7) if chance(rng, 0.7) else pick(rng, WHITE, BLACK, BROWN)
-    belly = lighter(feathers, 0.45) if chance(rng, 0.6) else pick(rng, ORANGE, WHITE, YELLOW)
-    beak = pick(rng, (235, 165, 45), (60, 55, 50), (215, 90, 50), by=12)
-    if pose == "fly":
-        _flying(pen, rng, feathers, wing, belly, beak)
-        return None
-    tall = between(rng, 0.05, 0.4) if chance(rng, 0.6) else between(rng, 0.04, 0.1)
-    fat = between(rng, 0.8, 1.25)
-    middle = -0.16 * fat - tall - 0.05
-    for x in (-0.03, 0.07):
-        pen.line([(x, middle), (x + 0.02, -0.015)], 0.03, beak)
-        pen.line([(x - 0.05, -0.015), (x + 0.1, -0.015)], 0.03, beak)
-    up = between(rng, -0.16, 0.12)
-    tail = between(rng, 0.3, 0.55)
-    pen.polygon([(-0.2, middle - 0.05), (-0.3 - tail, middle + up - 0.05), (-0.28 - tail, middle + up + 0.09), (-0.15, middle + 0.1)], wing)
-    neck = between(rng, 0.06, 0.4) if tall > 0.2 else between(rng, 0.0, 0.08)
-    head = (0.3, middle - 0.18 * fat - neck)
-    pen.limb([(0.2, middle - 0.02), head], [0.24, 0.14 if neck > 0.1 else 0.22], feathers)
-    pen.blob([(-0.34, middle), (-0.1, middle - 0.19 * fat), (0.22, middle - 0.17 * fat), (0.35, middle), (0.2, middle + 0.18 * fat), (-0.1, middle + 0.17 * fat)], feathers)
-    pen.blob([(-0.1, middle + 0.05), (0.32, middle - 0.02), (0.2, middle + 0.17 * fat), (-0.05, middle + 0.16 * fat)], belly)
-    pen.blob([(0.15, middle - 0.07), (-0.05, middle - 0.13), (-0.42, middle + 0.03), (-0.1, middle + 0.1), (0.1, middle + 0.07)], wing)
-    for i in range(2):
-        pen.line([(-0.28, middle + 0.03 + i * 0.03), (0.0, middle - 0.02 + i * 0.05)], 0.014, darker(wing, 0.7))
-    _bird_head(pen.part().at(*head), rng, feathers, beak)
-    return None
-
-
-def _bird_head(face: Pen, rng: np.random.Generator, feathers: Color, beak: Color) -> None:
-    size = between(rng, 0.12, 0.17)
-    length = between(rng, 0.12, 0.32)
-    if chance(rng, 0.2):
-        for dx in (-0.08, -0.02, 0.04):
-            face.polygon([(dx - 0.02, -size * 0.8), (dx - 0.06, -size - 0.12), (dx + 0.03, -size * 0.8)], darker(feathers))
-    thick = between(rng, 0.04, 0.075)
-    face.polygon([(size * 0.8, -thick), (size + length, 0.02), (size * 0.8, thick)], beak)
-    face.polygon([(size * 0.8, 0.0), (size + length, 0.02), (size * 0.8, thick)], darker(beak, 0.75))
-    face.ellipse(0, 0, size, size * 0.95, feathers)
-    face.ellipse(size * 0.35, -size * 0.2, 0.042, 0.042, (245, 240, 225))
-    face.ellipse(size * 0.38, -size * 0.2, 0.026, 0.026, EYE)
-
-
-def _flying(pen: Pen, rng: np.random.Generator, feathers: Color, wing: Color, belly: Color, beak: Color) -> None:
-    lift = between(rng, -0.75, 0.45)
-    span = between(rng, 0.5, 0.8)
-    pen.polygon([(0.12, -0.04), (-0.1 + span * 0.1, lift * 0.8 - 0.1), (-0.3, lift), (-0.2, 0.02)], darker(wing, 0.8))
-    pen.polygon([(-0.2, -0.03), (-0.65, -0.1), (-0.6, 0.02), (-0.66, 0.13), (-0.2, 0.07)], wing)
-    pen.blob([(-0.36, 0), (-0.05, -0.13), (0.28, -0.1), (0.38, 0), (0.2, 0.13), (-0.1, 0.12)], feathers)
-    pen.blob([(-0.15, 0.05), (0.3, 0.03), (0.18, 0.12), (-0.05, 0.11)], belly)
-    tip = (-0.15 - span * 0.35, lift * 1.1 + between(rng, -0.1, 0.1))
-    pen.blob([(0.18, -0.05), (0.1, lift * 0.55), tip, (tip[0] - 0.05, tip[1] * 0.75), (-0.3, lift * 0.25), (-0.18, 0.03)], wing)
-    pen.line([(0.05, 0), (tip[0] * 0.6, tip[1] * 0.7)], 0.02, darker(wing, 0.75))
-    _bird_head(pen.part().at(0.38, -0.07), rng, vary(rng, feathers, 8), beak)

@@ -44,7 +44,9 @@ def wheel(pen: Pen, x: float, radius: float, spokes: int = 5) -> None:
     part.ellipse(x, -radius, radius * 0.62, radius * 0.62, STEEL)
     for i in range(spokes):
         t = 2 * math.pi * i / spokes
-        part.ellipse(x + radius * 0.38 * math.cos(t), -radius + radius * 0.38 * math.sin(t), radius * 0.13, radius * 0.13, GRAY)
+        part.ellipse(
+            x + radius * 0.38 * math.cos(t), -radius + radius * 0.38 * math.sin(t), radius * 0.13, radius * 0.13, GRAY
+        )
     part.ellipse(x, -radius, radius * 0.16, radius * 0.16, darker(STEEL, 0.5))
 
 
@@ -80,14 +82,18 @@ def car(pen: Pen, rng: np.random.Generator, pose: str) -> None:
     if post > back:
         pen.polygon([(back, belt), (upper_back, top), (post - 0.02, top), (post - 0.02, belt)], glass)
     pen.polygon([(post + 0.02, belt), (post + 0.02, top), (upper_front, top), (front, belt)], glass)
-    pen.polygon([(post + 0.05, belt), (post + 0.12, top), (post + 0.17, top), (post + 0.1, belt)], lighter(glass, 0.5))
+    pen.polygon(
+        [(post + 0.05, belt), (post + 0.12, top), (post + 0.17, top), (post + 0.1, belt)], lighter(glass, 0.5)
+    )
     for x in (post, post + 0.42 * half):
         pen.line([(x, belt + 0.02), (x, -0.13)], 0.012, darker(paint, 0.6))
     pen.rectangle(post + 0.03, belt + 0.05, post + 0.11, belt + 0.07, darker(paint, 0.5))
     pen.ellipse(half * 0.95, nose + 0.08, 0.05, 0.045, LAMP)
     pen.box(-half, hip + 0.06, -half + 0.05, hip + 0.15, _REAR_LAMP, 0.01)
     if chance(rng, 0.2):
-        pen.rectangle(-half * 0.3, top - 0.12, half * 0.02, top - 0.05, pick(rng, YELLOW, BLUE, by=10))  # taxi, police
+        pen.rectangle(
+            -half * 0.3, top - 0.12, half * 0.02, top - 0.05, pick(rng, YELLOW, BLUE, by=10)
+        )  # taxi, police
     elif chance(rng, 0.2):
         pen.rectangle(-half * 0.98, -0.27, half * 0.98, -0.22, pick(rng, *ANY_COLOR))
     radius = between(rng, 0.13, 0.18)
@@ -105,8 +111,13 @@ def _car_front(pen: Pen, rng: np.random.Generator, paint: Color) -> None:
     pen.box(-half, -0.46, half, -0.1, paint, 0.08)
     pen.rectangle(-half * 0.96, -0.2, half * 0.96, -0.1, darker(paint, 0.6))
     glass = pick(rng, GLASS, DARK_GLASS, by=14)
-    pen.polygon([(-half * 0.6, roof + 0.05), (half * 0.6, roof + 0.05), (half * 0.82, -0.45), (-half * 0.82, -0.45)], glass)
-    pen.polygon([(-half * 0.3, roof + 0.05), (-half * 0.1, roof + 0.05), (-half * 0.4, -0.45), (-half * 0.6, -0.45)], lighter(glass, 0.45))
+    pen.polygon(
+        [(-half * 0.6, roof + 0.05), (half * 0.6, roof + 0.05), (half * 0.82, -0.45), (-half * 0.82, -0.45)], glass
+    )
+    pen.polygon(
+        [(-half * 0.3, roof + 0.05), (-half * 0.1, roof + 0.05), (-half * 0.4, -0.45), (-half * 0.6, -0.45)],
+        lighter(glass, 0.45),
+    )
     for side in (-1, 1):
         pen.ellipse(side * half * 0.74, -0.31, 0.1, 0.065, LAMP)
         pen.ellipse(side * half * 0.74, -0.31, 0.05, 0.04, WHITE)
@@ -169,14 +180,19 @@ def bus(pen: Pen, rng: np.random.Generator, pose: str) -> None:
         pen.rectangle(back, -0.28, back + 0.025, -0.18, _REAR_LAMP)
 
 
-def _bus_front(pen: Pen, rng: np.random.Generator, paint: Color, band: Color, glass: Color, high: float, half: float) -> None:
+def _bus_front(
+    pen: Pen, rng: np.random.Generator, paint: Color, band: Color, glass: Color, high: float, half: float
+) -> None:
     for side in (-1, 1):
         pen.part().box(side * half * 0.75 - half * 0.2, -0.2, side * half * 0.75 + half * 0.2, 0, RUBBER, 0.02)
     pen.box(-half, -high, half, -0.1, paint, half * 0.16)
     pen.rectangle(-half, -0.2, half, -0.1, darker(paint, 0.65))
     pen.rectangle(-half, -0.32, half, -0.27, band)
     pen.box(-half * 0.9, -high + 0.14, half * 0.9, -0.36, glass, half * 0.12)
-    pen.polygon([(-half * 0.5, -high + 0.15), (-half * 0.15, -high + 0.15), (-half * 0.5, -0.37), (-half * 0.85, -0.37)], lighter(glass, 0.4))
+    pen.polygon(
+        [(-half * 0.5, -high + 0.15), (-half * 0.15, -high + 0.15), (-half * 0.5, -0.37), (-half * 0.85, -0.37)],
+        lighter(glass, 0.4),
+    )
     pen.rectangle(-half * 0.02, -high + 0.14, half * 0.02, -0.36, darker(paint, 0.5))
     pen.rectangle(-half * 0.6, -high + 0.04, half * 0.6, -high + 0.11, BLACK)
     pen.rectangle(-half * 0.4, -high + 0.06, half * between(rng, 0.1, 0.45), -high + 0.09, ORANGE)
@@ -215,7 +231,10 @@ def bicycle(pen: Pen, rng: np.random.Generator, pose: str) -> Point:
     bar = (head[0] - 0.02, head[1] - 0.08)
     grip = (0.15, 0.1) if chance(rng, 0.4) else (-0.14, -0.05)
     pen.limb([bar, (bar[0] + 0.08, bar[1] - 0.03), (bar[0] + grip[0], bar[1] + grip[1])], [0.04, 0.045, 0.05], BLACK)
-    pen.blob([(seat[0] - 0.14, seat[1] - 0.15), (seat[0] + 0.15, seat[1] - 0.1), (seat[0] - 0.08, seat[1] - 0.08)], pick(rng, BLACK, BROWN, by=12))
+    pen.blob(
+        [(seat[0] - 0.14, seat[1] - 0.15), (seat[0] + 0.15, seat[1] - 0.1), (seat[0] - 0.08, seat[1] - 0.08)],
+        pick(rng, BLACK, BROWN, by=12),
+    )
     if chance(rng, 0.35):
         pen.box(head[0] + 0.07, head[1] - 0.1, head[0] + 0.32, head[1] + 0.1, (180, 140, 90), 0.03)  # basket
     if chance(rng, 0.3):
@@ -247,16 +266,25 @@ def motorbike(pen: Pen, rng: np.random.Generator, pose: str) -> Point:
     for i in range(3):
         pen.rectangle(-0.16, -0.36 + 0.07 * i, 0.14, -0.33 + 0.07 * i, steel)
     pen.limb([(0.05, -0.16), (-0.3, -0.13), (-reach - 0.18, -0.2)], [0.06, 0.06, 0.08], steel)
-    pen.polygon([(-reach, -radius), (-reach + 0.1, -0.42), (0.25, -0.42), (0.2, -0.34), (-reach + 0.2, -0.32)], darker(paint, 0.6))
+    pen.polygon(
+        [(-reach, -radius), (-reach + 0.1, -0.42), (0.25, -0.42), (0.2, -0.34), (-reach + 0.2, -0.32)],
+        darker(paint, 0.6),
+    )
     pen.blob([(-0.12, -0.46), (0.02, -0.6), (0.28, -0.6), (0.36, -0.46), (0.1, -0.4)], paint)
     pen.blob([(0.0, -0.54), (0.1, -0.59), (0.26, -0.57), (0.1, -0.52)], lighter(paint, 0.5))
-    pen.blob([(-reach - 0.12, -0.56), (-0.2, -0.5), (-0.05, -0.48), (-0.1, -0.4), (-0.45, -0.4), (-reach - 0.05, -0.46)], seat_color)
+    pen.blob(
+        [(-reach - 0.12, -0.56), (-0.2, -0.5), (-0.05, -0.48), (-0.1, -0.4), (-0.45, -0.4), (-reach - 0.05, -0.46)],
+        seat_color,
+    )
     pen.arc(reach, -radius, radius * 1.18, radius * 1.18, 215, 330, paint)
     pen.arc(-reach, -radius, radius * 1.18, radius * 1.18, 190, 300, darker(paint, 0.85))
     bar = (reach - 0.24, -0.66)
     up = 0.26 if kind == "chopper" else 0.08
     pen.limb([bar, (bar[0] - 0.03, bar[1] - up), (bar[0] - 0.15, bar[1] - up + 0.03)], [0.05, 0.045, 0.05], BLACK)
     if kind == "road" and chance(rng, 0.5):
-        pen.polygon([(reach - 0.32, -0.6), (reach - 0.2, -0.82), (reach + 0.02, -0.6), (reach - 0.05, -0.46)], lighter(paint, 0.15))
+        pen.polygon(
+            [(reach - 0.32, -0.6), (reach - 0.2, -0.82), (reach + 0.02, -0.6), (reach - 0.05, -0.46)],
+            lighter(paint, 0.15),
+        )
     pen.part().ellipse(reach - 0.12, -0.58, 0.075, 0.08, LAMP)
     return (-0.28, -0.5)
