@@ -116,7 +116,10 @@ def test_splits_never_share_a_seed_and_share_a_folder(tmp_path):
     ("arguments", "message"),
     [
         ({"n": 0}, "cannot render 0 scenes"),
-        ({"n": 1, "split": "dev"}, "no split 'dev'; take one of train, val, test"),
+        (
+            {"n": 1, "split": "dev"},
+            "no split 'dev'; take one of train, val, test, cooccurrence, adjacency, contact, parts, small, crowds",
+        ),
         ({"n": 1, "seed": 1000}, "no seed 1000; take 0 to 999"),
         ({"n": 1, "workers": 0}, "at least 1"),
         ({"n": 1, "classes": ("dog",)}, "holds scenes of the classes cat, not of dog"),

@@ -10,9 +10,9 @@ ones, and one picture may hold several classes.
     render(folder, n)       scenes as a VOC-layout data set
     embedded_clip()         the folder of the CLIP that ships with the package
 
-The parts are kept apart: ``canvas`` (how strokes reach pixels and mask), ``figures`` (what a cat looks
-like), ``places`` (the ground and what stands around), ``cast`` (who appears), ``layout`` (who stands where), ``light`` and ``grain``
-(what a camera does), ``scenes`` (all of it together), ``captions``, ``render``.
+The parts are kept apart: ``canvas`` (how strokes reach pixels and mask), ``figures`` (what a cat looks like),
+``places`` (the ground and what stands around), ``cast`` (who appears), ``layout`` (who stands where), ``light``
+and ``grain`` (what a camera does), ``scenes`` (all of it together), ``captions``, ``render``.
 """
 
 from __future__ import annotations

@@ -179,6 +179,7 @@ class Canvas:
         fine[:] = pixels[:, None, :, None]
         self._pixels = fine.reshape(height * SUPERSAMPLING, width * SUPERSAMPLING)  # (2 H, 2 W)
         self._rows = list(self._pixels)
+        self.width = width
         self._labels = {Label(0, detail, 0): detail for detail in range(DETAILS)}
         self._figures = 0
 

@@ -227,7 +227,7 @@ def draw_item(canvas: Canvas, item: Item) -> None:
 def _rails(canvas: Canvas, item: Item, rng: np.random.Generator) -> None:
     """Ballast, sleepers and two rails across the picture."""
     pen = canvas.pen(0, 0, item.y, item.scale, detail=THING["railway"])
-    width = canvas.image().shape[1] / item.scale
+    width = canvas.width / item.scale
     pen.rectangle(0, -0.03, width, 0.17, vary(rng, (105, 96, 86), 10))
     wood, x = vary(rng, (84, 60, 42), 12), 0.0
     while x < width:

@@ -212,10 +212,17 @@ def _seated(pen: Pen, rng: np.random.Generator, look: _Look, pose: str) -> None:
     pen.rectangle(lean - 0.02, -0.47, lean + 0.045, -0.36, darker(look.skin, 0.85))
     back = -0.09 * w
     pen.blob(
-        [(back, 0), (back + lean * 0.3, -0.2), (shoulder[0] - 0.08, -0.38), (shoulder[0] + 0.03, -0.42),
-         (shoulder[0] + 0.1 * w, -0.32), (0.1 * w, -0.12), (0.09, 0.0)],
+        [
+            (back, 0),
+            (back + lean * 0.3, -0.2),
+            (shoulder[0] - 0.08, -0.38),
+            (shoulder[0] + 0.03, -0.42),
+            (shoulder[0] + 0.1 * w, -0.32),
+            (0.1 * w, -0.12),
+            (0.09, 0.0),
+        ],
         look.shirt,
-    )  # fmt: skip
+    )
     if look.pattern in ("stripes", "checks"):
         for i in range(3):
             pen.rectangle(-0.06, -0.3 + i * 0.08, 0.08, -0.27 + i * 0.08, look.second)

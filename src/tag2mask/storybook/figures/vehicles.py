@@ -62,12 +62,40 @@ def car(pen: Pen, rng: np.random.Generator, pose: str) -> None:
     half *= between(rng, 0.88, 1.12)
     roof *= between(rng, 0.92, 1.12)
     tops = {
-        "saloon": [(-half, hip), (-half * 0.72, hip - 0.03), (-half * 0.45, roof), (half * 0.15, roof), (half * 0.48, hip - 0.02), (half * 0.95, nose)],
-        "hatchback": [(-half, hip), (-half * 0.9, hip - 0.05), (-half * 0.72, roof), (half * 0.15, roof), (half * 0.5, hip - 0.02), (half * 0.95, nose)],
+        "saloon": [
+            (-half, hip),
+            (-half * 0.72, hip - 0.03),
+            (-half * 0.45, roof),
+            (half * 0.15, roof),
+            (half * 0.48, hip - 0.02),
+            (half * 0.95, nose),
+        ],
+        "hatchback": [
+            (-half, hip),
+            (-half * 0.9, hip - 0.05),
+            (-half * 0.72, roof),
+            (half * 0.15, roof),
+            (half * 0.5, hip - 0.02),
+            (half * 0.95, nose),
+        ],
         "van": [(-half, roof * 1.2), (half * 0.4, roof * 1.2), (half * 0.72, hip - 0.06), (half * 0.97, nose)],
-        "pickup": [(-half, hip), (-half * 0.15, hip), (-half * 0.1, roof), (half * 0.28, roof), (half * 0.5, hip - 0.02), (half * 0.97, nose)],
-        "beetle": [(-half, -0.2), (-half * 0.85, hip - 0.04), (-half * 0.45, roof), (half * 0.1, roof * 1.04), (half * 0.45, hip - 0.06), (half * 0.9, hip + 0.04)],
-    }  # fmt: skip
+        "pickup": [
+            (-half, hip),
+            (-half * 0.15, hip),
+            (-half * 0.1, roof),
+            (half * 0.28, roof),
+            (half * 0.5, hip - 0.02),
+            (half * 0.97, nose),
+        ],
+        "beetle": [
+            (-half, -0.2),
+            (-half * 0.85, hip - 0.04),
+            (-half * 0.45, roof),
+            (half * 0.1, roof * 1.04),
+            (half * 0.45, hip - 0.06),
+            (half * 0.9, hip + 0.04),
+        ],
+    }
     outline = [*tops[kind], (half, nose + 0.08), (half, -0.1), (-half, -0.1)]
     pen.polygon(outline, paint)
     pen.polygon([(-half, -0.2), (half, -0.2), (half, -0.1), (-half, -0.1)], darker(paint, 0.72))
