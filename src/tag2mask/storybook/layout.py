@@ -59,6 +59,7 @@ class Actor:
     pose: str = ""
     flip: bool = False
     rider: tuple[str, str, float] | None = None
+    shadow: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,7 +128,8 @@ def _place(rng: np.random.Generator, stage: Stage, cast: Sequence[Role], trap: s
                 pose = "fly"
         else:
             y = _ground(rng, stage, name, scale * high)
-        actors.append(Actor(name, x, y, scale, seed(rng), pose, flip, rider))
+        shadow = not flies and stage.place != "sky"
+        actors.append(Actor(name, x, y, scale, seed(rng), pose, flip, rider, shadow))
     return actors
 
 
@@ -180,9 +182,9 @@ def draw_actor(canvas: Canvas, actor: Actor, classes: Sequence[str]) -> None:
     rng = np.random.default_rng(actor.seed)
     x, y, scale = actor.x, actor.y, actor.scale
     flies = actor.name == "aeroplane" or actor.pose == "fly"
-    if not flies and actor.name != "boat":
+    if actor.shadow and actor.name != "boat":
         canvas.shade(x, y, _SIZES[actor.name][1] * 0.55 * scale, 0.09 * scale, 0.5)
-    elif actor.name == "boat":
+    elif actor.shadow:
         canvas.shade(x, y + 0.03 * scale, 0.9 * scale, 0.12 * scale, 0.35)
     tilt = between(rng, -14, 14) if flies else between(rng, -4, 4) if actor.name == "boat" else 0.0
     outlined = between(rng, 0.2, 0.55) if chance(rng, 0.4) else 0.0

@@ -52,7 +52,7 @@ def develop(
     if chance(rng, 0.25):  # colour cast
         shot *= np.array([between(rng, 0.85, 1.12) for _ in range(3)], np.float32)
     if chance(rng, 0.15):  # mist, old paper
-        shot += (np.float32(between(rng, 90, 190)) - shot) * np.float32(between(rng, 0.15, 0.45))
+        shot += (np.float32(between(rng, 90, 190)) - shot) * np.float32(between(rng, 0.1, 0.36))
     if chance(rng, 0.05):  # black and white
         grey = shot[..., 0] * np.float32(0.3) + shot[..., 1] * np.float32(0.6) + shot[..., 2] * np.float32(0.1)
         shot = np.repeat(grey[..., None], 3, 2)
