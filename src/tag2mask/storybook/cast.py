@@ -74,10 +74,11 @@ def _company(rng: np.random.Generator, place: str, classes: Sequence[str]) -> st
 
 
 def _plain(rng: np.random.Generator, classes: tuple[str, ...]) -> _Cast:
-    name = one(rng, classes)
+    # Who is nobody's company elsewhere plays the lead twice as often.
+    name = one(rng, (*classes, *(name for name in classes if name in COMPANY)))
     place = _home(rng, name)
     count = 1 + int(chance(rng, 0.5)) + int(chance(rng, 0.3)) + int(chance(rng, 0.15))
-    cast: list[Role] = [(name, _share(rng, 0.3 if count == 1 else 0.23), "", None)]
+    cast: list[Role] = [(name, _share(rng, 0.34 if count == 1 else 0.27), "", None)]
     while len(cast) < count:
         other = name if chance(rng, 0.4) else _company(rng, place, classes)
         cast.append((other, _share(rng, 0.16, high=0.4), "", None))
