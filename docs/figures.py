@@ -1,7 +1,12 @@
-"""Draws docs/storybook.png: scene, initial CAM, refined map, mask, exact mask. ``python docs/figures.py``."""
+"""Draws the pictures of the docs: ``python docs/figures.py`` both, ``python docs/figures.py world`` the second.
+
+docs/storybook.png          scene, initial CAM, refined map, mask, exact mask
+docs/storybook-world.jpg    what Storybook is made of: eight instances of every class, eight scenes of every split
+"""
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +15,70 @@ from tempfile import TemporaryDirectory
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tag2mask.data import read_voc
 from tag2mask.data.image import read_image
 from tag2mask.methods.clip_es import ClipES
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.masks import pseudo_mask, upsample
-from tag2mask.storybook import render
+from tag2mask.storybook import CLASSES20, SPLITS, draw_scene, kind_of, render, scene_seed
+from tag2mask.storybook.canvas import Canvas
+from tag2mask.storybook.figures import FIGURES
 from tag2mask.types import Item
 
 SCENES = 12
 SHOWN = (1, 2, 3, 5)
 
 
+INSTANCES, SIDE, MARGIN = 8, 76, 84  # figures a class; their tiles and the captions beside them, in pixels
+
+
+def world() -> None:
+    """Two columns of ten classes, then a row of scenes for each split."""
+    half = MARGIN + INSTANCES * SIDE
+    width = half * 2
+    scene_width = (width - MARGIN) // INSTANCES
+    scene_height = scene_width * 3 // 4
+    sheet = Image.new("RGB", (width, 10 * SIDE + len(SPLITS) * scene_height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, name in enumerate(CLASSES20):
+        left, top = index // 10 * half, index % 10 * SIDE
+        pen.text((left + 4, top + SIDE // 2 - 6), name, "black")
+        for seed in range(INSTANCES):
+            sheet.paste(Image.fromarray(_alone(name, seed)), (left + MARGIN + seed * SIDE, top))
+    for row, split in enumerate(SPLITS):
+        top = 10 * SIDE + row * scene_height
+        pen.text((4, top + scene_height // 2 - 6), split, "black")
+        for index in range(INSTANCES):
+            scene = draw_scene(scene_seed(split, 0, index), (192, 256), CLASSES20, kind_of(split))
+            tile = Image.fromarray(scene.image).resize((scene_width, scene_height), Image.Resampling.BOX)
+            sheet.paste(tile, (MARGIN + index * scene_width, top))
+    sheet.save(Path(__file__).parent / "storybook-world.jpg", quality=82)
+
+
+def _alone(name: str, seed: int) -> np.ndarray:
+    """One instance on a plain ground: (SIDE, SIDE, 3) uint8, scaled to fill its tile."""
+    flies = name == "aeroplane" or (name == "bird" and seed % 2)
+    pose = "fly" if name == "bird" and flies else ""
+    trial = Canvas(np.zeros((400, 400, 3), np.uint8))
+    FIGURES[name](trial.pen(1, 200, 200, 80), np.random.default_rng(seed), pose)
+    rows, columns = np.nonzero(trial.mask())
+    grown = 0.9 * SIDE / max(np.ptp(rows), np.ptp(columns))
+    x = SIDE / 2 + (200 - (columns.min() + columns.max()) / 2) * grown
+    y = SIDE / 2 + (200 - (rows.min() + rows.max()) / 2) * grown
+    canvas = Canvas(np.full((SIDE, SIDE, 3), (222, 228, 220), np.uint8))
+    FIGURES[name](canvas.pen(1, x, y, 80 * grown), np.random.default_rng(seed), pose)
+    return canvas.image()
+
+
 def main() -> None:
+    world()
+    if sys.argv[1:] != ["world"]:
+        method()
+
+
+def method() -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 

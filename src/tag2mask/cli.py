@@ -353,7 +353,7 @@ def doctor() -> None:
 def render(
     n: Annotated[int, typer.Option("-n", min=1, help="How many scenes.")] = 200,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("storybook"),
-    split: Annotated[str, typer.Option(help="train, val or test; splits share no scene.")] = "val",
+    split: Annotated[str, typer.Option(help="train, val, test, or a trap such as adjacency or small.")] = "val",
     width: Annotated[int, typer.Option(min=16)] = 256,
     height: Annotated[int, typer.Option(min=16)] = 192,
     workers: Annotated[int | None, typer.Option(help="Processes; default: all cores.")] = None,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tag2mask.classes import load_classes
 from tag2mask.data.voc import read_voc
-from tag2mask.storybook import CLASSES16, SPLITS, draw_scene, render, scene_seed
+from tag2mask.storybook import CLASSES16, SPLITS, TRAPS, draw_scene, kind_of, render, scene_seed
 from tag2mask.types import UserError
 
 SIZE = (48, 64)
@@ -49,6 +49,9 @@ def test_folder_is_a_voc_devkit(folder):
             assert np.array_equal(np.asarray(image), scene.mask)
             flat = image.getpalette()
             assert [tuple(flat[3 * v : 3 * v + 3]) for v in range(17)] == list(palette)
+        with Image.open(folder / "SegmentationDetail" / f"{name}.png") as image:
+            assert image.mode == "P"
+            assert np.array_equal(np.asarray(image), scene.detail)
         assert rows[index + 1] == f"JPEGImages/{name}.jpg,{';'.join(scene.names)}"
         assert said[index]["image"] == f"JPEGImages/{name}.jpg"
         annotation = ElementTree.parse(folder / "Annotations" / f"{name}.xml").getroot()
@@ -112,11 +115,24 @@ def test_splits_never_share_a_seed_and_share_a_folder(tmp_path):
     assert len(set(pictures)) == 5
 
 
+def test_a_trap_is_a_split(tmp_path):
+    render(tmp_path, 3, split="small", size=SIZE)
+    for index in range(3):
+        scene = draw_scene(scene_seed("small", 0, index), SIZE, kind="small")
+        with Image.open(tmp_path / "SegmentationClass" / f"small_000_{index:06d}.png") as image:
+            assert np.array_equal(np.asarray(image), scene.mask)
+    assert [kind_of(split) for split in ("train", "val", "test", *TRAPS)] == ["mixed"] * 3 + list(TRAPS)
+    assert tuple(SPLITS) == ("train", "val", "test", *TRAPS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"n": 0}, "cannot render 0 scenes"),
-        ({"n": 1, "split": "dev"}, "no split 'dev'; take one of train, val, test"),
+        (
+            {"n": 1, "split": "dev"},
+            "no split 'dev'; take one of train, val, test, cooccurrence",
+        ),
         ({"n": 1, "seed": 1000}, "no seed 1000; take 0 to 999"),
         ({"n": 1, "workers": 0}, "at least 1"),
         ({"n": 1, "classes": ("dog",)}, "holds scenes of the classes cat, not of dog"),

@@ -10,27 +10,34 @@ ones, and one picture may hold several classes.
     render(folder, n)       scenes as a VOC-layout data set
     embedded_clip()         the folder of the CLIP that ships with the package
 
-The parts are kept apart: ``canvas`` (how strokes reach pixels and mask), ``figures`` (what a cat looks
-like), ``grain`` (noise and light), ``scenes`` (who stands where), ``captions`` with ``phrases`` and
-``vocabulary``, ``render``; ``cache``, ``views``, ``losses``, ``pretrain`` and ``watch`` train a CLIP on them and
+The parts are kept apart: ``canvas`` (how strokes reach pixels and mask), ``figures`` (what a cat looks like),
+``places`` (the ground and what stands around), ``cast`` (who appears), ``layout`` (who stands where), ``light``
+and ``grain`` (what a camera does), ``scenes`` (all of it together), ``captions`` with ``phrases`` and
+``vocabulary``, ``render``. ``cache``, ``views``, ``losses``, ``pretrain`` and ``watch`` train a CLIP on them; they
 are not loaded here, as they need Lightning.
 """
 
 from __future__ import annotations
 
 from tag2mask.storybook.captions import caption
+from tag2mask.storybook.cast import TRAPS
 from tag2mask.storybook.embedded import embedded_clip
-from tag2mask.storybook.render import SPLITS, render, scene_seed
-from tag2mask.storybook.scenes import CLASSES16, CLASSES20, Scene, draw_scene
+from tag2mask.storybook.places import THINGS
+from tag2mask.storybook.render import SPLITS, kind_of, render, scene_seed
+from tag2mask.storybook.scenes import CLASSES16, CLASSES20, DEFAULT_CLASSES, Scene, draw_scene
 
 __all__ = [
     "CLASSES16",
     "CLASSES20",
+    "DEFAULT_CLASSES",
     "SPLITS",
+    "THINGS",
+    "TRAPS",
     "Scene",
     "caption",
     "draw_scene",
     "embedded_clip",
+    "kind_of",
     "render",
     "scene_seed",
 ]

@@ -2,6 +2,7 @@
 
 JPEGImages/<id>.jpg            the picture, quality 95
 SegmentationClass/<id>.png     the exact mask, indexed, VOC's colour for each class
+SegmentationDetail/<id>.png    things of the background (1 up, as in THINGS) and faces and wheels (255), indexed
 Annotations/<id>.xml           one object a visible class, with the box around it
 ImageSets/Segmentation/<split>.txt
 tags.csv  captions.jsonl  classes.txt  classes.yaml
@@ -30,13 +31,12 @@ from tag2mask.classes import load_classes
 from tag2mask.data.png import encode_mask
 from tag2mask.run.files import write_atomic
 from tag2mask.storybook.captions import caption
-from tag2mask.storybook.scenes import CLASSES16, CLASSES20, Scene, check_classes, draw_scene
+from tag2mask.storybook.cast import TRAPS
+from tag2mask.storybook.scenes import CLASSES16, CLASSES20, DEFAULT_CLASSES, Scene, check_classes, draw_scene
 from tag2mask.types import Color, UserError
 
 SPLITS: dict[str, range] = {
-    "train": range(10**9),
-    "val": range(10**9, 2 * 10**9),
-    "test": range(2 * 10**9, 3 * 10**9),
+    split: range(i * 10**9, (i + 1) * 10**9) for i, split in enumerate(("train", "val", "test", *TRAPS))
 }
 """The scene seeds of each split; no two splits share one."""
 
@@ -75,7 +75,7 @@ def render(
     seed: int = 0,
     split: str = "val",
     size: tuple[int, int] = (192, 256),
-    classes: Sequence[str] = CLASSES16,
+    classes: Sequence[str] = DEFAULT_CLASSES,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
@@ -87,7 +87,7 @@ def render(
         out: the folder; it is made.
         n: number of scenes.
         seed: other seeds give other scenes, 0 to 999.
-        split: "train", "val" or "test".
+        split: "train", "val", "test", or one of ``TRAPS``, whose scenes each hold that difficulty.
         size: (H, W) of every scene, in pixels.
         classes: as in ``draw_scene``.
         workers: processes; None is one a core, and only this one for a few scenes. A script that renders
@@ -105,7 +105,7 @@ def render(
     _check(n, seed, split, workers)
     listing = "".join(f"{name}\n" for name in classes)
     _check_folder(out, listing)
-    for folder in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationDetail", "Annotations", "ImageSets/Segmentation"):
         (out / folder).mkdir(parents=True, exist_ok=True)
 
     jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in range(0, n, _CHUNK)]
@@ -132,6 +132,11 @@ def scene_seed(split: str, seed: int, index: int) -> int:
     return SPLITS[split][seed * MOST_SCENES + index]
 
 
+def kind_of(split: str) -> str:
+    """The kind of scene that a split holds."""
+    return split if split in TRAPS else "mixed"
+
+
 # --- one process ---------------------------------------------------------------------------------------
 
 
@@ -151,12 +156,13 @@ def _draw(job: _Job) -> list[_Row]:
     for index in range(job.first, job.last):
         name = f"{job.split}_{job.seed:03d}_{index:06d}"
         seed = scene_seed(job.split, job.seed, index)
-        scene = draw_scene(seed, job.size, job.classes)
+        scene = draw_scene(seed, job.size, job.classes, kind_of(job.split))
         # A second stream, so that the words do not depend on how many numbers the drawing took.
         words = caption(scene, np.random.default_rng([seed, 1]))
         write_atomic(job.out / "JPEGImages" / f"{name}.jpg", _jpeg(scene.image))
         write_atomic(job.out / "Annotations" / f"{name}.xml", _annotation(name, scene))
         write_atomic(job.out / "SegmentationClass" / f"{name}.png", encode_mask(scene.mask, palette))
+        write_atomic(job.out / "SegmentationDetail" / f"{name}.png", encode_mask(scene.detail, ()))
         rows.append(_Row(name, scene.names, words))
     return rows
 
