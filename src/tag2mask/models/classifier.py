@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.models.backbone import IRN, Layout, ResNet, fit_state, read_state
+from tag2mask.models.backbone import IRN, Layout, ResNet
+from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.cam import max_normalise, sum_scales
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.run.files import atomic_path, write_atomic

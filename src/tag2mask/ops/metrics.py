@@ -266,3 +266,24 @@ def _check_values(mask: Tensor, classes: int, what: str) -> None:
         raise ValueError(
             f"{what} holds the value {shown}, but the classes are 0..{classes - 1} (and {IGNORE} = ignored)"
         )
+
+
+def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
+    """How well each class's score ranks the images that show it: the mean precision at its positives.
+
+    Args:
+        scores: (N, C), higher where the class is likelier. Of equal scores, those without the class come first, so
+            that a constant score gains nothing.
+        truth: (N, C) bool.
+
+    Returns:
+        (C,) float64, NaN for a class that no image shows.
+    """
+    out = torch.full((truth.shape[1],), float("nan"), dtype=torch.float64)
+    for c, (score, shown) in enumerate(zip(scores.T.double(), truth.T, strict=True)):
+        order = np.lexsort((shown.numpy(), -score.numpy()))  # by score, then positives last
+        hits = shown[torch.from_numpy(order)]  # (N,)
+        precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+        if hits.any():
+            out[c] = precision[hits].double().mean()
+    return out
