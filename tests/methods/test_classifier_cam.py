@@ -1,4 +1,4 @@
-"""Classifier CAM as a method: classes by name, grids, frames, limits. The maps themselves: tests/models/test_classifier.py."""
+"""Classifier CAM as a method: classes by name, grids, frames, limits; for the maps see tests/models."""
 
 from __future__ import annotations
 

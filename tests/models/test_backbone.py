@@ -107,7 +107,7 @@ def test_caffe_sizes(size, cells) -> None:
 
 @torch.no_grad()
 def test_dilation_is_the_strided_network_on_more_cells() -> None:
-    """Every second cell of the dilated network is the strided network's (the à trous trick), so no hole is misplaced."""
+    """Every fourth cell of the dilated network is the strided network's: the à trous trick."""
     torch.manual_seed(0)
     strided = with_statistics(ResNet(Layout(blocks=(1, 1, 2, 3), width=4)))
     both = Layout((1, 1, 2, 3), 4, (1, 2, 1, 1), dilations=(1, 1, 2, 4), first_dilations=(1, 1, 1, 2))

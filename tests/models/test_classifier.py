@@ -48,7 +48,7 @@ def test_logits_are_the_mean_of_the_maps(classifier) -> None:
 
 
 def test_class_maps_are_gradcam(classifier) -> None:
-    """The gradient of a logit, averaged over the cells, weighs the features as the head does (up to the cell count)."""
+    """A logit's gradient, averaged over the cells, weighs the features as the head does, but for their number."""
     picture = image()
     x = ((picture.float() / 255).permute(1, 2, 0) - torch.tensor(MEAN)) / torch.tensor(STD)
     features = classifier.backbone(x.permute(2, 0, 1)[None]).detach().requires_grad_()
@@ -184,5 +184,5 @@ def test_damaged_settings(classifier, tmp_path, text) -> None:
 
 
 def test_no_such_folder(tmp_path) -> None:
-    with pytest.raises(UserError, match="holds no config.json and no model.safetensors"):
+    with pytest.raises(UserError, match=r"holds no config\.json and no model\.safetensors"):
         load_classifier(tmp_path)

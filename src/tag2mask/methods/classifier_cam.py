@@ -98,9 +98,8 @@ class ClassifierCAM:
     def _one(self, item: Item) -> Scores:
         tags = [] if item.tags is None else item.tags.tolist()
         if item.tags is None or not tags or not all(1 <= tag <= len(self.channels) for tag in tags):
-            raise ValueError(
-                f"{item.id} has tags {tags}; classifier CAM needs at least one of 1..{len(self.channels)}"
-            )
+            most = len(self.channels)
+            raise ValueError(f"{item.id} has tags {tags}; classifier CAM needs at least one of 1..{most}")
         size = (item.image.shape[1], item.image.shape[2])
         within = self._within(size)
         maps = class_maps(

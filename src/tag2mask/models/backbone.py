@@ -1,4 +1,4 @@
-"""The plain ResNet of He et al. 2016 with bottleneck blocks: what classifier CAM, CLIMS, IRN, POT and DeepLab stand on.
+"""The plain ResNet of He et al. 2016 with bottleneck blocks: below classifier CAM, CLIMS, IRN and DeepLab.
 
 Parameters bear the names of the public ImageNet checkpoints (``conv1``, ``layer1.0.conv1``, ...), so these load as
 they are. The papers' variants are settings of ``Layout``: where the strides are, which stages are dilated, and
@@ -98,7 +98,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet without its classifier. Weights are drawn as the public networks' were, from torch's global generator."""
+    """A ResNet without its classifier. Weights are drawn as the public networks' were, by torch's own dice."""
 
     def __init__(self, layout: Layout = IRN) -> None:
         super().__init__()
@@ -136,8 +136,8 @@ class ResNet(nn.Module):
             pixels: (B, 3, H, W) standardised, of any size.
 
         Returns:
-            Five tensors (B, ``layout.channels[i]``, h, w); without ``ceil_pool`` each side is ceil(H / its stride), and
-            the first is at stride 4.
+            Five tensors (B, ``layout.channels[i]``, h, w). The first is at stride 4; without ``ceil_pool`` each side
+            is ceil(H / its stride).
         """
         x = F.relu(self.bn1(self.conv1(pixels)))  # (B, width, H / 2, W / 2)
         stem = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=self.layout.ceil_pool)  # (B, width, H / 4, W / 4)

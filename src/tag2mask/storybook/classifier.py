@@ -1,7 +1,7 @@
 """storybook-resnet: a narrow ResNet-50 trained on the tags of drawn scenes, the embedded world's ImageNet weights.
 
-Every random choice is a function of the seed and the step, so that a training can be stopped and gone on with
-anywhere. Masks are read only by ``measure``, which says how good the result is.
+The parts of it that need no Trainer; ``train_classifier`` runs it. Masks are read only by ``measure``, which says how
+good the result is.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from tag2mask.ops.masks import upsample
 from tag2mask.ops.metrics import BackgroundSweep, average_precision, metrics
 from tag2mask.storybook.render import scene_seed
 from tag2mask.storybook.scenes import CLASSES20, Scene, draw_scene
-from tag2mask.storybook.tagged import TaggedScenes
 from tag2mask.types import Constant
+
+DICE = 9
+"""Random numbers that decide how one picture is seen."""
 
 THRESHOLDS = tuple(round(0.02 * step, 2) for step in range(1, 50))
 """Background scores that ``measure`` tries."""
@@ -59,7 +61,8 @@ def make_classifier(recipe: ClassifierRecipe) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = Classifier(recipe.classes, Layout(width=recipe.width, strides=(1, 2, 2, 1)))
-    return model.to(memory_format=torch.channels_last)  # half as quick again on a processor
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # quicker on a processor
+    return model
 
 
 def make_optimizer(model: nn.Module, recipe: ClassifierRecipe) -> torch.optim.Optimizer:
@@ -78,50 +81,33 @@ def rate(step: int, recipe: ClassifierRecipe) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def indices_of(step: int, recipe: ClassifierRecipe) -> list[int]:
-    """Which scenes step ``step`` sees: every scene once, in an order of its own, before any comes again."""
-    positions = range(step * recipe.batch, (step + 1) * recipe.batch)
-    orders = {
-        epoch: np.random.default_rng([recipe.seed, epoch]).permutation(recipe.scenes)
-        for epoch in {position // recipe.scenes for position in positions}
-    }
-    return [int(orders[position // recipe.scenes][position % recipe.scenes]) for position in positions]
+def augment(images: Tensor, dice: Tensor, recipe: ClassifierRecipe) -> Tensor:
+    """Windows of the pictures, mirrored or not, in shifted colours.
 
+    A window keeps most of the scene, and the tags stay those of the whole scene: without masks nobody knows what has
+    left it.
 
-def training_batch(
-    scenes: TaggedScenes, indices: Sequence[int], step: int, recipe: ClassifierRecipe
-) -> tuple[Tensor, Tensor]:
-    """Pictures as the network is to see them (B, 3, h, w), and their tags (B, C) float32.
+    Args:
+        images: (B, 3, H, W) uint8.
+        dice: (B, DICE) uniform in [0, 1): window's side, its place (x, y), mirror, brightness, contrast, one a colour.
 
-    Each is a window of its scene, mirrored or not, in shifted colours. A window keeps most of the scene, and the tags
-    stay those of the whole scene: without masks nobody knows what has left it.
+    Returns:
+        (B, 3, h, w) float32, standardised; h and w are the recipe's crop.
     """
-    order = np.argsort(indices, kind="stable")  # the file is read from front to back
-    pictures = np.empty((len(indices), *scenes.pictures.shape[1:]), np.uint8)
-    pictures[order] = scenes.pictures[np.asarray(indices)[order]]
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2)  # (B, 3, H, W)
-    tags = torch.from_numpy(scenes.tags[np.asarray(indices)]).float()
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    return augment(images, generator, recipe), tags
-
-
-def augment(images: Tensor, generator: torch.Generator, recipe: ClassifierRecipe) -> Tensor:
-    """Random windows, mirrored or not, in shifted colours: (B, 3, H, W) uint8 -> (B, 3, h, w) standardised."""
     count = len(images)
     low, high = recipe.zoom
-    zoom = low + (high - low) * torch.rand(count, generator=generator)
-    centre = (1 - zoom)[:, None] * (2 * torch.rand(count, 2, generator=generator) - 1)  # x and y, in -1..1
-    mirror = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
-    window = torch.zeros(count, 2, 3)  # the affine map from the window's coordinates to the scene's
+    zoom = low + (high - low) * dice[:, 0]
+    centre = (1 - zoom)[:, None] * (2 * dice[:, 1:3] - 1)  # (B, 2) in -1..1
+    mirror = torch.where(dice[:, 3] < 0.5, -1.0, 1.0)
+    window = torch.zeros(count, 2, 3, device=images.device)  # from the window's coordinates to the scene's
     window[:, 0, 0], window[:, 1, 1], window[:, :, 2] = zoom * mirror, zoom, centre
     where = F.affine_grid(window, [count, 3, *recipe.crop], align_corners=False)  # (B, h, w, 2)
     pixels = images.to(torch.float32, memory_format=torch.channels_last)
     pixels = F.grid_sample(pixels, where, padding_mode="border", align_corners=False)  # (B, 3, h, w)
-    # (B, 3, 1, 1): one factor for all colours and one for each; (B, 1, 1, 1): contrast around the mean
-    around = 1 + recipe.jitter * (2 * torch.rand(count, 5, generator=generator) - 1)
+    shift = 1 + recipe.jitter * (2 * dice[:, 4:, None, None] - 1)  # (B, 5, 1, 1)
     mean = pixels.mean((1, 2, 3), keepdim=True)
-    pixels = mean + (pixels - mean) * around[:, 4, None, None, None]
-    pixels = pixels * around[:, 0, None, None, None] * (1 + (around[:, 1:4, None, None] - 1) / 2)
+    pixels = mean * shift[:, :1] + (pixels - mean) * shift[:, 1:2]
+    pixels = pixels * (1 + (shift[:, 2:] - 1) / 2)
     return standardise(pixels.clamp(0, 255), MEAN, STD).contiguous(memory_format=torch.channels_last)
 
 

@@ -70,7 +70,7 @@ def tagged_scenes(
         note.unlink(missing_ok=True)
         _fill(folder, job, workers, progress)
         write_atomic(note, stamp.encode())
-    return TaggedScenes(*(np.load(folder / name, mmap_mode="r") for name in ("pictures.npy", "tags.npy")))
+    return TaggedScenes(np.load(folder / "pictures.npy", mmap_mode="r"), np.load(folder / "tags.npy"))
 
 
 def _fill(folder: Path, job: _Job, workers: int | None, progress: Callable[[int], None] | None) -> None:
