@@ -384,7 +384,7 @@ def pretrain_resnet(
     from tag2mask.storybook.classifier import ClassifierRecipe
     from tag2mask.storybook.train_classifier import pretrain_resnet as run
 
-    given = {"width": width, "scenes": scenes, "steps": steps, "batch": batch, "seed": seed}
+    given: dict[str, Any] = {"width": width, "scenes": scenes, "steps": steps, "batch": batch, "seed": seed}
     recipe = replace(ClassifierRecipe(), **{key: value for key, value in given.items() if value is not None})
     found = run(out, recipe, device=device, minutes=minutes, scenes=measure)
     if found is None:

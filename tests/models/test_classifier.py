@@ -175,7 +175,16 @@ def test_nothing_in_a_file_is_run(tmp_path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"names": ["a"], "layout": {"depth": 3}}', '{"names": ["a"]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"names": ["a"], "layout": {"depth": 3}}',
+        '{"names": ["a"], "layout": {"strides": [1, 2]}}',
+        '{"names": ["a"]}',
+    ],
+)
 def test_damaged_settings(classifier, tmp_path, text) -> None:
     save_classifier(classifier, tmp_path, "")
     (tmp_path / "config.json").write_text(text)

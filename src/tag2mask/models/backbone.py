@@ -46,6 +46,15 @@ class Layout:
     stem: Literal["7x7", "3x3"] = "7x7"
     frozen_norm: bool = False
 
+    def __post_init__(self) -> None:
+        fours = (self.blocks, self.strides, self.dilations, self.first_dilations or self.dilations)
+        if not all(len(four) == 4 and all(isinstance(n, int) and n > 0 for n in four) for four in fours):
+            raise ValueError(f"blocks, strides and dilations are {fours}, expected four whole numbers above 0 each")
+        if not (isinstance(self.width, int) and self.width > 0) or self.stride_at not in ("3x3", "1x1"):
+            raise ValueError(f"width {self.width!r}, stride_at {self.stride_at!r}: expected 1 or more, 3x3 or 1x1")
+        if self.stem not in ("7x7", "3x3"):
+            raise ValueError(f"stem {self.stem!r}: expected 7x7 or 3x3")
+
     @property
     def stride(self) -> int:
         """Pixels from one cell of the last stage to the next."""

@@ -189,8 +189,8 @@ def _read_config(path: Path) -> tuple[Layout, tuple[str, ...]]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         names = tuple(str(name) for name in config["names"])
-        stored: dict[str, Any] = config["layout"]
-        layout = Layout(**{key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()})
+        stored: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in config["layout"].items()}
+        layout = Layout(**stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: cannot be read as a classifier's settings ({type(error).__name__}: {error}); expected "

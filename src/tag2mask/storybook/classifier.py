@@ -89,7 +89,7 @@ def augment(images: Tensor, dice: Tensor, recipe: ClassifierRecipe) -> Tensor:
 
     Args:
         images: (B, 3, H, W) uint8.
-        dice: (B, DICE) uniform in [0, 1): window's side, its place (x, y), mirror, brightness, contrast, one a colour.
+        dice: (B, DICE) uniform in [0, 1): side and place (x, y) of the window, mirror, brightness, contrast, colours.
 
     Returns:
         (B, 3, h, w) float32, standardised; h and w are the recipe's crop.

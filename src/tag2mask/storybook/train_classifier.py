@@ -148,7 +148,7 @@ def card(recipe: ClassifierRecipe, classifier: Classifier, trained: Measured, bl
 
 A ResNet-50 of width {recipe.width} (the public one has 64) with one score for each of {len(recipe.classes)} classes:
 {parameters:,} parameters, convolutions in float16. It was trained from random weights on drawn Storybook scenes and
-their tags, never on masks, and stands where ImageNet weights stand in the papers. It knows drawings and no photographs.
+their tags, never on masks, and stands where ImageNet weights stand in the papers. It knows no photographs.
 
 Made by `tag2mask storybook pretrain-resnet`, on {platform.machine()} ({device}), PyTorch {torch.__version__}.
 
@@ -183,10 +183,9 @@ def _same_recipe(path: Path, recipe: ClassifierRecipe) -> None:
     wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
-        other = [
-            f"{name} {held.get(name)!r}, now {value!r}" for name, value in wanted.items() if held.get(name) != value
-        ]
-        if other:
+        changed = [name for name, value in wanted.items() if held.get(name) != value]
+        other = [f"{name} {held.get(name)!r}, now {wanted[name]!r}" for name in changed]
+        if changed:
             raise UserError(
                 f"{path.parent} holds the training of another recipe: {'; '.join(other)}; "
                 "give the same settings to go on with it, or another folder"
