@@ -97,6 +97,22 @@ def _mean_iou(square: Tensor) -> float:
     return (hit / (true + found - hit))[true > 0].mean().item()
 
 
+def average_precision(scores: Tensor, present: Tensor) -> Tensor:
+    """Average precision of ranking images by each class's score: the mean precision at the images that hold it.
+
+    Args:
+        scores: (n, C), higher is likelier. Equal scores keep the images' order.
+        present: (n, C) bool.
+
+    Returns:
+        (C,) float64, NaN for a class that no image holds. Its mean over the others is the data set's mAP.
+    """
+    order = scores.argsort(dim=0, descending=True, stable=True)
+    hit = present.gather(0, order).double()  # (n, C), best first
+    rank = torch.arange(1, len(hit) + 1, dtype=torch.float64, device=hit.device)[:, None]
+    return (hit.cumsum(0) / rank * hit).sum(0) / hit.sum(0)
+
+
 def boundary_band(labels: Tensor, width: int) -> Tensor:
     """Pixels within ``width`` (chessboard distance) of another label or of the image's edge.
 
@@ -266,24 +282,3 @@ def _check_values(mask: Tensor, classes: int, what: str) -> None:
         raise ValueError(
             f"{what} holds the value {shown}, but the classes are 0..{classes - 1} (and {IGNORE} = ignored)"
         )
-
-
-def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
-    """How well each class's score ranks the images that show it: the mean precision at its positives.
-
-    Args:
-        scores: (N, C), higher where the class is likelier. Of equal scores, those without the class come first, so
-            that a constant score gains nothing.
-        truth: (N, C) bool.
-
-    Returns:
-        (C,) float64, NaN for a class that no image shows.
-    """
-    out = torch.full((truth.shape[1],), float("nan"), dtype=torch.float64)
-    for c, (score, shown) in enumerate(zip(scores.T.double(), truth.T, strict=True)):
-        order = np.lexsort((shown.numpy(), -score.numpy()))  # by score, then positives last
-        hits = shown[torch.from_numpy(order)]  # (N,)
-        precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
-        if hits.any():
-            out[c] = precision[hits].double().mean()
-    return out

@@ -181,9 +181,7 @@ def fit(
     return trainer
 
 
-def make_trainer(
-    training: Training, folder: Path, callbacks: Sequence[lightning.Callback] = ()
-) -> lightning.Trainer:
+def make_trainer(training: Training, folder: Path, callbacks: Sequence[lightning.Callback] = ()) -> lightning.Trainer:
     """A Trainer on one device, with logs and without Lightning's own bar, checkpoints and summaries.
 
     Raises:
@@ -240,7 +238,12 @@ class _Keeper(lightning.Callback):
         self._step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if (batch_idx + 1) % self.training.accumulate:
             return  # gradients are half summed, and no checkpoint holds them
@@ -291,7 +294,12 @@ class _Progress(lightning.Callback):
         self.bar.advance(trainer.global_step * self.training.accumulate * self.training.batch, worked=False)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self.bar.advance(self.training.batch)
 

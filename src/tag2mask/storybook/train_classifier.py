@@ -19,7 +19,9 @@ from torch import Tensor
 from tag2mask.models.classifier import Classifier, save_classifier
 from tag2mask.run.files import write_atomic
 from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.settings import describe_differences, plain
 from tag2mask.run.training import Draw, Training, fit, sample_generator
+from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
 from tag2mask.storybook.classifier import (
     DICE,
     ClassifierRecipe,
@@ -31,7 +33,6 @@ from tag2mask.storybook.classifier import (
     measure,
     rate,
 )
-from tag2mask.storybook.tagged import tagged_scenes
 from tag2mask.types import UserError
 
 
@@ -55,6 +56,12 @@ class TaggedPictures:
         tags = torch.from_numpy(self.tags[draw.index]).float()
         dice = sample_generator(self.seed, draw).random(DICE, dtype=np.float32)
         return picture, tags, torch.from_numpy(dice)
+
+    @classmethod
+    def of(cls, cache: SceneCache, classes: Sequence[str], seed: int) -> TaggedPictures:
+        """The pictures of a cache, with the names of what each holds as tags."""
+        tags = np.array([[name in told.names for name in classes] for told in cache.told])
+        return cls(cache.images, tags, seed)
 
     @staticmethod
     def collate(samples: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,6 +97,7 @@ def pretrain_resnet(
     *,
     device: str = "auto",
     minutes: float | None = None,
+    cache: Path | None = None,
     scenes: int = 300,
     workers: int | None = None,
     progress: bool = True,
@@ -104,6 +112,7 @@ def pretrain_resnet(
         recipe: default: that of the embedded weights.
         device: "auto", "cpu", "cuda", ...
         minutes: stop after so long; None runs to the end.
+        cache: where drawn scenes lie; None is in the folder.
         scenes: of the val split, that the result is measured on.
         workers: processes that draw scenes; None is one a core.
         progress: show it on stderr.
@@ -118,18 +127,11 @@ def pretrain_resnet(
     work = out / "training"
     _same_recipe(work / "recipe.json", recipe)
     with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
-        drawn = tagged_scenes(
-            work / "scenes",
-            recipe.scenes,
-            size=recipe.size,
-            classes=recipe.classes,
-            seed=recipe.seed,
-            workers=workers,
-            progress=bar.advance,
-        )
+        wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
+        drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)
     module = TagTraining(recipe, make_classifier(recipe))
     training = Training(recipe.steps, recipe.batch, seed=recipe.seed, device=device, minutes=minutes, save_steps=200)
-    data = TaggedPictures(drawn.pictures, drawn.tags, recipe.seed)
+    data = TaggedPictures.of(drawn, recipe.classes, recipe.seed)
     trainer = fit(module, data, training, work, label="train", unit="pictures", show=progress)
     if trainer.global_step < recipe.steps:
         return None
@@ -180,15 +182,13 @@ def _settled(model: Classifier, data: TaggedPictures, recipe: ClassifierRecipe) 
 
 
 def _same_recipe(path: Path, recipe: ClassifierRecipe) -> None:
-    wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name, value in wanted.items() if held.get(name) != value]
-        other = [f"{name} {held.get(name)!r}, now {wanted[name]!r}" for name in changed]
-        if changed:
-            raise UserError(
-                f"{path.parent} holds the training of another recipe: {'; '.join(other)}; "
-                "give the same settings to go on with it, or another folder"
-            )
+    wanted = plain(recipe)
+    if not path.is_file():
+        write_atomic(path, (json.dumps(wanted, indent=2) + "\n").encode())
         return
-    write_atomic(path, json.dumps(wanted, indent=2).encode())
+    try:
+        differences = describe_differences(json.loads(path.read_text(encoding="utf-8")), wanted)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove {path.parent}, or train into another folder") from error
+    if differences:
+        raise UserError(f"{path.parent} holds another training: {differences}; train into another folder")
