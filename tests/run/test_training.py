@@ -28,7 +28,7 @@ class Numbers:
         return self.count
 
     def __getitem__(self, draw: Draw):
-        return draw.index, draw.step, sample_generator(self.seed, draw).normal(size=3)
+        return draw.sample, draw.step, sample_generator(self.seed, draw).normal(size=3)
 
     def collate(self, samples):
         index, step, noise = zip(*samples, strict=True)
@@ -128,7 +128,7 @@ def test_killed_in_the_middle_of_a_step_it_ends_in_the_same_bits(unbroken, tmp_p
 def test_ctrl_c_ends_the_step_saves_and_goes_on(unbroken, tmp_path):
     broken = Line(at=8, action=lambda: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 3 of 6.*same command"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 3 of 6.*same command"):
         fit(broken, Numbers(), HOW, tmp_path, show=False)
     assert signal.getsignal(signal.SIGINT) is before
     assert len(broken.seen) == 9

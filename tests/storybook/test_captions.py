@@ -53,14 +53,14 @@ def said():
 
 
 def test_captions_never_claim_what_is_not_there(said):
-    for names, things, counts, caption in said:
+    for names, things, counts, one in said:
         number = dict.fromkeys(things, 1) | dict(zip(names, counts, strict=True))
-        claims = says(caption.text)
-        assert claims, caption
+        claims = says(one.text)
+        assert claims, one
         for claim in claims:
             there = sum(number.get(name, 0) for name in claim.any_of)
-            assert there >= claim.least, (caption, number, claim)
-            assert claim.most is None or there <= claim.most, (caption, number, claim)
+            assert there >= claim.least, (one, number, claim)
+            assert claim.most is None or there <= claim.most, (one, number, claim)
 
 
 def test_what_a_text_says_by_hand():
@@ -121,8 +121,8 @@ def test_numbers_are_said_where_they_are_known():
 def test_meaning_is_equal_for_equal_claims_in_other_words():
     told = [describe(["dog"], ["sky"], np.random.default_rng(seed)) for seed in range(300)]
     by_meaning = {}
-    for caption in told:
-        by_meaning.setdefault(caption.meaning, []).append(frozenset(says(caption.text)))
+    for one in told:
+        by_meaning.setdefault(one.meaning, []).append(frozenset(says(one.text)))
     assert len({c.text for c in told}) > 4 * len(by_meaning)
     for claims in by_meaning.values():
         assert len(set(claims)) == 1

@@ -82,7 +82,8 @@ def hf_state(model: CLIPModel) -> dict[str, torch.Tensor]:
     for name, value in model.state_dict().items():
         names, transposed = hf_source(name)
         value = value.detach().to("cpu", torch.float16)
-        parts = (value.T if transposed else value).chunk(len(names))
+        value = value.T if transposed else value
+        parts = value.chunk(len(names)) if len(names) > 1 else (value,)
         state.update({theirs: part.contiguous() for theirs, part in zip(names, parts, strict=True)})
     return state
 

@@ -39,7 +39,7 @@ class Draw(NamedTuple):
     """One sample of one batch: which batch, counted from 0 over the whole training, and which sample."""
 
     step: int
-    index: int
+    sample: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 def sample_generator(seed: int, draw: Draw) -> np.random.Generator:
     """The source of all that is random about one sample of one batch."""
-    return np.random.default_rng([seed, draw.step, draw.index])
+    return np.random.default_rng([seed, draw.step, draw.sample])
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -104,7 +104,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 class StepSampler:
-    """Batches of draws from the batch that ``start()`` names when the iteration begins, to the end of the training."""
+    """Batches of draws from the batch that ``start()`` names when the iteration begins, to the training's end."""
 
     def __init__(self, training: Training, count: int, start: Callable[[], int] = lambda: 0) -> None:
         self.training, self.count, self.start = training, count, start
@@ -157,7 +157,7 @@ def fit(
         sampler = StepSampler(training, len(dataset), lambda: trainer.global_step * training.accumulate)
         loader = DataLoader(
             dataset,
-            batch_sampler=sampler,  # type: ignore[arg-type]  # what it yields are the dataset's keys
+            batch_sampler=sampler,
             collate_fn=dataset.collate,
             num_workers=training.workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",
@@ -317,7 +317,7 @@ def _deaf(_: int) -> None:
 class _quiet(warnings.catch_warnings):  # noqa: N801  # reads as a verb
     """Lightning without what it says about itself; its errors stay."""
 
-    def __enter__(self) -> None:  # type: ignore[override]
+    def __enter__(self) -> None:
         super().__enter__()
         warnings.filterwarnings("ignore", module=r"lightning")
         warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")

@@ -1,4 +1,4 @@
-"""Measuring a CLIP on held-out scenes: does it know what, does it know where, and does it behave as the papers say?"""
+"""Measuring a CLIP on held-out scenes: does it know what and where, and does it behave as the papers say?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,7 +43,7 @@ ROWS: dict[str, str] = {
 
 
 class Claim(NamedTuple):
-    """Something that a CLIP should show: ``better`` exceeds ``worse`` (a figure or a number) by ``least`` at least."""
+    """Something that a CLIP should show: ``better`` exceeds ``worse`` (a figure or a number) by ``least`` or more."""
 
     text: str
     better: str
@@ -122,7 +122,7 @@ def measure_clip(
     return found
 
 
-_INITIAL: dict[str, dict[str, object]] = {
+_INITIAL: dict[str, dict[str, Any]] = {
     "logits": {"score": "logits"},
     "no_background": {"background": False},
     "class_token": {"readout": "class"},
@@ -138,9 +138,10 @@ def markdown(found: Mapping[str, float], clip: CLIP, n: int, command: str) -> st
     """The figures as tables for a model card: what was measured, by size, and what is reached of what is asked."""
     name, digest = Path(clip.name).name, clip.sha256[:16]
     lines = [
-        f"Made by `{command}` on {date.today()}: {n} scenes of Storybook's val split, weights {name} (sha256 {digest}),",
-        f"tag2mask {__version__}, torch {torch.__version__}, {clip.device.type} of {platform.machine()}. mIoU and mAP in",
-        "%; of maps at the best background rule, chosen with ground truth; of masks at CLIP-ES's own rule.",
+        f"Made by `{command}` on {date.today()}: {n} scenes of Storybook's val split, weights {name}",
+        f"(sha256 {digest}), tag2mask {__version__}, torch {torch.__version__}, {clip.device.type} of",
+        f"{platform.machine()}. mIoU and mAP in %; of maps at the best background rule, chosen with ground truth;",
+        "of masks at CLIP-ES's own rule.",
         "",
         "| | % |",
         "| --- | --- |",

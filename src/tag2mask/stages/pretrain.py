@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tag2mask.models.clip import CLIPModel
 from tag2mask.models.save import save_clip
-from tag2mask.models.text import FeatureCache, read_tokenizer
+from tag2mask.models.text import FeatureCache, Tokenizer
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
 from tag2mask.run.device import find_device, find_precision
@@ -35,7 +35,7 @@ from tag2mask.stages.bench import Bench
 from tag2mask.storybook.cache import Rendered, render_cache
 from tag2mask.storybook.pretrain import ContrastiveCLIP, Pretrain, build_clip, check, warm_start
 from tag2mask.storybook.views import Pairs
-from tag2mask.storybook.vocabulary import CONTEXT, END, PAD, START, vocabulary, write_tokenizer
+from tag2mask.storybook.vocabulary import CONTEXT, END, PAD, START, build_tokenizer, vocabulary, write_tokenizer
 from tag2mask.storybook.watch import Watch, read_watch
 from tag2mask.types import UserError
 
@@ -112,7 +112,7 @@ def pretrain(
             Watch(
                 out / "watch.csv",
                 watch,
-                _Measure(out, recipe, watch_scenes, device),
+                _Measure(watch_scenes, device),
                 by=WATCHED_BY,
                 keep=lambda best: write_clip(out / "best", best),
                 say=lambda line: print(line, file=sys.stderr, flush=True) if progress else None,
@@ -161,23 +161,22 @@ def write_clip(folder: Path, model: CLIPModel) -> None:
     save_clip(folder, model, start=words[START], end=words[END], pad=words[PAD])
 
 
-def wrapped(model: CLIPModel, folder: Path, device: torch.device, name: str) -> CLIP:
-    """A network in training as the methods take one; ``folder`` holds its tokenizer."""
-    words = vocabulary()
-    reader = read_tokenizer(folder, context=CONTEXT, vocabulary=len(words), end=words[END])
+def in_training(model: CLIPModel, device: torch.device) -> CLIP:
+    """A network that is being trained, as the methods take one."""
+    words, name = vocabulary(), "in training"
+    reader = Tokenizer(build_tokenizer(), CONTEXT, len(words), words[END])
     return CLIP(model, name, name, MEAN, STD, device, torch.float32, reader, FeatureCache(None))
 
 
 class _Measure:
     """What is watched; scenes are drawn and floors are measured at the first look."""
 
-    def __init__(self, out: Path, recipe: Pretrain, n: int, device: str) -> None:
-        self.out, self.recipe, self.n, self.device = out, recipe, n, find_device(device)
+    def __init__(self, n: int, device: str) -> None:
+        self.n, self.device = n, find_device(device)
         self.floors: dict[str, float] = {}
 
     def __call__(self, model: CLIPModel) -> Mapping[str, float]:
-        write_tokenizer(self.out)
-        clip = wrapped(model, self.out, self.device, "in training")
+        clip = in_training(model, self.device)
         if not self.floors:
             self.bench = Bench.draw(clip, self.n, seed=WATCH_SEED)
             blank = self.bench.measure(clip=untrained(clip, seed=0))

@@ -118,7 +118,7 @@ def describe(
 
 
 def _phrase(name: str, number: dict[str, int], rng: np.random.Generator) -> tuple[str, str, bool]:
-    """A noun phrase for a class or thing, with or without a determiner; what it means; whether an article is out of place."""
+    """A noun phrase for a class or thing; what it means; whether it refuses an article before it."""
     first, second, third, fourth = rng.random(4).tolist()
     if name not in number:
         return (*_thing_phrase(name, first, second, third), False)
@@ -169,7 +169,7 @@ def _with_article(word: str, choice: float) -> str:
 
 def _join(sentence: str, phrases: list[str], plural: bool, joint: str, choice: float) -> str:
     """The sentence around the phrases; the first phrase's article gives way to the sentence's own."""
-    head, slot, tail = sentence.partition("{}")
+    head, _, tail = sentence.partition("{}")
     own = _ARTICLE.search(head)
     if own:
         first = phrases[0].split(" ", 1)

@@ -40,7 +40,7 @@ def cosine(pictures: Tensor, texts: Tensor) -> Tensor:
 
 
 def aligned_similarity(patches: Tensor, texts: Tensor, sharpness: float) -> Tensor:
-    """Each text looks at the patches that fit it (the idea of PACL, Mukhoti et al. 2023): (B, N, E), (T, E) -> (B, T).
+    """Each text looks at the patches that fit it (PACL, Mukhoti et al. 2023): (B, N, E), (T, E) -> (B, T).
 
     The picture's embedding for a text is the mean of its unit patches, weighted by the softmax of ``sharpness``
     times their similarity to the text; it is not brought to length 1 again. Its product with the text then is the

@@ -75,8 +75,31 @@ OTHER_WORDS: dict[str, tuple[Word, ...]] = {
 }
 """What people also call a class."""
 
-THINGS: tuple[str, ...] = tuple(
-    ["sky", "cloud", "water", "grass", "road", "railway", "tree", "building", "house", "mountain", "rock", "wall", "floor", "fence", "lamp", "sign", "box", "bridge", "snow", "keyboard", "helmet", "window", "door", "field"]
+THINGS: tuple[str, ...] = (
+    "sky",
+    "cloud",
+    "water",
+    "grass",
+    "road",
+    "railway",
+    "tree",
+    "building",
+    "house",
+    "mountain",
+    "rock",
+    "wall",
+    "floor",
+    "fence",
+    "lamp",
+    "sign",
+    "box",
+    "bridge",
+    "snow",
+    "keyboard",
+    "helmet",
+    "window",
+    "door",
+    "field",
 )
 """What a scene may show that is no class."""
 

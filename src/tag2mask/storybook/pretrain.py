@@ -278,6 +278,8 @@ class ContrastiveCLIP(lightning.LightningModule):
         self.model = model.train().requires_grad_(True)
         self.bias = nn.Parameter(torch.tensor(-10.0), requires_grad=recipe.loss == "sigmoid")
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         # a compiled function is no module: it leaves the names in the checkpoint as they are

@@ -32,9 +32,9 @@ class Pairs:
     def __getitem__(self, draw: Draw) -> tuple[Draw, Tensor, list[float], str, int]:
         """The draw, the picture (H, W, 3) uint8, how it is viewed, its caption, and the caption's meaning."""
         rng = sample_generator(self.seed, draw)
-        told = self.cache.told[draw.index]
+        told = self.cache.told[draw.sample]
         caption = describe(told.names, told.things, rng, told.counts)
-        image = torch.from_numpy(np.array(self.cache.images[draw.index]))
+        image = torch.from_numpy(np.array(self.cache.images[draw.sample]))
         return draw, image, self._view(rng), caption.text, caption.meaning
 
     def _view(self, rng: np.random.Generator) -> list[float]:
@@ -46,12 +46,12 @@ class Pairs:
 
     @staticmethod
     def collate(samples: list[tuple[Draw, Tensor, list[float], str, int]]) -> dict[str, Any]:
-        """A batch: step, indices (B,), images (B, H, W, 3) uint8, views (B, 9), ids (B, L), ends (B,), meanings (B,)."""
+        """A batch: images (B, H, W, 3) uint8, views (B, 9), ids (B, L), and step; the rest are (B,)."""
         draws, images, views, texts, meanings = zip(*samples, strict=True)
         ids, ends = encode(texts)
         return {
             "step": draws[0].step,
-            "index": torch.tensor([draw.index for draw in draws]),
+            "index": torch.tensor([draw.sample for draw in draws]),
             "image": torch.stack(images),
             "view": torch.tensor(views),
             "ids": torch.from_numpy(ids),
