@@ -52,8 +52,9 @@ class TaggedPictures:
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
         """Picture (3, H, W) uint8, tags (C,) float32, and the numbers that decide how it is seen."""
-        picture = torch.from_numpy(np.array(self.pictures[draw.index])).permute(2, 0, 1)
-        tags = torch.from_numpy(self.tags[draw.index]).float()
+        _, index = draw
+        picture = torch.from_numpy(np.array(self.pictures[index])).permute(2, 0, 1)
+        tags = torch.from_numpy(self.tags[index]).float()
         dice = sample_generator(self.seed, draw).random(DICE, dtype=np.float32)
         return picture, tags, torch.from_numpy(dice)
 
