@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from methods.toys import make_data
 from tag2mask.methods import make_method
 from tag2mask.methods.classifier_cam import ClassifierCAM
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import Classifier, class_maps, save_classifier
 from tag2mask.ops.masks import upsample
+from tag2mask.run.folder import Run
+from tag2mask.stages.label import label
 from tag2mask.types import ClassSet, Item, UserError
 
 CLASSES = ClassSet("pets", ("background", "cat", "dog"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
@@ -91,3 +94,15 @@ def test_what_decides_the_result_is_on_record(weights) -> None:
     method = make_method("classifier-cam", CLASSES, weights=weights)
     assert len(method.resolved["weights_sha256"]) == 64
     assert method.to(torch.device("cpu")).device == torch.device("cpu")
+
+
+def test_labels_by_name_on_the_device_that_was_asked_for(weights, tmp_path) -> None:
+    data = make_data(tmp_path / "images", count=2)
+    data.classes = ClassSet("pets", ("background", "cat", "dog", "emu"), CLASSES.palette * 2)
+    done = label(data, "classifier-cam", tmp_path / "run", options={"weights": weights}, device="cpu", progress=False)
+    assert done.complete
+    settings = Run.open(tmp_path / "run").settings
+    assert settings["resolved"]["weights_sha256"] == make_method("classifier-cam", CLASSES, weights=weights).sha256
+    assert settings["clip"] is None
+    with pytest.raises(UserError, match="quantum"):
+        label(data, "classifier-cam", tmp_path / "no", options={"weights": weights}, device="quantum", progress=False)

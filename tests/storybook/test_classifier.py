@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tag2mask.models.classifier import MEAN, STD, load_classifier
+from tag2mask.models.classifier import MEAN, STD, load_classifier, save_classifier
 from tag2mask.run.training import Draw, Training, fit
 from tag2mask.storybook import draw_scene
 from tag2mask.storybook.cache import Rendered, render_cache
@@ -168,3 +168,10 @@ def test_a_network_that_sees_nothing_measures_as_the_floor() -> None:
     background = np.mean(np.concatenate([mask.ravel() == 0 for mask in truth]))
     classes = len(np.unique(np.concatenate([mask.ravel() for mask in truth])))
     assert found.miou == pytest.approx(background / classes)
+
+
+def test_the_weights_that_ship_will_be_small(tmp_path) -> None:
+    classifier = make_classifier(ClassifierRecipe())
+    save_classifier(classifier, tmp_path, "")
+    assert (tmp_path / "model.safetensors").stat().st_size <= 6 * 2**20
+    assert len(classifier.names) == 20
