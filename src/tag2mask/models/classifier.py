@@ -22,7 +22,7 @@ from tag2mask.models.backbone import IRN, Layout, ResNet
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.cam import max_normalise, sum_scales
 from tag2mask.ops.image import resize_bicubic, standardise
-from tag2mask.run.files import atomic_path, write_atomic
+from tag2mask.run.files import write_atomic
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
@@ -168,8 +168,8 @@ def save_classifier(classifier: Classifier, folder: Path | str, card: str) -> No
         for name, value in classifier.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    with atomic_path(folder / "model.safetensors") as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
+    # not save_file: that leaves a file which nobody but its owner may read
+    write_atomic(folder / "model.safetensors", safetensors.torch.save(state, metadata={"format": "pt"}))
 
 
 def _locate(source: str | Path) -> Path:
