@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -365,6 +366,32 @@ def render(
     with progress(n, "render", unit="scenes") as bar:
         written = run_render(out, n, split=split, size=(height, width), workers=workers, progress=bar.advance)
     typer.echo(f"written: {written}")
+
+
+@storybook_app.command("pretrain-resnet")
+def pretrain_resnet(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights; given again, it goes on.")],
+    width: Annotated[int | None, typer.Option(min=1, help="Of the ResNet-50; the public one has 64.")] = None,
+    scenes: Annotated[int | None, typer.Option(min=1, help="How many different ones are drawn.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the optimiser.")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Pictures a step.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=999, help="Of scenes and weights.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so long; give it again to go on.")] = None,
+    measure: Annotated[int, typer.Option(min=1, help="Held-out scenes that the result is measured on.")] = 300,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train the small ResNet on scenes and their tags: weights, settings and a model card."""
+    from tag2mask.storybook.classifier import ClassifierRecipe
+    from tag2mask.storybook.train_classifier import pretrain_resnet as run
+
+    given: dict[str, Any] = {"width": width, "scenes": scenes, "steps": steps, "batch": batch, "seed": seed}
+    recipe = replace(ClassifierRecipe(), **{key: value for key, value in given.items() if value is not None})
+    found = run(out, recipe, device=device, minutes=minutes, scenes=measure)
+    if found is None:
+        typer.echo(f"time is up; the state is in {out}, and the same command goes on")
+        return
+    typer.echo(f"tag mAP {found.tag_map:.3f}; class maps {100 * found.miou:.1f} % mIoU at {found.threshold:.2f}")
+    typer.echo(f"written: {out}")
 
 
 @storybook_app.command()
