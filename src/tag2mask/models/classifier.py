@@ -1,0 +1,211 @@
+"""An image classifier and its class activation maps (Zhou et al. 2016), in the form of IRN and CLIMS.
+
+A ResNet, the mean over all cells, and a 1x1 convolution without bias; its class maps are the same convolution on
+every cell. Source of the numbers: IRN's ``resnet50_cam`` (Ahn et al., CVPR 2019) and CLIMS (CVPR 2022).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tag2mask.models.backbone import IRN, Layout, ResNet, fit_state, read_state
+from tag2mask.ops.cam import max_normalise, sum_scales
+from tag2mask.ops.image import resize_bicubic, standardise
+from tag2mask.run.files import atomic_path, write_atomic
+from tag2mask.run.warn import warn
+from tag2mask.types import UserError
+
+STORYBOOK_RESNET = "storybook-resnet"
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of red, green and blue in 0..1
+STD = (0.229, 0.224, 0.225)
+SCALES = (1.0, 0.5, 1.5, 2.0)
+"""Of IRN's and CLIMS's class maps, each with its mirror image."""
+
+
+class Classifier(nn.Module):
+    """A ResNet with one score a class.
+
+    names: of the classes, in the order of the scores.
+    """
+
+    def __init__(self, names: Sequence[str], layout: Layout = IRN) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.backbone = ResNet(layout)
+        self.head = nn.Conv2d(layout.channels[-1], len(self.names), 1, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, K) of standardised pictures (B, 3, H, W)."""
+        pooled = self.backbone(pixels).mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        return self.head(pooled)[:, :, 0, 0]
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """Class maps before ReLU, whose mean over the cells is the logit: (B, 3, H, W) -> (B, K, h, w)."""
+        out: Tensor = self.head(self.backbone(pixels))
+        return out
+
+
+def cells(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """The grid of an image of ``size`` pixels at that stride: ceil(H / stride), ceil(W / stride)."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def class_maps(
+    classifier: Classifier,
+    image: Tensor,
+    channels: Tensor,
+    *,
+    scales: Sequence[float] = SCALES,
+    flip: bool = True,
+    grid: tuple[int, int] | None = None,
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+) -> Tensor:
+    """Class activation maps of one image over several scales, each divided by its maximum.
+
+    At every scale: resize (Pillow, bicubic), ReLU of the maps, plus those of the mirror image, mirrored back. The
+    sums are brought to one grid and added.
+
+    Args:
+        classifier: in evaluation mode, on the device to compute on.
+        image: (3, H, W) uint8.
+        channels: (K,) int64, which of the classifier's classes, from 0.
+        scales: of the image; sides are rounded to whole pixels.
+        flip: add the mirror image.
+        grid: (h, w) to sum on. None: the network's own at the image's size, which spans ``stride`` pixels a cell.
+            IRN's stored maps are on ``cells(size, 4)``.
+        mean, std: pixel statistics that the classifier was trained with.
+
+    Returns:
+        (K, h, w) float32 in [0, 1].
+    """
+    size = (image.shape[1], image.shape[2])
+    weight = classifier.head.weight
+    found = []
+    for scale in scales:
+        side = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        pixels = standardise(resize_bicubic(image.cpu(), side)[None].to(weight.device), mean, std)
+        views = torch.cat([pixels, pixels.flip(-1)]) if flip else pixels  # (1 or 2, 3, h', w')
+        maps = F.relu(F.conv2d(classifier.backbone(views), weight[channels.to(weight.device)]))  # (1 or 2, K, h, w)
+        found.append(maps[0] + maps[1].flip(-1) if flip else maps[0])
+    return max_normalise(sum_scales(found, grid or cells(size, classifier.backbone.layout.stride))).float()
+
+
+def load_classifier(source: str | Path = STORYBOOK_RESNET) -> tuple[Classifier, str]:
+    """A classifier from a folder that ``save_classifier`` wrote, in evaluation mode, and its weights' sha256.
+
+    source: the folder, or "storybook-resnet".
+
+    Raises:
+        UserError: no such folder, or what is in it does not fit together.
+    """
+    folder = _locate(source)
+    layout, names = _read_config(folder / "config.json")
+    file = folder / "model.safetensors"
+    classifier = Classifier(names, layout)
+    fit_state(classifier, read_state(file), file)
+    return classifier.eval(), hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResNet:
+    """The backbone alone, from a classifier's folder or from a public ImageNet checkpoint (.pth, .safetensors).
+
+    A checkpoint's own classifier (``fc.*``) is left out, with a message. Of a single file, the numbers of blocks and
+    channels are read off the weights.
+
+    source: the folder, the file, or "storybook-resnet".
+    changes: of the layout, such as ``strides=(1, 2, 1, 1), frozen_norm=True``; shapes of weights cannot change.
+
+    Raises:
+        UserError: nothing there, or it does not fit the layout.
+    """
+    path = Path(source)
+    if path.is_file():
+        state = read_state(path)
+        layout = _layout_of(state, path)
+        left_out = sorted(name for name in state if name.startswith("fc."))
+        if left_out:
+            warn(f"{path}: {' and '.join(left_out)}, the checkpoint's own classifier, were left out")
+        state = {name: value for name, value in state.items() if name not in left_out}
+    else:
+        folder = _locate(source)
+        layout, _ = _read_config(folder / "config.json")
+        path = folder / "model.safetensors"
+        prefix = "backbone."
+        whole = read_state(path)
+        state = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
+    backbone = ResNet(dataclasses.replace(layout, **changes))
+    fit_state(backbone, state, path)
+    return backbone.eval()
+
+
+def save_classifier(classifier: Classifier, folder: Path | str, card: str) -> None:
+    """Write config.json, model.safetensors and MODEL_CARD.md.
+
+    Convolutions are kept in float16. Batch norms stay float32: there are few, and a variance can leave float16's
+    range. The weights come last, so that a folder with weights is whole.
+    """
+    import safetensors.torch
+
+    folder = Path(folder)
+    layout = dataclasses.asdict(classifier.backbone.layout)
+    config = {"model_type": "tag2mask-classifier", "names": list(classifier.names), "layout": layout}
+    write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_atomic(folder / "MODEL_CARD.md", card.encode())
+    state = {
+        name: value.detach().cpu().to(torch.float16 if value.ndim == 4 else torch.float32).contiguous()
+        for name, value in classifier.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    with atomic_path(folder / "model.safetensors") as temporary:
+        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
+
+
+def _locate(source: str | Path) -> Path:
+    if str(source) == STORYBOOK_RESNET:
+        folder = Path(str(importlib.resources.files("tag2mask"))) / "storybook" / "weights" / "resnet"
+        what = f"{STORYBOOK_RESNET} is missing from this installation; install tag2mask again"
+    else:
+        folder = Path(source).expanduser()
+        what = f"expected a folder that `tag2mask storybook pretrain-resnet` wrote, or {STORYBOOK_RESNET}"
+    lost = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if lost:
+        raise UserError(f"{folder}: holds no {' and no '.join(lost)}; {what}")
+    return folder
+
+
+def _read_config(path: Path) -> tuple[Layout, tuple[str, ...]]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        names = tuple(str(name) for name in config["names"])
+        layout = Layout(**{key: tuple(v) if isinstance(v, list) else v for key, v in config["layout"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: cannot be read as a classifier's settings ({type(error).__name__}: {error}); expected "
+            '"names" and "layout"; bring the folder back from where it was made'
+        ) from error
+    return layout, names
+
+
+def _layout_of(state: Mapping[str, Tensor], path: Path) -> Layout:
+    """Blocks and width of a public checkpoint; what the weights do not tell is as in the public networks."""
+    counts = [
+        len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.") and name.count(".") > 1})
+        for stage in (1, 2, 3, 4)
+    ]
+    if "conv1.weight" not in state or state["conv1.weight"].ndim != 4 or not all(counts):
+        raise UserError(
+            f"{path}: holds {', '.join(sorted(state)[:3]) or 'no tensors'}, …; expected a ResNet checkpoint with "
+            "conv1.weight and layer1 to layer4, such as torchvision's resnet50"
+        )
+    return Layout(blocks=(counts[0], counts[1], counts[2], counts[3]), width=len(state["conv1.weight"]))
