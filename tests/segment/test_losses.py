@@ -144,12 +144,29 @@ def test_a_label_beyond_the_classes_is_no_seed() -> None:
 
 def test_boundary_loss_clips_the_ratio_and_its_gradient() -> None:
     logits = torch.tensor([12.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
-    q = torch.tensor([0.02, 0.98]).view(1, 2, 1, 1)
+    q = torch.tensor([0.02, 0.98]).view(1, 2, 1, 1).requires_grad_()
     loss = losses.boundary_loss(logits, q)
     assert float(loss.detach()) == pytest.approx(0.02 * math.log(0.05) + 0.98 * math.log(20), rel=1e-4)
     loss.backward()
     assert logits.grad is not None
     assert torch.equal(logits.grad, torch.zeros_like(logits))
+    assert q.grad is None
+
+
+def test_boundary_loss_raises_and_normalises_the_refined() -> None:
+    logits = torch.zeros(1, 3, 1, 1)
+    q = torch.tensor([0.0, 0.5, 0.5]).view(1, 3, 1, 1)
+    raised = [v / 1.0001 for v in (1e-4, 0.5, 0.5)]
+    expected = sum(v * math.log(max(v * 3, 0.05)) for v in raised)
+    assert float(losses.boundary_loss(logits, q)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_single_seed_weighs_as_much_as_many() -> None:
+    logits, labels = batch(9)
+    labels = torch.full_like(labels, IGNORE)
+    labels[0, 2, 3], labels[1, 0, 0] = 2, 0
+    expected = pixel_ce(logits[0, :, 2, 3], 2) / 2 + pixel_ce(logits[1, :, 0, 0], 0) / 2
+    assert float(losses.balanced_seed_loss(logits, labels)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_refine_is_the_crf_of_the_floored_softmax() -> None:

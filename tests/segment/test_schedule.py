@@ -54,12 +54,14 @@ def test_groups_of_convolutions() -> None:
     net = Tiny()
     net.backbone[0].weight.requires_grad_(False)
     groups = schedule.conv_groups(net.backbone, net.head, 0.1, 5e-4)
-    found = {round(g["lr"] / 0.1): ({id(p) for p in g["params"]}, g["weight_decay"]) for g in groups}
+    found = {(round(g["lr"] / 0.1), g["weight_decay"]): {id(p) for p in g["params"]} for g in groups}
     expected = {
-        1: ({id(net.backbone[2].weight)}, 5e-4),
-        2: ({id(net.backbone[2].bias)}, 0),
-        10: ({id(net.head[0].weight), id(net.head[2].weight)}, 5e-4),
-        20: ({id(net.head[2].bias), id(net.head[1].weight), id(net.head[1].bias)}, 0),
+        (1, 0.0): {id(p) for p in net.backbone[1].parameters()},
+        (1, 5e-4): {id(net.backbone[2].weight)},
+        (2, 0.0): {id(net.backbone[2].bias)},
+        (10, 5e-4): {id(net.head[0].weight), id(net.head[2].weight)},
+        (10, 0.0): {id(p) for p in net.head[1].parameters()},
+        (20, 0.0): {id(net.head[2].bias)},
     }
     assert found == expected
 
@@ -69,7 +71,7 @@ def test_set_rate_scales_the_first_rate_whenever_called() -> None:
     optimizer = schedule.sgd(schedule.conv_groups(net.backbone, net.head, 0.1, 0), 0.1, 0)
     for _ in range(2):
         schedule.set_rate(optimizer, 0.5)
-        assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.05, 0.1, 0.5, 1.0])
+        assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.05, 0.05, 0.1, 0.5, 0.5, 1.0])
     plain = schedule.sgd(net.parameters(), 0.2, 0)
     schedule.set_rate(plain, 0.5)
     schedule.set_rate(plain, 0.25)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.backbone import FrozenBatchNorm2d, fit_state, read_state
+from tag2mask.models.mxnet import read_params, wideresnet_state
 from tag2mask.types import UserError
 
 Norm = type[nn.BatchNorm2d]
@@ -226,11 +227,11 @@ def load_wideresnet(network: WideResNet | DeepLabV1, path: Path, *, head: bool =
     """Load a public checkpoint of ResNet-38 or of DeepLabV1 on it; the file is never run.
 
     Understood: PSA's and MCTformer's (flat names), SEAM's and WeakCLIP's ("backbone." before the stages), "module."
-    before either, and our own. Classifiers of images (``fc8``) are left out.
+    before either, our own, and the original ImageNet weights in MXNet's format. Classifiers of images are left out.
 
     Args:
         network: to fill.
-        path: .pth or .safetensors.
+        path: .pth, .safetensors or .params.
         head: also take the head, which must be of the network's kind and classes.
 
     Raises:
@@ -238,7 +239,8 @@ def load_wideresnet(network: WideResNet | DeepLabV1, path: Path, *, head: bool =
     """
     if head and not isinstance(network, DeepLabV1):
         raise UserError(f"{path}: got a ResNet-38 without a head, expected a DeepLabV1 to load a head into")
-    state = {re.sub(r"^(?:(?:module|backbone|head)\.)+", "", name): v for name, v in read_state(path).items()}
+    given = wideresnet_state(read_params(path)) if path.suffix == ".params" else read_state(path)
+    state = {re.sub(r"^(?:(?:module|backbone|head)\.)+", "", name): value for name, value in given.items()}
     stages = {name: v for name, v in state.items() if re.match(r"(conv1a|b[2-7](_\d)?|bn7)\.", name)}
     fit_state(network.backbone if isinstance(network, DeepLabV1) else network, stages, path)
     if head and isinstance(network, DeepLabV1):

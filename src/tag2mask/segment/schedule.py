@@ -89,9 +89,8 @@ def conv_groups(backbone: nn.Module, head: nn.Module, lr: float, weight_decay: f
     """The parameter groups that DeepLab, PSA and CLIMS train with.
 
     Convolutions of the backbone at 1x (their biases at 2x), of the head at 10x (their biases at 20x); biases do not
-    decay. The weights and biases of normalisations are in no group where the backbone has them (they are frozen);
-    where the head has them they go with its biases, which the released code of WeakCLIP leaves untrained.
-    Parameters that need no gradient are left out.
+    decay. Norms go with the weights beside them and do not decay; those of the papers' backbones are frozen, and
+    WeakCLIP's released code leaves its head's untrained too. Parameters that need no gradient are left out.
 
     Args:
         backbone: what was pretrained.
@@ -102,21 +101,19 @@ def conv_groups(backbone: nn.Module, head: nn.Module, lr: float, weight_decay: f
     Returns:
         groups for ``torch.optim``; each has ``lr``, ``weight_decay`` and ``initial_lr``.
     """
-    weights: dict[int, list[Tensor]] = {1: [], 2: [], 10: [], 20: []}
+    found: dict[tuple[int, bool], list[Tensor]] = {(r, d): [] for r in (1, 2, 10, 20) for d in (True, False)}
     for part, rate in ((backbone, 1), (head, 10)):
         for module in part.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                weights[rate].append(module.weight)
-                if module.bias is not None:
-                    weights[2 * rate].append(module.bias)
-            elif part is head:
-                weights[2 * rate] += module.parameters(recurse=False)
+            layer = isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+            for name, parameter in module.named_parameters(recurse=False):
+                bias = layer and name == "bias"
+                if parameter.requires_grad:
+                    found[2 * rate if bias else rate, layer and not bias].append(parameter)
     groups = []
-    for rate, parameters in weights.items():
-        trained = [p for p in parameters if p.requires_grad]
-        if trained:
-            decay = weight_decay if rate in (1, 10) else 0.0
-            groups.append({"params": trained, "lr": lr * rate, "initial_lr": lr * rate, "weight_decay": decay})
+    for (rate, decays), parameters in found.items():
+        if parameters:
+            decay = weight_decay if decays else 0.0
+            groups.append({"params": parameters, "lr": lr * rate, "initial_lr": lr * rate, "weight_decay": decay})
     return groups
 
 
