@@ -13,11 +13,9 @@ import argparse
 import platform
 import time
 import warnings
-from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from tag2mask.process import tune_process
 
@@ -28,65 +26,12 @@ from scipy.stats import spearmanr
 
 from tag2mask import __version__
 from tag2mask.data import read_voc
-from tag2mask.data.image import read_image
-from tag2mask.methods.clip_es import ClipES, ClipESOptions
-from tag2mask.methods.prompts import Sharpness, imagenet_templates
+from tag2mask.methods.prompts import imagenet_templates
 from tag2mask.models.untrained import untrained
-from tag2mask.models.weights import CLIP, load_clip
-from tag2mask.ops.masks import pseudo_mask, upsample
-from tag2mask.ops.metrics import BackgroundSweep, confusion_matrix, metrics
+from tag2mask.models.weights import load_clip
 from tag2mask.run.progress import progress
-from tag2mask.stages.evaluate import CONSTANTS, POWERS
+from tag2mask.stages.bench import Bench, Figures
 from tag2mask.storybook import render
-from tag2mask.types import Constant, Dataset, Item, MaskRule, Power
-
-RULES = [*map(Power, POWERS), *map(Constant, CONSTANTS)]
-
-
-class Figures(NamedTuple):
-    """maps: mIoU (%) at the best background rule; by_class: IoU (%) there; masks: mIoU (%) after the dense CRF."""
-
-    maps: float
-    by_class: dict[str, float]
-    masks: float
-
-
-class Bench:
-    """A data set in memory and a CLIP; figures by options."""
-
-    def __init__(self, data: Dataset, clip: CLIP) -> None:
-        self.classes = data.classes
-        self.clip = clip
-        self.items: list[Item] = []
-        self.truths: list[torch.Tensor] = []
-        for sample in data:
-            if sample.tags and sample.truth:
-                image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1).contiguous()
-                self.items.append(Item(sample.id, image, torch.tensor(sample.tags)))
-                self.truths.append(torch.from_numpy(sample.truth()))
-
-    def measure(self, *, crf: bool = False, clip: CLIP | None = None, **options: object) -> Figures:
-        """The maps at their best background rule and, where asked for, the masks after the dense CRF."""
-        method = ClipES(self.classes, clip or self.clip, ClipESOptions(**options))
-        sweep = BackgroundSweep(RULES, len(self.classes))
-        rule = MaskRule(crf="clip-es")
-        masks = torch.zeros(len(self.classes), len(self.classes) + 1, dtype=torch.int64)
-        for item, truth in zip(self.items, self.truths, strict=True):
-            (scores,) = method.scores([item])
-            sweep.update(truth, upsample(scores.maps, scores.size), scores.tags)
-            if crf:
-                mask, _ = pseudo_mask(scores, item.image, rule)
-                masks += confusion_matrix(truth, mask, len(self.classes))
-        best = max((metrics(confusion) for confusion in sweep.confusion()), key=lambda m: m.miou)
-        by_class = {name: 100 * float(v) for name, v in zip(self.classes.names, best.iou, strict=True)}
-        return Figures(100 * best.miou, by_class, 100 * metrics(masks).miou if crf else float("nan"))
-
-    def sharpness(self, templates: Iterable[str], **options: object) -> Sharpness:
-        """Eq. 5 for every template whose words the CLIP knows."""
-        seen = Sharpness(ClipES(self.classes, self.clip, ClipESOptions(**options)), self.classes, list(templates))
-        for item in self.items:
-            seen.update([item])
-        return seen
 
 
 def table(title: str, head: list[str], rows: list[list[object]], note: str = "") -> str:
@@ -121,7 +66,7 @@ def clip_es(bench: Bench, figure: Path) -> list[str]:
             ["floor: untrained, initial", measure(clip=floor, affinity="none").maps, "", ""],
             ["floor: untrained, CAA", blank.maps, "", ""],
             ["floor: untrained, CAA + dCRF", blank.masks, "", ""],
-            ["floor: everything foreground", everything_foreground(bench), "", ""],
+            ["floor: everything foreground", bench.everything_foreground(), "", ""],
         ]
         out = [table("Table 2: refinement", ["", "one scale", "multi-scale*", "paper"], rows)]
 
@@ -187,15 +132,6 @@ def clip_es(bench: Bench, figure: Path) -> list[str]:
     return out
 
 
-def everything_foreground(bench: Bench) -> float:
-    """mIoU (%) when every pixel gets the image's first tag."""
-    total = 0
-    for item, truth in zip(bench.items, bench.truths, strict=True):
-        mask = torch.full_like(truth, int(item.tags[0]))
-        total = total + confusion_matrix(truth, mask, len(bench.classes))
-    return 100 * metrics(total).miou
-
-
 def scatter(points: list, path: Path) -> None:
     import matplotlib
 
@@ -227,7 +163,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         data = read_voc(render(scenes, args.n, split="val"), split="val", classes="storybook16")
         clip = load_clip(args.clip, device="cpu")
-        parts = clip_es(Bench(data, clip), args.out.with_suffix(".svg"))
+        parts = clip_es(Bench.read(data, clip), args.out.with_suffix(".svg"))
     head = f"""# CLIP-ES: the paper's ablations on Storybook
 
 Made by `python benchmarks/ablations.py clip-es -n {args.n} --clip {args.clip}` on {date.today()}: {args.n} scenes of

@@ -15,6 +15,8 @@ from methods.toys import CLASSES, TOYS, TrainingFree, make_data
 from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods import METHODS, make_method, method_class
+from tag2mask.models.backbone import Layout
+from tag2mask.models.classifier import Classifier, save_classifier
 from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.run.folder import Run
 from tag2mask.stages.label import label
@@ -73,10 +75,22 @@ def random_clip() -> CLIP:
         return load_clip(folder, cache=None)
 
 
+@functools.cache
+def random_classifier() -> tempfile.TemporaryDirectory:
+    """The folder of a tiny classifier with random weights, of the toys' classes."""
+    folder = tempfile.TemporaryDirectory()
+    torch.manual_seed(0)
+    layout = Layout(blocks=(1, 1, 1, 1), width=4, strides=(1, 2, 2, 1))
+    save_classifier(Classifier(CLASSES.foreground, layout), folder.name, "random")
+    return folder
+
+
 def build(name: str, classes: ClassSet) -> Method:
     if name in TOYS:
         return TOYS[name](classes, None, TOYS[name].Options())
-    return make_method(name, classes, clip=random_clip() if method_class(name).needs_clip else None)
+    made = method_class(name)
+    options = {"weights": random_classifier().name} if "weights" in made.Options.model_fields else {}
+    return make_method(name, classes, clip=random_clip() if made.needs_clip else None, **options)
 
 
 @pytest.fixture(scope="module", params=[*METHODS, *TOYS])

@@ -1,4 +1,4 @@
-"""The plain ResNet of He et al. 2016 with bottleneck blocks: what classifier CAM, CLIMS, IRN, POT and DeepLab stand on.
+"""The plain ResNet of He et al. 2016 with bottleneck blocks: below classifier CAM, CLIMS, IRN and DeepLab.
 
 Parameters bear the names of the public ImageNet checkpoints (``conv1``, ``layer1.0.conv1``, ...), so these load as
 they are. The papers' variants are settings of ``Layout``: where the strides are, which stages are dilated, and
@@ -8,21 +8,14 @@ whether the pooling rounds up. CLIP's own ResNet is another network; see ``model
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.types import UserError
-
 EXPANSION = 4
 """Channels that leave a bottleneck, in units of those within it."""
-
-COUNTER = "num_batches_tracked"  # of a batch norm; means nothing with a fixed momentum
 
 Four = tuple[int, int, int, int]
 
@@ -38,7 +31,7 @@ class Layout:
     first_dilations: of the first block of each stage; None: as the rest. Networks whose strides were turned into
         dilations keep the first block at the dilation before (IRN: always 1).
     stride_at: the convolution that bears a stage's stride: "3x3", or the first "1x1" as in Caffe (DeepLabV2).
-    ceil_pool: the stem's pooling rounds sizes up, as in Caffe: 321 pixels give 81 cells at stride 4, and not 81 - 1.
+    ceil_pool: the stem's pooling rounds sizes up, as in Caffe: 240 pixels give 61 cells at stride 4, and not 60.
     stem: one "7x7" convolution, or three "3x3", of which the last has twice as many channels (the stem of PSPNet).
     frozen_norm: batch norms use their running statistics in training too; their weights and biases still learn.
     """
@@ -52,6 +45,15 @@ class Layout:
     ceil_pool: bool = False
     stem: Literal["7x7", "3x3"] = "7x7"
     frozen_norm: bool = False
+
+    def __post_init__(self) -> None:
+        fours = (self.blocks, self.strides, self.dilations, self.first_dilations or self.dilations)
+        if not all(len(four) == 4 and all(isinstance(n, int) and n > 0 for n in four) for four in fours):
+            raise ValueError(f"blocks, strides and dilations are {fours}, expected four whole numbers above 0 each")
+        if not (isinstance(self.width, int) and self.width > 0) or self.stride_at not in ("3x3", "1x1"):
+            raise ValueError(f"width {self.width!r}, stride_at {self.stride_at!r}: expected 1 or more, 3x3 or 1x1")
+        if self.stem not in ("7x7", "3x3"):
+            raise ValueError(f"stem {self.stem!r}: expected 7x7 or 3x3")
 
     @property
     def stride(self) -> int:
@@ -105,7 +107,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet without its classifier. Weights are drawn as the public networks' were, from torch's global generator."""
+    """A ResNet without its classifier. Weights are drawn as the public networks' were, by torch's own dice."""
 
     def __init__(self, layout: Layout = IRN) -> None:
         super().__init__()
@@ -143,7 +145,8 @@ class ResNet(nn.Module):
             pixels: (B, 3, H, W) standardised, of any size.
 
         Returns:
-            Five tensors (B, ``layout.channels[i]``, h, w); the first two at stride 4, each side ceil(H / stride).
+            Five tensors (B, ``layout.channels[i]``, h, w). The first is at stride 4; without ``ceil_pool`` each side
+            is ceil(H / its stride).
         """
         x = F.relu(self.bn1(self.conv1(pixels)))  # (B, width, H / 2, W / 2)
         stem = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=self.layout.ceil_pool)  # (B, width, H / 4, W / 4)
@@ -155,47 +158,3 @@ class ResNet(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) standardised -> the last stage (B, 32 width, ceil(H / stride), ceil(W / stride))."""
         return self.features(pixels)[-1]
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pth file, in float32. Nothing in the file is run.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
-    import safetensors.torch
-
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state)
-        return {name: value.float() for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # each library has its own exceptions for a damaged or hostile file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path}: was not read: {reason}; expected a state dict of tensors alone. Nothing in it was run; "
-            "fetch it again"
-        ) from error
-
-
-def fit_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load ``state`` into ``module``, whole: every tensor must be there, in its shape, and nothing else.
-
-    Raises:
-        UserError: naming what is missing, left over, or of another shape, with the sizes.
-    """
-    wanted = {name: value for name, value in module.state_dict().items() if not name.endswith(COUNTER)}
-    given = {name: value for name, value in state.items() if not name.endswith(COUNTER)}
-    faults = [
-        f"{name} is {tuple(given[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    faults += [f"{name} is missing" for name in wanted if name not in given]
-    faults += [f"{name} has no place" for name in given if name not in wanted]
-    if faults:
-        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-        raise UserError(f"{path}: {'; '.join(faults[:3])}{more}; these are weights of another network")
-    module.load_state_dict(dict(given), strict=False)

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.models.backbone import IRN, Layout, ResNet, fit_state, read_state
+from tag2mask.models.backbone import IRN, Layout, ResNet
+from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.cam import max_normalise, sum_scales
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.run.files import atomic_path, write_atomic
@@ -188,7 +189,8 @@ def _read_config(path: Path) -> tuple[Layout, tuple[str, ...]]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         names = tuple(str(name) for name in config["names"])
-        layout = Layout(**{key: tuple(v) if isinstance(v, list) else v for key, v in config["layout"].items()})
+        stored: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in config["layout"].items()}
+        layout = Layout(**stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: cannot be read as a classifier's settings ({type(error).__name__}: {error}); expected "

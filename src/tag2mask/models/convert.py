@@ -128,7 +128,7 @@ def from_hf_state(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> CLI
         raise UserError(
             f"config.json holds sizes that make no model: {error}; take the file from its source again"
         ) from error
-    return _filled(model, state, _hf_source)
+    return _filled(model, state, hf_source)
 
 
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -198,7 +198,8 @@ HF_BLOCK_NAMES = {
 }
 
 
-def _hf_source(name: str) -> Source:
+def hf_source(name: str) -> Source:
+    """Where Hugging Face keeps a parameter of CLIPModel; queries, keys and values lie apart there."""
     if name in HF_NAMES:
         return (HF_NAMES[name],), name in ("vision.proj", "text.text_projection")
     stem, _, kind = name.rpartition(".")

@@ -68,5 +68,5 @@ def sum_scales(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
 
 
 def max_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
-    """Divide each map of (K, h, w) by its own maximum, as IRN and CLIMS do; zero stays zero, unlike in ``min_max``."""
+    """Divide each map of (K, h, w) by its own maximum, as IRN and CLIMS do; unlike in ``min_max``, zero stays."""
     return maps / (maps.amax((-2, -1), keepdim=True) + eps)

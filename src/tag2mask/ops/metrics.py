@@ -97,6 +97,22 @@ def _mean_iou(square: Tensor) -> float:
     return (hit / (true + found - hit))[true > 0].mean().item()
 
 
+def average_precision(scores: Tensor, present: Tensor) -> Tensor:
+    """Average precision of ranking images by each class's score: the mean precision at the images that hold it.
+
+    Args:
+        scores: (n, C), higher is likelier. Equal scores keep the images' order.
+        present: (n, C) bool.
+
+    Returns:
+        (C,) float64, NaN for a class that no image holds. Its mean over the others is the data set's mAP.
+    """
+    order = scores.argsort(dim=0, descending=True, stable=True)
+    hit = present.gather(0, order).double()  # (n, C), best first
+    rank = torch.arange(1, len(hit) + 1, dtype=torch.float64, device=hit.device)[:, None]
+    return (hit.cumsum(0) / rank * hit).sum(0) / hit.sum(0)
+
+
 def boundary_band(labels: Tensor, width: int) -> Tensor:
     """Pixels within ``width`` (chessboard distance) of another label or of the image's edge.
 

@@ -22,7 +22,7 @@ from tag2mask.run.folder import Run, check_id
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.stages.plan import load, plan
-from tag2mask.stages.work import LabelSummary, Work, describe, device_of
+from tag2mask.stages.work import LabelSummary, Work, describe, device_of, place
 from tag2mask.types import ClassSet, Dataset, MaskRule, Method, UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def label(
         options: of the method, where it is given by name.
         clip: a model, or the name or folder of one, for a method given by name; None: the default one, if it is
             on this machine and the method needs one.
-        device, precision: where and in which numbers a CLIP given by name computes.
+        device, precision: where a method given by name computes, and in which numbers its CLIP does.
         rule: how maps become masks; default: the method's own.
         settings: what else decides the results, for run.yaml; method, options, CLIP, rule, classes and data are
             there without being named here.
@@ -149,7 +149,9 @@ def _make(
         model = load_clip(clip, device=where, precision=precision)
     else:
         model = clip
-    return make_method(name, classes, clip=model, **options), {"method": name, "options": checked}
+    method = make_method(name, classes, clip=model, **options)
+    place(method, device)
+    return method, {"method": name, "options": checked}
 
 
 def _name_of(method: Method) -> str:

@@ -12,6 +12,7 @@ from tag2mask.data.columns import Columns
 from tag2mask.methods import make_method, make_options, method_class
 from tag2mask.ops.crf import preset
 from tag2mask.run.folder import Run
+from tag2mask.stages.work import place
 from tag2mask.types import MaskRule, Method, Own, UserError
 
 
@@ -59,6 +60,7 @@ def prepare(config: LabelConfig, *, device: str = "auto") -> Recipe:
 
         clip = load_clip(config.clip, device=device, precision=config.precision, tokenizer=config.tokenizer)
     method = make_method(config.method, data.classes, clip=clip, **config.options)
+    place(method, device)
     rule = config.masks.rule(method.mask_rule)
     if isinstance(rule.background, Own) and not isinstance(method.mask_rule.background, Own):
         raise UserError(f"{config.method} scores no background of its own; give power:A or constant:T instead of own")

@@ -16,7 +16,7 @@ import torch
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_mask
 from tag2mask.ops.masks import pseudo_mask
-from tag2mask.run.device import peak_device_memory, peak_memory
+from tag2mask.run.device import find_device, peak_device_memory, peak_memory
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import Bar
 from tag2mask.stages.plan import Loaded
@@ -268,6 +268,17 @@ def _nothing(item: Item) -> Scores:
     """The scores of an image with no tags at all: no maps, so all of it is background."""
     size = (item.image.shape[1], item.image.shape[2])
     return Scores(tags=torch.zeros(0, dtype=torch.int64), maps=torch.zeros(0, 1, 1), size=size)
+
+
+def place(method: Method, device: str) -> None:
+    """Bring a method without CLIP to the device of that name, where it can be moved (it has ``to``).
+
+    Raises:
+        UserError: no such device here.
+    """
+    move = getattr(method, "to", None)
+    if move is not None:
+        move(find_device(device))
 
 
 def device_of(method: Method) -> torch.device:

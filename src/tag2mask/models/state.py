@@ -1,0 +1,57 @@
+"""State dicts from files: read without running anything, and fitted to a network whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tag2mask.types import UserError
+
+_COUNTER = "num_batches_tracked"  # of a batch norm; means nothing with a fixed momentum
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or .pth file, in float32. Nothing in the file is run.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    import safetensors.torch
+
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state)
+        return {name: value.float() for name, value in state.items() if isinstance(value, Tensor)}
+    except Exception as error:  # each library has its own exceptions for a damaged or hostile file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: was not read: {reason}; expected a state dict of tensors alone. Nothing in it was run; "
+            "fetch it again"
+        ) from error
+
+
+def fit_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load ``state`` into ``module``, whole: every tensor must be there, in its shape, and nothing else.
+
+    Raises:
+        UserError: naming what is missing, left over, or of another shape, with the sizes.
+    """
+    wanted = {name: value for name, value in module.state_dict().items() if not name.endswith(_COUNTER)}
+    given = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
+    faults = [
+        f"{name} is {tuple(given[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    faults += [f"{name} is missing" for name in wanted if name not in given]
+    faults += [f"{name} has no place" for name in given if name not in wanted]
+    if faults:
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise UserError(f"{path}: {'; '.join(faults[:3])}{more}; these are weights of another network")
+    module.load_state_dict(dict(given), strict=False)

@@ -1,0 +1,326 @@
+"""What every training shares: samples by step, and a Trainer that can be stopped at any moment and goes on.
+
+Every random choice is a function of (seed, step, sample), never of what was drawn before. So a training that was
+killed and resumed sees the same samples in the same way as one that ran through, and on one processor ends in the
+same bits. Import this module only where training is done: it loads Lightning, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as lightning
+import numpy as np
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from tag2mask.run.device import find_device, find_precision
+from tag2mask.run.files import atomic_path
+from tag2mask.run.progress import Bar, progress
+from tag2mask.types import UserError
+
+LAST = "last.ckpt"
+
+
+class Draw(NamedTuple):
+    """One sample of one batch: which batch, counted from 0 over the whole training, and which sample."""
+
+    step: int
+    sample: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training runs.
+
+    steps: optimiser steps in all. batch: samples a forward pass; ``accumulate`` of them make a step.
+    precision: "float32", "bfloat16" or "float16", under autocast; weights stay float32.
+    clip_norm: the greatest norm of the gradient; None does not clip.
+    save_steps, save_minutes: a checkpoint whenever one of them is over.
+    minutes: stop after so long, with a checkpoint; the same call goes on. None runs to the end.
+    workers: processes that prepare samples; 0 prepares them in this one.
+    """
+
+    steps: int
+    batch: int
+    accumulate: int = 1
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "float32"
+    clip_norm: float | None = 1.0
+    save_steps: int = 1000
+    save_minutes: float = 5.0
+    minutes: float | None = None
+    log_steps: int = 20
+    workers: int = 0
+
+    @property
+    def batches(self) -> int:
+        """Forward passes in all."""
+        return self.steps * self.accumulate
+
+
+# --- samples -------------------------------------------------------------------------------------------
+
+
+def sample_indices(seed: int, step: int, batch: int, count: int) -> NDArray[np.int64]:
+    """Which of ``count`` samples batch ``step`` holds: (batch,).
+
+    The samples come in shuffled epochs, one after the other without a gap: the first ``count`` indices are each
+    sample once, and so are the next. A batch may hold the end of one epoch and the start of the next.
+    """
+    positions = np.arange(step * batch, (step + 1) * batch)
+    epochs = positions // count
+    parts = [_order(seed, int(e), count)[positions[epochs == e] - e * count] for e in np.unique(epochs)]
+    return np.concatenate(parts)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, 0x5EED, epoch]).permutation(count)
+
+
+def sample_generator(seed: int, draw: Draw) -> np.random.Generator:
+    """The source of all that is random about one sample of one batch."""
+    return np.random.default_rng([seed, draw.step, draw.sample])
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The source of what is random about a batch as a whole, on the processor."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, 0xBA7C]).generate_state(1)[0]))
+
+
+class StepSampler:
+    """Batches of draws from the batch that ``start()`` names when the iteration begins, to the training's end."""
+
+    def __init__(self, training: Training, count: int, start: Callable[[], int] = lambda: 0) -> None:
+        self.training, self.count, self.start = training, count, start
+
+    def __len__(self) -> int:
+        # of the whole training: Lightning counts on from the batch where it resumes
+        return self.training.batches
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for step in range(self.start(), self.training.batches):
+            indices = sample_indices(self.training.seed, step, self.training.batch, self.count)
+            yield [Draw(step, int(index)) for index in indices]
+
+
+# --- the trainer ---------------------------------------------------------------------------------------
+
+
+def fit(
+    module: lightning.LightningModule,
+    dataset: Any,
+    training: Training,
+    folder: Path,
+    *,
+    label: str = "train",
+    unit: str = "samples",
+    callbacks: Sequence[lightning.Callback] = (),
+    show: bool = True,
+) -> lightning.Trainer:
+    """Train ``module``, going on from ``folder/last.ckpt`` where there is one.
+
+    Logs lie in ``folder/log/version_<leg>/metrics.csv``, one leg a call, and for TensorBoard where it is installed.
+
+    Args:
+        module: its ``training_step`` gets the batches.
+        dataset: ``len(dataset)`` samples; ``dataset[draw]`` is one, ``dataset.collate`` makes a batch of several.
+        training: see there.
+        folder: of this training alone.
+        label, unit: for the progress on stderr.
+        callbacks: more of Lightning's; what they keep in ``state_dict`` is in the checkpoint.
+        show: show progress.
+
+    Raises:
+        UserError: no such device or precision, or a checkpoint that does not fit.
+        KeyboardInterrupt: Ctrl-C; the state is saved. A second Ctrl-C stops at once, without saving.
+    """
+    last = folder / LAST
+    keeper = _Keeper(last, training)
+    with _quiet():
+        trainer = make_trainer(training, folder, [*callbacks, keeper, _Progress(training, label, unit, show)])
+        sampler = StepSampler(training, len(dataset), lambda: trainer.global_step * training.accumulate)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=dataset.collate,
+            num_workers=training.workers,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+            persistent_workers=False,
+            worker_init_fn=_deaf,
+        )
+        with keeper.listening():
+            try:
+                trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+            except (RuntimeError, KeyError) as error:
+                if last.exists() and "state_dict" in str(error):
+                    raise UserError(
+                        f"{last} holds another network than the one to be trained; train into another folder"
+                    ) from error
+                raise
+    if keeper.stopped_by == "ctrl-c":
+        raise KeyboardInterrupt(
+            f"stopped at step {trainer.global_step} of {training.steps}; all of it is saved in {folder}: "
+            "give the same command again to go on"
+        )
+    return trainer
+
+
+def make_trainer(training: Training, folder: Path, callbacks: Sequence[lightning.Callback] = ()) -> lightning.Trainer:
+    """A Trainer on one device, with logs and without Lightning's own bar, checkpoints and summaries.
+
+    Raises:
+        UserError: no such device, or it does not compute in that precision.
+    """
+    device = find_device(training.device)
+    find_precision(training.precision, device)
+    names = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+    loggers: list[Logger] = [CSVLogger(folder, name="log", flush_logs_every_n_steps=training.log_steps)]
+    if importlib.util.find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(folder, name="tensorboard"))
+    return lightning.Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision=names[training.precision],  # type: ignore[arg-type]
+        max_steps=training.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=training.accumulate,
+        gradient_clip_val=training.clip_norm,
+        logger=loggers,
+        log_every_n_steps=training.log_steps,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def steps_done(folder: Path) -> int:
+    """The step that ``folder/last.ckpt`` was saved after; 0 where there is none."""
+    last = folder / LAST
+    return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"]) if last.exists() else 0
+
+
+class _Keeper(lightning.Callback):
+    """Saves the state between two steps, never with half a step's gradients, and stops when asked to."""
+
+    def __init__(self, path: Path, training: Training) -> None:
+        self.path, self.training = path, training
+        self.stopped_by: str | None = None
+        self._asked = False
+        self._step = -1
+
+    def listening(self) -> _Listening:
+        return _Listening(self)
+
+    def ask(self) -> None:
+        self._asked = True
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._began = self._saved = time.monotonic()
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if (batch_idx + 1) % self.training.accumulate:
+            return  # gradients are half summed, and no checkpoint holds them
+        step, now = trainer.global_step, time.monotonic()
+        minutes = self.training.minutes
+        if self._asked:
+            self.stopped_by = "ctrl-c"
+        elif minutes is not None and now - self._began >= 60 * minutes and step < self.training.steps:
+            self.stopped_by = "clock"
+        due = step - self._step >= self.training.save_steps or now - self._saved >= 60 * self.training.save_minutes
+        if due or self.stopped_by or step >= self.training.steps:
+            with atomic_path(self.path, token="checkpoint") as temporary:
+                trainer.save_checkpoint(temporary)
+            self._step, self._saved = step, time.monotonic()
+        if self.stopped_by:
+            trainer.should_stop = True
+
+
+class _Listening:
+    """While it lasts, the first Ctrl-C asks the keeper to save and stop; the second acts as ever."""
+
+    def __init__(self, keeper: _Keeper) -> None:
+        self.keeper = keeper
+        self.here = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> None:
+        if self.here:
+            self.before = signal.signal(signal.SIGINT, self._heard)
+
+    def _heard(self, *_: object) -> None:
+        self.keeper.ask()
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *_: object) -> None:
+        if self.here:
+            signal.signal(signal.SIGINT, self.before)
+
+
+class _Progress(lightning.Callback):
+    """The project's own bar: samples a second and the time that is left."""
+
+    def __init__(self, training: Training, label: str, unit: str, show: bool) -> None:
+        self.training = training
+        self.bar: Bar[None] = progress(training.batches * training.batch, label, unit=unit, enabled=show)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.bar.__enter__()
+        self.bar.advance(trainer.global_step * self.training.accumulate * self.training.batch, worked=False)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.bar.advance(self.training.batch)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if hasattr(self.bar, "_start"):
+            self.bar.__exit__()
+
+
+def _deaf(_: int) -> None:
+    """A terminal's Ctrl-C reaches all processes; those that prepare samples wait for the main one to end them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801  # reads as a verb
+    """Lightning without what it says about itself; its errors stay."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", module=r"lightning")
+        warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")
+        os.environ.setdefault("POSSIBLE_USER_WARNINGS", "off")
+        for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+            logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,219 @@
+"""Pretraining storybook-clip: render, train, watch, keep. One folder, which the same command goes on with.
+
+last.ckpt      the state of the training
+watch.csv      what the weights knew now and then, beside the floors
+best/, clip/   Hugging Face layout: the weights with the best watched CAM, and the last ones
+recipe.json    the settings; log/ the losses
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from tag2mask.models.clip import CLIPModel
+from tag2mask.models.save import save_clip
+from tag2mask.models.text import FeatureCache, Tokenizer
+from tag2mask.models.untrained import untrained
+from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
+from tag2mask.run.device import find_device, find_precision
+from tag2mask.run.files import write_atomic
+from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.settings import describe_differences, plain
+from tag2mask.run.training import fit
+from tag2mask.stages.bench import Bench
+from tag2mask.storybook.cache import Rendered, render_cache
+from tag2mask.storybook.pretrain import ContrastiveCLIP, Pretrain, build_clip, check, warm_start
+from tag2mask.storybook.views import Pairs
+from tag2mask.storybook.vocabulary import CONTEXT, END, PAD, START, build_tokenizer, vocabulary, write_tokenizer
+from tag2mask.storybook.watch import Watch, read_watch
+from tag2mask.types import UserError
+
+WATCHED_BY = "initial"
+WATCH_SEED = 1
+"""Scenes to choose weights by; those of seed 0 are for the figures in the card, and are never seen here."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a call of ``pretrain`` left: step of steps, the folder of the last weights and of the best ones."""
+
+    step: int
+    steps: int
+    clip: Path
+    best: Path | None
+    watched: tuple[dict[str, float], ...]
+
+    def text(self) -> str:
+        """For people, in a few lines."""
+        lines = [f"step {self.step} of {self.steps}; weights: {self.clip}"]
+        if self.step < self.steps:
+            lines.append("the same command goes on")
+        if self.watched and self.best is not None:
+            top = max(self.watched, key=lambda row: row[WATCHED_BY])
+            lines.append(f"best initial CAM {top[WATCHED_BY]:.1f} mIoU at step {top['step']:.0f}: {self.best}")
+            floors = ", ".join(f"{name[6:]} {value:.1f}" for name, value in top.items() if name.startswith("floor_"))
+            lines.append(f"floors: {floors}")
+        return "\n".join(lines)
+
+
+def pretrain(
+    out: Path,
+    recipe: Pretrain,
+    *,
+    cache: Path | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    minutes: float | None = None,
+    watch: int = 1000,
+    watch_scenes: int = 60,
+    compiled: bool = False,
+    save_steps: int = 1000,
+    progress: bool = True,
+) -> Pretrained:
+    """Train a CLIP on pictures and captions; called again, it goes on where it was.
+
+    Args:
+        out: the folder of this training.
+        recipe: all that decides what the weights become.
+        cache: where rendered scenes lie, shared between trainings; None keeps them in ``out``.
+        device: auto, cpu, cuda, ...
+        workers: processes that prepare batches.
+        minutes: stop after so long, saved; None runs to the end.
+        watch: measure every so many steps, on ``watch_scenes`` scenes; 0 never does.
+        compiled: compile the image tower (a GPU gains by it; the first steps take a minute).
+        save_steps: a checkpoint every so many steps, and every five minutes.
+        progress: show it on stderr.
+
+    Raises:
+        UserError: an impossible recipe, or a folder that holds another training.
+        KeyboardInterrupt: Ctrl-C; the state is saved.
+    """
+    check(recipe)
+    find_precision(recipe.precision, find_device(device))
+    model, started_from = _model(recipe)
+    _claim(out, {**plain(recipe), "init_sha256": started_from})
+    with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
+        scenes = render_cache(cache or out / "cache", Rendered(recipe.scenes, recipe.largest), progress=bar.advance)
+    module = ContrastiveCLIP(recipe, model, compiled=compiled)
+    callbacks = []
+    if watch and watch_scenes:
+        callbacks.append(
+            Watch(
+                out / "watch.csv",
+                watch,
+                _Measure(watch_scenes, device),
+                by=WATCHED_BY,
+                keep=lambda best: write_clip(out / "best", best),
+                say=lambda line: print(line, file=sys.stderr, flush=True) if progress else None,
+            )
+        )
+    training = recipe.training(device=device, workers=workers, minutes=minutes, save_steps=save_steps)
+    pairs = Pairs(scenes, recipe.seed, recipe.crop, recipe.colour)
+    trainer = fit(module, pairs, training, out, label="pretrain", unit="images", callbacks=callbacks, show=progress)
+    write_clip(out / "clip", module.weights)
+    best = out / "best"
+    rows = tuple(read_watch(out / "watch.csv"))
+    return Pretrained(trainer.global_step, recipe.steps, out / "clip", best if best.exists() else None, rows)
+
+
+def read_recipe(options: Sequence[str]) -> Pretrain:
+    """A recipe from NAME=VALUE texts, values in YAML; what is not named keeps its default.
+
+    Raises:
+        UserError: not of that form, an unknown name (with the nearest known one), or a value of the wrong kind.
+    """
+    known = [field.name for field in fields(Pretrain)]
+    given: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"--set {option!r}: expected NAME=VALUE with a setting of the recipe; {hint}")
+        try:
+            given[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {option!r}: the value is not YAML; put it in quotes") from None
+    try:
+        return TypeAdapter(Pretrain).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"--set {place}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+
+def write_clip(folder: Path, model: CLIPModel) -> None:
+    """Weights and tokenizer, as ``load_clip`` and transformers read them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder)
+    words = vocabulary()
+    save_clip(folder, model, start=words[START], end=words[END], pad=words[PAD])
+
+
+def in_training(model: CLIPModel, device: torch.device) -> CLIP:
+    """A network that is being trained, as the methods take one."""
+    words, name = vocabulary(), "in training"
+    reader = Tokenizer(build_tokenizer(), CONTEXT, len(words), words[END])
+    return CLIP(model, name, name, MEAN, STD, device, torch.float32, reader, FeatureCache(None))
+
+
+class _Measure:
+    """What is watched; scenes are drawn and floors are measured at the first look."""
+
+    def __init__(self, n: int, device: str) -> None:
+        self.n, self.device = n, find_device(device)
+        self.floors: dict[str, float] = {}
+
+    def __call__(self, model: CLIPModel) -> Mapping[str, float]:
+        clip = in_training(model, self.device)
+        if not self.floors:
+            self.bench = Bench.draw(clip, self.n, seed=WATCH_SEED)
+            blank = self.bench.measure(clip=untrained(clip, seed=0))
+            self.floors = {
+                "floor_initial": blank.initial,
+                "floor_caa": blank.maps,
+                "floor_everything": self.bench.everything_foreground(),
+            }
+        figures = self.bench.measure(clip=clip)
+        names = {"map_class": "class", "map_patches": "patches"}
+        maps = {name: self.bench.tag_map(clip=clip, readout=readout) for name, readout in names.items()}
+        return {**maps, "initial": figures.initial, "caa": figures.maps, **self.floors}
+
+
+def _model(recipe: Pretrain) -> tuple[CLIPModel, str | None]:
+    """The network to begin with, and the digest of the weights that it was taken from."""
+    model = build_clip(recipe)
+    if recipe.init is None:
+        return model, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
+        other = load_clip(recipe.init, cache=None)
+    warm_start(model, other)
+    return model, other.sha256
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or compare them with those that are there."""
+    path = out / "recipe.json"
+    if path.is_file():
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); remove the folder, or train into another") from error
+        differences = describe_differences(there, settings)
+        if differences:
+            raise UserError(f"{out} holds another training: {differences}; train into another folder")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())

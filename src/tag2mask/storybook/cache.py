@@ -1,0 +1,183 @@
+"""Rendered scenes kept for a training: pictures and what is in them, and no mask at all.
+
+images.npy     (n, H, W, 3) uint8, read as a memory map
+scenes.jsonl   names, things and numbers of each scene, from which captions are drawn anew each time
+cache.json     the settings; written last, so who finds it finds everything
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from tag2mask.run.files import write_atomic
+from tag2mask.storybook.render import scene_seed
+from tag2mask.storybook.scenes import CLASSES20, Scene, draw_scene
+from tag2mask.types import UserError
+
+_CHUNK = 64  # scenes drawn between two marks; what is lost by a kill
+_DRAWING = ("canvas.py", "figures.py", "grain.py", "scenes.py")
+
+
+class Told(NamedTuple):
+    """What is known of one scene besides its picture."""
+
+    names: tuple[str, ...]
+    things: tuple[str, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a cache holds.
+
+    size: (H, W) in pixels. split, seed: as in ``render``.
+    """
+
+    n: int
+    size: tuple[int, int]
+    split: str = "train"
+    seed: int = 0
+    classes: tuple[str, ...] = CLASSES20
+
+    @property
+    def key(self) -> str:
+        """Of these settings and of the code that draws: equal keys are equal pictures."""
+        text = json.dumps([asdict(self), drawing_version()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SceneCache:
+    """Scenes on disk. images: (n, H, W, 3) uint8, a memory map."""
+
+    images: NDArray[np.uint8]
+    told: tuple[Told, ...]
+
+    def __len__(self) -> int:
+        return len(self.told)
+
+
+def drawing_version() -> str:
+    """A digest of the code that draws; a cache of other code is another cache."""
+    files = [resources.files("tag2mask.storybook").joinpath(name) for name in _DRAWING]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:16]
+
+
+def render_cache(
+    root: Path,
+    wanted: Rendered,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SceneCache:
+    """The cache of these scenes under ``root``, drawn as far as it is not there yet.
+
+    Stopped at any moment, it goes on where it was; finished, it is opened in no time.
+
+    Args:
+        root: the folder of all caches; this one lies in ``root/scenes-<key>``.
+        wanted: what it shall hold.
+        workers: processes; None is one a core.
+        progress: called with the number of scenes just finished.
+
+    Raises:
+        UserError: an impossible number of scenes.
+    """
+    if wanted.n < 1:
+        raise UserError(f"cannot render {wanted.n} scenes; take at least 1")
+    folder = root / f"scenes-{wanted.key}"
+    if not (folder / "cache.json").is_file():
+        _fill(folder, wanted, workers, progress)
+    elif progress is not None:
+        progress(wanted.n)
+    return open_cache(folder)
+
+
+def open_cache(folder: Path) -> SceneCache:
+    """A finished cache.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        lines = (folder / "scenes.jsonl").read_text(encoding="utf-8").splitlines()
+        told = tuple(Told(*(tuple(part) for part in json.loads(line))) for line in lines)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: is no cache of scenes ({error}); remove it, and it is drawn again") from error
+    if images.ndim != 4 or len(images) != len(told):
+        raise UserError(f"{folder}: {len(images)} pictures and {len(told)} scenes; remove it, and it is drawn again")
+    return SceneCache(images, told)
+
+
+def tell(scene: Scene) -> Told:
+    """What a caption may be made of. One of each class, where a scene does not count."""
+    return Told(scene.names, scene.things, (1,) * len(scene.tags))
+
+
+def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Callable[[int], None] | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    images = folder / "images.npy"
+    if not images.is_file():
+        partial = folder / f".images-{os.getpid()}.tmp"
+        open_memmap(partial, "w+", np.uint8, (wanted.n, *wanted.size, 3)).flush()
+        os.replace(partial, images)
+    jobs = []
+    for first in range(0, wanted.n, _CHUNK):
+        if _part(folder, first).is_file():
+            if progress is not None:
+                progress(min(_CHUNK, wanted.n - first))
+        else:
+            jobs.append((folder, wanted, first))
+    for done in _run(jobs, workers):
+        if progress is not None:
+            progress(done)
+    parts = [_part(folder, first) for first in range(0, wanted.n, _CHUNK)]
+    write_atomic(folder / "scenes.jsonl", b"".join(part.read_bytes() for part in parts))
+    write_atomic(folder / "cache.json", json.dumps({**asdict(wanted), "drawing": drawing_version()}).encode())
+    for part in parts:
+        part.unlink()
+
+
+def _part(folder: Path, first: int) -> Path:
+    return folder / f"part-{first:08d}.jsonl"
+
+
+def _run(jobs: Sequence[tuple[Path, Rendered, int]], workers: int | None) -> Iterator[int]:
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        yield from map(_draw, jobs)
+        return
+    # spawned, not forked: the caller may hold threads (torch does), which a fork would break
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_draw, jobs)
+
+
+def _draw(job: tuple[Path, Rendered, int]) -> int:
+    """Draw one chunk; its list is written last and says that the pictures are there."""
+    folder, wanted, first = job
+    images = open_memmap(folder / "images.npy", "r+")
+    last = min(first + _CHUNK, wanted.n)
+    lines = []
+    for index in range(first, last):
+        scene = draw_scene(scene_seed(wanted.split, wanted.seed, index), wanted.size, wanted.classes)
+        images[index] = scene.image
+        lines.append(json.dumps(tell(scene)) + "\n")
+    images.flush()
+    write_atomic(_part(folder, first), "".join(lines).encode())
+    return last - first

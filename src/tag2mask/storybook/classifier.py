@@ -1,0 +1,175 @@
+"""storybook-resnet: a narrow ResNet-50 trained on the tags of drawn scenes, the embedded world's ImageNet weights.
+
+The parts of it that need no Trainer; ``train_classifier`` runs it. Masks are read only by ``measure``, which says how
+good the result is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tag2mask.models.backbone import Layout
+from tag2mask.models.classifier import MEAN, SCALES, STD, Classifier, class_maps
+from tag2mask.ops.image import standardise
+from tag2mask.ops.masks import upsample
+from tag2mask.ops.metrics import BackgroundSweep, average_precision, metrics
+from tag2mask.storybook.render import scene_seed
+from tag2mask.storybook.scenes import CLASSES20, Scene, draw_scene
+from tag2mask.types import Constant
+
+DICE = 9
+"""Random numbers that decide how one picture is seen."""
+
+THRESHOLDS = tuple(round(0.02 * step, 2) for step in range(1, 50))
+"""Background scores that ``measure`` tries."""
+
+
+@dataclass(frozen=True)
+class ClassifierRecipe:
+    """How storybook-resnet is made.
+
+    width: of the ResNet-50. scenes: how many different ones are drawn, at ``size`` (H, W). crop: (H, W) that the
+    network sees: a window of the scene whose sides are ``zoom`` times the scene's, brought to this size.
+    steps: of ``batch`` pictures each. warmup: steps until the rate is ``lr``, from where it falls as a cosine.
+    jitter: how far brightness, contrast and each colour may go from 1.
+    """
+
+    width: int = 16
+    scenes: int = 20_000
+    size: tuple[int, int] = (144, 192)
+    crop: tuple[int, int] = (96, 128)
+    zoom: tuple[float, float] = (0.7, 1.0)
+    jitter: float = 0.3
+    batch: int = 64
+    steps: int = 1600
+    warmup: int = 100
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+    classes: tuple[str, ...] = CLASSES20
+
+
+def make_classifier(recipe: ClassifierRecipe) -> Classifier:
+    """The untrained network of a recipe; its weights depend on the recipe's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = Classifier(recipe.classes, Layout(width=recipe.width, strides=(1, 2, 2, 1)))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # quicker on a processor
+    return model
+
+
+def make_optimizer(model: nn.Module, recipe: ClassifierRecipe) -> torch.optim.Optimizer:
+    """AdamW that spares norms from weight decay."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.lr)
+
+
+def rate(step: int, recipe: ClassifierRecipe) -> float:
+    """The learning rate of a step, as a share of ``recipe.lr``."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def augment(images: Tensor, dice: Tensor, recipe: ClassifierRecipe) -> Tensor:
+    """Windows of the pictures, mirrored or not, in shifted colours.
+
+    A window keeps most of the scene, and the tags stay those of the whole scene: without masks nobody knows what has
+    left it.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        dice: (B, DICE) uniform in [0, 1): side and place (x, y) of the window, mirror, brightness, contrast, colours.
+
+    Returns:
+        (B, 3, h, w) float32, standardised; h and w are the recipe's crop.
+    """
+    count = len(images)
+    low, high = recipe.zoom
+    zoom = low + (high - low) * dice[:, 0]
+    centre = (1 - zoom)[:, None] * (2 * dice[:, 1:3] - 1)  # (B, 2) in -1..1
+    mirror = torch.where(dice[:, 3] < 0.5, -1.0, 1.0)
+    window = torch.zeros(count, 2, 3, device=images.device)  # from the window's coordinates to the scene's
+    window[:, 0, 0], window[:, 1, 1], window[:, :, 2] = zoom * mirror, zoom, centre
+    where = F.affine_grid(window, [count, 3, *recipe.crop], align_corners=False)  # (B, h, w, 2)
+    pixels = images.to(torch.float32, memory_format=torch.channels_last)
+    pixels = F.grid_sample(pixels, where, padding_mode="border", align_corners=False)  # (B, 3, h, w)
+    shift = 1 + recipe.jitter * (2 * dice[:, 4:, None, None] - 1)  # (B, 5, 1, 1)
+    mean = pixels.mean((1, 2, 3), keepdim=True)
+    pixels = mean * shift[:, :1] + (pixels - mean) * shift[:, 1:2]
+    pixels = pixels * (1 + (shift[:, 2:] - 1) / 2)
+    return standardise(pixels.clamp(0, 255), MEAN, STD).contiguous(memory_format=torch.channels_last)
+
+
+def loss_of(model: Classifier, pixels: Tensor, tags: Tensor) -> Tensor:
+    """Multi-label soft margin loss, a scalar."""
+    return F.multilabel_soft_margin_loss(model(pixels), tags)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a classifier knows of scenes it has not seen, in [0, 1].
+
+    tag_map: mean average precision of the tags. miou: of its class maps at the best threshold, chosen with ground
+    truth. everything: mIoU where every pixel belongs to the image's first tag. chance: the mean share of images that
+    show a class, which is the average precision of a guess.
+    """
+
+    tag_map: float
+    miou: float
+    threshold: float
+    everything: float
+    chance: float
+    scenes: int
+
+
+@torch.inference_mode()
+def measure(
+    classifier: Classifier,
+    n: int = 200,
+    *,
+    size: tuple[int, int] = (192, 256),
+    split: str = "val",
+    scales: Sequence[float] = SCALES,
+    flip: bool = True,
+) -> Measured:
+    """Tag mAP and class-map mIoU on the first ``n`` scenes of a split; masks are read here and nowhere else."""
+    classifier.eval()
+    device = classifier.head.weight.device
+    classes = len(classifier.names) + 1
+    maps_sweep = BackgroundSweep([Constant(t) for t in THRESHOLDS], classes)
+    floor = BackgroundSweep([Constant(0.0)], classes)
+    logits, shown = torch.empty(n, classes - 1), torch.zeros(n, classes - 1, dtype=torch.bool)
+    for i in range(n):
+        scene: Scene = draw_scene(scene_seed(split, 0, i), size, classifier.names)
+        image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()  # (3, H, W)
+        logits[i] = classifier(standardise(image[None].to(device), MEAN, STD))[0].cpu()
+        if not scene.tags:
+            continue
+        tags = torch.tensor(scene.tags)
+        shown[i, tags - 1] = True
+        grid = (-(-size[0] // 4), -(-size[1] // 4))
+        maps = class_maps(classifier, image, tags - 1, scales=scales, flip=flip, grid=grid).cpu()
+        truth = torch.from_numpy(scene.mask)
+        maps_sweep.update(truth, upsample(maps, size).clamp(0, 1), tags)
+        floor.update(truth, torch.ones(len(tags), *size), tags)
+    mious = [metrics(counts).miou for counts in maps_sweep.confusion()]
+    best = int(np.argmax(mious))
+    return Measured(
+        tag_map=float(average_precision(logits, shown).nanmean()),
+        miou=mious[best],
+        threshold=THRESHOLDS[best],
+        everything=metrics(floor.confusion()[0]).miou,
+        chance=float(shown.double().mean(0)[shown.any(0)].mean()),
+        scenes=n,
+    )

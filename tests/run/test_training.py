@@ -1,0 +1,202 @@
+"""Samples by step, and a training that may be stopped anywhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import lightning.pytorch as lightning
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tag2mask.run import training as subject
+from tag2mask.run.training import Draw, StepSampler, Training, fit, sample_generator, sample_indices, steps_done
+from tag2mask.types import UserError
+
+
+class Numbers:
+    """Sample i is i, with noise of its own."""
+
+    def __init__(self, count=10, seed=0):
+        self.count, self.seed = count, seed
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, draw: Draw):
+        return draw.sample, draw.step, sample_generator(self.seed, draw).normal(size=3)
+
+    def collate(self, samples):
+        index, step, noise = zip(*samples, strict=True)
+        return torch.tensor(index), torch.tensor(step), torch.tensor(np.stack(noise), dtype=torch.float32)
+
+
+class Killed(BaseException):
+    """As good as kill -9: nothing of this package cleans up after it."""
+
+
+class Line(lightning.LightningModule):
+    """A regression that writes down what it saw."""
+
+    def __init__(self, at=None, action=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        self.at, self.action, self.seen = at, action, []
+
+    def training_step(self, batch, batch_idx):
+        index, step, noise = batch
+        self.seen.append((step[0].item(), *index.tolist()))
+        if self.at == len(self.seen):
+            self.action()
+        loss = (self.net(noise)[:, 0] - index).square().mean()
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+
+HOW = Training(steps=6, batch=4, accumulate=3, seed=5, device="cpu", save_steps=2, log_steps=1)
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    module = Line()
+    fit(module, Numbers(), HOW, tmp_path_factory.mktemp("whole"), show=False)
+    return module
+
+
+# --- samples
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 4), (7, 7), (5, 13), (64, 1)])
+def test_epochs_cover_every_sample_once(count, batch):
+    drawn = np.concatenate([sample_indices(3, step, batch, count) for step in range(4 * count)])
+    epochs = drawn[: len(drawn) // count * count].reshape(-1, count)
+    assert (np.sort(epochs, 1) == np.arange(count)).all()
+    if count > 5:
+        assert not (epochs[0] == epochs[1]).all()
+
+
+def test_samples_depend_on_seed_and_step_alone():
+    forward = [sample_indices(1, step, 4, 100).tolist() for step in range(60)]
+    backward = [sample_indices(1, step, 4, 100).tolist() for step in reversed(range(60))]
+    assert forward == backward[::-1]
+    assert forward != [sample_indices(2, step, 4, 100).tolist() for step in range(60)]
+    first = sample_generator(1, Draw(3, 4)).random()
+    np.random.seed(0)
+    assert first == sample_generator(1, Draw(3, 4)).random()
+    assert len({sample_generator(s, Draw(i, j)).random() for s in (1, 2) for i in (3, 4) for j in (3, 4)}) == 8
+
+
+def test_sampler_starts_at_any_step():
+    whole = list(StepSampler(HOW, 10))
+    assert len(whole) == len(StepSampler(HOW, 10)) == 18
+    assert list(StepSampler(HOW, 10, lambda: 7)) == whole[7:]
+
+
+# --- the trainer
+
+
+def test_killed_in_the_middle_of_a_step_it_ends_in_the_same_bits(unbroken, tmp_path):
+    def kill():
+        raise Killed
+
+    broken = Line(at=11, action=kill)  # step 3 of 6, its second batch of three
+    with pytest.raises(Killed):
+        fit(broken, Numbers(), HOW, tmp_path, show=False)
+    assert steps_done(tmp_path) == 2
+    resumed = Line()
+    trainer = fit(resumed, Numbers(), HOW, tmp_path, show=False)
+    assert trainer.global_step == 6
+    assert broken.seen[:6] + resumed.seen == unbroken.seen
+    assert len(unbroken.seen) == 18
+    for name, value in weights(unbroken).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    assert steps_done(tmp_path) == 6
+
+
+def test_ctrl_c_ends_the_step_saves_and_goes_on(unbroken, tmp_path):
+    broken = Line(at=8, action=lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 3 of 6.*same command"):
+        fit(broken, Numbers(), HOW, tmp_path, show=False)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(broken.seen) == 9
+    assert steps_done(tmp_path) == 3
+    resumed = Line()
+    fit(resumed, Numbers(), HOW, tmp_path, show=False)
+    assert broken.seen + resumed.seen == unbroken.seen
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(unbroken).items())
+
+
+def test_the_clock_ends_a_leg(tmp_path):
+    leg = Training(**{**vars(HOW), "minutes": 0.0})
+    for done in (1, 2):
+        fit(Line(), Numbers(), leg, tmp_path, show=False)
+        assert steps_done(tmp_path) == done
+
+
+def test_a_finished_training_is_left_alone(tmp_path):
+    fit(Line(), Numbers(), HOW, tmp_path, show=False)
+    again = Line()
+    fit(again, Numbers(), HOW, tmp_path, show=False)
+    assert again.seen == []
+
+
+def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
+    fit(Line(), Numbers(), Training(**{**vars(HOW), "minutes": 0.0}), tmp_path, show=False)
+
+    def torn(self, path, *_):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", torn)
+    with pytest.raises(OSError, match="no space"):
+        fit(Line(), Numbers(), HOW, tmp_path, show=False)
+    assert steps_done(tmp_path) == 1
+
+
+def test_logs_and_progress_are_ours(tmp_path, capfd):
+    fit(Line(), Numbers(), HOW, tmp_path, label="learn")
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert [line for line in said.err.splitlines() if line.startswith("learn: 72/72, ")]
+    assert "ightning" not in said.err
+    rows = (tmp_path / "log" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 7
+
+
+def test_another_network_in_the_folder_is_named(tmp_path):
+    fit(Line(), Numbers(), Training(**{**vars(HOW), "minutes": 0.0}), tmp_path, show=False)
+    other = Line()
+    other.net[0] = nn.Linear(3, 5)
+    with pytest.raises(UserError, match="another network"):
+        fit(other, Numbers(), HOW, tmp_path, show=False)
+
+
+@pytest.mark.parametrize("wrong", [{"device": "gpu7"}, {"precision": "int8"}, {"precision": "float16"}])
+def test_impossible_devices_and_precisions_are_refused(tmp_path, wrong):
+    with pytest.raises(UserError):
+        fit(Line(), Numbers(), Training(**{**vars(HOW), **wrong}), tmp_path, show=False)
+
+
+def test_samples_may_come_from_other_processes(unbroken, tmp_path):
+    module = Line()
+    fit(module, Numbers(), Training(**{**vars(HOW), "workers": 1}), tmp_path, show=False)
+    assert module.seen == unbroken.seen
+
+
+def test_the_command_line_does_not_load_lightning():
+    code = "import sys, tag2mask.cli, tag2mask.storybook; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
+    assert subject.LAST == "last.ckpt"

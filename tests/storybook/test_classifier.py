@@ -1,0 +1,177 @@
+"""storybook-resnet's training: what a batch holds, what a stop changes (nothing), what is measured and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tag2mask.models.classifier import MEAN, STD, load_classifier, save_classifier
+from tag2mask.run.training import Draw, Training, fit
+from tag2mask.storybook import draw_scene
+from tag2mask.storybook.cache import Rendered, render_cache
+from tag2mask.storybook.classifier import (
+    DICE,
+    ClassifierRecipe,
+    augment,
+    make_classifier,
+    make_optimizer,
+    measure,
+    rate,
+)
+from tag2mask.storybook.render import scene_seed
+from tag2mask.storybook.train_classifier import TaggedPictures, TagTraining, pretrain_resnet
+from tag2mask.types import UserError
+
+TINY = ClassifierRecipe(width=2, scenes=12, size=(24, 32), crop=(16, 24), batch=4, steps=6, warmup=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    drawn = render_cache(tmp_path_factory.mktemp("scenes"), Rendered(12, (24, 32)), workers=1)
+    return TaggedPictures.of(drawn, TINY.classes, TINY.seed)
+
+
+def test_tags_are_the_scenes_own(tmp_path) -> None:
+    names = ("cat", "dog", "boat")
+    drawn = render_cache(tmp_path, Rendered(5, (24, 32), classes=names), workers=1)
+    data = TaggedPictures.of(drawn, names, seed=0)
+    for i in range(5):
+        scene = draw_scene(scene_seed("train", 0, i), (24, 32), names)
+        picture, tags, _ = data[Draw(0, i)]
+        assert np.array_equal(picture.permute(1, 2, 0).numpy(), scene.image)
+        assert (tags.nonzero()[:, 0] + 1).tolist() == list(scene.tags)
+
+
+def test_a_plain_view_is_the_picture_itself() -> None:
+    recipe = dataclasses.replace(TINY, crop=(24, 32), zoom=(1.0, 1.0), jitter=0.0)
+    images = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8)
+    dice = torch.full((2, DICE), 0.5)
+    dice[1, 3] = 0.4  # mirrored
+    expected = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    got = augment(images, dice, recipe)
+    torch.testing.assert_close(got[0], expected[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got[1], expected[1].flip(-1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_window_is_that_part_of_the_picture() -> None:
+    recipe = dataclasses.replace(TINY, size=(32, 32), crop=(16, 16), zoom=(0.5, 0.5), jitter=0.0)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    dice = torch.full((2, DICE), 0.5)
+    dice[0, 1:3] = torch.tensor([0.0, 1.0])  # at the left, at the bottom
+    dice[1, 1:3] = torch.tensor([1.0, 0.0])
+    plain = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    got = augment(images, dice, recipe)
+    torch.testing.assert_close(got[0], plain[0, :, 16:, :16], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got[1], plain[1, :, :16, 16:], atol=1e-4, rtol=1e-4)
+
+
+def test_colours_shift_by_the_dice() -> None:
+    recipe = dataclasses.replace(TINY, crop=(24, 32), zoom=(1.0, 1.0), jitter=0.2)
+    images = torch.full((1, 3, 24, 32), 100, dtype=torch.uint8)
+    dice = torch.full((1, DICE), 0.5)
+    dice[0, 4], dice[0, 6] = 1.0, 0.0  # brighter by 0.2, red less by half of that
+    got = augment(images, dice, recipe)[0, :, 0, 0] * torch.tensor(STD) + torch.tensor(MEAN)
+    torch.testing.assert_close(got * 255, torch.tensor([108.0, 120.0, 120.0]), atol=1e-2, rtol=1e-4)
+
+
+def test_a_sample_depends_on_its_draw_alone(scenes) -> None:
+    data = scenes
+    first, second = data[Draw(3, 7)], data[Draw(3, 7)]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(first[1].nonzero()[:, 0], torch.from_numpy(np.flatnonzero(scenes.tags[7])))
+    assert not torch.equal(first[2], data[Draw(4, 7)][2])
+
+
+def test_rate() -> None:
+    recipe = dataclasses.replace(TINY, steps=110, warmup=10)
+    assert rate(0, recipe) == pytest.approx(0.1)
+    assert rate(9, recipe) == 1
+    assert rate(60, recipe) == pytest.approx(0.5)
+    assert rate(110, recipe) == pytest.approx(0)
+
+
+def test_norms_do_not_decay() -> None:
+    groups = make_optimizer(make_classifier(TINY), TINY).param_groups
+    assert [{p.ndim for p in group["params"]} for group in groups] == [{4}, {1}]
+    assert groups[0]["weight_decay"] > groups[1]["weight_decay"] == 0
+
+
+def test_stopped_and_gone_on_is_as_never_stopped(scenes, tmp_path) -> None:
+    """To the bit, running statistics and all."""
+
+    def train(folder: str, *legs: int | None) -> dict[str, torch.Tensor]:
+        for steps in legs:
+            module = TagTraining(TINY, make_classifier(TINY))
+            training = Training(TINY.steps, TINY.batch, device="cpu", minutes=0 if steps == 1 else None)
+            trainer = fit(module, scenes, training, tmp_path / folder, show=False)
+        assert trainer.global_step == TINY.steps
+        return module.model.state_dict()
+
+    whole, stopped = train("whole", None), train("stopped", 1, 1, None)
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert not torch.equal(whole["head.weight"], make_classifier(TINY).state_dict()["head.weight"])
+
+
+def test_trains_measures_and_writes(tmp_path) -> None:
+    """All the way: stopped by the clock, taken up again, measured, written, loaded."""
+    assert pretrain_resnet(tmp_path, TINY, device="cpu", minutes=0, scenes=2, workers=1, progress=False) is None
+    assert not (tmp_path / "model.safetensors").exists()
+    found = pretrain_resnet(tmp_path, TINY, device="cpu", scenes=2, workers=1, progress=False)
+    assert 0 <= found.miou <= 1
+    classifier, _ = load_classifier(tmp_path)
+    assert classifier.names == TINY.classes
+    assert classifier.backbone.layout.stride == 16
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert f"{found.tag_map:.3f}" in card
+    assert "random weights" in card
+    assert "| pictures seen | 24 |" in card
+    with pytest.raises(UserError, match=r"another training: lr is 0\.002 there and 0\.1 now"):
+        pretrain_resnet(tmp_path, dataclasses.replace(TINY, lr=0.1), progress=False)
+    assert json.loads((tmp_path / "training" / "recipe.json").read_text())["width"] == 2
+
+
+def test_loss_falls(scenes) -> None:
+    recipe = dataclasses.replace(TINY, steps=30, lr=1e-2, zoom=(1.0, 1.0), jitter=0.0)
+    module = TagTraining(recipe, make_classifier(recipe))
+    optimizer = make_optimizer(module.model, recipe)
+    data = scenes
+    batch = data.collate([data[Draw(0, i)] for i in range(12)])
+    module.log = lambda *_: None
+    losses = []
+    for _ in range(recipe.steps):
+        loss = module.training_step(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_network_that_sees_nothing_measures_as_the_floor() -> None:
+    """Head weights of zero: every map is empty, so everything is background."""
+    classifier = make_classifier(TINY)
+    torch.nn.init.zeros_(classifier.head.weight)
+    found = measure(classifier, 3, size=(48, 64), scales=(1.0,))
+    truth = [draw_scene(scene_seed("val", 0, i), (48, 64), TINY.classes).mask for i in range(3)]
+    background = np.mean(np.concatenate([mask.ravel() == 0 for mask in truth]))
+    classes = len(np.unique(np.concatenate([mask.ravel() for mask in truth])))
+    assert found.miou == pytest.approx(background / classes)
+
+
+def test_the_weights_that_ship_will_be_small(tmp_path) -> None:
+    classifier = make_classifier(ClassifierRecipe())
+    save_classifier(classifier, tmp_path, "")
+    assert (tmp_path / "model.safetensors").stat().st_size <= 6 * 2**20
+    assert len(classifier.names) == 20
