@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.models.backbone import Layout, ResNet, fit_state, read_state
+from tag2mask.models.backbone import Layout, ResNet
+from tag2mask.models.state import fit_state, read_state
 from tag2mask.types import UserError
 
 CAFFE_MEAN = (122.675, 116.669, 104.008)

@@ -20,8 +20,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.models.backbone import FrozenBatchNorm2d, fit_state, read_state
+from tag2mask.models.backbone import FrozenBatchNorm2d
 from tag2mask.models.mxnet import read_params, wideresnet_state
+from tag2mask.models.state import fit_state, read_state
 from tag2mask.types import UserError
 
 Norm = type[nn.BatchNorm2d]
