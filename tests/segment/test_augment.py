@@ -65,7 +65,7 @@ def test_image_mask_and_confidence_stay_together(place: str, crop: int) -> None:
         assert len(starts) > 5 or crop == 10
         assert max(s[0] for s in starts) == crop - 9
     if crop == 6:
-        assert len(corners) > 15  # (9 - 6 + 1) (12 - 6 + 1) 2 windows
+        assert len(corners) > 22  # of (9 - 6 + 1) (12 - 6 + 1) 2 windows; rows and columns are drawn apart
 
 
 def test_a_flip_of_probability_one_and_none() -> None:
@@ -144,9 +144,13 @@ def test_brightness_contrast_and_saturation() -> None:
     assert torch.allclose(contrast, grey.mean() + 0.6 * (image - grey.mean()), atol=1e-3)
     saturated = recolour(image, limits, [0.5, 0.5, 0.0, 0.5], order)
     assert torch.allclose(saturated, grey + 0.4 * (image - grey), atol=1e-3)
-    both = recolour(image, limits, [0.9, 0.9, 0.5, 0.5], [1, 0, 2, 3])  # contrast first
-    first = grey.mean() + 1.32 * (image - grey.mean())
-    assert torch.allclose(both, (first * 1.16).clamp(0, 255), atol=1e-2)
+    wide = Colour(1.0, 0.4, 0, 0)  # cut off at 255, so the order matters
+    contrast = (grey.mean() + 1.32 * (image - grey.mean())).clamp(0, 255)
+    assert torch.allclose(recolour(image, wide, [0.9] * 4, [1, 0, 2, 3]), (contrast * 1.8).clamp(0, 255), atol=1e-2)
+    bright = (image * 1.8).clamp(0, 255)
+    mean = (torch.tensor([0.2989, 0.587, 0.114])[:, None, None] * bright).sum(0).mean()
+    expected = (mean + 1.32 * (bright - mean)).clamp(0, 255)
+    assert torch.allclose(recolour(image, wide, [0.9] * 4, [0, 1, 2, 3]), expected, atol=1e-2)
 
 
 def test_parts_of_other_sizes_are_refused_and_missing_ones_stay_missing() -> None:

@@ -19,7 +19,7 @@ from tag2mask.segment.schedule import conv_groups, poly, set_rate, sgd
 from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.types import IGNORE
 
-STEPS = 8
+STEPS = 6
 SMALL = {"blocks": (1, 1, 1, 1), "width": 8, "frozen_norm": False}
 
 
@@ -60,7 +60,7 @@ def check(net: nn.Module, losses: list[float], multiple: int = 1) -> None:
     net.eval()
     picture = scene(9).image
     labels, confidence = predict_labels(
-        lambda x: net(caffe_pixels(x) / 60), picture, TestTime((1.0, 0.5), flip=True, multiple=multiple)
+        lambda x: net(caffe_pixels(x) / 60), picture, TestTime(flip=True, multiple=multiple)
     )
     assert labels.shape == confidence.shape == (56, 72)
     assert torch.isfinite(confidence).all()
