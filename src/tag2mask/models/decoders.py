@@ -1,0 +1,126 @@
+"""CCT's network (Ouali et al. 2020): a dilated ResNet-50 with pyramid pooling, one main and many auxiliary decoders.
+
+Output stride 8 in the features, 1 in the logits: a decoder enlarges eightfold by three pixel shuffles, so pictures
+should be of sides that are multiples of 8 (else the logits are those of the next multiple).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tag2mask.models.backbone import Layout, ResNet
+from tag2mask.types import UserError
+
+CCT_RESNET50 = Layout(
+    strides=(1, 2, 1, 1),
+    dilations=(1, 1, 2, 4),
+    first_dilations=(1, 1, 1, 2),
+    stem="3x3",
+)
+"""CCT's ResNet-50: three convolutions in the stem, output stride 8, norms that learn."""
+
+
+class PSP(nn.Module):
+    """Pyramid pooling: means over grids of several sizes, enlarged beside the features, and a 3x3 convolution.
+
+    inputs: channels; a quarter of them come out (one part for each of the bins).
+    """
+
+    def __init__(self, inputs: int, bins: Sequence[int] = (1, 2, 3, 6)) -> None:
+        super().__init__()
+        part = inputs // len(bins)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(side), nn.Conv2d(inputs, part, 1, bias=False), nn.BatchNorm2d(part), nn.ReLU()
+            )
+            for side in bins
+        )
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(inputs + part * len(bins), part, 3, padding=1, bias=False), nn.BatchNorm2d(part), nn.ReLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C / 4, h, w).
+
+        Raises:
+            UserError: if it is training on a single picture, whose one pooled cell has no variance.
+        """
+        if self.training and len(x) == 1:
+            raise UserError(
+                "pyramid pooling: got a batch of 1 in training, expected 2 or more: its norm sees one number for "
+                "each channel; make the batch larger (on several GPUs: that of each)"
+            )
+        size = x.shape[2:]
+        pooled = [F.interpolate(stage(x), size, mode="bilinear", align_corners=False) for stage in self.stages]
+        return self.bottleneck(torch.cat([x, *pooled], 1))
+
+
+def icnr_(weight: Tensor, factor: int = 2) -> Tensor:
+    """Fill a pixel shuffle's weights so that at first it repeats pixels: no checkerboard (Aitken et al. 2017).
+
+    Args:
+        weight: (C factor^2, C', kh, kw); the factor^2 outputs that become one channel follow one another.
+        factor: of the enlargement.
+
+    Returns:
+        ``weight``.
+    """
+    one = torch.empty(weight.shape[0] // factor**2, *weight.shape[1:])
+    nn.init.kaiming_normal_(one)
+    with torch.no_grad():
+        return weight.copy_(one.repeat_interleave(factor**2, dim=0))
+
+
+class Shuffle(nn.Module):
+    """A 1x1 convolution, ReLU, and twice the size by moving four channels into space."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4 * channels, 1)
+        icnr_(self.conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, 2 h, 2 w), nowhere negative."""
+        return F.pixel_shuffle(F.relu(self.conv(x)), 2)
+
+
+class Decoder(nn.Module):
+    """A 1x1 convolution to the classes and pixel shuffles up to the picture; its logits are never negative."""
+
+    def __init__(self, inputs: int, classes: int, doublings: int = 3) -> None:
+        super().__init__()
+        first = nn.Conv2d(inputs, classes, 1, bias=False)
+        nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
+        self.upsample = nn.Sequential(first, *(Shuffle(classes) for _ in range(doublings)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> logits (B, K, 8 h, 8 w)."""
+        return self.upsample(x)
+
+
+class CCTNet(nn.Module):
+    """Encoder and decoders. The auxiliary decoders serve training alone; ``forward`` is what predicts.
+
+    classes: K, background included. auxiliary: how many auxiliary decoders. layout: of the ResNet; a narrower one
+    makes a small network.
+    """
+
+    def __init__(self, classes: int, auxiliary: int = 30, layout: Layout = CCT_RESNET50) -> None:
+        super().__init__()
+        self.backbone = ResNet(layout)
+        self.psp = PSP(layout.channels[-1])
+        features = layout.channels[-1] // 4
+        self.main = Decoder(features, classes)
+        self.auxiliary = nn.ModuleList(Decoder(features, classes) for _ in range(auxiliary))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) standardised -> shared features (B, C, ceil(H / 8), ceil(W / 8)), 512 channels."""
+        return self.psp(self.backbone(pixels))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) standardised -> logits (B, K, 8 ceil(H / 8), 8 ceil(W / 8))."""
+        return self.main(self.encode(pixels))

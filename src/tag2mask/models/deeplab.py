@@ -1,0 +1,194 @@
+"""DeepLabV2 on a ResNet-101, as the papers retrain it (Chen et al. 2017; deeplab-pytorch; CLIP-ES, CLIMS, POT).
+
+The ResNet is Caffe's: a stage's stride is on its first 1x1 convolution and the stem's pooling rounds up, so the
+public ImageNet weights of other ResNets have the same shapes and compute something else; ``load_deeplab`` refuses
+them. The two initialisations of the papers differ by more than they seem: ``deeplabv1_resnet101-coco`` was trained
+on COCO's *pixel labels* (+2.7 mIoU in CLIP-ES), ``deeplabv1_resnet101-imagenet`` on image labels.
+
+Output stride 8: 321 pixels give 41 cells. Pixels come in as Caffe wants them, see ``caffe_pixels``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tag2mask.models.backbone import Layout, ResNet
+from tag2mask.models.state import fit_state, read_state
+from tag2mask.types import UserError
+
+CAFFE_MEAN = (122.675, 116.669, 104.008)
+"""Of red, green and blue, in grey levels: what Caffe's networks subtract, and what their images are padded with."""
+
+CAFFE_RESNET101 = Layout(
+    blocks=(3, 4, 23, 3),
+    strides=(1, 2, 1, 1),
+    dilations=(1, 1, 2, 4),
+    stride_at="1x1",
+    ceil_pool=True,
+    frozen_norm=True,
+)
+"""ResNet-101 of DeepLabV2: output stride 8, batch norms frozen."""
+
+RATES = (6, 12, 18, 24)
+SCALES = (0.5, 0.75)
+
+
+def caffe_pixels(images: Tensor) -> Tensor:
+    """Pictures as Caffe's networks want them: blue first, minus the mean, in grey levels.
+
+    Args:
+        images: (B, 3, H, W) RGB, 0-255, of any dtype.
+
+    Returns:
+        (B, 3, H, W) float32, BGR.
+    """
+    mean = torch.tensor(CAFFE_MEAN, device=images.device)[:, None, None]
+    return (images.float() - mean).flip(1)
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: 3x3 convolutions of several dilations side by side, summed."""
+
+    def __init__(self, inputs: int, classes: int, rates: Sequence[int] = RATES) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(inputs, classes, 3, padding=r, dilation=r) for r in rates)
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=0.01)  # type: ignore[arg-type]
+            nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> logits (B, K, h, w)."""
+        logits = self.branches[0](x)
+        for branch in self.branches[1:]:
+            logits = logits + branch(x)
+        return logits
+
+
+class DeepLabV2(nn.Module):
+    """A ResNet with the summed ASPP as its head.
+
+    classes: K, background included. layout: of the ResNet; a narrower one makes a small network. Where its norms are
+    frozen, their weights and biases get no gradient either (they are in no parameter group of the papers).
+    """
+
+    def __init__(self, classes: int, layout: Layout = CAFFE_RESNET101, rates: Sequence[int] = RATES) -> None:
+        super().__init__()
+        self.backbone = ResNet(layout)
+        self.head = ASPP(layout.channels[-1], classes, rates)
+        if layout.frozen_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, K, h, w) at the stride of the layout."""
+        return self.head(self.backbone(pixels))
+
+
+class MultiScale(nn.Module):
+    """A network seen at several scales of its input; the largest logit of every cell counts.
+
+    In training the output is the list [scale 1, the other scales in order, maximum], each at its own size; the papers
+    add up a loss of each. Otherwise it is the maximum alone, at the size of scale 1.
+    """
+
+    def __init__(self, network: nn.Module, scales: Sequence[float] = SCALES) -> None:
+        super().__init__()
+        self.network = network
+        self.scales = tuple(scales)
+
+    def forward(self, pixels: Tensor) -> Tensor | list[Tensor]:
+        """(B, 3, H, W) -> logits (B, K, h, w), or the list of them in training."""
+        logits = [self.network(pixels)]
+        for scale in self.scales:
+            size = [int(side * scale) for side in pixels.shape[2:]]
+            logits.append(self.network(F.interpolate(pixels, size, mode="bilinear", align_corners=False)))
+        largest = logits[0]
+        for other in logits[1:]:
+            same = F.interpolate(other, largest.shape[2:], mode="bilinear", align_corners=False)  # (B, K, h, w)
+            largest = torch.maximum(largest, same)
+        return [*logits, largest] if self.training else largest
+
+
+_CAFFE_PARTS = {"reduce": "1", "conv3x3": "2", "increase": "3"}
+_BLOCK = re.compile(r"layer([2-5])\.block(\d+)\.(reduce|conv3x3|increase|shortcut|proj)\.(conv|bn)\.(\w+)")
+_ASPP = re.compile(r"aspp\.(?:stages\.)?c(\d)\.(\w+)")
+
+
+def _own_name(name: str) -> str | None:
+    """Our name of a tensor in deeplab-pytorch's layout, today's or that of 2018 ("scale.", "proj", "stages")."""
+    if match := _BLOCK.fullmatch(name):
+        stage, block, part, kind, rest = match.groups()
+        stem = f"backbone.layer{int(stage) - 1}.{int(block) - 1}"
+        if part in _CAFFE_PARTS:
+            return f"{stem}.{kind}{_CAFFE_PARTS[part]}.{rest}"
+        return f"{stem}.downsample.{0 if kind == 'conv' else 1}.{rest}"
+    if name.startswith("layer1.conv1."):
+        return "backbone." + name.removeprefix("layer1.").replace("conv1.conv", "conv1").replace("conv1.bn", "bn1")
+    if match := _ASPP.fullmatch(name):
+        return f"head.branches.{match[1]}.{match[2]}"
+    return None
+
+
+def deeplab_state(state: Mapping[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:
+    """A public checkpoint's tensors by the names of ``DeepLabV2``.
+
+    Understood: deeplab-pytorch's layout (also of CLIP-ES, CLIMS and POT), with or without the wrapper's "base.",
+    "scale." or "module."; ResNets in torchvision's names; and our own.
+
+    Args:
+        state: tensors by their names in the file.
+        layout: of the network that they are meant for.
+        path: of the file, for the messages.
+
+    Returns:
+        tensors by our names. Classifiers (``fc``) and what is in no layout are left out.
+
+    Raises:
+        UserError: if the names are of no known layout, or the strides of that layout are elsewhere than ours.
+    """
+    plain = {re.sub(r"^(?:(?:module|base|scale|network)\.)+", "", name): value for name, value in state.items()}
+    if any(name.startswith("backbone.layer1.0.") for name in plain):
+        return plain
+    caffe = any(_BLOCK.fullmatch(name) for name in plain)
+    if not caffe and "layer1.0.conv1.weight" not in plain:
+        raise UserError(
+            f"{path}: got tensors called {', '.join(list(state)[:3])}, ...; expected the names of deeplab-pytorch "
+            "(layer2.block1.reduce.conv.weight) or of a public ResNet (layer1.0.conv1.weight); take another file"
+        )
+    if caffe != (layout.stride_at == "1x1"):
+        has, wants = ("1x1", "3x3") if caffe else ("3x3", "1x1")
+        raise UserError(
+            f"{path}: got a ResNet that strides in its {has} convolutions, expected one that strides in its {wants}: "
+            f"the shapes agree and the results do not; choose the layout stride_at={has!r}, or other weights"
+        )
+    if caffe:
+        named = ((_own_name(name), value) for name, value in plain.items())
+        return {name: value for name, value in named if name is not None}
+    return {f"backbone.{name}": value for name, value in plain.items() if not name.startswith("fc.")}
+
+
+def load_deeplab(network: DeepLabV2, path: Path, *, head: bool) -> None:
+    """Load a public checkpoint, which is never run.
+
+    Args:
+        network: with or without weights of its own.
+        path: .pth or .safetensors, see ``deeplab_state``.
+        head: True: the file is a trained DeepLabV2 of the same classes. False: only the ResNet is taken, the head
+            stays as it is (the papers' initialisation).
+
+    Raises:
+        UserError: if the file is of no known layout, or a tensor is missing or of another shape.
+    """
+    state = deeplab_state(read_state(path), network.backbone.layout, path)
+    parts: list[tuple[str, nn.Module]] = [("backbone.", network.backbone)]
+    if head:
+        parts.append(("head.", network.head))
+    for prefix, module in parts:
+        fit_state(module, {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}, path)

@@ -1,0 +1,1 @@
+"""Training and testing a segmentation network: losses, schedules, paired augmentation, CCT, multi-scale test time."""

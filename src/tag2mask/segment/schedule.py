@@ -1,0 +1,150 @@
+"""Learning rates and weights of losses as functions of the step, and the parameter groups of the papers.
+
+Steps count optimiser steps from 0: ``poly(t, ...)`` is the factor for step t itself. Nothing here keeps a state, so
+training resumed at any step has the rate it would have had.
+
+- IRN, PSA, CLIMS, CCT: ``poly(t, total)``; past ``total`` the rate stays at its last value, which is not 0.
+- DeepLabV2: ``poly(t, total, hold=10)``: the rate changes at every tenth step only.
+- WeakCLIP's DeepLabV1-ResNet38: ``poly(t, total + 1)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def poly(step: int, total: int, *, power: float = 0.9, hold: int = 1, warmup: int = 0) -> float:
+    """The polynomial decay (1 - t / total) ** power of a learning rate.
+
+    Args:
+        step: optimiser steps done before this one.
+        total: steps of the whole training; at and after it the factor is that of step ``total - 1``.
+        power: of the decay.
+        hold: t is ``step`` rounded down to a multiple of this.
+        warmup: the factor rises linearly over so many first steps, from 1 / warmup of its value to all of it.
+
+    Returns:
+        the factor on the first learning rate, in (0, 1].
+
+    Raises:
+        ValueError: if ``step`` is negative, or ``total`` or ``hold`` is below 1.
+    """
+    if step < 0 or total < 1 or hold < 1:
+        raise ValueError(f"got step={step}, total={total}, hold={hold}; expected step >= 0, total >= 1 and hold >= 1")
+    t = min(step, total - 1) // hold * hold
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return rise * (1 - t / total) ** power
+
+
+def _sigmoid(x: float) -> float:
+    return math.exp(-5 * (1 - x) ** 2)
+
+
+def _linear(x: float) -> float:
+    return x
+
+
+def _cosine(x: float) -> float:
+    return (1 - math.cos(math.pi * x)) / 2
+
+
+def _log(x: float) -> float:
+    return 1 - math.exp(-5 * x)
+
+
+def _exp(x: float) -> float:
+    return math.exp(5 * (x - 1))
+
+
+RAMPS: Mapping[str, Callable[[float], float]] = {
+    "sigmoid": _sigmoid,
+    "linear": _linear,
+    "cosine": _cosine,
+    "log": _log,
+    "exp": _exp,
+}
+"""CCT's ramps, from x = 0 to 1. "log" ends at 1 - exp(-5), not at 1."""
+
+
+def ramp(step: int, length: float, kind: str = "sigmoid") -> float:
+    """How much of a loss counts at a step; CCT ramps its consistency loss over the first tenth of training.
+
+    Args:
+        step: optimiser steps done before this one.
+        length: steps until the ramp ends; 0 for no ramp.
+        kind: a name in ``RAMPS``.
+
+    Returns:
+        the factor, in [0, 1].
+    """
+    return RAMPS[kind](min(max(step / length, 0.0), 1.0)) if length > 0 else 1.0
+
+
+def conv_groups(backbone: nn.Module, head: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameter groups that DeepLab, PSA and CLIMS train with.
+
+    Convolutions of the backbone at 1x (their biases at 2x), of the head at 10x (their biases at 20x); biases do not
+    decay. Norms go with the weights beside them and do not decay; those of the papers' backbones are frozen, and
+    WeakCLIP's released code leaves its head's untrained too. Parameters that need no gradient are left out.
+
+    Args:
+        backbone: what was pretrained.
+        head: what starts from random weights; none of its parameters may be in ``backbone``.
+        lr: learning rate of the backbone's convolutions.
+        weight_decay: of all convolution weights.
+
+    Returns:
+        groups for ``torch.optim``; each has ``lr``, ``weight_decay`` and ``initial_lr``.
+    """
+    found: dict[tuple[int, bool], list[Tensor]] = {(r, d): [] for r in (1, 2, 10, 20) for d in (True, False)}
+    for part, rate in ((backbone, 1), (head, 10)):
+        for module in part.modules():
+            layer = isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+            for name, parameter in module.named_parameters(recurse=False):
+                bias = layer and name == "bias"
+                if parameter.requires_grad:
+                    found[2 * rate if bias else rate, layer and not bias].append(parameter)
+    groups = []
+    for (rate, decays), parameters in found.items():
+        if parameters:
+            decay = weight_decay if decays else 0.0
+            groups.append({"params": parameters, "lr": lr * rate, "initial_lr": lr * rate, "weight_decay": decay})
+    return groups
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group ``factor`` times its first learning rate (``initial_lr``, or ``lr`` at the first call)."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def sgd(
+    groups: Sequence[Mapping[str, Any]] | Iterable[Tensor],
+    lr: float,
+    weight_decay: float,
+    *,
+    momentum: float = 0.9,
+    decay_as_momentum: bool = False,
+) -> torch.optim.SGD:
+    """Stochastic gradient descent as the papers say, or as IRN's, PSA's and CLIMS's code does.
+
+    Args:
+        groups: parameters or groups of them; ``lr`` and ``weight_decay`` of a group go before those given here.
+        lr: learning rate.
+        weight_decay: L2 penalty.
+        momentum: of the updates.
+        decay_as_momentum: the fault of IRN's ``PolyOptimizer``, kept to repeat its numbers: the weight decay lands
+            in the place of the momentum, and only groups that bring their own ``weight_decay`` decay.
+
+    Returns:
+        the optimiser.
+    """
+    listed: Any = [dict(g) if isinstance(g, Mapping) else g for g in groups]
+    if decay_as_momentum:
+        return torch.optim.SGD(listed, lr=lr, momentum=weight_decay, weight_decay=0.0)
+    return torch.optim.SGD(listed, lr=lr, momentum=momentum, weight_decay=weight_decay)
