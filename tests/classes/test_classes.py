@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tag2mask.classes import BUILT_IN, color_map, find_class, load_classes, nearest, plain_classes
@@ -28,9 +31,10 @@ def test_built_in_sets_are_complete(name, count):
     assert classes.names[0] == "background"
     assert len(classes) == len(classes.palette) == count + 1
     assert len(set(classes.palette)) == count + 1
-    for text in classes.texts.values():
+    for method, text in classes.texts.items():
         assert len(text.names) == count
-        assert text.templates == ("a clean origami {}.",)
+        assert len(set(text.names)) == count
+        assert text.templates == ("a clean origami {}.",) or not method.startswith("clip-es")
         assert set(text.per_class) <= set(classes.foreground)
 
 
@@ -99,6 +103,55 @@ def test_coco_texts_and_the_released_misspelling():
         "tvmonitor",
         "toothbrush",
     ]
+
+
+def clims_sentences(classes, method):
+    text = classes.texts[method]
+    return [text.templates[0].format(name) for name in text.names]
+
+
+def test_clims_texts_equal_the_released_ones():
+    path = Path(__file__).resolve().parents[3] / "shared" / "golden" / "clims" / "clims_prompts.json"
+    if not path.exists():
+        pytest.skip("the recorded prompts are not at hand")
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    voc, coco = load_classes("voc12"), load_classes("coco14")
+    assert clims_sentences(voc, "clims") == recorded["voc_previous"]
+    assert clims_sentences(voc, "clims-released") == recorded["voc_current"]
+    assert clims_sentences(coco, "clims-released") == recorded["coco_current"]
+    for classes, key in ((voc, "bg_voc_current"), (coco, "bg_coco_current")):
+        text = classes.texts["clims-released"]
+        assert [text.templates[0].format(phrase) for phrase in text.background] == recorded[key]
+        assert not text.per_class
+        camera_ready = classes.texts["clims"]
+        said = {
+            name: [camera_ready.templates[0].format(phrase) for phrase in more]
+            for name, more in camera_ready.per_class.items()
+        }
+        assert said == recorded["bg_previous"]
+        assert not camera_ready.background
+
+
+def test_clims_texts_of_any_class_set():
+    classes = plain_classes(["boat", "person", "river"], "mine")
+    paper, released = classes.texts["clims"], classes.texts["clims-released"]
+    assert clims_sentences(classes, "clims") == ["a photo of boat", "a photo of person", "a photo of river"]
+    assert paper.per_class == {"boat": ("river", "water", "lake", "sea", "building")}
+    assert released.templates == ("a photo of {}.",)
+    assert "river" not in released.background
+    assert len(released.background) == 9
+    story, voc = load_classes("storybook16"), load_classes("voc12")
+    for method in ("clims", "clims-released"):
+        mine, full = story.texts[method], voc.texts[method]
+        assert mine.names == tuple(full.names[voc.foreground.index(name)] for name in story.foreground)
+        assert (mine.templates, mine.background, mine.per_class) == (full.templates, full.background, full.per_class)
+    coco = load_classes("coco14")
+    differ = [
+        pair
+        for pair in zip(coco.texts["clims"].names, coco.texts["clims-released"].names, strict=True)
+        if len(set(pair)) == 2
+    ]
+    assert differ == [("person", "player")]
 
 
 def test_default_background_reproduces_clip_es_choice_for_coco():
