@@ -55,7 +55,7 @@ def test_the_released_losses_and_their_gradient(golden):
         (loss.area, "L_REG"),
         (loss.total, "loss"),
     ):
-        assert float(mine) == pytest.approx(float(recorded[name]), rel=1e-5), name
+        assert mine.item() == pytest.approx(recorded[name].item(), rel=1e-5), name
     loss.total.backward()
     np.testing.assert_allclose(maps.grad, recorded["grad_cam"], rtol=1e-3, atol=1e-4)
 
@@ -72,7 +72,7 @@ def test_what_a_hopeless_pair_costs():
         sim = torch.tensor([value], requires_grad=True)
         loss = negative_log(sim, settings).sum()
         loss.backward()
-        return float(loss), float(sim.grad)
+        return loss.item(), sim.grad.item()
 
     assert at(0.5, RELEASED) == pytest.approx((math.log(2), -2))
     assert at(-0.2, RELEASED) == pytest.approx((9.210341, 0))
