@@ -17,7 +17,8 @@ def test_the_camera_ready_head_of_a_resnet50():
     head = CameraReadyHead(2048, 20)
     convolutions = 2048 * 512 + 9 * 512 * 512 + 512 * 2048 + 21 * 2048
     assert sum(p.numel() for p in head.parameters()) == convolutions + 2 * (512 + 512 + 2048)
-    assert 0.0095 < head.classifier.weight.std() < 0.0105
+    for convolution in (head.conv1, head.conv2, head.conv3, head.classifier):
+        assert 0.0095 < convolution.weight.std() < 0.0105
 
 
 def test_the_camera_ready_head_has_a_shortcut_and_drops_background():

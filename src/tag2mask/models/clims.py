@@ -43,7 +43,8 @@ class CameraReadyHead(nn.Module):
         self.conv3 = nn.Conv2d(inner, channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
         self.classifier = nn.Conv2d(channels, 1 + classes, 1, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.01)
+        for convolution in (self.conv1, self.conv2, self.conv3, self.classifier):
+            nn.init.normal_(convolution.weight, std=0.01)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> class logits at each cell (B, C, h, w), without background."""
