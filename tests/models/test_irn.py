@@ -39,7 +39,7 @@ def test_parameters_by_hand():
 @pytest.mark.parametrize("size", [(480, 640), (65, 97), (16, 16), (513, 31)])
 def test_no_size_is_cropped(size):
     """480 x 640 came out as 512 x 512 in the released code."""
-    edge, displacement = IRNHeads(SMALL, edge_width=8, displacement_width=64)(features(size))
+    edge, displacement = IRNHeads(SMALL, edge_width=8, displacement_width=32)(features(size))
     grid = tuple(-(-side // 4) for side in size)
     assert edge.shape[2:] == displacement.shape[2:] == grid
     assert boundary_map(edge, size).shape == grid
@@ -47,7 +47,7 @@ def test_no_size_is_cropped(size):
 
 def test_the_frozen_features_get_no_gradient():
     given = [x.requires_grad_() for x in features((32, 48))]
-    heads = IRNHeads(SMALL, edge_width=8, displacement_width=64)
+    heads = IRNHeads(SMALL, edge_width=8, displacement_width=32)
     edge, displacement = heads(given)
     (edge.sum() + displacement.square().sum()).backward()
     assert all(x.grad is None for x in given)
@@ -55,7 +55,7 @@ def test_the_frozen_features_get_no_gradient():
 
 
 def test_every_feature_map_counts_in_both_heads():
-    heads = IRNHeads(SMALL, edge_width=8, displacement_width=64).eval()
+    heads = IRNHeads(SMALL, edge_width=8, displacement_width=32).eval()
     given = features((32, 48))
     edge, displacement = heads(given)
     for i in range(5):

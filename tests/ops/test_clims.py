@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tag2mask.classes import load_classes
+from tag2mask.classes import load_classes, plain_classes
 from tag2mask.ops.clims import (
     CAMERA_READY,
     RELEASED,
@@ -146,7 +146,7 @@ def test_one_pair_and_none():
         assert torch.isfinite(loss.total)
         assert torch.isfinite(maps.grad).all()
         if not count:
-            assert float(loss.total) == pytest.approx(0.2 * 0.5)
+            assert loss.total.item() == pytest.approx(0.2 * 0.5)
     assert positive_pairs([])[0].shape == (0,)
 
 
@@ -182,6 +182,16 @@ def test_phrases_of_each_variant():
     emphasis = class_emphasis(voc, CAMERA_READY)
     assert {voc.foreground[i] for i in emphasis.gt(1).nonzero()[:, 0]} == {"chair", "diningtable", "sofa"}
     assert emphasis.max() == 3
+
+
+def test_classes_without_texts_are_not_suppressed():
+    farm = plain_classes(["cow", "barn"], "farm")
+    phrases, relevant = background_phrases(farm, farm.texts["clims"], CAMERA_READY)
+    assert (phrases, relevant.shape) == ((), (2, 0))
+    texts = torch.zeros(1, 0)
+    weights = suppression_weights(texts, torch.tensor([1]), relevant, CAMERA_READY)
+    half = torch.tensor([0.5])
+    assert clims_loss(half, half, texts, weights, torch.zeros(1, 2, 3, 3), CAMERA_READY).suppression == 0
 
 
 def test_captions_of_tags():

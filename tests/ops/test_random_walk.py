@@ -16,6 +16,7 @@ from tag2mask.ops.random_walk import (
     feature_links,
     random_walk,
     refine_with_boundary,
+    refine_with_features,
 )
 
 
@@ -92,6 +93,27 @@ def test_feature_walk_is_the_dense_power(seed, size):
         expected = (maps.reshape(2, -1).astype(np.float64) @ dense_power(affinity, 8, steps)).reshape(maps.shape)
         mine = random_walk(links, torch.tensor(maps), beta=8, steps=steps)
         np.testing.assert_allclose(mine, expected, atol=2e-7)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_refinement_of_psa_step_by_step(seed):
+    """90 x 107 pixels on 12 x 14 cells of 8: background as a map, zeros around, means of cells, the walk."""
+    rng = np.random.default_rng(seed)
+    maps, features = rng.random((2, 90, 107)) ** 3, rng.normal(size=(8, 12, 14)).astype(np.float32)
+    scores = np.zeros((3, 96, 112))
+    scores[0, :90, :107] = (1 - maps.max(0)) ** 16
+    scores[1:, :90, :107] = maps
+    pooled = scores.reshape(3, 12, 8, 14, 8).mean((2, 4))
+    expected = (pooled.reshape(3, -1) @ dense_power(dense_features(features), 8, 256)).reshape(pooled.shape)
+    mine = refine_with_features(torch.tensor(maps), torch.tensor(features))
+    np.testing.assert_allclose(mine, expected, atol=1e-6)
+
+
+def test_background_alone_is_refined_to_itself():
+    out = refine_with_features(torch.zeros(0, 64, 80), torch.zeros(4, 8, 10))
+    torch.testing.assert_close(out, torch.ones(1, 8, 10))
+    with pytest.raises(ValueError, match=r"expected a grid of \(8, 10\); pad the image"):
+        refine_with_features(torch.zeros(1, 64, 80), torch.zeros(4, 8, 12))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 17, 256, 5000])

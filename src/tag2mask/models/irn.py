@@ -43,7 +43,8 @@ class Project(nn.Module):
 class EdgeHead(nn.Module):
     """All five feature maps, seen at stride 4, tell whether a pixel lies on a class boundary.
 
-    channels: of the feature maps. strides: theirs, multiples of 4. width: channels that each is projected to.
+    channels: of the feature maps. strides: theirs, multiples of 4. width: channels that each is projected to, a
+    multiple of 4.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class MeanShift(nn.Module):
 class DisplacementHead(nn.Module):
     """The offset (dy, dx), in cells, from every pixel to the centre of its thing.
 
-    channels: of the feature maps at strides 4, 4, 8, 16 and 16. width: channels inside, 256 in IRN, a multiple of 64.
+    channels: of the feature maps at strides 4, 4, 8, 16 and 16. width: channels inside, 256 in IRN, a multiple of 32.
     """
 
     def __init__(self, channels: Sequence[int] = RESNET50, width: int = 256) -> None:

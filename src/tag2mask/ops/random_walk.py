@@ -23,9 +23,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from tag2mask.ops.cam_fusion import strided_size
+from tag2mask.ops.masks import background_score
 from tag2mask.ops.pairs import Offset, disc_offsets, disc_paths, reach
+from tag2mask.types import Power
 
 _NEGLIGIBLE = 1e-8
 """Weight of the polynomials that are left out, together; the result is float32, which resolves 6e-8."""
@@ -179,3 +183,43 @@ def refine_with_boundary(
     Not normalised: divide by the largest value of *all* classes, then compare with a constant background.
     """
     return random_walk(boundary_links(edge, radius), maps * (1 - edge), beta=beta, steps=steps)
+
+
+def refine_with_features(
+    maps: Tensor,
+    features: Tensor,
+    *,
+    cell: int = 8,
+    alpha: float = 16,
+    radius: float = 5,
+    beta: float = 8,
+    steps: int = 256,
+) -> Tensor:
+    """PSA's refinement: background competes as a map of its own, (1 - max)^alpha, and spreads like the classes.
+
+    Args:
+        maps: (K, H, W) in [0, 1] at the image's size.
+        features: (C, h, w) of the image padded at its lower and right side to whole cells.
+        cell: pixels from one feature to the next.
+        alpha: exponent of background.
+        radius: of the links.
+        beta: exponent of the affinities.
+        steps: of the walk.
+
+    Returns:
+        (K + 1, h, w), background first, over all pixels of the cells: enlarge, then crop to the image.
+
+    Raises:
+        ValueError: if the grid does not fit the maps.
+    """
+    size, grid = maps.shape[-2:], features.shape[-2:]
+    if tuple(grid) != (expected := strided_size((size[0], size[1]), cell)):
+        raise ValueError(
+            f"features: got {tuple(features.shape)} for maps {tuple(maps.shape)}, expected a grid of {expected}; "
+            f"pad the image below and to the right to multiples of {cell} before the network"
+        )
+    background = background_score(maps, Power(alpha)) if len(maps) else maps.new_ones(size)
+    scores = torch.cat([background[None], maps]).float()  # (K + 1, H, W)
+    padding = (0, grid[1] * cell - size[1], 0, grid[0] * cell - size[0])
+    pooled = F.avg_pool2d(F.pad(scores, padding)[None], cell)[0]  # (K + 1, h, w), where padding counts as 0
+    return random_walk(feature_links(features, radius), pooled, beta=beta, steps=steps)
