@@ -44,7 +44,8 @@ class TextSet:
         ("person with clothes,people,human"): that is CLIP-ES's sentence-level fusion.
     templates: sentences with one ``{}``; several are an ensemble.
     background: phrases of things that are no class ("ground", "sky", ...).
-    per_class: further phrases by class name. CLIP-ES keeps the synonyms of a class here, one by one.
+    per_class: further phrases by class name. CLIP-ES keeps the synonyms of a class here, one by one; CLIMS what
+        occurs with it and is not it.
     """
 
     names: tuple[str, ...]

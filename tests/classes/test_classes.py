@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+from tokenizers import Tokenizer
 
 from tag2mask.classes import BUILT_IN, color_map, find_class, load_classes, nearest, plain_classes
+from tag2mask.storybook.embedded import embedded_clip
 from tag2mask.types import UserError
 
 
@@ -28,9 +33,10 @@ def test_built_in_sets_are_complete(name, count):
     assert classes.names[0] == "background"
     assert len(classes) == len(classes.palette) == count + 1
     assert len(set(classes.palette)) == count + 1
-    for text in classes.texts.values():
+    for method, text in classes.texts.items():
         assert len(text.names) == count
-        assert text.templates == ("a clean origami {}.",)
+        assert len(set(text.names)) == count
+        assert text.templates == ("a clean origami {}.",) or not method.startswith("clip-es")
         assert set(text.per_class) <= set(classes.foreground)
 
 
@@ -99,6 +105,61 @@ def test_coco_texts_and_the_released_misspelling():
         "tvmonitor",
         "toothbrush",
     ]
+
+
+def clims_sentences(classes, method):
+    text = classes.texts[method]
+    return [text.templates[0].format(name) for name in text.names]
+
+
+def test_clims_texts_equal_the_released_ones():
+    path = Path(__file__).resolve().parents[3] / "shared" / "golden" / "clims" / "clims_prompts.json"
+    if not path.exists():
+        pytest.skip("the recorded prompts are not at hand")
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    voc, coco = load_classes("voc12"), load_classes("coco14")
+    assert clims_sentences(voc, "clims") == recorded["voc_previous"]
+    assert clims_sentences(voc, "clims-released") == recorded["voc_current"]
+    assert clims_sentences(coco, "clims-released") == recorded["coco_current"]
+    for classes, key in ((voc, "bg_voc_current"), (coco, "bg_coco_current")):
+        text = classes.texts["clims-released"]
+        assert [text.templates[0].format(phrase) for phrase in text.background] == recorded[key]
+        assert not text.per_class
+        camera_ready = classes.texts["clims"]
+        said = {
+            name: [camera_ready.templates[0].format(phrase) for phrase in more]
+            for name, more in camera_ready.per_class.items()
+        }
+        assert said == recorded["bg_previous"]
+        assert not camera_ready.background
+
+
+def test_clims_texts_of_any_class_set():
+    classes = plain_classes(["boat", "person", "river"], "mine")
+    paper, released = classes.texts["clims"], classes.texts["clims-released"]
+    assert clims_sentences(classes, "clims") == ["a photo of boat", "a photo of person", "a photo of river"]
+    assert paper.per_class == {"boat": ("river", "water", "lake", "sea", "building")}
+    assert released.templates == ("a photo of {}.",)
+    assert "river" not in released.background
+    assert len(released.background) == 9
+    coco = load_classes("coco14")
+    differ = [
+        pair
+        for pair in zip(coco.texts["clims"].names, coco.texts["clims-released"].names, strict=True)
+        if len(set(pair)) == 2
+    ]
+    assert differ == [("person", "player")]
+
+
+def test_storybook_speaks_in_words_that_its_clip_knows():
+    story = load_classes("storybook16")
+    tokenizer = Tokenizer.from_file(str(embedded_clip() / "tokenizer.json"))
+    unknown = tokenizer.token_to_id(tokenizer.model.unk_token)
+    for text in story.texts.values():
+        phrases = (*text.names, *text.background, *(phrase for more in text.per_class.values() for phrase in more))
+        for template in text.templates:
+            assert not [p for p in phrases if unknown in tokenizer.encode(template.format(p)).ids]
+    assert set(story.texts["clims"].per_class) == {"boat", "train"}
 
 
 def test_default_background_reproduces_clip_es_choice_for_coco():

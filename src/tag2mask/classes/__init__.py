@@ -28,18 +28,24 @@ __all__ = ["BUILT_IN", "class_index", "color_map", "find_class", "fold", "load_c
 
 BUILT_IN = ("voc12", "coco14", "storybook16")
 
+_ALWAYS = ("clip-es", "clims", "clims-released")
+"""The text sets that every class set has, whether its file gives them or not."""
+
 _Word = Annotated[str, Field(min_length=1, strict=True)]
 _Channel = Annotated[int, Field(ge=0, le=255, strict=True)]
 
 
 class _Texts(BaseModel):
-    """One method's texts as a YAML file gives them; what is left out is filled from CLIP-ES's for VOC."""
+    """One method's texts as a YAML file gives them; what is left out is filled from the method's own for VOC.
+
+    A method that has none there borrows CLIP-ES's.
+    """
 
     model_config = ConfigDict(extra="forbid")
     names: dict[_Word, _Word] = {}
     templates: tuple[_Word, ...] | None = Field(default=None, min_length=1)
     background: tuple[_Word, ...] | None = None
-    per_class: dict[_Word, Annotated[tuple[_Word, ...], Field(min_length=1)]] = {}
+    per_class: dict[_Word, Annotated[tuple[_Word, ...], Field(min_length=1)]] | None = None
 
 
 class _File(BaseModel):
@@ -167,18 +173,25 @@ def _build(file: _File, name: str, source: str) -> ClassSet:
             raise UserError(f"{source}: {where} names {word!r}, which is no class{_hint(word, written)}")
         return index[fold(word)]
 
-    def text_set(text: _Texts, where: str) -> TextSet:
+    def text_set(text: _Texts, method: str) -> TextSet:
+        where = f"texts.{method}"
         phrases = {canonical(word, f"{where}.names"): phrase for word, phrase in text.names.items()}
-        templates, background = text.templates, text.background
-        if templates is None:
-            templates = _built_in("voc12").texts["clip-es"].templates
-        if background is None:
-            background = _background(_built_in("voc12").texts["clip-es"].background, index)
+        templates, background, per_class = text.templates, text.background, text.per_class
+        if templates is None or background is None or per_class is None:  # VOC's own leave nothing out
+            voc = _built_in("voc12").texts
+            base = voc.get(method, voc["clip-es"])
+            templates = base.templates if templates is None else templates
+            background = _background(base.background, index) if background is None else background
+            if (
+                per_class is None
+            ):  # CLIMS's say what a class occurs with; CLIP-ES's are synonyms, which its names fuse
+                known = base.per_class if method == "clims" else {}
+                per_class = {word: more for word, more in known.items() if fold(word) in index}
         return TextSet(
             names=tuple(phrases.get(name, name) for name in written),
             templates=_check_templates(templates, f"{source}: {where}.templates"),
             background=background,
-            per_class={canonical(word, f"{where}.per_class"): more for word, more in text.per_class.items()},
+            per_class={canonical(word, f"{where}.per_class"): more for word, more in per_class.items()},
         )
 
     return ClassSet(
@@ -186,7 +199,8 @@ def _build(file: _File, name: str, source: str) -> ClassSet:
         names=names,
         palette=file.palette or color_map(len(names)),
         texts={
-            method: text_set(text, f"texts.{method}") for method, text in {"clip-es": _Texts(), **file.texts}.items()
+            method: text_set(text, method)
+            for method, text in {**dict.fromkeys(_ALWAYS, _Texts()), **file.texts}.items()
         },
         superclasses={
             grouping: {

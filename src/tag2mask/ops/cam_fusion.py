@@ -1,0 +1,65 @@
+"""Classifier CAMs at several scales, fused into one: small to be refined, large to be looked at (IRN, CLIMS, PSA).
+
+Each scale gives max(CAM, 0) of the picture plus that of its mirror image turned back. All scales are brought to one
+grid and summed; then each class is divided by its own maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tag2mask.ops.masks import upsample
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+"""Sizes at which IRN and CLIMS look at a picture, relative to its own."""
+
+
+def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """The grid of a network of this stride over an image of ``size``: ceil(H / stride), ceil(W / stride)."""
+    return (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
+
+
+def strided_frame(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """The pixels that this grid spans: ``size`` rounded up to multiples of the stride."""
+    height, width = strided_size(size, stride)
+    return height * stride, width * stride
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """``size`` at a scale: rounded, halves to even, and at least one pixel."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def flip_sum(pair: Tensor) -> Tensor:
+    """Maps of a picture and of its mirror image, (2, K, h, w), as one: (K, h, w)."""
+    return pair[0] + pair[1].flip(-1)
+
+
+def sum_at(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Sum maps of several scales, (K, h_s, w_s) each, at one ``size``: (K, H, W) float32.
+
+    ``strided_size(image, 4)`` is IRN's grid for the random walk; PSA sums at the image's own size.
+    """
+    return torch.stack([upsample(part, size) for part in maps]).sum(0)
+
+
+def sum_at_image(maps: Sequence[Tensor], size: tuple[int, int], stride: int = 16) -> Tensor:
+    """Sum maps of several scales at the image's ``size`` (H, W): (K, H, W) float32.
+
+    IRN stretches them over the frame of the network's grid, which exceeds the image by up to a cell, and crops.
+    """
+    return torch.stack([upsample(part, size, strided_frame(size, stride)) for part in maps]).sum(0)
+
+
+def max_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
+    """Divide each map (K, H, W) by its own largest value."""
+    return maps / (maps.amax((-2, -1), keepdim=True) + eps)
+
+
+def cams_from_logits(logits: Tensor, classes: Tensor) -> Tensor:
+    """max(logits, 0) of some channels: (..., C, h, w), (K,) channel indices -> (..., K, h, w)."""
+    return F.relu(logits.index_select(-3, classes))
