@@ -16,6 +16,7 @@ from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages.bench import Bench
+from tag2mask.storybook import EDITION
 
 Size = tuple[int, int]
 
@@ -80,6 +81,7 @@ def measure_clip(
     *,
     sizes: Sequence[Size] = SIZES,
     classes: str = "voc12",
+    edition: int = EDITION,
     progress: bool = True,
 ) -> dict[str, float]:
     """The figures of ``ROWS`` over ``n`` scenes of the val split, in per cent, and ``initial@HxW``, ``caa@HxW``.
@@ -91,12 +93,12 @@ def measure_clip(
         clip: a vision transformer.
         n: scenes.
         sizes: (H, W) of the scenes; the first is for all figures, the others for initial CAM and CAA.
-        classes: the class set that is drawn and asked for.
+        classes: the class set that is drawn and asked for. edition: of Storybook.
         progress: show it on stderr.
     """
     found: dict[str, float] = {}
     with show_progress(9 + len(sizes), "measure", unit="settings", enabled=progress) as bar:
-        bench = Bench.draw(clip, n, size=sizes[0], classes=classes)
+        bench = Bench.draw(clip, n, size=sizes[0], classes=classes, edition=edition)
         blank = untrained(clip, seed=0)
         found["map_class"] = bench.tag_map()
         found["map_patches"] = bench.tag_map(readout="patches")
@@ -116,7 +118,7 @@ def measure_clip(
         found["floor_everything"] = bench.everything_foreground()
         bar.advance()
         for size in sizes[1:]:
-            figures = Bench.draw(clip, n, size=size, classes=classes).measure()
+            figures = Bench.draw(clip, n, size=size, classes=classes, edition=edition).measure()
             found[f"initial@{_name(size)}"], found[f"caa@{_name(size)}"] = figures.initial, figures.maps
             bar.advance()
     return found
@@ -170,6 +172,7 @@ def measure(
     n: int = 500,
     *,
     classes: str = "voc12",
+    edition: int = EDITION,
     device: str = "auto",
     progress: bool = True,
 ) -> tuple[dict[str, float], str]:
@@ -177,5 +180,11 @@ def measure(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
         clip = load_clip(source, device=device)
-    found = measure_clip(clip, n, classes=classes, progress=progress)
-    return found, markdown(found, clip, n, f"tag2mask storybook measure {Path(source).name} -n {n}")
+    found = measure_clip(clip, n, classes=classes, edition=edition, progress=progress)
+    command = f"tag2mask storybook measure {Path(source).name} -n {n} --classes {classes} --edition {edition}"
+    return found, markdown(
+        found,
+        clip,
+        n,
+        f"tag2mask storybook measure {Path(source).name} -n {n} --classes {classes} --edition {edition}",
+    )

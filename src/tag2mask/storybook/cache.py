@@ -28,7 +28,7 @@ from tag2mask.storybook.scenes import CLASSES20, Scene, draw_scene
 from tag2mask.types import UserError
 
 _CHUNK = 64  # scenes drawn between two marks; what is lost by a kill
-_DRAWING = ("canvas.py", "figures.py", "grain.py", "scenes.py")
+_DRAWING = ("canvas.py", "cast.py", "grain.py", "layout.py", "light.py", "places.py", "scenes.py")
 
 
 class Told(NamedTuple):
@@ -43,7 +43,7 @@ class Told(NamedTuple):
 class Rendered:
     """What a cache holds.
 
-    size: (H, W) in pixels. split, seed: as in ``render``.
+    size: (H, W) in pixels. split, seed, edition: as in ``render``.
     """
 
     n: int
@@ -51,6 +51,7 @@ class Rendered:
     split: str = "train"
     seed: int = 0
     classes: tuple[str, ...] = CLASSES20
+    edition: int = 2
 
     @property
     def key(self) -> str:
@@ -72,8 +73,11 @@ class SceneCache:
 
 def drawing_version() -> str:
     """A digest of the code that draws; a cache of other code is another cache."""
-    files = [resources.files("tag2mask.storybook").joinpath(name) for name in _DRAWING]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:16]
+    room = resources.files("tag2mask.storybook")
+    files = [room / name for name in _DRAWING]
+    for folder in ("figures", "first"):
+        files += sorted((f for f in (room / folder).iterdir() if f.name.endswith(".py")), key=lambda file: file.name)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def render_cache(
@@ -124,8 +128,8 @@ def open_cache(folder: Path) -> SceneCache:
 
 
 def tell(scene: Scene) -> Told:
-    """What a caption may be made of. One of each class, where a scene does not count."""
-    return Told(scene.names, scene.things, (1,) * len(scene.tags))
+    """What a caption may be made of."""
+    return Told(scene.names, scene.things, scene.counts)
 
 
 def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Callable[[int], None] | None) -> None:
@@ -175,7 +179,9 @@ def _draw(job: tuple[Path, Rendered, int]) -> int:
     last = min(first + _CHUNK, wanted.n)
     lines = []
     for index in range(first, last):
-        scene = draw_scene(scene_seed(wanted.split, wanted.seed, index), wanted.size, wanted.classes)
+        scene = draw_scene(
+            scene_seed(wanted.split, wanted.seed, index), wanted.size, wanted.classes, edition=wanted.edition
+        )
         images[index] = scene.image
         lines.append(json.dumps(tell(scene)) + "\n")
     images.flush()

@@ -32,7 +32,16 @@ from tag2mask.data.png import encode_mask
 from tag2mask.run.files import write_atomic
 from tag2mask.storybook.captions import caption
 from tag2mask.storybook.cast import TRAPS
-from tag2mask.storybook.scenes import CLASSES16, CLASSES20, DEFAULT_CLASSES, Scene, check_classes, draw_scene
+from tag2mask.storybook.scenes import (
+    CLASSES16,
+    CLASSES20,
+    DEFAULT_CLASSES,
+    EDITION,
+    SMALLEST,
+    Scene,
+    check_classes,
+    draw_scene,
+)
 from tag2mask.types import Color, UserError
 
 SPLITS: dict[str, range] = {
@@ -66,6 +75,7 @@ class _Job:
     last: int
     size: tuple[int, int]
     classes: tuple[str, ...]
+    edition: int
 
 
 def render(
@@ -76,6 +86,7 @@ def render(
     split: str = "val",
     size: tuple[int, int] = (192, 256),
     classes: Sequence[str] = DEFAULT_CLASSES,
+    edition: int = EDITION,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
@@ -89,7 +100,7 @@ def render(
         seed: other seeds give other scenes, 0 to 999.
         split: "train", "val", "test", or one of ``TRAPS``, whose scenes each hold that difficulty.
         size: (H, W) of every scene, in pixels.
-        classes: as in ``draw_scene``.
+        classes, edition: as in ``draw_scene``; a folder holds scenes of one edition.
         workers: processes; None is one a core, and only this one for a few scenes. A script that renders
             with more than one needs the usual ``if __name__ == "__main__":``.
         progress: called with the number of scenes just finished, now and then.
@@ -108,7 +119,10 @@ def render(
     for folder in ("JPEGImages", "SegmentationClass", "SegmentationDetail", "Annotations", "ImageSets/Segmentation"):
         (out / folder).mkdir(parents=True, exist_ok=True)
 
-    jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in range(0, n, _CHUNK)]
+    draw_scene(scene_seed(split, seed, 0), (SMALLEST, SMALLEST), classes, kind_of(split), edition)  # refuses early
+    jobs = [
+        _Job(out, split, seed, first, min(first + _CHUNK, n), size, classes, edition) for first in range(0, n, _CHUNK)
+    ]
     rows: list[_Row] = []
     for done in _run(jobs, _workers(n, workers)):
         rows += done
@@ -156,9 +170,9 @@ def _draw(job: _Job) -> list[_Row]:
     for index in range(job.first, job.last):
         name = f"{job.split}_{job.seed:03d}_{index:06d}"
         seed = scene_seed(job.split, job.seed, index)
-        scene = draw_scene(seed, job.size, job.classes, kind_of(job.split))
+        scene = draw_scene(seed, job.size, job.classes, kind_of(job.split), job.edition)
         # A second stream, so that the words do not depend on how many numbers the drawing took.
-        words = caption(scene, np.random.default_rng([seed, 1]))
+        words = caption(scene, np.random.default_rng([seed, 1]), scene.counts)
         write_atomic(job.out / "JPEGImages" / f"{name}.jpg", _jpeg(scene.image))
         write_atomic(job.out / "Annotations" / f"{name}.xml", _annotation(name, scene))
         write_atomic(job.out / "SegmentationClass" / f"{name}.png", encode_mask(scene.mask, palette))

@@ -33,6 +33,9 @@ CLASSES16: tuple[str, ...] = tuple(
 DEFAULT_CLASSES: tuple[str, ...] = CLASSES16
 """What a scene shows when nobody says."""
 
+EDITION = 1
+"""The edition that the shipped storybook-clip was trained on, drawn when nobody says which."""
+
 SMALLEST = 16
 """Least height and width of a scene, in pixels."""
 
@@ -75,7 +78,11 @@ class Scene:
 
 
 def draw_scene(
-    seed: int, size: tuple[int, int] = (192, 256), classes: Sequence[str] = DEFAULT_CLASSES, kind: str = "mixed"
+    seed: int,
+    size: tuple[int, int] = (192, 256),
+    classes: Sequence[str] = DEFAULT_CLASSES,
+    kind: str = "mixed",
+    edition: int = EDITION,
 ) -> Scene:
     """Draws the scene of this seed; equal arguments give equal bytes.
 
@@ -83,11 +90,12 @@ def draw_scene(
         seed: 0 or more.
         size: (H, W) in pixels, any aspect.
         classes: the figures that may appear, of ``CLASSES20``; mask value v stands for ``classes[v - 1]``.
-        kind: "mixed", or one of ``TRAPS``.
+        kind: "mixed", or one of ``TRAPS``, which the second edition draws.
+        edition: 1, plain figures, or 2, the world as it is described above.
 
     Raises:
-        UserError: an unknown or repeated class, no class, an unknown kind or one that these classes cannot
-            show, or a side under ``SMALLEST`` pixels.
+        UserError: an unknown or repeated class, no class, an unknown kind, one that these classes or the edition
+            cannot show, an unknown edition, or a side under ``SMALLEST`` pixels.
     """
     classes = check_classes(classes)
     if min(size) < SMALLEST:
@@ -96,13 +104,21 @@ def draw_scene(
         )
     if kind not in ("mixed", *TRAPS):
         raise UserError(f"no kind of scene {kind!r}; take mixed, {', '.join(TRAPS)}")
+    if edition not in (1, 2):
+        raise UserError(f"no edition {edition}; take 1 or 2")
+    if edition == 1:
+        if kind != "mixed":
+            raise UserError(f"edition 1 draws no {kind} scenes; take edition 2")
+        from tag2mask.storybook.first.scenes import draw_first  # it needs Scene, from here
+
+        return draw_first(seed, size, classes)
     rng = np.random.default_rng(seed)
     for _ in range(_TRIES):  # hardly ever more than two: a figure may hide what its trap is about
         stage, layers, trap = plan(rng, size, classes, kind)
         paint(stage.canvas, layers, classes)
         mask, detail, figures = stage.canvas.mask(), stage.canvas.detail(), stage.canvas.figures()
         actors = [layer for layer in layers if isinstance(layer, Actor)]
-        seen = _visible(mask, len(classes))
+        seen = visible(mask, len(classes))
         shares = np.bincount(mask.ravel(), minlength=len(classes) + 1)[1:] / mask.size
         if seen.any() and shares.max() < _LARGEST and holds_trap(trap, actors, figures, detail == PART, seen[mask]):
             break
@@ -114,7 +130,7 @@ def draw_scene(
         mask=np.where(gone, 0, mask).astype(np.uint8),
         detail=np.where(gone, 0, detail).astype(np.uint8),
         tags=tuple(int(value) for value in np.flatnonzero(seen)),
-        counts=tuple(_instances(mask == value, figures) for value in np.flatnonzero(seen)),
+        counts=tuple(instances(mask == value, figures) for value in np.flatnonzero(seen)),
         things=_things(detail),
         classes=classes,
     )
@@ -145,14 +161,15 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _visible(mask: NDArray[np.uint8], classes: int) -> NDArray[np.bool_]:
+def visible(mask: NDArray[np.uint8], classes: int) -> NDArray[np.bool_]:
     """Which mask values are large enough to be tagged: (classes + 1,) bool."""
     seen: NDArray[np.bool_] = np.bincount(mask.ravel(), minlength=classes + 1) > VISIBLE * mask.size
     seen[0] = False
     return seen
 
 
-def _instances(of_class: NDArray[np.bool_], figures: NDArray[np.uint8]) -> int:
+def instances(of_class: NDArray[np.bool_], figures: NDArray[np.uint8]) -> int:
+    """How many figures of a class are large enough to be counted, one at least; figures: their numbers, (H, W)."""
     pixels = np.bincount(figures[of_class])
     return max(1, int((pixels > COUNTED * figures.size).sum()))
 

@@ -128,7 +128,9 @@ def pretrain_resnet(
     work = out / "training"
     _same_recipe(work / "recipe.json", recipe)
     with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
-        wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
+        wanted = Rendered(
+            recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes, edition=recipe.edition
+        )
         drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)
     module = TagTraining(recipe, make_classifier(recipe))
     training = Training(recipe.steps, recipe.batch, seed=recipe.seed, device=device, minutes=minutes, save_steps=200)
@@ -137,9 +139,11 @@ def pretrain_resnet(
     if trainer.global_step < recipe.steps:
         return None
     classifier = module.model.cpu().eval()
-    trained = measure(classifier, scenes)
+    trained = measure(classifier, scenes, edition=recipe.edition)
     blank = _settled(make_classifier(recipe), data, recipe)
-    save_classifier(classifier, out, card(recipe, classifier, trained, measure(blank, scenes), device))
+    save_classifier(
+        classifier, out, card(recipe, classifier, trained, measure(blank, scenes, edition=recipe.edition), device)
+    )
     return trained
 
 

@@ -1,0 +1,135 @@
+"""The commands of ``tag2mask storybook``: draw the embedded world, and train and measure its networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+storybook_app = typer.Typer(no_args_is_help=True, help="The embedded world: picture-book scenes with exact masks.")
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+
+
+@storybook_app.command()
+def render(
+    n: Annotated[int, typer.Option("-n", min=1, help="How many scenes.")] = 200,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("storybook"),
+    split: Annotated[str, typer.Option(help="train, val, test; in edition 2 also adjacency, small, ...")] = "val",
+    width: Annotated[int, typer.Option(min=16)] = 256,
+    height: Annotated[int, typer.Option(min=16)] = 192,
+    edition: Annotated[
+        int, typer.Option(min=1, max=2, help="1: what storybook-clip was trained on; 2: all 20 classes, and traps.")
+    ] = 1,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: all cores.")] = None,
+) -> None:
+    """Draw a data set of scenes in VOC layout, with exact masks, tags and captions."""
+    from tag2mask.run.progress import progress
+    from tag2mask.storybook import CLASSES16, CLASSES20
+    from tag2mask.storybook import render as run_render
+
+    classes = CLASSES16 if edition == 1 else CLASSES20
+    with progress(n, "render", unit="scenes") as bar:
+        written = run_render(
+            out,
+            n,
+            split=split,
+            size=(height, width),
+            classes=classes,
+            edition=edition,
+            workers=workers,
+            progress=bar.advance,
+        )
+    typer.echo(f"written: {written}")
+
+
+@storybook_app.command("pretrain-resnet")
+def pretrain_resnet(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights; given again, it goes on.")],
+    width: Annotated[int | None, typer.Option(min=1, help="Of the ResNet-50; the public one has 64.")] = None,
+    scenes: Annotated[int | None, typer.Option(min=1, help="How many different ones are drawn.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the optimiser.")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Pictures a step.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=999, help="Of scenes and weights.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so long; give it again to go on.")] = None,
+    measure: Annotated[int, typer.Option(min=1, help="Held-out scenes that the result is measured on.")] = 300,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train the small ResNet on scenes and their tags: weights, settings and a model card."""
+    from tag2mask.storybook.classifier import ClassifierRecipe
+    from tag2mask.storybook.train_classifier import pretrain_resnet as run
+
+    given: dict[str, Any] = {"width": width, "scenes": scenes, "steps": steps, "batch": batch, "seed": seed}
+    recipe = replace(ClassifierRecipe(), **{key: value for key, value in given.items() if value is not None})
+    found = run(out, recipe, device=device, minutes=minutes, scenes=measure)
+    if found is None:
+        typer.echo(f"time is up; the state is in {out}, and the same command goes on")
+        return
+    typer.echo(f"tag mAP {found.tag_map:.3f}; class maps {100 * found.miou:.1f} % mIoU at {found.threshold:.2f}")
+    typer.echo(f"written: {out}")
+
+
+@storybook_app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the training; made, or gone on with.")] = Path(
+        "pretrain"
+    ),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the recipe, NAME=VALUE; see --list.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where rendered scenes lie; default: in the folder.")] = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so long, saved; the same command goes on.")
+    ] = None,
+    watch: Annotated[int, typer.Option(min=0, help="Measure every so many steps; 0 never.")] = 1000,
+    watch_scenes: Annotated[int, typer.Option(min=0, help="On so many scenes.")] = 60,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the image tower, for long runs on a GPU.")
+    ] = False,
+    save_steps: Annotated[int, typer.Option(min=1, help="A checkpoint every so many steps.")] = 1000,
+    list_: Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")] = False,
+) -> None:
+    """Train a small CLIP on Storybook's pictures and captions; masks are never read.
+
+    Example: `tag2mask storybook pretrain -o runs/clip --set steps=20000 --set batch=1024 --set precision=bfloat16
+    --workers 12 --compile --minutes 10`
+    """
+    from tag2mask.stages.pretrain import pretrain as run_pretrain
+    from tag2mask.stages.pretrain import read_recipe
+
+    recipe = read_recipe(set_ or [])
+    if list_:
+        for name, value in vars(recipe).items():
+            typer.echo(f"{name} = {value!r}")
+        return
+    result = run_pretrain(
+        out,
+        recipe,
+        cache=cache,
+        device=device,
+        workers=workers,
+        minutes=minutes,
+        watch=watch,
+        watch_scenes=watch_scenes,
+        compiled=compiled,
+        save_steps=save_steps,
+    )
+    typer.echo(result.text())
+
+
+@storybook_app.command()
+def measure(
+    clip: Annotated[str, typer.Argument(help="storybook-clip, or a folder in Hugging Face layout.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many scenes of the val split.")] = 500,
+    classes: Annotated[str, typer.Option(help="Class set that is drawn: storybook16 or voc12.")] = "storybook16",
+    edition: Annotated[int, typer.Option(min=1, max=2, help="Of Storybook, as in render.")] = 1,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a CLIP on held-out scenes, beside its floors: tags, CAMs, every comparison of CLIP-ES, as Markdown."""
+    from tag2mask.stages.measure import measure as run_measure
+
+    typer.echo(run_measure(clip, n, classes=classes, edition=edition, device=device)[1])
