@@ -182,9 +182,4 @@ def measure(
         clip = load_clip(source, device=device)
     found = measure_clip(clip, n, classes=classes, edition=edition, progress=progress)
     command = f"tag2mask storybook measure {Path(source).name} -n {n} --classes {classes} --edition {edition}"
-    return found, markdown(
-        found,
-        clip,
-        n,
-        f"tag2mask storybook measure {Path(source).name} -n {n} --classes {classes} --edition {edition}",
-    )
+    return found, markdown(found, clip, n, command)
