@@ -51,7 +51,7 @@ def world() -> None:
         top = 10 * SIDE + row * scene_height
         pen.text((4, top + scene_height // 2 - 6), split, "black")
         for index in range(INSTANCES):
-            scene = draw_scene(scene_seed(split, 0, index), (192, 256), CLASSES20, kind_of(split))
+            scene = draw_scene(scene_seed(split, 0, index), (192, 256), CLASSES20, kind_of(split), 2)
             tile = Image.fromarray(scene.image).resize((scene_width, scene_height), Image.Resampling.BOX)
             sheet.paste(tile, (MARGIN + index * scene_width, top))
     sheet.save(Path(__file__).parent / "storybook-world.jpg", quality=82)

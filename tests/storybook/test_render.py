@@ -116,9 +116,9 @@ def test_splits_never_share_a_seed_and_share_a_folder(tmp_path):
 
 
 def test_a_trap_is_a_split(tmp_path):
-    render(tmp_path, 3, split="small", size=SIZE)
+    render(tmp_path, 3, split="small", size=SIZE, edition=2)
     for index in range(3):
-        scene = draw_scene(scene_seed("small", 0, index), SIZE, kind="small")
+        scene = draw_scene(scene_seed("small", 0, index), SIZE, kind="small", edition=2)
         with Image.open(tmp_path / "SegmentationClass" / f"small_000_{index:06d}.png") as image:
             assert np.array_equal(np.asarray(image), scene.mask)
     assert [kind_of(split) for split in ("train", "val", "test", *TRAPS)] == ["mixed"] * 3 + list(TRAPS)
