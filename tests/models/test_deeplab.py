@@ -42,6 +42,15 @@ def full() -> DeepLabV2:
 
 def test_parameters_and_sizes_of_the_published_network(full: DeepLabV2) -> None:
     assert sum(p.numel() for p in full.parameters()) == 44_048_532
+    stages = (full.backbone.layer1, full.backbone.layer2, full.backbone.layer3, full.backbone.layer4)
+    assert [{(b.conv2.dilation[0], b.conv2.padding[0]) for b in s} for s in stages] == [
+        {(1, 1)},
+        {(1, 1)},
+        {(2, 2)},
+        {(4, 4)},
+    ]
+    assert [s[0].conv1.stride[0] for s in stages] == [1, 2, 1, 1]
+    assert [b.dilation[0] for b in full.head.branches] == [6, 12, 18, 24]
     for side, cells in ((240, 31), (160, 21)):
         assert full(torch.empty(1, 3, side, side, device="meta")).shape == (1, 21, cells, cells)
 

@@ -142,6 +142,11 @@ def test_adversarial_keeps_its_length_where_gradients_are_tiny_or_none() -> None
     assert flat.flatten(1).norm(dim=1).tolist() == pytest.approx([2, 2], rel=1e-4)
 
 
+def test_a_direction_too_short_to_square_still_has_one() -> None:
+    tiny = torch.tensor([[3e-30, 4e-30], [0.0, 0.0]])
+    assert torch.allclose(cct._unit(tiny, torch.ones(2, 2)), torch.tensor([[0.6, 0.8], [1.0, 1.0]]))
+
+
 def test_adversarial_lets_gradients_reach_the_features() -> None:
     z = torch.randn(1, 2, 3, 3).requires_grad_()
     cct.adversarial(z, Linear(), gen()).sum().backward()
