@@ -13,13 +13,11 @@ from tag2mask.models.classifier import (
     MEAN,
     STD,
     Classifier,
-    cells,
     class_maps,
     load_backbone,
     load_classifier,
     save_classifier,
 )
-from tag2mask.ops.cam import max_normalise, sum_scales
 from tag2mask.types import UserError
 
 NAMES = ("ant", "bee", "cow")
@@ -84,28 +82,6 @@ def test_class_maps_by_an_explicit_loop(classifier) -> None:
     expected = torch.stack([one / (one.max() + 1e-5) for one in total])
     got = class_maps(classifier, picture, torch.tensor(wanted), scales=(1.0, 0.5, 2.0), grid=grid)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_scales_are_fused_as_recorded(golden) -> None:
-    arrays = {name: torch.from_numpy(value) for name, value in golden("clims/cam_fusion").items()}
-    height, width = (int(side) for side in arrays["size"])
-    classes = arrays["label"].nonzero()[:, 0]
-    found = [arrays[f"out_{i}"][classes] for i in range(4)]
-    strided = max_normalise(sum_scales(found, cells((height, width), 4)))
-    torch.testing.assert_close(strided, arrays["strided_cam"], atol=1e-5, rtol=1e-4)
-    whole = tuple(16 * side for side in cells((height, width), 16))
-    full = max_normalise(sum_scales(found, whole)[:, :height, :width])
-    torch.testing.assert_close(full, arrays["highres_cam"], atol=1e-5, rtol=1e-4)
-
-
-def test_an_empty_map_stays_empty() -> None:
-    assert torch.equal(max_normalise(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
-
-
-def test_cells() -> None:
-    assert cells((281, 500), 4) == (71, 125)
-    assert cells((281, 500), 16) == (18, 32)
-    assert cells((1, 1), 4) == (1, 1)
 
 
 # --- files -----------------------------------------------------------------------------------------------

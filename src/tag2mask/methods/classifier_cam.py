@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tag2mask.models.classifier import SCALES, STORYBOOK_RESNET, cells, class_maps, load_classifier
+from tag2mask.models.classifier import SCALES, STORYBOOK_RESNET, class_maps, load_classifier
+from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.image import resize_bicubic
 from tag2mask.types import ClassSet, Constant, Item, MaskRule, Scores, UserError
 
@@ -86,7 +87,7 @@ class ClassifierCAM:
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) in pixels -> (h, w): whole cells of the network, each cut into cells of ``map_stride``."""
-        h, w = cells(self._within(size), self.stride)
+        h, w = strided_size(self._within(size), self.stride)
         fine = self.stride // self.options.map_stride
         return h * fine, w * fine
 
@@ -110,7 +111,7 @@ class ClassifierCAM:
             flip=self.options.flip,
             grid=self.grid(size),
         )
-        h, w = cells(within, self.stride)
+        h, w = strided_size(within, self.stride)
         frame = (
             math.ceil(h * self.stride * size[0] / within[0]),
             math.ceil(w * self.stride * size[1] / within[1]),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tag2mask.models.backbone import IRN, Layout, ResNet
 from tag2mask.models.state import fit_state, read_state
-from tag2mask.ops.cam import max_normalise, sum_scales
+from tag2mask.ops.cam_fusion import flip_sum, max_normalise, scaled_size, strided_size, sum_at
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.run.files import write_atomic
 from tag2mask.run.warn import warn
@@ -56,11 +56,6 @@ class Classifier(nn.Module):
         return out
 
 
-def cells(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """The grid of an image of ``size`` pixels at that stride: ceil(H / stride), ceil(W / stride)."""
-    return -(-size[0] // stride), -(-size[1] // stride)
-
-
 def class_maps(
     classifier: Classifier,
     image: Tensor,
@@ -84,7 +79,7 @@ def class_maps(
         scales: of the image; sides are rounded to whole pixels.
         flip: add the mirror image.
         grid: (h, w) to sum on. None: the network's own at the image's size, which spans ``stride`` pixels a cell.
-            IRN's stored maps are on ``cells(size, 4)``.
+            IRN's stored maps are on ``strided_size(size, 4)``.
         mean, std: pixel statistics that the classifier was trained with.
 
     Returns:
@@ -94,12 +89,12 @@ def class_maps(
     weight = classifier.head.weight
     found = []
     for scale in scales:
-        side = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        side = scaled_size(size, scale)
         pixels = standardise(resize_bicubic(image.cpu(), side)[None].to(weight.device), mean, std)
         views = torch.cat([pixels, pixels.flip(-1)]) if flip else pixels  # (1 or 2, 3, h', w')
         maps = F.relu(F.conv2d(classifier.backbone(views), weight[channels.to(weight.device)]))  # (1 or 2, K, h, w)
-        found.append(maps[0] + maps[1].flip(-1) if flip else maps[0])
-    return max_normalise(sum_scales(found, grid or cells(size, classifier.backbone.layout.stride))).float()
+        found.append(flip_sum(maps) if flip else maps[0])
+    return max_normalise(sum_at(found, grid or strided_size(size, classifier.backbone.layout.stride)))
 
 
 def load_classifier(source: str | Path = STORYBOOK_RESNET) -> tuple[Classifier, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -58,15 +57,3 @@ def normalise_cam(cam: Tensor) -> Tensor:
     so that the box threshold is relative to the same maximum whatever the gradient's size.
     """
     return min_max(min_max(cam))
-
-
-def sum_scales(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-    """Sum class maps of several scales, each (K, h_s, w_s), on one grid: (K, h, w), bilinear, half-pixel centres."""
-    return torch.stack(
-        [F.interpolate(one[None], size=grid, mode="bilinear", align_corners=False)[0] for one in maps]
-    ).sum(0)
-
-
-def max_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
-    """Divide each map of (K, h, w) by its own maximum, as IRN and CLIMS do; unlike in ``min_max``, zero stays."""
-    return maps / (maps.amax((-2, -1), keepdim=True) + eps)
