@@ -261,13 +261,16 @@ def test_every_public_name_is_there():
         tag2mask.lable  # noqa: B018
 
 
+PAGES = ("README.md", "docs/storybook.md")
+
+
 def blocks(language):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands():
-    """Every ``tag2mask`` line of the README's shell blocks, continuation lines joined, comments cut."""
+    """Every ``tag2mask`` line of the shell blocks of README and docs, continuation lines joined, comments cut."""
     text = "\n".join(blocks("sh")).replace("\\\n", " ")
     return [line for line in text.splitlines() if line.startswith("tag2mask ")]
 
@@ -315,6 +318,7 @@ def test_every_command_of_the_readme_runs(scenes, tmp_path, monkeypatch):
             words += [*CLIP, "--set", "allow_unknown=true"]
         if words[:2] == ["storybook", "render"]:
             words += ["--width", "128", "--height", "96"]
+        if words[0] == "storybook" and "-n" in words:
             words[words.index("-n") + 1] = "4"
         done = call(*words)
         assert done.exit_code == 0, f"{command}\n{done.output}"

@@ -262,12 +262,14 @@ def test_box_threshold_follows_the_data_set():
     assert ClipES(load_classes("coco14"), small_clip()).box_threshold == 0.7
 
 
-def frozen_case():
-    """What the frozen file holds: maps and a mask of two scenes, both variants, seeded weights."""
+def frozen_case(items):
+    """What the frozen file holds: two scenes, their maps and masks, both variants, seeded weights."""
     arrays = {}
+    for item in items:
+        arrays[f"image_{item.id}"], arrays[f"tags_{item.id}"] = item.image.numpy(), item.tags.numpy()
     for variant in ("paper", "released"):
         made = method(variant=variant)
-        for item in (several_tags(), scene_item(7, (80, 112))):
+        for item in items:
             (scores,) = made.scores([item])
             mask, confidence = pseudo_mask(scores, item.image, made.mask_rule)
             key = f"{variant}_{item.id}"
@@ -281,11 +283,15 @@ def frozen_case():
 def test_the_frozen_case_still_holds():
     """Guards a clone without the recorded data. Made by ``python tests/methods/test_clip_es.py`` after parity."""
     with np.load(FROZEN, allow_pickle=False) as frozen:
-        now = frozen_case()
+        ids = [key.removeprefix("image_") for key in frozen.files if key.startswith("image_")]
+        scenes = [(torch.from_numpy(frozen[f"image_{i}"]), torch.from_numpy(frozen[f"tags_{i}"])) for i in ids]
+        now = frozen_case([Item(i, *scene) for i, scene in zip(ids, scenes, strict=True)])
         assert set(frozen.files) == set(now)
         for key in frozen.files:
             if key.endswith(("initial", "maps")):
                 np.testing.assert_allclose(now[key], frozen[key], atol=5e-4, err_msg=key)
+            elif key.startswith(("image", "tags")):
+                assert np.array_equal(now[key], frozen[key])
             elif key.endswith("mask"):
                 assert (now[key] == frozen[key]).mean() > 0.998, key
             else:
@@ -294,5 +300,5 @@ def test_the_frozen_case_still_holds():
 
 if __name__ == "__main__":
     FROZEN.parent.mkdir(exist_ok=True)
-    np.savez_compressed(FROZEN, **frozen_case())
+    np.savez_compressed(FROZEN, **frozen_case([several_tags(), scene_item(7, (80, 112))]))
     print(FROZEN, FROZEN.stat().st_size)

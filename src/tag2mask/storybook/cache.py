@@ -23,7 +23,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from tag2mask.run.files import write_atomic
-from tag2mask.storybook.render import scene_seed
+from tag2mask.storybook.render import kind_of, scene_seed
 from tag2mask.storybook.scenes import CLASSES20, Scene, draw_scene
 from tag2mask.types import UserError
 
@@ -179,9 +179,8 @@ def _draw(job: tuple[Path, Rendered, int]) -> int:
     last = min(first + _CHUNK, wanted.n)
     lines = []
     for index in range(first, last):
-        scene = draw_scene(
-            scene_seed(wanted.split, wanted.seed, index), wanted.size, wanted.classes, edition=wanted.edition
-        )
+        seed = scene_seed(wanted.split, wanted.seed, index)
+        scene = draw_scene(seed, wanted.size, wanted.classes, kind_of(wanted.split), wanted.edition)
         images[index] = scene.image
         lines.append(json.dumps(tell(scene)) + "\n")
     images.flush()
