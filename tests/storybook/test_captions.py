@@ -63,6 +63,20 @@ def test_captions_never_claim_what_is_not_there(said):
             assert claim.most is None or there <= claim.most, (one, number, claim)
 
 
+def test_a_kind_that_holds_a_thing_is_not_counted():
+    """A keyboard is an electronic item too: with one on the table, "one electronic item" would be false."""
+    number = {"keyboard": 1, "tvmonitor": 1}
+    kinds = 0
+    for seed in range(3000):
+        one = describe(["tvmonitor"], ["keyboard"], np.random.default_rng(seed), [1])
+        for claim in says(one.text):
+            there = sum(number.get(name, 0) for name in claim.any_of)
+            assert there >= claim.least, one
+            assert claim.most is None or there <= claim.most, one
+            kinds += len(claim.any_of) > 1
+    assert kinds > 50
+
+
 def test_what_a_text_says_by_hand():
     """The reader of captions, against what a person reads in them."""
 

@@ -115,6 +115,28 @@ def test_splits_never_share_a_seed_and_share_a_folder(tmp_path):
     assert len(set(pictures)) == 5
 
 
+def test_a_folder_holds_one_edition(tmp_path):
+    render(tmp_path, 1, size=SIZE, classes=CLASSES16, edition=1)
+    with pytest.raises(UserError, match="holds scenes of edition 1, not of edition 2"):
+        render(tmp_path, 1, size=SIZE, classes=CLASSES16, edition=2)
+
+
+def test_what_cannot_be_drawn_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="edition 1 draws no crowds scenes"):
+        render(tmp_path / "new", 1, size=SIZE, split="crowds")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_broken_render_leaves_no_list(tmp_path, monkeypatch):
+    """A list of the split is of finished scenes: drawn again and stopped in the middle, the old one is gone."""
+    render(tmp_path, 2, size=SIZE)
+    listed = tmp_path / "ImageSets" / "Segmentation" / "val.txt"
+    assert listed.is_file()
+    with pytest.raises(KeyboardInterrupt):
+        render(tmp_path, 2, size=SIZE, progress=lambda n: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert not listed.exists()
+
+
 def test_a_trap_is_a_split(tmp_path):
     render(tmp_path, 3, split="small", size=SIZE, edition=2)
     for index in range(3):

@@ -71,7 +71,7 @@ class ClassifierCAM:
         if self.stride % options.map_stride:
             raise UserError(
                 f"map_stride {options.map_stride} does not divide the network's stride, {self.stride}; "
-                f"take {self.stride} or {self.stride // 4}"
+                f"take one of {', '.join(str(n) for n in range(1, self.stride + 1) if self.stride % n == 0)}"
             )
 
     @property

@@ -170,7 +170,10 @@ def save_classifier(classifier: Classifier, folder: Path | str, card: str) -> No
 def _locate(source: str | Path) -> Path:
     if str(source) == STORYBOOK_RESNET:
         folder = Path(str(importlib.resources.files("tag2mask"))) / "storybook" / "weights" / "resnet"
-        what = f"{STORYBOOK_RESNET} is missing from this installation; install tag2mask again"
+        what = (
+            f"{STORYBOOK_RESNET} is missing from this installation; install tag2mask again, or train it by "
+            "`tag2mask storybook pretrain-resnet -o DIR` and name DIR"
+        )
     else:
         folder = Path(source).expanduser()
         what = f"expected a folder that `tag2mask storybook pretrain-resnet` wrote, or {STORYBOOK_RESNET}"

@@ -181,5 +181,5 @@ def measure(
         warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
         clip = load_clip(source, device=device)
     found = measure_clip(clip, n, classes=classes, edition=edition, progress=progress)
-    command = f"tag2mask storybook measure {Path(source).name} -n {n} --classes {classes} --edition {edition}"
+    command = f"tag2mask storybook measure {source} -n {n} --classes {classes} --edition {edition}"
     return found, markdown(found, clip, n, command)

@@ -99,7 +99,7 @@ def describe(
     plurals: list[bool] = []
     meanings: list[str] = []
     for i in order:
-        words, meaning, plural = _phrase(named[i], number, rng)
+        words, meaning, plural = _phrase(named[i], number, shown, rng)
         if meaning not in meanings:  # two animals are "an animal" but once
             phrases.append(words)
             plurals.append(plural)
@@ -117,7 +117,9 @@ def describe(
     return Caption(_join(sentence, phrases, plurals[0], _one(_JOINTS, roll()), roll()), key)
 
 
-def _phrase(name: str, number: dict[str, int], rng: np.random.Generator) -> tuple[str, str, bool]:
+def _phrase(
+    name: str, number: dict[str, int], shown: Sequence[str], rng: np.random.Generator
+) -> tuple[str, str, bool]:
     """A noun phrase for a class or thing; what it means; whether it refuses an article before it."""
     first, second, third, fourth = rng.random(4).tolist()
     if name not in number:
@@ -126,8 +128,8 @@ def _phrase(name: str, number: dict[str, int], rng: np.random.Generator) -> tupl
     kinds = kinds_of(name)
     if kinds and first < _BY_KIND:
         word: Word = _one(kinds, second)
-        # "two animals" counts them all
-        count = sum(number.get(member, 0) for member in KINDS[word])
+        # "two animals" counts them all; things are not counted, so where one is of the kind no number is said
+        count = 0 if set(shown) & set(KINDS[word]) else sum(number.get(member, 0) for member in KINDS[word])
         meaning = word[0]
     elif first < _BY_KIND + _OWN_NAME:
         word = PAPER_WORDS[name][0]

@@ -57,23 +57,16 @@ PAPER_WORDS: dict[str, tuple[Word, ...]] = {
 OTHER_WORDS: dict[str, tuple[Word, ...]] = {
     "aeroplane": _plain("airplane", "plane"),
     "bicycle": _plain("bike"),
-    "boat": _plain("sailboat"),
     "bus": _plain("coach"),
     "car": _plain("automobile"),
-    "cat": _plain("kitten"),
     "cow": _mass("cattle"),
     "diningtable": _plain("table"),
-    "dog": (("puppy", "puppies"),),
-    "horse": _plain("pony"),
     "motorbike": _plain("motorcycle"),
-    "person": (("man", "men"), ("woman", "women")),
     "pottedplant": _plain("house plant"),
-    "sheep": _plain("lamb"),
     "sofa": (("couch", "couches"),),
-    "train": _plain("locomotive"),
     "tvmonitor": (("television", "televisions"), ("tv", "tvs")),
 }
-"""What people also call a class."""
+"""What people also call a class; no words for a part of it only, as "kitten" is, which would often be false."""
 
 THINGS: tuple[str, ...] = (
     "sky",

@@ -5,7 +5,7 @@ SegmentationClass/<id>.png     the exact mask, indexed, VOC's colour for each cl
 SegmentationDetail/<id>.png    things of the background (1 up, as in THINGS) and faces and wheels (255), indexed
 Annotations/<id>.xml           one object a visible class, with the box around it
 ImageSets/Segmentation/<split>.txt
-tags.csv  captions.jsonl  classes.txt  classes.yaml
+tags.csv  captions.jsonl  classes.txt  classes.yaml  edition.txt
 """
 
 from __future__ import annotations
@@ -109,17 +109,19 @@ def render(
         The folder.
 
     Raises:
-        UserError: an impossible argument, or a folder that holds scenes of other classes.
+        UserError: an impossible argument, or a folder that holds scenes of other classes or another edition.
     """
     out = Path(out)
     classes = check_classes(classes)
     _check(n, seed, split, workers)
+    draw_scene(scene_seed(split, seed, 0), (SMALLEST, SMALLEST), classes, kind_of(split), edition)  # refuses early
     listing = "".join(f"{name}\n" for name in classes)
-    _check_folder(out, listing)
+    _check_folder(out, listing, edition)
     for folder in ("JPEGImages", "SegmentationClass", "SegmentationDetail", "Annotations", "ImageSets/Segmentation"):
         (out / folder).mkdir(parents=True, exist_ok=True)
 
-    draw_scene(scene_seed(split, seed, 0), (SMALLEST, SMALLEST), classes, kind_of(split), edition)  # refuses early
+    listed = out / "ImageSets" / "Segmentation" / f"{split}.txt"
+    listed.unlink(missing_ok=True)  # a list is of finished scenes
     jobs = [
         _Job(out, split, seed, first, min(first + _CHUNK, n), size, classes, edition) for first in range(0, n, _CHUNK)
     ]
@@ -133,11 +135,12 @@ def render(
     tags = [f"JPEGImages/{row.id}.jpg,{';'.join(row.names)}" for row in rows]
     said = [json.dumps({"image": f"JPEGImages/{row.id}.jpg", "caption": row.caption}) for row in rows]
     write_atomic(out / "classes.txt", listing.encode())
+    write_atomic(out / "edition.txt", f"{edition}\n".encode())
     write_atomic(out / "classes.yaml", _class_file(classes))
     write_atomic(out / "tags.csv", _lines(["image,labels", *_of_other_splits(out / "tags.csv", split)[1:], *tags]))
     write_atomic(out / "captions.jsonl", _lines([*_of_other_splits(out / "captions.jsonl", split), *said]))
     # Last: who finds the list finds everything on it.
-    write_atomic(out / "ImageSets" / "Segmentation" / f"{split}.txt", _lines(ids))
+    write_atomic(listed, _lines(ids))
     return out
 
 
@@ -230,7 +233,13 @@ def _check(n: int, seed: int, split: str, workers: int | None) -> None:
         raise UserError(f"cannot draw with {workers} processes; take at least 1")
 
 
-def _check_folder(out: Path, listing: str) -> None:
+def _check_folder(out: Path, listing: str, edition: int) -> None:
+    drawn = out / "edition.txt"
+    if drawn.is_file() and drawn.read_text(encoding="utf-8").strip() != str(edition):
+        raise UserError(
+            f"{out} holds scenes of edition {drawn.read_text(encoding='utf-8').strip()}, not of edition {edition}; "
+            "render into another folder"
+        )
     held = out / "classes.txt"
     if held.is_file() and held.read_text(encoding="utf-8") != listing:
         raise UserError(

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tag2mask.models.classifier import Classifier, save_classifier
+from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.run.files import write_atomic
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import describe_differences, plain
@@ -138,12 +138,11 @@ def pretrain_resnet(
     trainer = fit(module, data, training, work, label="train", unit="pictures", show=progress)
     if trainer.global_step < recipe.steps:
         return None
-    classifier = module.model.cpu().eval()
+    save_classifier(module.model.cpu().eval(), out, "")
+    classifier, _ = load_classifier(out)  # what was written, in half precision, is what is measured
     trained = measure(classifier, scenes, edition=recipe.edition)
-    blank = _settled(make_classifier(recipe), data, recipe)
-    save_classifier(
-        classifier, out, card(recipe, classifier, trained, measure(blank, scenes, edition=recipe.edition), device)
-    )
+    blank = measure(_settled(make_classifier(recipe), data, recipe), scenes, edition=recipe.edition)
+    save_classifier(classifier, out, card(recipe, classifier, trained, blank, trainer.strategy.root_device.type))
     return trained
 
 
