@@ -314,7 +314,7 @@ def test_every_command_of_the_readme_runs(scenes, tmp_path, monkeypatch):
         if words[0] == "fetch":
             assert call("fetch", "--help").exit_code == 0  # a network is not for tests
             continue
-        if words[0] == "label" and "--clip" not in words and "--config" not in words:
+        if words[0] == "label" and not {"--clip", "--config", "-m"} & set(words):
             words += [*CLIP, "--set", "allow_unknown=true"]
         if words[:2] == ["storybook", "render"]:
             words += ["--width", "128", "--height", "96"]
