@@ -28,7 +28,6 @@ from tag2mask.storybook.pretrain import (
     ContrastiveCLIP,
     Pretrain,
     build_clip,
-    check,
     encode_image,
     kept_patches,
     rate,
@@ -363,19 +362,33 @@ def test_watch_forgets_what_came_after_the_checkpoint(scenes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "named"),
     [
-        {"sizes": ((30, 32),)},
-        {"sizes": ()},
-        {"heads": 3},
-        {"drop": 1.0},
-        {"class_weight": 0, "patch_weight": 0, "aligned_weight": 0},
-        {"steps": 0},
+        ({"sizes": ((30, 32),)}, "sizes"),
+        ({"sizes": ((-32, 32),)}, "sizes"),
+        ({"sizes": ()}, "sizes"),
+        ({"heads": 3}, "heads 3"),
+        ({"drop": 1.0}, "drop 1.0"),
+        ({"drop": math.nan}, "drop nan"),
+        ({"class_weight": 0, "patch_weight": 0, "aligned_weight": 0}, "class_weight"),
+        ({"class_weight": math.inf}, "class_weight inf"),
+        ({"patch_weight": -1.0}, "patch_weight -1.0"),
+        *(
+            ({name: 0}, f"{name} 0")
+            for name in ("steps", "scenes", "heads", "text_heads", "patch", "embed", "layers")
+        ),
+        *(({name: -1}, f"{name} -1") for name in ("side", "width", "text_width", "text_layers", "seed", "warmup")),
+        *(({name: value}, f"{name} ") for name in ("lr", "sharpness") for value in (0.0, -1.0, math.nan, math.inf)),
+        ({"seed": 2**64}, "seed"),
+        ({"colour": -0.1}, "colour -0.1"),
+        ({"weight_decay": math.nan}, "weight_decay nan"),
+        ({"loss": "triplet"}, "triplet"),
     ],
 )
-def test_impossible_recipes_are_refused(wrong):
-    with pytest.raises(UserError):
-        check(replace(TINY, **wrong))
+def test_impossible_recipes_are_refused_before_anything_is_written(tmp_path, wrong, named):
+    with pytest.raises(UserError, match=named):
+        pretrain(tmp_path / "run", replace(TINY, **wrong), device="cpu", progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_recipes_are_read_from_options():
