@@ -21,7 +21,7 @@ from tag2mask.models.weights import load_clip
 from tag2mask.run.training import Draw, fit, steps_done
 from tag2mask.stages.pretrain import in_training, pretrain, read_recipe, write_clip
 from tag2mask.storybook import CLASSES20, cache, embedded_clip
-from tag2mask.storybook.cache import Rendered, open_cache, render_cache
+from tag2mask.storybook.cache import Rendered, render_cache
 from tag2mask.storybook.captions import says
 from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, pairwise
 from tag2mask.storybook.pretrain import (
@@ -120,41 +120,6 @@ def test_masks_are_never_read(tmp_path, monkeypatch):
     module = ContrastiveCLIP(TINY, build_clip(TINY))
     trainer = train(module, found, tmp_path / "run")
     assert trainer.global_step == TINY.steps
-
-
-def test_cache_goes_on_after_a_kill_and_is_the_same(tmp_path, monkeypatch):
-    wanted = Rendered(150, (16, 16))
-    whole = render_cache(tmp_path / "whole", wanted, workers=1)
-    draw, count = cache.draw_scene, 0
-
-    def dies(*args):
-        nonlocal count
-        count += 1
-        if count == 100:
-            raise Killed
-        return draw(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "draw_scene", dies)
-        with pytest.raises(Killed):
-            render_cache(tmp_path / "broken", wanted, workers=1)
-    with pytest.raises(UserError, match="no cache of scenes"):
-        open_cache(tmp_path / "broken" / f"scenes-{wanted.key}")
-    advanced = []
-    mended = render_cache(tmp_path / "broken", wanted, workers=2, progress=advanced.append)
-    assert sum(advanced) == 150
-    assert np.array_equal(whole.images, mended.images)
-    assert whole.told == mended.told
-    assert len({each.tobytes() for each in whole.images}) == 150
-
-
-def test_other_settings_and_other_drawings_are_another_cache(monkeypatch):
-    wanted = Rendered(4, (16, 16))
-    keys = {
-        replace(wanted, **other).key for other in ({}, {"n": 5}, {"size": (16, 24)}, {"seed": 1}, {"split": "val"})
-    }
-    monkeypatch.setattr(cache, "drawing_version", lambda: "another")
-    assert len(keys | {wanted.key}) == 6
 
 
 # --- pictures and captions

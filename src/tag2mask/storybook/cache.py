@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from tag2mask.run.files import write_atomic
+from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.storybook.render import kind_of, scene_seed
 from tag2mask.storybook.scenes import CLASSES20, Scene, draw_scene
 from tag2mask.types import UserError
@@ -98,7 +99,7 @@ def render_cache(
         progress: called with the number of scenes just finished.
 
     Raises:
-        UserError: an impossible number of scenes.
+        UserError: an impossible number of scenes, or no room for them.
     """
     if wanted.n < 1:
         raise UserError(f"cannot render {wanted.n} scenes; take at least 1")
@@ -133,12 +134,14 @@ def tell(scene: Scene) -> Told:
 
 
 def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Callable[[int], None] | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    images = folder / "images.npy"
-    if not images.is_file():
-        partial = folder / f".images-{os.getpid()}.tmp"
-        open_memmap(partial, "w+", np.uint8, (wanted.n, *wanted.size, 3)).flush()
-        os.replace(partial, images)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "images.npy").is_file():
+            _make_images(folder, wanted)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no scenes can be kept there ({error}); choose another folder with --cache"
+        ) from error
     jobs = []
     for first in range(0, wanted.n, _CHUNK):
         if _part(folder, first).is_file():
@@ -154,6 +157,20 @@ def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Callabl
     write_atomic(folder / "cache.json", json.dumps({**asdict(wanted), "drawing": drawing_version()}).encode())
     for part in parts:
         part.unlink()
+
+
+def _make_images(folder: Path, wanted: Rendered) -> None:
+    for part in folder.glob("part-*.jsonl"):
+        part.unlink()  # the pictures that it says are there are gone
+    size = wanted.n * wanted.size[0] * wanted.size[1] * 3
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{folder}: {wanted.n} scenes take {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; "
+            "make room, take fewer or smaller scenes, or choose another folder with --cache"
+        )
+    with atomic_path(folder / "images.npy", token="images") as partial:
+        open_memmap(partial, "w+", np.uint8, (wanted.n, *wanted.size, 3)).flush()
 
 
 def _part(folder: Path, first: int) -> Path:
