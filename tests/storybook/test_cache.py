@@ -69,6 +69,35 @@ def test_lost_pictures_are_drawn_again(tmp_path, monkeypatch):
     assert render_cache(tmp_path, wanted, workers=1).images.any((1, 2, 3)).all()
 
 
+def test_two_that_start_together_do_not_break_each_other(tmp_path, monkeypatch):
+    """The second is told so while the first draws; had the first just ended, the second finds what it drew."""
+    wanted = Rendered(4, (16, 16))
+    draw, refused = cache.draw_scene, []
+
+    def meanwhile(*args):
+        if not refused:
+            with pytest.raises(UserError, match=r"cache of scenes .* is being written by process") as error:
+                render_cache(tmp_path, wanted, workers=1)
+            refused.append(error)
+        return draw(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "draw_scene", meanwhile)
+        render_cache(tmp_path, wanted, workers=1)
+    assert refused
+    lock, told = cache.Lock, []
+
+    def late(*args):  # cache.json appears between the look and the lock
+        (tmp_path / f"scenes-{wanted.key}" / "away.json").rename(tmp_path / f"scenes-{wanted.key}" / "cache.json")
+        return lock(*args)
+
+    (tmp_path / f"scenes-{wanted.key}" / "cache.json").rename(tmp_path / f"scenes-{wanted.key}" / "away.json")
+    monkeypatch.setattr(cache, "Lock", late)
+    monkeypatch.setattr(cache, "draw_scene", None)
+    assert len(render_cache(tmp_path, wanted, workers=1, progress=told.append)) == 4
+    assert told == [4]
+
+
 def test_too_small_a_disk_is_named_before_drawing(tmp_path, monkeypatch):
     usage = type(shutil.disk_usage(tmp_path))(10**10, 9 * 10**9, 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

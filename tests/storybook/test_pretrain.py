@@ -116,7 +116,7 @@ def test_masks_are_never_read(tmp_path, monkeypatch):
     found = render_cache(tmp_path, Rendered(3, (32, 48)), workers=1)
     assert found.images.shape == (3, 32, 48, 3)
     (folder,) = tmp_path.iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["cache.json", "images.npy", "scenes.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "cache.json", "images.npy", "scenes.jsonl"]
     module = ContrastiveCLIP(TINY, build_clip(TINY))
     trainer = train(module, found, tmp_path / "run")
     assert trainer.global_step == TINY.steps

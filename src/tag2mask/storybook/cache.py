@@ -3,6 +3,7 @@
 images.npy     (n, H, W, 3) uint8, read as a memory map
 scenes.jsonl   names, things and numbers of each scene, from which captions are drawn anew each time
 cache.json     the settings; written last, so who finds it finds everything
+.lock          held by the process that draws
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from tag2mask.run.files import atomic_path, write_atomic
+from tag2mask.run.lock import Lock
 from tag2mask.storybook.render import kind_of, scene_seed
 from tag2mask.storybook.scenes import CLASSES20, Scene, draw_scene
 from tag2mask.types import UserError
@@ -99,12 +101,12 @@ def render_cache(
         progress: called with the number of scenes just finished.
 
     Raises:
-        UserError: an impossible number of scenes, or no room for them.
+        UserError: an impossible number of scenes, no room for them, or another process that draws them now.
     """
     if wanted.n < 1:
         raise UserError(f"cannot render {wanted.n} scenes; take at least 1")
     folder = root / f"scenes-{wanted.key}"
-    if not (folder / "cache.json").is_file():
+    if not _finished(folder):
         _fill(folder, wanted, workers, progress)
     elif progress is not None:
         progress(wanted.n)
@@ -134,14 +136,29 @@ def tell(scene: Scene) -> Told:
 
 
 def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Callable[[int], None] | None) -> None:
+    """Draw what is missing. Only one process does at a time: two would remove each other's files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder / ".lock", f"The cache of scenes {folder}")
+    except OSError as error:
+        raise _no_place(folder, error) from error
+    try:
+        if not _finished(folder):  # by another process, since we last looked
+            _draw_missing(folder, wanted, workers, progress)
+        elif progress is not None:
+            progress(wanted.n)
+    finally:
+        lock.release()
+
+
+def _draw_missing(
+    folder: Path, wanted: Rendered, workers: int | None, progress: Callable[[int], None] | None
+) -> None:
+    try:
         if not (folder / "images.npy").is_file():
             _make_images(folder, wanted)
     except OSError as error:
-        raise UserError(
-            f"{folder}: no scenes can be kept there ({error}); choose another folder with --cache"
-        ) from error
+        raise _no_place(folder, error) from error
     jobs = []
     for first in range(0, wanted.n, _CHUNK):
         if _part(folder, first).is_file():
@@ -157,6 +174,14 @@ def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Callabl
     write_atomic(folder / "cache.json", json.dumps({**asdict(wanted), "drawing": drawing_version()}).encode())
     for part in parts:
         part.unlink()
+
+
+def _no_place(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: no scenes can be kept there ({error}); choose another folder with --cache")
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "cache.json").is_file()
 
 
 def _make_images(folder: Path, wanted: Rendered) -> None:
