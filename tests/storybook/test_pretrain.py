@@ -23,7 +23,7 @@ from tag2mask.stages.pretrain import in_training, pretrain, read_recipe, write_c
 from tag2mask.storybook import CLASSES20, cache, embedded_clip
 from tag2mask.storybook.cache import Rendered, render_cache
 from tag2mask.storybook.captions import says
-from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, pairwise
+from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
 from tag2mask.storybook.pretrain import (
     ContrastiveCLIP,
     Pretrain,
@@ -206,6 +206,18 @@ def test_captions_that_claim_the_same_are_no_rivals():
     assert float(pairwise(apart, positive, scale, bias)) == pytest.approx(by_hand / 3, rel=1e-5)
 
 
+def test_similarities_stay_exact_under_autocast():
+    torch.manual_seed(0)
+    pictures, patches, texts = torch.randn(3, 16), torch.randn(3, 7, 16), torch.randn(4, 16)
+    exact = cosine(pictures, texts), aligned_similarity(patches, texts, 6.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = cosine(pictures, texts), aligned_similarity(patches, texts, 6.0)
+        assert (pictures @ texts.T).dtype == torch.bfloat16
+    for found, expected in zip(rounded, exact, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
 # --- the network
 
 
@@ -367,6 +379,13 @@ def test_recipes_are_read_from_options():
 
 
 # --- the result
+
+
+def test_weights_in_training_are_written_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_clip(tmp_path, build_clip(TINY).requires_grad_(True))
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def test_weights_are_read_by_us_and_by_transformers(trained, tmp_path):
