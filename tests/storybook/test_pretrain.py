@@ -19,8 +19,10 @@ from typer.testing import CliRunner
 from tag2mask.cli import app
 from tag2mask.models.weights import load_clip
 from tag2mask.run.training import Draw, fit, steps_done
+from tag2mask.stages import pretrain as stage
 from tag2mask.stages.pretrain import in_training, pretrain, read_recipe, write_clip
 from tag2mask.storybook import CLASSES20, cache, embedded_clip
+from tag2mask.storybook import vocabulary as vocabulary_of
 from tag2mask.storybook.cache import Rendered, render_cache
 from tag2mask.storybook.captions import says
 from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
@@ -35,7 +37,7 @@ from tag2mask.storybook.pretrain import (
     warm_start,
 )
 from tag2mask.storybook.views import Pairs, look
-from tag2mask.storybook.vocabulary import END, vocabulary
+from tag2mask.storybook.vocabulary import END, vocabulary, words_version
 from tag2mask.storybook.watch import Watch, read_watch
 from tag2mask.types import UserError
 
@@ -324,6 +326,29 @@ def test_stage_renders_trains_watches_and_goes_on(tmp_path, capsys):
     with pytest.raises(UserError, match=r"lr is 0.001 there and 0.01 now"):
         pretrain(tmp_path / "run", replace(recipe, lr=0.01), device="cpu", progress=False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("what", ["drawing", "words"])
+def test_other_drawings_and_other_words_are_another_training(tmp_path, monkeypatch, what):
+    recipe = replace(TINY, accumulate=1)
+    pretrain(tmp_path, recipe, device="cpu", minutes=0.0, watch=0, progress=False)
+    before = json.loads((tmp_path / "recipe.json").read_text())[what]
+    monkeypatch.setattr(stage, f"{what}_version", lambda: "of tomorrow")
+    with pytest.raises(UserError, match=f"{what} is '{before}' there and 'of tomorrow' now"):
+        pretrain(tmp_path, recipe, device="cpu", minutes=0.0, watch=0, progress=False)
+
+
+def test_the_digest_of_words_follows_words(monkeypatch):
+    before = words_version()
+    assert before == words_version()
+    monkeypatch.setattr(vocabulary_of, "vocabulary", lambda: {**vocabulary(), "another": 1000})
+    assert words_version() != before
+
+
+def test_an_init_that_does_not_fit_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="another size or width"):
+        pretrain(tmp_path / "run", replace(TINY, init="storybook-clip"), device="cpu", progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_watch_forgets_what_came_after_the_checkpoint(scenes, tmp_path):

@@ -3,12 +3,11 @@
 last.ckpt      the state of the training
 watch.csv      what the weights knew now and then, beside the floors
 best/, clip/   Hugging Face layout: the weights with the best watched CAM, and the last ones
-recipe.json    the settings; log/ the losses
+recipe.json    the settings, and digests of what draws the scenes and writes the captions; log/ the losses
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,15 +25,23 @@ from tag2mask.models.save import save_clip
 from tag2mask.models.text import FeatureCache, Tokenizer
 from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
 from tag2mask.run.device import find_device, find_precision
-from tag2mask.run.files import write_atomic
 from tag2mask.run.progress import progress as show_progress
-from tag2mask.run.settings import describe_differences, plain
+from tag2mask.run.settings import claim, plain
 from tag2mask.run.training import fit
 from tag2mask.stages.bench import WATCH_SEED, Bench
-from tag2mask.storybook.cache import Rendered, render_cache
+from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
 from tag2mask.storybook.pretrain import ContrastiveCLIP, Pretrain, build_clip, check, warm_start
 from tag2mask.storybook.views import Pairs
-from tag2mask.storybook.vocabulary import CONTEXT, END, PAD, START, build_tokenizer, vocabulary, write_tokenizer
+from tag2mask.storybook.vocabulary import (
+    CONTEXT,
+    END,
+    PAD,
+    START,
+    build_tokenizer,
+    vocabulary,
+    words_version,
+    write_tokenizer,
+)
 from tag2mask.storybook.watch import Watch, read_watch
 from tag2mask.types import UserError
 
@@ -93,13 +100,15 @@ def pretrain(
         progress: show it on stderr.
 
     Raises:
-        UserError: an impossible recipe, or a folder that holds another training.
+        UserError: an impossible recipe, or a folder that cannot be written, or that holds another training: of other
+            settings, or of other code that draws scenes or writes captions.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     check(recipe)
     find_precision(recipe.precision, find_device(device))
     model, started_from = _model(recipe)
-    _claim(out, {**plain(recipe), "init_sha256": started_from})
+    settings = {"init_sha256": started_from, "drawing": drawing_version(), "words": words_version()}
+    claim(out / "recipe.json", {**plain(recipe), **settings})
     with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
         scenes = render_cache(cache or out / "cache", Rendered(recipe.scenes, recipe.largest), progress=bar.advance)
     module = ContrastiveCLIP(recipe, model, compiled=compiled)
@@ -199,19 +208,3 @@ def _model(recipe: Pretrain) -> tuple[CLIPModel, str | None]:
         other = load_clip(recipe.init, cache=None)
     warm_start(model, other)
     return model, other.sha256
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or compare them with those that are there."""
-    path = out / "recipe.json"
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); remove the folder, or train into another") from error
-        differences = describe_differences(there, settings)
-        if differences:
-            raise UserError(f"{out} holds another training: {differences}; train into another folder")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())
