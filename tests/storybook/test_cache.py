@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +98,18 @@ def test_two_that_start_together_do_not_break_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "draw_scene", None)
     assert len(render_cache(tmp_path, wanted, workers=1, progress=told.append)) == 4
     assert told == [4]
+
+
+def test_a_cache_is_pickled_as_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = render_cache(Path("here"), Rendered(4, (32, 32)), workers=1)
+    sent = pickle.dumps(found)
+    assert len(sent) < 1000
+    monkeypatch.chdir("/")
+    there = pickle.loads(sent)
+    assert isinstance(there.images, np.memmap)
+    assert np.array_equal(there.images, found.images)
+    assert there.told == found.told
 
 
 def test_too_small_a_disk_is_named_before_drawing(tmp_path, monkeypatch):

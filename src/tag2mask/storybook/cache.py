@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -65,10 +65,15 @@ class Rendered:
 
 @dataclass(frozen=True)
 class SceneCache:
-    """Scenes on disk. images: (n, H, W, 3) uint8, a memory map."""
+    """Scenes on disk, in ``folder``. images: (n, H, W, 3) uint8, a memory map."""
 
+    folder: Path
     images: NDArray[np.uint8]
     told: tuple[Told, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its folder: a process that is spawned opens the same file instead of being sent gigabytes."""
+        return open_cache, (self.folder.absolute(),)
 
     def __len__(self) -> int:
         return len(self.told)
@@ -127,7 +132,7 @@ def open_cache(folder: Path) -> SceneCache:
         raise UserError(f"{folder}: is no cache of scenes ({error}); remove it, and it is drawn again") from error
     if images.ndim != 4 or len(images) != len(told):
         raise UserError(f"{folder}: {len(images)} pictures and {len(told)} scenes; remove it, and it is drawn again")
-    return SceneCache(images, told)
+    return SceneCache(folder, images, told)
 
 
 def tell(scene: Scene) -> Told:
