@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from dataclasses import replace
 
@@ -343,6 +344,22 @@ def test_the_digest_of_words_follows_words(monkeypatch):
     assert before == words_version()
     monkeypatch.setattr(vocabulary_of, "vocabulary", lambda: {**vocabulary(), "another": 1000})
     assert words_version() != before
+
+
+def test_minutes_count_from_the_start_of_the_command(tmp_path, monkeypatch):
+    """Drawing takes all the time that there was: one step, and the same command goes on."""
+    draw, clock, late = stage.render_cache, time.monotonic, [0.0]
+
+    def slow(*args, **how):
+        late[0] = 600.0
+        return draw(*args, **how)
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + late[0])
+    monkeypatch.setattr(stage, "render_cache", slow)
+    how = {"device": "cpu", "minutes": 9.0, "watch": 0, "progress": False}
+    assert pretrain(tmp_path, replace(TINY, accumulate=1), **how).step == 1
+    monkeypatch.setattr(stage, "render_cache", draw)
+    assert pretrain(tmp_path, replace(TINY, accumulate=1), **how).step == TINY.steps
 
 
 def test_an_init_that_does_not_fit_leaves_no_folder(tmp_path):

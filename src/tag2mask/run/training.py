@@ -213,6 +213,11 @@ def make_trainer(training: Training, folder: Path, callbacks: Sequence[lightning
     )
 
 
+def minutes_left(minutes: float | None, began: float) -> float | None:
+    """Of so many minutes since ``began``, on the monotonic clock; None of None. Over, one more step is taken."""
+    return None if minutes is None else max(0.0, minutes - (time.monotonic() - began) / 60)
+
+
 def steps_done(folder: Path) -> int:
     """The step that ``folder/last.ckpt`` was saved after; 0 where there is none.
 

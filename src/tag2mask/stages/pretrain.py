@@ -9,6 +9,7 @@ recipe.json    the settings, and digests of what draws the scenes and writes the
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -27,7 +28,7 @@ from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import claim, plain
-from tag2mask.run.training import fit
+from tag2mask.run.training import fit, minutes_left
 from tag2mask.stages.bench import WATCH_SEED, Bench
 from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
 from tag2mask.storybook.pretrain import ContrastiveCLIP, Pretrain, build_clip, check, warm_start
@@ -93,7 +94,8 @@ def pretrain(
         cache: where rendered scenes lie, shared between trainings; None keeps them in ``out``.
         device: auto, cpu, cuda, ...
         workers: processes that prepare batches.
-        minutes: stop after so long, saved; None runs to the end.
+        minutes: stop so long after the call, drawing included, saved; None runs to the end. What is missing of the
+            scenes is drawn in any case, and one step is done.
         watch: measure every so many steps, on ``watch_scenes`` scenes; 0 never does.
         compiled: compile the image tower (a GPU gains by it; the first steps take a minute).
         save_steps: a checkpoint every so many steps, and every five minutes.
@@ -104,6 +106,7 @@ def pretrain(
             settings, or of other code that draws scenes or writes captions.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
+    began = time.monotonic()
     check(recipe)
     find_precision(recipe.precision, find_device(device))
     model, started_from = _model(recipe)
@@ -124,8 +127,9 @@ def pretrain(
                 say=lambda line: print(line, file=sys.stderr, flush=True) if progress else None,
             )
         )
-    training = recipe.training(device=device, workers=workers, minutes=minutes, save_steps=save_steps)
     pairs = Pairs(scenes, recipe.seed, recipe.crop, recipe.colour)
+    left = minutes_left(minutes, began)
+    training = recipe.training(device=device, workers=workers, minutes=left, save_steps=save_steps)
     trainer = fit(module, pairs, training, out, label="pretrain", unit="images", callbacks=callbacks, show=progress)
     write_clip(out / "clip", module.weights)
     best = out / "best"

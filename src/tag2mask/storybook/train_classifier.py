@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from tag2mask.models.classifier import Classifier, save_classifier
 from tag2mask.run.device import find_device
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import claim, plain
-from tag2mask.run.training import Draw, Training, fit, sample_generator
+from tag2mask.run.training import Draw, Training, fit, minutes_left, sample_generator
 from tag2mask.storybook.cache import Rendered, SceneCache, drawing_version, render_cache
 from tag2mask.storybook.classifier import (
     DICE,
@@ -110,7 +111,7 @@ def pretrain_resnet(
         out: the folder.
         recipe: default: that of the embedded weights.
         device: "auto", "cpu", "cuda", ...
-        minutes: stop after so long; None runs to the end.
+        minutes: stop so long after the call, drawing included but not cut short; None runs to the end.
         cache: where drawn scenes lie; None is in the folder.
         scenes: of the val split, that the result is measured on.
         workers: processes that draw scenes; None is one a core.
@@ -123,6 +124,7 @@ def pretrain_resnet(
         UserError: the folder cannot be written, or holds the training of another recipe or of other drawings;
             or there is no such device.
     """
+    began = time.monotonic()
     out, recipe = Path(out), recipe or ClassifierRecipe()
     work = out / "training"
     find_device(device)
@@ -133,8 +135,9 @@ def pretrain_resnet(
             recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes, edition=recipe.edition
         )
         drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)
-    training = Training(recipe.steps, recipe.batch, seed=recipe.seed, device=device, minutes=minutes, save_steps=200)
     data = TaggedPictures.of(drawn, recipe.classes, recipe.seed)
+    left = minutes_left(minutes, began)
+    training = Training(recipe.steps, recipe.batch, seed=recipe.seed, device=device, minutes=left, save_steps=200)
     trainer = fit(module, data, training, work, label="train", unit="pictures", show=progress)
     if trainer.global_step < recipe.steps:
         return None
