@@ -3,6 +3,7 @@
 last.ckpt      the state of the training
 watch.csv      what the weights knew now and then, beside the floors
 best/, clip/   Hugging Face layout: the weights with the best watched CAM, and the last ones
+best/watch.json  the row of watch.csv that the best ones have
 recipe.json    the settings, and digests of what draws the scenes and writes the captions; log/ the losses
 """
 
@@ -43,20 +44,26 @@ from tag2mask.storybook.vocabulary import (
     words_version,
     write_tokenizer,
 )
-from tag2mask.storybook.watch import Watch, read_watch
+from tag2mask.storybook.watch import Watch, read_best, read_watch
 from tag2mask.types import UserError
 
 WATCHED_BY = "initial"
+BEST = "watch.json"
+"""In ``best``: the row of watch.csv that is these weights'."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a call of ``pretrain`` left: step of steps, the folder of the last weights and of the best ones."""
+    """What a call of ``pretrain`` left: step of steps, the folder of the last weights and of the best ones.
+
+    top: the row of ``watched`` that is the best weights'.
+    """
 
     step: int
     steps: int
     clip: Path
     best: Path | None
+    top: dict[str, float] | None
     watched: tuple[dict[str, float], ...]
 
     def text(self) -> str:
@@ -64,8 +71,8 @@ class Pretrained:
         lines = [f"step {self.step} of {self.steps}; weights: {self.clip}"]
         if self.step < self.steps:
             lines.append("the same command goes on")
-        if self.watched and self.best is not None:
-            top = max(self.watched, key=lambda row: row[WATCHED_BY])
+        top = self.top
+        if top is not None:
             lines.append(f"best initial CAM {top[WATCHED_BY]:.1f} mIoU at step {top['step']:.0f}: {self.best}")
             floors = ", ".join(f"{name[6:]} {value:.1f}" for name, value in top.items() if name.startswith("floor_"))
             lines.append(f"floors: {floors}")
@@ -122,7 +129,9 @@ def pretrain(
                 out / "watch.csv",
                 watch,
                 _Measure(recipe, watch_scenes, device),
+                scenes=watch_scenes,
                 by=WATCHED_BY,
+                best=out / "best" / BEST,
                 keep=lambda best: write_clip(out / "best", best),
                 say=lambda line: print(line, file=sys.stderr, flush=True) if progress else None,
             )
@@ -132,9 +141,10 @@ def pretrain(
     training = recipe.training(device=device, workers=workers, minutes=left, save_steps=save_steps)
     trainer = fit(module, pairs, training, out, label="pretrain", unit="images", callbacks=callbacks, show=progress)
     write_clip(out / "clip", module.weights)
-    best = out / "best"
+    top = read_best(out / "best" / BEST)
+    best = None if top is None else out / "best"
     rows = tuple(read_watch(out / "watch.csv"))
-    return Pretrained(trainer.global_step, recipe.steps, out / "clip", best if best.exists() else None, rows)
+    return Pretrained(trainer.global_step, recipe.steps, out / "clip", best, top, rows)
 
 
 def read_recipe(options: Sequence[str]) -> Pretrain:
