@@ -83,7 +83,7 @@ def pretrain(
     device: DeviceOption = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
     minutes: Annotated[
-        float | None, typer.Option(help="Stop after so long, saved; the same command goes on.")
+        float | None, typer.Option(min=0, help="Stop after so long, saved; the same command goes on.")
     ] = None,
     watch: Annotated[int, typer.Option(min=0, help="Measure every so many steps; 0 never.")] = 1000,
     watch_scenes: Annotated[int, typer.Option(min=0, help="On so many scenes.")] = 60,

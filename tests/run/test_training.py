@@ -166,6 +166,25 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
     assert steps_done(tmp_path) == 1
 
 
+@pytest.mark.parametrize("left", ["", "half", "other"])
+def test_a_damaged_checkpoint_is_named(tmp_path, left):
+    fit(Line(), Numbers(), Training(**{**vars(HOW), "minutes": 0.0}), tmp_path, show=False)
+    last = tmp_path / "last.ckpt"
+    whole = last.read_bytes()
+    last.write_bytes({"": b"", "half": whole[: len(whole) // 2], "other": b"no checkpoint"}[left])
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged.*delete it to start this training afresh"):
+        fit(Line(), Numbers(), HOW, tmp_path, show=False)
+    last.unlink()
+    assert fit(Line(), Numbers(), HOW, tmp_path, show=False).global_step == HOW.steps
+
+
+def test_checkpoints_reach_the_disk(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(fsync(descriptor)))
+    fit(Line(), Numbers(), HOW, tmp_path, show=False)
+    assert len(synced) == 3  # every second step of six
+
+
 def test_logs_and_progress_are_ours(tmp_path, capfd):
     fit(Line(), Numbers(), HOW, tmp_path, label="learn")
     said = capfd.readouterr()

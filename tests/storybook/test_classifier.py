@@ -14,8 +14,8 @@ import torch
 import tag2mask
 from tag2mask.models.classifier import MEAN, STD, load_classifier
 from tag2mask.run.training import Draw, Training, fit
-from tag2mask.storybook import CLASSES16, EDITION, draw_scene
-from tag2mask.storybook.cache import Rendered, render_cache
+from tag2mask.storybook import CLASSES16, EDITION, draw_scene, train_classifier
+from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
 from tag2mask.storybook.classifier import (
     DICE,
     ClassifierRecipe,
@@ -143,6 +143,20 @@ def test_trains_measures_and_writes(tmp_path) -> None:
     with pytest.raises(UserError, match=r"another training: lr is 0\.002 there and 0\.1 now"):
         pretrain_resnet(tmp_path, dataclasses.replace(TINY, lr=0.1), progress=False)
     assert json.loads((tmp_path / "training" / "recipe.json").read_text())["width"] == 2
+
+
+def test_other_drawings_are_another_training(tmp_path, monkeypatch) -> None:
+    how = {"device": "cpu", "minutes": 0, "scenes": 2, "workers": 1, "progress": False}
+    pretrain_resnet(tmp_path, TINY, **how)
+    monkeypatch.setattr(train_classifier, "drawing_version", lambda: "of tomorrow")
+    with pytest.raises(UserError, match=f"drawing is '{drawing_version()}' there and 'of tomorrow' now"):
+        pretrain_resnet(tmp_path, TINY, **how)
+
+
+def test_an_impossible_device_leaves_no_folder(tmp_path) -> None:
+    with pytest.raises(UserError, match="gpu7"):
+        pretrain_resnet(tmp_path / "run", TINY, device="gpu7", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_loss_falls(scenes) -> None:

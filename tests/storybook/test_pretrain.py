@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from dataclasses import replace
 
@@ -19,16 +20,17 @@ from typer.testing import CliRunner
 from tag2mask.cli import app
 from tag2mask.models.weights import load_clip
 from tag2mask.run.training import Draw, fit, steps_done
+from tag2mask.stages import pretrain as stage
 from tag2mask.stages.pretrain import in_training, pretrain, read_recipe, write_clip
 from tag2mask.storybook import CLASSES20, cache, embedded_clip
-from tag2mask.storybook.cache import Rendered, open_cache, render_cache
+from tag2mask.storybook import vocabulary as vocabulary_of
+from tag2mask.storybook.cache import Rendered, render_cache
 from tag2mask.storybook.captions import says
-from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, pairwise
+from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
 from tag2mask.storybook.pretrain import (
     ContrastiveCLIP,
     Pretrain,
     build_clip,
-    check,
     encode_image,
     kept_patches,
     rate,
@@ -36,8 +38,8 @@ from tag2mask.storybook.pretrain import (
     warm_start,
 )
 from tag2mask.storybook.views import Pairs, look
-from tag2mask.storybook.vocabulary import END, vocabulary
-from tag2mask.storybook.watch import Watch, read_watch
+from tag2mask.storybook.vocabulary import END, vocabulary, words_version
+from tag2mask.storybook.watch import Watch, read_best, read_watch
 from tag2mask.types import UserError
 
 TINY = Pretrain(
@@ -117,45 +119,10 @@ def test_masks_are_never_read(tmp_path, monkeypatch):
     found = render_cache(tmp_path, Rendered(3, (32, 48)), workers=1)
     assert found.images.shape == (3, 32, 48, 3)
     (folder,) = tmp_path.iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["cache.json", "images.npy", "scenes.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "cache.json", "images.npy", "scenes.jsonl"]
     module = ContrastiveCLIP(TINY, build_clip(TINY))
     trainer = train(module, found, tmp_path / "run")
     assert trainer.global_step == TINY.steps
-
-
-def test_cache_goes_on_after_a_kill_and_is_the_same(tmp_path, monkeypatch):
-    wanted = Rendered(150, (16, 16))
-    whole = render_cache(tmp_path / "whole", wanted, workers=1)
-    draw, count = cache.draw_scene, 0
-
-    def dies(*args):
-        nonlocal count
-        count += 1
-        if count == 100:
-            raise Killed
-        return draw(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "draw_scene", dies)
-        with pytest.raises(Killed):
-            render_cache(tmp_path / "broken", wanted, workers=1)
-    with pytest.raises(UserError, match="no cache of scenes"):
-        open_cache(tmp_path / "broken" / f"scenes-{wanted.key}")
-    advanced = []
-    mended = render_cache(tmp_path / "broken", wanted, workers=2, progress=advanced.append)
-    assert sum(advanced) == 150
-    assert np.array_equal(whole.images, mended.images)
-    assert whole.told == mended.told
-    assert len({each.tobytes() for each in whole.images}) == 150
-
-
-def test_other_settings_and_other_drawings_are_another_cache(monkeypatch):
-    wanted = Rendered(4, (16, 16))
-    keys = {
-        replace(wanted, **other).key for other in ({}, {"n": 5}, {"size": (16, 24)}, {"seed": 1}, {"split": "val"})
-    }
-    monkeypatch.setattr(cache, "drawing_version", lambda: "another")
-    assert len(keys | {wanted.key}) == 6
 
 
 # --- pictures and captions
@@ -240,6 +207,18 @@ def test_captions_that_claim_the_same_are_no_rivals():
             sign = 1 if positive[i, j] else -1
             by_hand += math.log(1 + math.exp(-sign * (5 * float(apart[i, j]) - 1)))
     assert float(pairwise(apart, positive, scale, bias)) == pytest.approx(by_hand / 3, rel=1e-5)
+
+
+def test_similarities_stay_exact_under_autocast():
+    torch.manual_seed(0)
+    pictures, patches, texts = torch.randn(3, 16), torch.randn(3, 7, 16), torch.randn(4, 16)
+    exact = cosine(pictures, texts), aligned_similarity(patches, texts, 6.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = cosine(pictures, texts), aligned_similarity(patches, texts, 6.0)
+        assert (pictures @ texts.T).dtype == torch.bfloat16
+    for found, expected in zip(rounded, exact, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 # --- the network
@@ -345,37 +324,123 @@ def test_stage_renders_trains_watches_and_goes_on(tmp_path, capsys):
     assert first.watched == whole.watched
     assert {"map_class", "initial", "caa", "floor_initial", "floor_everything"} <= set(whole.watched[0])
     assert "floors: initial" in whole.text()
+    assert whole.top in whole.watched
+    assert json.loads((tmp_path / "whole" / "best" / "watch.json").read_text()) == whole.top
+    assert whole.top["scenes"] == 3
     with pytest.raises(UserError, match=r"lr is 0.001 there and 0.01 now"):
         pretrain(tmp_path / "run", replace(recipe, lr=0.01), device="cpu", progress=False)
     assert capsys.readouterr().err == ""
 
 
-def test_watch_forgets_what_came_after_the_checkpoint(scenes, tmp_path):
-    figures, kept = iter([1.0, 3.0, 2.0, 9.0]), []
-    path = tmp_path / "watch.csv"
-    path.write_text("step,samples,initial\n1,8,1\n50,400,99\n")
-    watch = Watch(path, 1, lambda _: {"initial": next(figures)}, by="initial", keep=lambda _: kept.append(1))
+@pytest.mark.parametrize("what", ["drawing", "words"])
+def test_other_drawings_and_other_words_are_another_training(tmp_path, monkeypatch, what):
+    recipe = replace(TINY, accumulate=1)
+    pretrain(tmp_path, recipe, device="cpu", minutes=0.0, watch=0, progress=False)
+    before = json.loads((tmp_path / "recipe.json").read_text())[what]
+    monkeypatch.setattr(stage, f"{what}_version", lambda: "of tomorrow")
+    with pytest.raises(UserError, match=f"{what} is '{before}' there and 'of tomorrow' now"):
+        pretrain(tmp_path, recipe, device="cpu", minutes=0.0, watch=0, progress=False)
+
+
+def test_the_digest_of_words_follows_words(monkeypatch):
+    before = words_version()
+    assert before == words_version()
+    monkeypatch.setattr(vocabulary_of, "vocabulary", lambda: {**vocabulary(), "another": 1000})
+    assert words_version() != before
+
+
+def test_minutes_count_from_the_start_of_the_command(tmp_path, monkeypatch):
+    """Drawing takes all the time that there was: one step, and the same command goes on."""
+    draw, clock, late = stage.render_cache, time.monotonic, [0.0]
+
+    def slow(*args, **how):
+        late[0] = 600.0
+        return draw(*args, **how)
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + late[0])
+    monkeypatch.setattr(stage, "render_cache", slow)
+    how = {"device": "cpu", "minutes": 9.0, "watch": 0, "progress": False}
+    assert pretrain(tmp_path, replace(TINY, accumulate=1), **how).step == 1
+    monkeypatch.setattr(stage, "render_cache", draw)
+    assert pretrain(tmp_path, replace(TINY, accumulate=1), **how).step == TINY.steps
+
+
+def test_an_init_that_does_not_fit_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="another size or width"):
+        pretrain(tmp_path / "run", replace(TINY, init="storybook-clip"), device="cpu", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def watch_all(folder, figures, scenes, number=60):
+    """A training of four steps that are watched one by one; what was kept, and the rows (step, scenes, figure)."""
+    figures, kept = iter(figures), []
+    path, best = folder / "watch.csv", folder / "watch.json"
+    how = {"scenes": number, "by": "initial", "best": best, "keep": lambda _: kept.append(1)}
+    watch = Watch(path, 1, lambda _: {"initial": next(figures)}, **how)
     recipe = replace(TINY, accumulate=1)
     module = ContrastiveCLIP(recipe, build_clip(recipe))
-    fit(module, pairs_of(scenes), recipe.training(device="cpu"), tmp_path, callbacks=[watch], show=False)
-    assert [(row["step"], row["initial"]) for row in read_watch(path)] == [(1, 1), (2, 3), (3, 2), (4, 9)]
-    assert len(kept) == 3
+    fit(module, pairs_of(scenes), recipe.training(device="cpu"), folder, callbacks=[watch], show=False)
+    rows = [(row["step"], row["scenes"], row["initial"]) for row in read_watch(path)]
+    top = read_best(best)
+    assert top in read_watch(path)
+    return len(kept), rows, top
+
+
+def test_watch_forgets_what_came_after_the_checkpoint(scenes, tmp_path):
+    (tmp_path / "watch.csv").write_text("step,samples,scenes,initial\n1,8,60,1\n50,400,60,99\n")
+    kept, rows, top = watch_all(tmp_path, [1.0, 3.0, 2.0, 9.0], scenes)
+    assert rows == [(1, 60, 1), (2, 60, 3), (3, 60, 2), (4, 60, 9)]
+    assert (kept, top["step"]) == (3, 4)
+
+
+def test_the_best_weights_agree_with_the_rows_after_a_resumption(scenes, tmp_path):
+    """Best at step 3, killed, gone on from the start; on a GPU, the second time is not as the first."""
+    first = watch_all(tmp_path, [1.0, 3.0, 9.0, 5.0], scenes)
+    assert (first[0], first[2]["step"]) == (3, 3)
+    (tmp_path / "last.ckpt").unlink()
+    kept, rows, top = watch_all(tmp_path, [1.0, 4.0, 8.0, 6.0], scenes)
+    assert (kept, top) == (0, first[2])
+    assert rows == [(1, 60, 1), (2, 60, 4), (3, 60, 9), (3, 60, 8), (4, 60, 6)]
+    (tmp_path / "last.ckpt").unlink()
+    kept, rows, top = watch_all(tmp_path, [1.0, 4.0, 9.5, 6.0], scenes)
+    assert (kept, top["initial"]) == (1, 9.5)
+    assert rows == [(1, 60, 1), (2, 60, 4), (3, 60, 9.5), (4, 60, 6)]
+
+
+def test_another_number_of_scenes_is_not_compared(scenes, tmp_path):
+    (tmp_path / "watch.json").write_text('{"step": 0, "samples": 0, "scenes": 3, "initial": 99}')
+    kept, rows, top = watch_all(tmp_path, [1.0, 3.0, 2.0, 2.0], scenes)
+    assert (kept, top["step"], rows[0]) == (2, 2, (0, 3, 99))
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "named"),
     [
-        {"sizes": ((30, 32),)},
-        {"sizes": ()},
-        {"heads": 3},
-        {"drop": 1.0},
-        {"class_weight": 0, "patch_weight": 0, "aligned_weight": 0},
-        {"steps": 0},
+        ({"sizes": ((30, 32),)}, "sizes"),
+        ({"sizes": ((-32, 32),)}, "sizes"),
+        ({"sizes": ()}, "sizes"),
+        ({"heads": 3}, "heads 3"),
+        ({"drop": 1.0}, "drop 1.0"),
+        ({"drop": math.nan}, "drop nan"),
+        ({"class_weight": 0, "patch_weight": 0, "aligned_weight": 0}, "class_weight"),
+        ({"class_weight": math.inf}, "class_weight inf"),
+        ({"patch_weight": -1.0}, "patch_weight -1.0"),
+        *(
+            ({name: 0}, f"{name} 0")
+            for name in ("steps", "scenes", "heads", "text_heads", "patch", "embed", "layers")
+        ),
+        *(({name: -1}, f"{name} -1") for name in ("side", "width", "text_width", "text_layers", "seed", "warmup")),
+        *(({name: value}, f"{name} ") for name in ("lr", "sharpness") for value in (0.0, -1.0, math.nan, math.inf)),
+        ({"seed": 2**64}, "seed"),
+        ({"colour": -0.1}, "colour -0.1"),
+        ({"weight_decay": math.nan}, "weight_decay nan"),
+        ({"loss": "triplet"}, "triplet"),
     ],
 )
-def test_impossible_recipes_are_refused(wrong):
-    with pytest.raises(UserError):
-        check(replace(TINY, **wrong))
+def test_impossible_recipes_are_refused_before_anything_is_written(tmp_path, wrong, named):
+    with pytest.raises(UserError, match=named):
+        pretrain(tmp_path / "run", replace(TINY, **wrong), device="cpu", progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_recipes_are_read_from_options():
@@ -389,6 +454,13 @@ def test_recipes_are_read_from_options():
 
 
 # --- the result
+
+
+def test_weights_in_training_are_written_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_clip(tmp_path, build_clip(TINY).requires_grad_(True))
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def test_weights_are_read_by_us_and_by_transformers(trained, tmp_path):

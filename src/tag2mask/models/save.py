@@ -37,7 +37,7 @@ def save_clip(folder: Path, model: CLIPModel, *, start: int, end: int, pad: int)
         "model_type": "clip",
         "dtype": "float16",
         "projection_dim": vision.proj.shape[1],
-        "logit_scale_init_value": round(float(model.logit_scale), 4),
+        "logit_scale_init_value": round(float(model.logit_scale.detach()), 4),
         "text_config": {
             "model_type": "clip_text_model",
             **_tower(model.text.transformer, model.text.ln_final),

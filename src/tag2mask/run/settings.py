@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -10,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tag2mask.types import Constant, Own, Power
+from tag2mask.run.files import write_atomic
+from tag2mask.types import Constant, Own, Power, UserError
 
 _SHOWN = 5
 
@@ -74,6 +78,39 @@ def _difference(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str
         i = next(i for i, pair in enumerate(zip(then, now, strict=True)) if pair[0] != pair[1])
         key, old, new = f"{key}[{i}]", {f"{key}[{i}]": then[i]}, {f"{key}[{i}]": now[i]}
     return f"{key} is {_show(old, key)} there and {_show(new, key)} now"
+
+
+def claim(path: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder of ``path`` that of a training with these settings, or see that it already is.
+
+    Args:
+        path: a JSON file, written where there is none.
+        settings: all that decides what the training ends in; ``plain`` values.
+
+    Raises:
+        UserError: the folder holds another training, is damaged, or cannot be written.
+    """
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())
+            return
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(there, dict):
+            raise ValueError(f"expected a mapping, got {type(there).__name__}")
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(
+            f"--out {folder}: cannot be written ({reason}); choose a folder that you may write to"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove {folder}, or choose another --out") from error
+    differences = describe_differences(there, settings)
+    if differences:
+        raise UserError(f"{folder} holds another training: {differences}; choose another --out")
 
 
 _ABSENT = object()

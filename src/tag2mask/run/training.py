@@ -147,10 +147,11 @@ def fit(
         show: show progress.
 
     Raises:
-        UserError: no such device or precision, or a checkpoint that does not fit.
+        UserError: no such device or precision, or a checkpoint that is damaged or does not fit.
         KeyboardInterrupt: Ctrl-C; the state is saved. A second Ctrl-C stops at once, without saving.
     """
     last = folder / LAST
+    steps_done(folder)  # a damaged checkpoint is named before anything is set up
     keeper = _Keeper(last, training)
     with _quiet():
         trainer = make_trainer(training, folder, [*callbacks, keeper, _Progress(training, label, unit, show)])
@@ -212,10 +213,27 @@ def make_trainer(training: Training, folder: Path, callbacks: Sequence[lightning
     )
 
 
+def minutes_left(minutes: float | None, began: float) -> float | None:
+    """Of so many minutes since ``began``, on the monotonic clock; None of None. Over, one more step is taken."""
+    return None if minutes is None else max(0.0, minutes - (time.monotonic() - began) / 60)
+
+
 def steps_done(folder: Path) -> int:
-    """The step that ``folder/last.ckpt`` was saved after; 0 where there is none."""
+    """The step that ``folder/last.ckpt`` was saved after; 0 where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
     last = folder / LAST
-    return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"]) if last.exists() else 0
+    if not last.exists():
+        return 0
+    try:
+        return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"])
+    except Exception as error:  # of a torn file, torch raises whatever comes first
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{last} is damaged ({reason}); put a copy of it back, or delete it to start this training afresh"
+        ) from error
 
 
 class _Keeper(lightning.Callback):
@@ -255,7 +273,7 @@ class _Keeper(lightning.Callback):
             self.stopped_by = "clock"
         due = step - self._step >= self.training.save_steps or now - self._saved >= 60 * self.training.save_minutes
         if due or self.stopped_by or step >= self.training.steps:
-            with atomic_path(self.path, token="checkpoint") as temporary:
+            with atomic_path(self.path, token="checkpoint", sync=True) as temporary:
                 trainer.save_checkpoint(temporary)
             self._step, self._saved = step, time.monotonic()
         if self.stopped_by:

@@ -3,13 +3,14 @@
 last.ckpt      the state of the training
 watch.csv      what the weights knew now and then, beside the floors
 best/, clip/   Hugging Face layout: the weights with the best watched CAM, and the last ones
-recipe.json    the settings; log/ the losses
+best/watch.json  the row of watch.csv that the best ones have
+recipe.json    the settings, and digests of what draws the scenes and writes the captions; log/ the losses
 """
 
 from __future__ import annotations
 
-import json
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,29 +27,43 @@ from tag2mask.models.save import save_clip
 from tag2mask.models.text import FeatureCache, Tokenizer
 from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
 from tag2mask.run.device import find_device, find_precision
-from tag2mask.run.files import write_atomic
 from tag2mask.run.progress import progress as show_progress
-from tag2mask.run.settings import describe_differences, plain
-from tag2mask.run.training import fit
+from tag2mask.run.settings import claim, plain
+from tag2mask.run.training import fit, minutes_left
 from tag2mask.stages.bench import WATCH_SEED, Bench
-from tag2mask.storybook.cache import Rendered, render_cache
+from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
 from tag2mask.storybook.pretrain import ContrastiveCLIP, Pretrain, build_clip, check, warm_start
 from tag2mask.storybook.views import Pairs
-from tag2mask.storybook.vocabulary import CONTEXT, END, PAD, START, build_tokenizer, vocabulary, write_tokenizer
-from tag2mask.storybook.watch import Watch, read_watch
+from tag2mask.storybook.vocabulary import (
+    CONTEXT,
+    END,
+    PAD,
+    START,
+    build_tokenizer,
+    vocabulary,
+    words_version,
+    write_tokenizer,
+)
+from tag2mask.storybook.watch import Watch, read_best, read_watch
 from tag2mask.types import UserError
 
 WATCHED_BY = "initial"
+BEST = "watch.json"
+"""In ``best``: the row of watch.csv that is these weights'."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a call of ``pretrain`` left: step of steps, the folder of the last weights and of the best ones."""
+    """What a call of ``pretrain`` left: step of steps, the folder of the last weights and of the best ones.
+
+    top: the row of ``watched`` that is the best weights'.
+    """
 
     step: int
     steps: int
     clip: Path
     best: Path | None
+    top: dict[str, float] | None
     watched: tuple[dict[str, float], ...]
 
     def text(self) -> str:
@@ -56,8 +71,8 @@ class Pretrained:
         lines = [f"step {self.step} of {self.steps}; weights: {self.clip}"]
         if self.step < self.steps:
             lines.append("the same command goes on")
-        if self.watched and self.best is not None:
-            top = max(self.watched, key=lambda row: row[WATCHED_BY])
+        top = self.top
+        if top is not None:
             lines.append(f"best initial CAM {top[WATCHED_BY]:.1f} mIoU at step {top['step']:.0f}: {self.best}")
             floors = ", ".join(f"{name[6:]} {value:.1f}" for name, value in top.items() if name.startswith("floor_"))
             lines.append(f"floors: {floors}")
@@ -86,20 +101,24 @@ def pretrain(
         cache: where rendered scenes lie, shared between trainings; None keeps them in ``out``.
         device: auto, cpu, cuda, ...
         workers: processes that prepare batches.
-        minutes: stop after so long, saved; None runs to the end.
+        minutes: stop so long after the call, drawing included, saved; None runs to the end. What is missing of the
+            scenes is drawn in any case, and one step is done.
         watch: measure every so many steps, on ``watch_scenes`` scenes; 0 never does.
         compiled: compile the image tower (a GPU gains by it; the first steps take a minute).
         save_steps: a checkpoint every so many steps, and every five minutes.
         progress: show it on stderr.
 
     Raises:
-        UserError: an impossible recipe, or a folder that holds another training.
+        UserError: an impossible recipe, or a folder that cannot be written, or that holds another training: of other
+            settings, or of other code that draws scenes or writes captions.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
+    began = time.monotonic()
     check(recipe)
     find_precision(recipe.precision, find_device(device))
     model, started_from = _model(recipe)
-    _claim(out, {**plain(recipe), "init_sha256": started_from})
+    settings = {"init_sha256": started_from, "drawing": drawing_version(), "words": words_version()}
+    claim(out / "recipe.json", {**plain(recipe), **settings})
     with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
         scenes = render_cache(cache or out / "cache", Rendered(recipe.scenes, recipe.largest), progress=bar.advance)
     module = ContrastiveCLIP(recipe, model, compiled=compiled)
@@ -110,18 +129,22 @@ def pretrain(
                 out / "watch.csv",
                 watch,
                 _Measure(recipe, watch_scenes, device),
+                scenes=watch_scenes,
                 by=WATCHED_BY,
+                best=out / "best" / BEST,
                 keep=lambda best: write_clip(out / "best", best),
                 say=lambda line: print(line, file=sys.stderr, flush=True) if progress else None,
             )
         )
-    training = recipe.training(device=device, workers=workers, minutes=minutes, save_steps=save_steps)
     pairs = Pairs(scenes, recipe.seed, recipe.crop, recipe.colour)
+    left = minutes_left(minutes, began)
+    training = recipe.training(device=device, workers=workers, minutes=left, save_steps=save_steps)
     trainer = fit(module, pairs, training, out, label="pretrain", unit="images", callbacks=callbacks, show=progress)
     write_clip(out / "clip", module.weights)
-    best = out / "best"
+    top = read_best(out / "best" / BEST)
+    best = None if top is None else out / "best"
     rows = tuple(read_watch(out / "watch.csv"))
-    return Pretrained(trainer.global_step, recipe.steps, out / "clip", best if best.exists() else None, rows)
+    return Pretrained(trainer.global_step, recipe.steps, out / "clip", best, top, rows)
 
 
 def read_recipe(options: Sequence[str]) -> Pretrain:
@@ -199,19 +222,3 @@ def _model(recipe: Pretrain) -> tuple[CLIPModel, str | None]:
         other = load_clip(recipe.init, cache=None)
     warm_start(model, other)
     return model, other.sha256
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or compare them with those that are there."""
-    path = out / "recipe.json"
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); remove the folder, or train into another") from error
-        differences = describe_differences(there, settings)
-        if differences:
-            raise UserError(f"{out} holds another training: {differences}; train into another folder")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())

@@ -3,6 +3,7 @@
 images.npy     (n, H, W, 3) uint8, read as a memory map
 scenes.jsonl   names, things and numbers of each scene, from which captions are drawn anew each time
 cache.json     the settings; written last, so who finds it finds everything
+.lock          held by the process that draws
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from tag2mask.run.files import write_atomic
+from tag2mask.run.files import atomic_path, write_atomic
+from tag2mask.run.lock import Lock
 from tag2mask.storybook.render import kind_of, scene_seed
 from tag2mask.storybook.scenes import CLASSES20, Scene, draw_scene
 from tag2mask.types import UserError
@@ -62,10 +65,15 @@ class Rendered:
 
 @dataclass(frozen=True)
 class SceneCache:
-    """Scenes on disk. images: (n, H, W, 3) uint8, a memory map."""
+    """Scenes on disk, in ``folder``. images: (n, H, W, 3) uint8, a memory map."""
 
+    folder: Path
     images: NDArray[np.uint8]
     told: tuple[Told, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its folder: a process that is spawned opens the same file instead of being sent gigabytes."""
+        return open_cache, (self.folder.absolute(),)
 
     def __len__(self) -> int:
         return len(self.told)
@@ -98,12 +106,12 @@ def render_cache(
         progress: called with the number of scenes just finished.
 
     Raises:
-        UserError: an impossible number of scenes.
+        UserError: an impossible number of scenes, no room for them, or another process that draws them now.
     """
     if wanted.n < 1:
         raise UserError(f"cannot render {wanted.n} scenes; take at least 1")
     folder = root / f"scenes-{wanted.key}"
-    if not (folder / "cache.json").is_file():
+    if not _finished(folder):
         _fill(folder, wanted, workers, progress)
     elif progress is not None:
         progress(wanted.n)
@@ -124,7 +132,7 @@ def open_cache(folder: Path) -> SceneCache:
         raise UserError(f"{folder}: is no cache of scenes ({error}); remove it, and it is drawn again") from error
     if images.ndim != 4 or len(images) != len(told):
         raise UserError(f"{folder}: {len(images)} pictures and {len(told)} scenes; remove it, and it is drawn again")
-    return SceneCache(images, told)
+    return SceneCache(folder, images, told)
 
 
 def tell(scene: Scene) -> Told:
@@ -133,12 +141,29 @@ def tell(scene: Scene) -> Told:
 
 
 def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Callable[[int], None] | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    images = folder / "images.npy"
-    if not images.is_file():
-        partial = folder / f".images-{os.getpid()}.tmp"
-        open_memmap(partial, "w+", np.uint8, (wanted.n, *wanted.size, 3)).flush()
-        os.replace(partial, images)
+    """Draw what is missing. Only one process does at a time: two would remove each other's files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder / ".lock", f"The cache of scenes {folder}")
+    except OSError as error:
+        raise _no_place(folder, error) from error
+    try:
+        if not _finished(folder):  # by another process, since we last looked
+            _draw_missing(folder, wanted, workers, progress)
+        elif progress is not None:
+            progress(wanted.n)
+    finally:
+        lock.release()
+
+
+def _draw_missing(
+    folder: Path, wanted: Rendered, workers: int | None, progress: Callable[[int], None] | None
+) -> None:
+    try:
+        if not (folder / "images.npy").is_file():
+            _make_images(folder, wanted)
+    except OSError as error:
+        raise _no_place(folder, error) from error
     jobs = []
     for first in range(0, wanted.n, _CHUNK):
         if _part(folder, first).is_file():
@@ -154,6 +179,28 @@ def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Callabl
     write_atomic(folder / "cache.json", json.dumps({**asdict(wanted), "drawing": drawing_version()}).encode())
     for part in parts:
         part.unlink()
+
+
+def _no_place(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: no scenes can be kept there ({error}); choose another folder with --cache")
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "cache.json").is_file()
+
+
+def _make_images(folder: Path, wanted: Rendered) -> None:
+    for part in folder.glob("part-*.jsonl"):
+        part.unlink()  # the pictures that it says are there are gone
+    size = wanted.n * wanted.size[0] * wanted.size[1] * 3
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{folder}: {wanted.n} scenes take {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; "
+            "make room, take fewer or smaller scenes, or choose another folder with --cache"
+        )
+    with atomic_path(folder / "images.npy", token="images") as partial:
+        open_memmap(partial, "w+", np.uint8, (wanted.n, *wanted.size, 3)).flush()
 
 
 def _part(folder: Path, first: int) -> Path:

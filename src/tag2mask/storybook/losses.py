@@ -36,7 +36,8 @@ def pairwise(similarity: Tensor, positive: Tensor, scale: Tensor, bias: Tensor) 
 
 def cosine(pictures: Tensor, texts: Tensor) -> Tensor:
     """(B, E) and (T, E), of any length -> (B, T)."""
-    return F.normalize(pictures.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+    with _float32(pictures):
+        return F.normalize(pictures.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
 
 
 def aligned_similarity(patches: Tensor, texts: Tensor, sharpness: float) -> Tensor:
@@ -46,6 +47,12 @@ def aligned_similarity(patches: Tensor, texts: Tensor, sharpness: float) -> Tens
     times their similarity to the text; it is not brought to length 1 again. Its product with the text then is the
     weighted mean of the similarities, and no (B, T, E) ever exists.
     """
-    units = F.normalize(patches.float(), dim=-1)
-    similarity = torch.einsum("bne,te->btn", units, F.normalize(texts.float(), dim=-1))  # (B, T, N)
-    return ((sharpness * similarity).softmax(-1) * similarity).sum(-1)
+    with _float32(patches):
+        units = F.normalize(patches.float(), dim=-1)
+        similarity = torch.einsum("bne,te->btn", units, F.normalize(texts.float(), dim=-1))  # (B, T, N)
+        return ((sharpness * similarity).softmax(-1) * similarity).sum(-1)
+
+
+def _float32(tensor: Tensor) -> torch.autocast:
+    """Autocast off: it would multiply in bfloat16, and a temperature of 100 makes whole units of its rounding."""
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -99,6 +99,16 @@ def check(recipe: Pretrain) -> None:
     Raises:
         UserError: naming what does not fit.
     """
+    small = [name for name in _COUNTS if getattr(recipe, name) < 1]
+    if small:
+        raise UserError(f"{_named(recipe, small)}: expected at least 1")
+    odd = [name for name in _SHARES if not 0 <= getattr(recipe, name) < math.inf]  # false for nan, too
+    odd += [name for name in ("lr", "sharpness") if not 0 < getattr(recipe, name) < math.inf]
+    odd += [name for name in ("seed", "warmup") if not 0 <= getattr(recipe, name) < 2**63]  # what torch takes
+    if odd:
+        raise UserError(
+            f"{_named(recipe, odd)}: expected finite numbers, lr and sharpness above 0, the others at least 0"
+        )
     wrong = [size for size in recipe.sizes if size[0] % recipe.patch or size[1] % recipe.patch or min(size) < 16]
     if wrong or not recipe.sizes:
         raise UserError(
@@ -114,18 +124,21 @@ def check(recipe: Pretrain) -> None:
             f"drop {recipe.drop}, crop {recipe.crop}, ema {recipe.ema}: expected 0 <= drop < 1, 0 < crop <= 1, "
             "0 <= ema < 1"
         )
-    if min(recipe.class_weight, recipe.patch_weight, recipe.aligned_weight) < 0 or not (
-        recipe.class_weight + recipe.patch_weight + recipe.aligned_weight
-    ):
-        raise UserError("the weights of the three losses: expected none below 0 and one above")
-    if min(recipe.steps, recipe.batch, recipe.accumulate, recipe.scenes) < 1 or recipe.loss not in (
-        "softmax",
-        "sigmoid",
-    ):
-        raise UserError(
-            f"steps {recipe.steps}, batch {recipe.batch}, accumulate {recipe.accumulate}, scenes {recipe.scenes}, "
-            f"loss {recipe.loss!r}: expected numbers of at least 1 and softmax or sigmoid"
-        )
+    if not recipe.class_weight + recipe.patch_weight + recipe.aligned_weight:
+        raise UserError("class_weight, patch_weight and aligned_weight are 0: expected one above")
+    if recipe.loss not in ("softmax", "sigmoid"):
+        raise UserError(f"loss {recipe.loss!r}: expected softmax or sigmoid")
+
+
+_COUNTS = (
+    *("width", "layers", "heads", "patch", "side", "embed", "text_width", "text_layers", "text_heads"),
+    *("scenes", "steps", "batch", "accumulate"),
+)
+_SHARES = ("colour", "class_weight", "patch_weight", "aligned_weight", "weight_decay")
+
+
+def _named(recipe: Pretrain, names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {getattr(recipe, name)}" for name in names)
 
 
 # --- the network ---------------------------------------------------------------------------------------

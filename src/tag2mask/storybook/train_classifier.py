@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
-from tag2mask.run.files import write_atomic
+from tag2mask.run.device import find_device
 from tag2mask.run.progress import progress as show_progress
-from tag2mask.run.settings import describe_differences, plain
-from tag2mask.run.training import Draw, Training, fit, sample_generator
-from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
+from tag2mask.run.settings import claim, plain
+from tag2mask.run.training import Draw, Training, fit, minutes_left, sample_generator
+from tag2mask.storybook.cache import Rendered, SceneCache, drawing_version, render_cache
 from tag2mask.storybook.classifier import (
     DICE,
     ClassifierRecipe,
@@ -33,7 +33,6 @@ from tag2mask.storybook.classifier import (
     measure,
     rate,
 )
-from tag2mask.types import UserError
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def pretrain_resnet(
         out: the folder.
         recipe: default: that of the embedded weights.
         device: "auto", "cpu", "cuda", ...
-        minutes: stop after so long; None runs to the end.
+        minutes: stop so long after the call, drawing included but not cut short; None runs to the end.
         cache: where drawn scenes lie; None is in the folder.
         scenes: of the val split, that the result is measured on.
         workers: processes that draw scenes; None is one a core.
@@ -122,19 +121,23 @@ def pretrain_resnet(
         How good it is, or None if time was up before the last step.
 
     Raises:
-        UserError: the folder holds the training of another recipe, or there is no such device.
+        UserError: the folder cannot be written, or holds the training of another recipe or of other drawings;
+            or there is no such device.
     """
+    began = time.monotonic()
     out, recipe = Path(out), recipe or ClassifierRecipe()
     work = out / "training"
-    _same_recipe(work / "recipe.json", recipe)
+    find_device(device)
+    module = TagTraining(recipe, make_classifier(recipe))
+    claim(work / "recipe.json", {**plain(recipe), "drawing": drawing_version()})
     with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
         wanted = Rendered(
             recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes, edition=recipe.edition
         )
         drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)
-    module = TagTraining(recipe, make_classifier(recipe))
-    training = Training(recipe.steps, recipe.batch, seed=recipe.seed, device=device, minutes=minutes, save_steps=200)
     data = TaggedPictures.of(drawn, recipe.classes, recipe.seed)
+    left = minutes_left(minutes, began)
+    training = Training(recipe.steps, recipe.batch, seed=recipe.seed, device=device, minutes=left, save_steps=200)
     trainer = fit(module, data, training, work, label="train", unit="pictures", show=progress)
     if trainer.global_step < recipe.steps:
         return None
@@ -183,16 +186,3 @@ def _settled(model: Classifier, data: TaggedPictures, recipe: ClassifierRecipe) 
         with torch.no_grad():
             model.train()(augment(pictures, dice, recipe))
     return model.eval()
-
-
-def _same_recipe(path: Path, recipe: ClassifierRecipe) -> None:
-    wanted = plain(recipe)
-    if not path.is_file():
-        write_atomic(path, (json.dumps(wanted, indent=2) + "\n").encode())
-        return
-    try:
-        differences = describe_differences(json.loads(path.read_text(encoding="utf-8")), wanted)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove {path.parent}, or train into another folder") from error
-    if differences:
-        raise UserError(f"{path.parent} holds another training: {differences}; train into another folder")

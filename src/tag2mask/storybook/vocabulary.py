@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -38,6 +39,13 @@ CONTEXT = 48
 CLASS_SETS = ("voc12", "storybook16")
 _MARKS = ".,!?-';:()"
 _JOINTS = ("and", "with", "next", "to", "many", "several", "one", "in", "on", "beside")
+
+
+def words_version() -> str:
+    """A digest of the code that writes captions, and of the words."""
+    room = resources.files("tag2mask.storybook")
+    code = [(room / name).read_bytes() for name in ("captions.py", "phrases.py")]
+    return hashlib.sha256(b"".join([*code, json.dumps(vocabulary()).encode()])).hexdigest()[:16]
 
 
 @cache
