@@ -58,7 +58,11 @@ class Lattice:
         # Blur with [1/2, 1, 1/2]; vertices that are missing are not made, they count as zero.
         starts = _arange(len(x) + 1, x.device, 2)
         for neighbours in self.neighbours:
-            both = _bags(x, neighbours, starts)  # (V + 1, A)
+            if x.shape[1] == 1:  # a bag costs more than its two numbers
+                pairs = x[:, 0].index_select(0, neighbours)
+                both = (pairs[0::2] + pairs[1::2])[:, None]
+            else:
+                both = _bags(x, neighbours, starts)  # (V + 1, A)
             x = torch.add(x, both, alpha=0.5, out=both)
         n, corners = self.vertices.shape
         return _bags(x, self.vertices.flatten(), _arange(n + 1, x.device, corners), self.weights.flatten())  # (N, A)
@@ -100,8 +104,7 @@ def build(features: Tensor, image: Tensor | None = None) -> Lattice:
     corner = keys.corners(
         code.index_select(0, one), ranks.index_select(1, one), None if image is None else image[one]
     )  # (d + 1, S)
-    narrow = torch.int32 if keys.count < 2**31 else torch.int64  # half the bytes to sort
-    sorted_corner, entry = torch.sort(corner.flatten().to(narrow), stable=True)
+    sorted_corner, entry = torch.sort(corner.flatten(), stable=True)
     head, slot = _groups(sorted_corner)
     vertex_of = torch.empty_like(slot).scatter_(0, entry, slot).view(d + 1, s)
     group_of = torch.empty_like(group).scatter_(0, order, group)  # (N,) the simplex of each pixel
@@ -122,7 +125,7 @@ def build(features: Tensor, image: Tensor | None = None) -> Lattice:
     starts = torch.cat([begin.index_select(0, head), begin.new_full((2,), n * (d + 1))])  # (V + 2,)
     starts, pieces = _split(starts)
 
-    near = keys.neighbours(sorted_corner.index_select(0, head).long())
+    near = keys.neighbours(sorted_corner.index_select(0, head))
     lattice = Lattice(vertices, weights.T.contiguous(), points, shares, starts, pieces, near)
     norm = torch.rsqrt(lattice(torch.ones(n, 1, device=device)) + 1e-20)[:, 0]  # (N,)
     lattice.weights.mul_(norm[:, None])
@@ -239,6 +242,11 @@ class _Keys:
             raise ValueError(f"lattice: got {cells}, expected to fit 62-bit keys; use a larger sigma")
         return cls(tuple(a - 2 for a in low), tuple(strides), span, images * (d + 1) * span)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of vertex keys: half the bytes to sort and to look up, where a key and its neighbours' fit."""
+        return torch.int32 if self.count + self.span < 2**31 else torch.int64
+
     def pack(self, quotients: Tensor) -> Tensor:
         """(d, N) quotients -> (N,) int64, sum_i (q_i - low_i) stride_i."""
         code = torch.zeros(quotients.shape[1], dtype=torch.int64, device=quotients.device)
@@ -247,16 +255,20 @@ class _Keys:
         return code
 
     def corners(self, code: Tensor, ranks: Tensor, image: Tensor | None) -> Tensor:
-        """Keys of the d + 1 vertices of simplices: codes (S,), ranks (d + 1, S) -> (d + 1, S)."""
+        """Keys of the d + 1 vertices of simplices: codes (S,), ranks (d + 1, S) -> (d + 1, S) of ``dtype``."""
         d = len(self.strides)
+        code = code.to(self.dtype)
         # From vertex k - 1 to vertex k every coordinate grows by 1, but the one of rank d + 1 - k falls by d:
         # its quotient falls by 1. The last coordinate has no digit.
-        digits = torch.tensor([*self.strides, 0], device=code.device)[:, None].expand(d + 1, len(code))
+        digits = torch.tensor([*self.strides, 0], dtype=self.dtype, device=code.device)[:, None].expand(
+            d + 1, len(code)
+        )
         drop = torch.empty_like(digits, memory_format=torch.contiguous_format).scatter_(0, ranks.long(), digits)
-        keys = [code if image is None else code + image * (d * self.span)]
+        keys = torch.empty_like(drop)
+        keys[0] = code if image is None else code + image * (d * self.span)
         for k in range(1, d + 1):
-            keys.append(keys[-1] + self.span - drop[d + 1 - k])
-        return torch.stack(keys)
+            torch.sub(keys[k - 1], drop[d + 1 - k], out=keys[k]).add_(self.span)
+        return keys
 
     def neighbours(self, keys: Tensor) -> Tensor:
         """Sorted vertex keys (V,) -> (d + 1, 2 (V + 1)) int32: next and previous; V where there is none."""
@@ -282,7 +294,7 @@ class _Finder:
         self.keys = F.pad(keys, (0, 1), value=-1)  # (V + 1,), no value is negative
         self.size = len(keys)
         self.bits = (4 * self.size).bit_length()
-        slots = self._slots(keys)
+        slots = self._slots(keys).long()
         own = torch.arange(self.size, dtype=torch.int32, device=keys.device)
         self.table = torch.full((2**self.bits,), self.size, dtype=torch.int32, device=keys.device)
         self.table.scatter_(0, slots, own)  # of several keys in a slot any one stays; the answers are the same
