@@ -114,6 +114,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return by_fold[found[0]] if found else None
 
 
+@lru_cache
 def color_map(count: int) -> tuple[Color, ...]:
     """VOC's colours of the mask values 0..count-1.
 

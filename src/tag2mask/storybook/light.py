@@ -71,22 +71,22 @@ def compress(image: NDArray[np.uint8], coarseness: float) -> NDArray[np.uint8]:
     red, green, blue = padded[..., 0], padded[..., 1], padded[..., 2]
     luma = (77 * red + 150 * green + 29 * blue) >> 8
     planes = np.stack([luma - 128, blue - luma, red - luma]).astype(np.float64)  # (3, H', W')
-    rows, columns = planes.shape[1] // 8, planes.shape[2] // 8
-    steps = np.tile(np.round(_STEPS * coarseness), (1, columns))  # (8, W')
-    steps = steps * np.array([1.0, 2.0, 2.0])[:, None, None, None]  # (3, 1, 8, W')
+    blocks = planes.reshape(3, len(padded) // 8, 8, -1, 8).transpose(2, 4, 0, 1, 3).copy()  # (8, 8, 3, H'/8, W'/8)
+    steps = np.round(_STEPS * coarseness)[..., None] * np.array([1.0, 2.0, 2.0])  # (8, 8, 3)
     scale = 2.0**20
-    found = _transform(planes.reshape(3, rows, 8, -1), _COSINES)  # (3, H'/8, 8, W')
-    found = np.floor(found / (steps * scale) + 0.5)
-    back = np.floor(_transform(found * steps, np.ascontiguousarray(_COSINES.T)) / scale + 0.5)
-    luma, cb, cr = back.reshape(planes.shape).astype(np.int32)[:, :height, :width]
+    found = _transform(blocks, _COSINES)
+    found = np.floor(found / (steps * scale)[..., None, None] + 0.5)
+    back = np.floor(_transform(found * steps[..., None, None], _COSINES.T) / scale + 0.5)
+    back = back.transpose(2, 3, 0, 4, 1).reshape(planes.shape)  # (3, H', W')
+    luma, cb, cr = back.astype(np.int32)[:, :height, :width]
     luma = luma + 128
     red, blue = luma + cr, luma + cb
     green = (256 * luma - 77 * red - 29 * blue) // 150
     return np.clip(np.stack([red, green, blue], 2), 0, 255).astype(np.uint8)
 
 
-def _transform(strips: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The matrix (8, 8) applied to the columns and the rows of every block of the strips (3, h, 8, 8 w)."""
-    down = matrix @ strips  # (3, h, 8, 8 w)
-    across: NDArray[np.float64] = down.reshape(-1, 8) @ matrix.T  # (3 h 8 w, 8)
-    return across.reshape(strips.shape)
+def _transform(blocks: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix (8, 8) applied to the columns and to the rows of blocks (8, 8, ...)."""
+    # By einsum, not by BLAS: its threads cost more than products as small as these.
+    down = np.einsum("uy,yx...->ux...", matrix, blocks)
+    return np.einsum("vx,ux...->uv...", matrix, down)
