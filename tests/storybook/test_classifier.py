@@ -23,7 +23,6 @@ from tag2mask.storybook.classifier import (
     make_classifier,
     make_optimizer,
     measure,
-    rate,
 )
 from tag2mask.storybook.render import scene_seed
 from tag2mask.storybook.train_classifier import TaggedPictures, TagTraining, pretrain_resnet
@@ -95,14 +94,6 @@ def test_a_sample_depends_on_its_draw_alone(scenes) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(first[1].nonzero()[:, 0], torch.from_numpy(np.flatnonzero(scenes.tags[7])))
     assert not torch.equal(first[2], data[Draw(4, 7)][2])
-
-
-def test_rate() -> None:
-    recipe = dataclasses.replace(TINY, steps=110, warmup=10)
-    assert rate(0, recipe) == pytest.approx(0.1)
-    assert rate(9, recipe) == 1
-    assert rate(60, recipe) == pytest.approx(0.5)
-    assert rate(110, recipe) == pytest.approx(0)
 
 
 def test_norms_do_not_decay() -> None:

@@ -33,7 +33,6 @@ from tag2mask.storybook.pretrain import (
     build_clip,
     encode_image,
     kept_patches,
-    rate,
     readings,
     warm_start,
 )
@@ -250,13 +249,6 @@ def test_left_out_patches_are_not_seen():
     seen = int(keep[0, 0])
     other[0, :, seen // 4 * 8 :, seen % 4 * 8 :][:, :8, :8] += 5
     assert not torch.equal(encode_image(model.vision, pixels, keep), encode_image(model.vision, other, keep))
-
-
-def test_rate_warms_up_and_ends_at_nothing():
-    recipe = replace(TINY, steps=100, warmup=10)
-    assert [rate(0, recipe), rate(9, recipe), rate(10, recipe)] == [0.1, 1.0, 1.0]
-    assert rate(55, recipe) == pytest.approx(0.5)
-    assert rate(99, recipe) < 0.001
 
 
 def test_decay_spares_norms_biases_and_temperature():

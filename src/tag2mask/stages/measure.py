@@ -80,7 +80,7 @@ def measure_clip(
     n: int = 500,
     *,
     sizes: Sequence[Size] = SIZES,
-    classes: str = "voc12",
+    classes: str = "storybook16",
     edition: int = EDITION,
     progress: bool = True,
 ) -> dict[str, float]:
@@ -171,7 +171,7 @@ def measure(
     source: str,
     n: int = 500,
     *,
-    classes: str = "voc12",
+    classes: str = "storybook16",
     edition: int = EDITION,
     device: str = "auto",
     progress: bool = True,

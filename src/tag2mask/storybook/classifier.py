@@ -6,7 +6,6 @@ good the result is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,14 +71,6 @@ def make_optimizer(model: nn.Module, recipe: ClassifierRecipe) -> torch.optim.Op
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.lr)
-
-
-def rate(step: int, recipe: ClassifierRecipe) -> float:
-    """The learning rate of a step, as a share of ``recipe.lr``."""
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def augment(images: Tensor, dice: Tensor, recipe: ClassifierRecipe) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tag2mask.models.clip import CLIPModel, Positions, TextTransformer, Transformer, VisionTransformer
 from tag2mask.models.clip import resample_positions as resample
 from tag2mask.models.weights import CLIP, MEAN, STD
+from tag2mask.run.schedule import warm_cosine
 from tag2mask.run.training import Training, step_generator
 from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
 from tag2mask.storybook.views import look
@@ -354,13 +355,7 @@ class ContrastiveCLIP(lightning.LightningModule):
             {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, recipe))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warm_cosine(step, recipe.steps, recipe.warmup)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def rate(step: int, recipe: Pretrain) -> float:
-    """The share of the learning rate that step ``step`` (from 0) takes."""
-    warm = min(recipe.warmup, recipe.steps)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warm) / max(1, recipe.steps - warm)))

@@ -19,6 +19,7 @@ from torch import Tensor
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.run.device import find_device
 from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.schedule import warm_cosine
 from tag2mask.run.settings import claim, plain
 from tag2mask.run.training import Draw, Training, fit, minutes_left, sample_generator
 from tag2mask.storybook.cache import Rendered, SceneCache, drawing_version, render_cache
@@ -31,7 +32,6 @@ from tag2mask.storybook.classifier import (
     make_classifier,
     make_optimizer,
     measure,
-    rate,
 )
 
 
@@ -87,7 +87,9 @@ class TagTraining(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW under a warm-up and a cosine, by the step."""
         optimizer = make_optimizer(self.model, self.recipe)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, self.recipe))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warm_cosine(step, self.recipe.steps, self.recipe.warmup)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
