@@ -12,7 +12,7 @@ from typing import Literal
 from tag2mask.data.coco import read_coco
 from tag2mask.data.columns import Columns, listing
 from tag2mask.data.folder import read_folder
-from tag2mask.data.tags import Unknown, choose_classes
+from tag2mask.data.tags import Unknown, choose_classes, find_tag_file
 from tag2mask.data.voc import find_devkit, read_voc
 from tag2mask.types import ClassSet, UserError
 
@@ -57,12 +57,16 @@ def read_dataset(
             "or name another kind"
         )
     tagged = network is None
+    if network is not None and chosen == "folder" and classes is None:
+        # what is tagged and has truth besides numbers its classes by its own tags
+        numbered = truth is not None and (tags is not None or find_tag_file(path) is not None)
+        classes = choose_classes(None, path) or (None if numbered else network)
     if chosen == "voc":
         dataset = read_voc(path, split, classes, tags, unknown, tagged=tagged)
     elif chosen == "coco":
         dataset = read_coco(_annotations(path, split), images, classes, truth, unknown, tagged=tagged)
     else:
-        dataset = read_folder(path, tags, classes or choose_classes(None, path) or network, truth, unknown)
+        dataset = read_folder(path, tags, classes, truth, unknown)
     return dataset.with_notes(f"read as {chosen} ({reason})", *dataset.notes)
 
 

@@ -61,6 +61,7 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     check_classes(run, data)
+    thresholds = thresholds and bool(run.settings.get("keep_scores", True))
     tally = _Tally(data, boundary, rule_of(run) if thresholds else None)
     source = _Source(str(run.path), run.mask_path, lambda id: _stored(run, id) if thresholds else None, progress)
     result = _score(data, source, tally)
@@ -91,9 +92,10 @@ def check_classes(run: Run, data: Dataset) -> None:
     names = stored_classes(run).names
     if names != data.classes.names:
         raise UserError(
-            f"{run.path} was labelled with {len(names)} classes ({', '.join(names[:4])}, …), but the data has "
+            f"{run.path} holds masks of {len(names)} classes ({', '.join(names[:4])}, …), but the data has "
             f"{len(data.classes)} ({', '.join(data.classes.names[:4])}, …). "
-            "Masks of other classes cannot be compared: label with --classes as in the truth, and evaluate that run"
+            "Masks of other classes cannot be compared: give --classes as in the run, or make masks of the truth's "
+            "classes, and evaluate those"
         )
 
 
@@ -113,6 +115,11 @@ def stored_classes(run: Run) -> ClassSet:
         return ClassSet(str(stored.get("id", "")), names, palette)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(run, "classes", error) from error
+
+
+def is_predicted(run: Run) -> bool:
+    """Whether a network made the masks, and not a method from tags."""
+    return run.settings.get("stage") == "predict"
 
 
 def rule_of(run: Run) -> MaskRule:

@@ -13,7 +13,7 @@ from tag2mask.methods import make_method, make_options, method_class
 from tag2mask.ops.crf import preset
 from tag2mask.run.folder import Run
 from tag2mask.stages.work import place
-from tag2mask.types import MaskRule, Method, Own, UserError
+from tag2mask.types import ClassSet, MaskRule, Method, Own, UserError
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,11 @@ class Recipe:
         return {"config": dump_config(self.config)}
 
 
-def open_data(config: DataConfig) -> Columns:
-    """The data set that the settings describe. Raises UserError where there is none."""
+def open_data(config: DataConfig, network: ClassSet | None = None) -> Columns:
+    """The data set that the settings describe. Raises UserError where there is none.
+
+    network: the classes of a network that shall look at the images, or has: tags are not needed then.
+    """
     if config.path is None:
         raise UserError("no data: give a folder of images, a VOC devkit, or COCO instances JSON")
     return read_dataset(
@@ -44,6 +47,7 @@ def open_data(config: DataConfig) -> Columns:
         truth=config.truth,
         classes=config.classes,
         unknown=config.unknown,
+        network=network,
     )
 
 
