@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tag2mask.config import dump_config, parse_config
+from tag2mask.data.columns import Columns
 from tag2mask.ops.crf import preset
 from tag2mask.ops.masks import keep_tagged, refine
 from tag2mask.run.ahead import ahead
@@ -26,9 +28,11 @@ from tag2mask.segment.network import SegmentationNet, load_network, read_saved
 from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.stages.label import CRF_MAX_PIXELS
 from tag2mask.stages.plan import Batch, Loaded, load, survey
+from tag2mask.stages.recipe import absolute, open_data
 from tag2mask.stages.store import Outcome
 from tag2mask.stages.work import Summary, Work, describe
 from tag2mask.types import ClassSet, Dataset, MaskRule, Sample, UserError
+
 
 def predict(
     network: Path | str,
@@ -121,6 +125,31 @@ def predict(
         return work.through(loaded, show_progress(total, "predict", enabled=progress))
 
 
+def images_for(network: Path | str, described: Mapping[str, str]) -> tuple[Columns, dict[str, Any]]:
+    """The images that a network shall look at, and what run.yaml says of where they are.
+
+    Args:
+        network: its folder.
+        described: the keys of ``config.DataConfig``.
+
+    Returns:
+        The data set, with a note where its classes are not the network's; and circumstances for ``predict``.
+
+    Raises:
+        UserError: no network, or no images.
+    """
+    config = absolute(parse_config({"data": described}, "the command line"))
+    its = read_saved(network).config
+    data = open_data(config.data, ClassSet(its.classes, its.names, its.palette))
+    if data.classes.names != its.names:
+        data = data.with_notes(
+            *data.notes,
+            f"the data's classes ({_listed(data.classes.names)}) are not the network's ({_listed(its.names)}): "
+            "masks hold the network's, and cannot be measured by this data",
+        )
+    return data, {"config": dump_config(config)}
+
+
 class Predictor:
     """From images to masks by a network: the outcomes of the predict stage.
 
@@ -168,7 +197,9 @@ class Predictor:
                 torch.cuda.empty_cache()
             said = describe(error)
             if isinstance(error, torch.OutOfMemoryError):
-                said = f"too large for the memory of {self.device}; give --tile 1024, --longest 2000 or fewer --scales"
+                said = (
+                    f"too large for the memory of {self.device}; give --tile 1024, --longest 2000 or fewer --scales"
+                )
             return Outcome(sample.id, "failed", seconds, error=said)
         seconds["network"] = perf_counter() - start
         return Outcome(sample.id, "ok", seconds, mask, sure)
@@ -176,7 +207,9 @@ class Predictor:
     def _refined(self, picture: Tensor, probs: Tensor, tags: tuple[int, ...] | None) -> Tensor:
         """Probabilities (K, h, w) after tags and CRF."""
         if len(probs) != len(self.net.config.names):
-            raise ValueError(f"the network gave {len(probs)} classes and is called one of {len(self.net.config.names)}")
+            raise ValueError(
+                f"the network gave {len(probs)} classes and is called one of {len(self.net.config.names)}"
+            )
         if not torch.isfinite(probs).all():
             raise ValueError("the network gave logits that are not finite")
         if tags is not None:
