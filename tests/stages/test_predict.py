@@ -32,7 +32,7 @@ from tag2mask.run.folder import Run
 from tag2mask.segment.network import load_network
 from tag2mask.segment.test_time import TestTime
 from tag2mask.segment.test_time import predict as view
-from tag2mask.stages.predict import images_for, predict
+from tag2mask.stages.predict import predict, read_images
 from tag2mask.storybook import render
 from tag2mask.types import UserError
 
@@ -384,11 +384,11 @@ def test_a_folder_whose_own_tags_number_its_truth_keeps_its_classes(network, pho
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "tags.csv").write_text("image,labels\n0.png,green\n1.png,unicorn\n")
-    found, _ = images_for(network, {"path": str(folder), "unknown": "skip"})
+    found, _ = read_images(network, {"path": str(folder), "unknown": "skip"})
     assert found.classes.names == CLASSES.names
     assert [sample.tags for sample in found] == [(2,), (), None, None]
     truth = tmp_path / "truth"
     truth.mkdir()
     Image.new("L", (56, 40)).save(truth / "0.png")
-    found, _ = images_for(network, {"path": str(folder), "truth": str(truth)})
+    found, _ = read_images(network, {"path": str(folder), "truth": str(truth)})
     assert found.classes.names == ("background", "green", "unicorn")

@@ -6,8 +6,6 @@ if nothing had happened. One bad image never stops it. A disk that is full or re
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +106,7 @@ def label(
             **_resolved_of(method),
             "classes": _classes_of(data.classes, method, named["method"]),
             "data": {"images": len(data), "fingerprint": fingerprint},
-            "prior": None if before is None else _digest(before),
+            "prior": None if before is None else before.digest,
             "keep_scores": keep_scores,
             "crf_max_pixels": crf_max_pixels,
             "supervision": "tags",
@@ -206,8 +204,3 @@ def _open_prior(prior: Run | Path | str | None, method: Method, classes: ClassSe
     if names != list(classes.names):
         raise UserError(f"{run.path} was made for other classes than {classes.id}; give a run on the same class set")
     return run
-
-
-def _digest(run: Run) -> str:
-    """Stands for all settings of a run in those of another."""
-    return hashlib.sha256(json.dumps(run.settings, sort_keys=True).encode()).hexdigest()[:16]
