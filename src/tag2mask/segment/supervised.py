@@ -159,8 +159,8 @@ class SupervisedTraining(lightning.LightningModule):
         """
         if self.losses and not bool(self.losses[-1].isfinite()):
             raise UserError(
-                f"at step {self.trainer.global_step} the loss is {float(self.losses[-1])}; the last checkpoint is from "
-                "before: train into another folder with a lower lr, clip_norm=1, or in float32"
+                f"at step {self.trainer.global_step} the loss is {float(self.losses[-1])}; the last checkpoint is "
+                "from before: train into another folder with a lower lr, clip_norm=1, or in float32"
             )
 
 
