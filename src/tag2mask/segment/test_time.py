@@ -36,8 +36,6 @@ class TestTime:
     """How a picture is shown to a network.
 
     scales: of the picture. flip: each one mirrored too.
-    fit: (longest, shortest) side in pixels: the view of scale 1 is as large as fits both, keeping its proportions;
-        None: the picture as it is.
     fuse: the mean of "logits", the mean of "probs", or their largest "max", normalised again.
     window, stride: side and step of the windows that a view larger than a window is cut into, in pixels; their
         logits are averaged where they overlap. None: views go in whole.
@@ -48,13 +46,14 @@ class TestTime:
         stride: the cells of a tile are stretched over its pixels.
     batch: windows and mirrored views in the network at once.
     align_input, align_output: align_corners when the picture is scaled, and when logits are enlarged.
+    fit: (longest, shortest) side in pixels: the view of scale 1 is as large as fits both, keeping its proportions;
+        None: the picture as it is.
     """
 
     __test__ = False  # pytest takes it for a test by its name
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
-    fit: tuple[int, int] | None = None
     fuse: Literal["logits", "probs", "max"] = "probs"
     window: int | None = None
     stride: int | None = None
@@ -65,6 +64,7 @@ class TestTime:
     batch: int = 1
     align_input: bool = False
     align_output: bool = False
+    fit: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
