@@ -53,7 +53,10 @@ class ConfidenceTable:
     def text(self) -> str:
         """The table in a few lines, in per cent."""
         shares = ", ".join(f"{span(low, high)} {100 * share:.2f}" for low, high, share in self.shares)
-        kept = ", ".join(f"mu {row.mu:g}: {100 * row.miou:.1f} on {100 * row.share:.2f}" for row in self.kept)
+        kept = ", ".join(
+            f"mu {row.mu:g}: " + (f"{100 * row.miou:.1f} on {100 * row.share:.2f}" if row.share else "none")
+            for row in self.kept
+        )
         return (
             f"pixels by confidence, in %: {shares} ({self.images} images)\n"
             f"mIoU on the pixels that mu keeps, and their share, in %: {kept}"
