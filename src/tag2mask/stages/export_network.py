@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -150,7 +152,9 @@ def _export_onnx(net: SegmentationNet, saved: SavedNetwork, out: Path) -> Export
     onnx.helper.set_model_props(proto, props)
     onnx.checker.check_model(proto)
     data = proto.SerializeToString()
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4  # its errors are told in one line of ours
+    session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     pictures = [torch.randint(0, 256, (2, 3, *size), generator=generator).float() for size in SIZES]
     found = compare(model, session, pictures, out)
@@ -216,14 +220,24 @@ def _trace(model: WholeSize, architecture: str) -> bytes:
                 dynamo=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        said = str(error).strip().splitlines()[0].partition("  [")[0]
+        said = str(error).strip().splitlines()[0].partition("  [")[0].partition(". Please feel free")[0]
         raise UserError(f"{architecture} cannot be written as ONNX: {said}; export to safetensors") from error
     return buffer.getvalue()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints whole graphs where it fails, and warns of everything that it fixes; ``compare`` judges."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    """Where the exporter fails, its C++ part prints the whole graph; what it warns of is judged by ``compare``."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(stream) for stream in (1, 2)]
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
+            warnings.simplefilter("ignore")
+            for stream in (1, 2):
+                os.dup2(nowhere.fileno(), stream)
+            yield
+    finally:
+        for stream, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, stream)
+            os.close(before)
