@@ -253,28 +253,36 @@ def report(
 
 @app.command()
 def export(
-    run: RunFolder,
+    source: Annotated[Path, typer.Argument(help="A run folder (masks), or a network's or training's folder.")],
     to: Annotated[
         str,
         typer.Option(
-            help="png (indexed, with palette), coco (JSON with compressed RLE), voc-test (archive for VOC's server)."
+            help="Masks: png (indexed, with palette), coco (JSON, compressed RLE), voc-test (for VOC's server). "
+            "Networks: onnx, safetensors."
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="A folder for png, a .json for coco, a .tgz for voc-test.")
+        Path,
+        typer.Option("--out", "-o", help="A folder for png and safetensors; a file for coco, voc-test (.tgz), onnx."),
     ],
-    data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The data of a run's masks; default: where the run's was.")
+    ] = None,
     split: SplitOption = None,
     competition: Annotated[
         str, typer.Option(help="voc-test: comp5 if nothing but VOC was used in training, else comp6.")
     ] = "comp6",
 ) -> None:
-    """Write a run's masks in another format."""
+    """Write a run's masks, or a trained network, in another format."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.export import export as run_export
+    from tag2mask.stages.export_network import export_network, holds_network
     from tag2mask.stages.recipe import images_for
 
-    opened = Run.open(run)
+    if holds_network(source, to):
+        typer.echo(export_network(source, to, out).text())
+        return
+    opened = Run.open(source)
     if to == "voc-test":
         from tag2mask.stages.voc_server import voc_archive
 
