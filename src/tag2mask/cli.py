@@ -12,12 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 from tag2mask import __version__
+from tag2mask.cli_segment import SOME_FAILED, segment_app
 from tag2mask.cli_storybook import DeviceOption, storybook_app
 from tag2mask.process import tune_process
 from tag2mask.types import UserError
-
-SOME_FAILED = 3
-"""Exit code of a run that ended, but could not do some of its images."""
 
 
 class _OneLineErrors(TyperGroup):
@@ -65,6 +63,7 @@ app = typer.Typer(
     manifest), 130 stopped by Ctrl-C (the same command goes on).""",
 )
 app.add_typer(storybook_app, name="storybook")
+app.add_typer(segment_app)  # without a name: its commands stand among the others
 
 
 @app.callback(invoke_without_command=True)
@@ -216,14 +215,18 @@ def evaluate(
     classes: ClassesOption = None,
     boundary: Annotated[bool, typer.Option(help="Boundary IoU too (slower).")] = True,
     thresholds: Annotated[bool, typer.Option(help="All background thresholds and powers on the score maps.")] = True,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Pixels by confidence, and mIoU at mu 0.7, 0.8, 0.95 too.")
+    ] = False,
 ) -> None:
     """Measure a run's masks and score maps against ground truth: mIoU, accuracy, precision, recall, boundary IoU."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.evaluate import evaluate as run_evaluate
+    from tag2mask.stages.recipe import data_for
 
     opened = Run.open(run)
-    dataset = _data_for(opened, data, split, truth, classes)
-    result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds)
+    dataset = data_for(opened, data, split, truth, classes)
+    result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds, confidence=confidence)
     typer.echo(result.text())
 
 
@@ -239,27 +242,55 @@ def report(
 ) -> None:
     """Write one HTML file that shows a run: numbers, classes, threshold curve, overlays, settings. Opens offline."""
     from tag2mask.run.folder import Run
+    from tag2mask.stages.recipe import images_for
     from tag2mask.stages.report import report as run_report
 
     opened = Run.open(run)
     given = any(value is not None for value in (data, split, truth, classes))
-    dataset = _data_for(opened, data, split, truth, classes) if given else _data_if_there(opened)
+    dataset = images_for(opened, data, split, truth, classes) if given else _images_if_there(opened)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
 @app.command()
 def export(
-    run: RunFolder,
-    to: Annotated[str, typer.Option(help="png (indexed, with palette) or coco (JSON with compressed RLE).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for png, a .json file for coco.")],
-    data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
+    source: Annotated[Path, typer.Argument(help="A run folder (masks), or a network's or training's folder.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Masks: png (indexed, with palette), coco (JSON, compressed RLE), voc-test (for VOC's server). "
+            "Networks: onnx, safetensors."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="A folder for png and safetensors; a file for coco, voc-test (.tgz), onnx."),
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="The data of a run's masks; default: where the run's was.")
+    ] = None,
+    split: SplitOption = None,
+    competition: Annotated[
+        str, typer.Option(help="voc-test: comp5 if nothing but VOC was used in training, else comp6.")
+    ] = "comp6",
 ) -> None:
-    """Write a run's masks in another format."""
+    """Write a run's masks, or a trained network, in another format."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.export import export as run_export
+    from tag2mask.stages.export_network import export_network, holds_network
+    from tag2mask.stages.recipe import images_for
 
-    opened = Run.open(run)
-    dataset = _data_for(opened, data) if data is not None else _data_if_there(opened)
+    if holds_network(source, to):
+        typer.echo(export_network(source, to, out).text())
+        return
+    opened = Run.open(source)
+    if to == "voc-test":
+        from tag2mask.stages.voc_server import voc_archive
+
+        whole = images_for(opened, data, split)
+        typer.echo(f"written: {voc_archive(opened, whole, out, competition=competition)}")  # type: ignore[arg-type]
+        return
+    given = data is not None or split is not None
+    dataset = images_for(opened, data, split) if given else _images_if_there(opened)
     typer.echo(f"written: {run_export(opened, dataset, to, out)}")  # type: ignore[arg-type]
 
 
@@ -370,29 +401,12 @@ def _config(path: Path | None, flags: dict[str, Any], options: list[str]) -> Any
     return parse_config(raw, "the command line" if path is None else str(path))
 
 
-def _data_for(
-    run: Any,
-    data: Path | None,
-    split: str | None = None,
-    truth: Path | None = None,
-    classes: str | None = None,
-) -> Any:
-    """The data of a run, as its settings say, with whatever the flags say in its place."""
-    from tag2mask.config import DataConfig
-    from tag2mask.stages.recipe import data_of, open_data
-
-    flags = {"path": data, "split": split, "truth": truth, "classes": classes}
-    given = {key: str(value) for key, value in flags.items() if value is not None}
-    before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
-    if data is not None:  # what belonged to the old place
-        before |= {"kind": None, "tags": None, "images": None, "truth": None}
-    return open_data(DataConfig(**{**before, **given}))
-
-
-def _data_if_there(run: Any) -> Any:
+def _images_if_there(run: Any) -> Any:
     """The data of a run, or None with a note where it is gone: masks can be shown and exported without it."""
+    from tag2mask.stages.recipe import images_for
+
     try:
-        return _data_for(run, None)
+        return images_for(run, None)
     except UserError as gone:
         typer.echo(f"note: going on without the images: {gone}", err=True)
         return None

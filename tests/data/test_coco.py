@@ -306,3 +306,27 @@ def test_ids_may_be_numbers_and_texts(coco):
     content["annotations"].append({"image_id": 9, "category_id": "x"})
     coco.write_text(json.dumps(content))
     assert read_coco(coco, classes="file")[0].tags == (1, 2, 3, 6)
+
+
+def test_a_file_without_annotations_is_enough_for_a_network(coco):
+    """COCO's own test sets come so; to label them is another matter."""
+    content = json.loads(coco.read_text())
+    del content["annotations"]
+    coco.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="has no 'annotations'"):
+        read_dataset(coco)
+    found = read_dataset(coco, network=load_classes("voc12"))
+    assert found.classes.id == "coco14"
+    assert len(found) == 3
+    assert all(sample.tags is None and sample.truth is None for sample in found)
+    assert not any("background only" in note for note in found.notes)
+
+
+def test_images_only_are_the_same_images(coco):
+    whole = read_coco(coco)
+    assert any(sample.tags for sample in whole)
+    bare = whole.images_only(load_classes("voc12"))
+    assert [(sample.id, sample.image) for sample in bare] == [(sample.id, sample.image) for sample in whole]
+    assert all(sample.tags is None and sample.truth is None for sample in bare)
+    assert len(bare.subset([2, 0])) == 2
+    assert bare.classes.id == "voc12"

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.segment.test_time import TestTime, predict, predict_labels
+from tag2mask.ops import crf
+from tag2mask.segment.test_time import PRESETS, TestTime, find_preset, predict, predict_labels
 from tag2mask.types import UserError
 
 
@@ -163,3 +164,34 @@ def test_settings_that_cannot_be_are_refused() -> None:
             TestTime(**bad)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="got a network of 256 classes, expected at most 255"):
         predict_labels(lambda x: torch.zeros(1, 256, 2, 2), photo(8, 8), TestTime())
+
+
+def test_fit_is_the_size_of_the_view_at_scale_one(net: Net) -> None:
+    """As WeakCLIP resizes: the shorter side to 512 as long as the longer one is within 2048."""
+    for size, views in (
+        ((40, 60), [(64, 96), (32, 48)]),  # the shorter side decides
+        ((20, 90), [(57, 256), (28, 128)]),  # the longer one does
+    ):
+        net.seen.clear()
+        labels, _ = predict_labels(net, photo(*size), TestTime((1.0, 0.5), fit=(256, 64)))
+        assert [shape[2:] for shape in net.seen] == views
+        assert labels.shape == size
+    net.seen.clear()
+    # tiles of a picture are enlarged as the whole would be
+    predict_labels(net, photo(64, 200), TestTime(fit=(1000, 128), tile=64, margin=32))
+    assert {shape[2] for shape in net.seen} == {128}
+    assert max(shape[3] for shape in net.seen) == 256
+
+
+def test_presets_are_what_the_papers_do() -> None:
+    for name, preset in PRESETS.items():
+        assert find_preset(name) is preset
+        assert preset.crf is None or preset.crf in crf.PRESETS
+    weakclip = PRESETS["weakclip"].test
+    assert (len(weakclip.scales) * 2, weakclip.window, weakclip.stride, weakclip.fuse) == (12, 512, 341, "probs")
+    assert PRESETS["seam"].test.fuse == PRESETS["cct"].test.fuse == "logits"
+    assert (PRESETS["mctformer"].test.fuse, PRESETS["mctformer"].test.flip) == ("max", False)
+    with pytest.raises(UserError, match="did you mean 'weakclip'"):
+        find_preset("weak-clip")
+    with pytest.raises(UserError, match="got fit below"):
+        TestTime(fit=(0, 5))

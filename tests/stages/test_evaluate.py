@@ -174,7 +174,7 @@ def test_messages_say_what_to_do(data: Toys, tmp_path: Path) -> None:
         evaluate(run, toys(tmp_path / "data", truth=False))
     with pytest.raises(UserError, match="no mask for any of the 5 images"):
         evaluate(run, toys(tmp_path / "data", prefix="other/"))
-    with pytest.raises(UserError, match="labelled with 4 classes"):
+    with pytest.raises(UserError, match="holds masks of 4 classes"):
         evaluate(run, Toys(data.root, data.samples, replace(CLASSES, names=("background", "cat", "dog"))))
     with pytest.raises(UserError, match="is not a folder"):
         evaluate_folder(tmp_path / "nowhere", data)

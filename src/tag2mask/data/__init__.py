@@ -12,7 +12,7 @@ from typing import Literal
 from tag2mask.data.coco import read_coco
 from tag2mask.data.columns import Columns, listing
 from tag2mask.data.folder import read_folder
-from tag2mask.data.tags import Unknown
+from tag2mask.data.tags import Unknown, choose_classes, find_tag_file
 from tag2mask.data.voc import find_devkit, read_voc
 from tag2mask.types import ClassSet, UserError
 
@@ -31,6 +31,7 @@ def read_dataset(
     images: Path | str | None = None,
     truth: Path | str | None = None,
     unknown: Unknown = "error",
+    network: ClassSet | None = None,
 ) -> Columns:
     """Reads a data set of any kind; the first note says which kind was taken, and why.
 
@@ -39,6 +40,8 @@ def read_dataset(
         kind: "voc", "coco" or "folder". Default: guessed from what is there.
         classes, tags, split, images, truth, unknown: as for the reader of that kind. For a COCO folder ``split``
             chooses among its annotation files ("val2017").
+        network: the classes of a network that shall look at the images, which needs no tags: where the data has none
+            they are unknown, and a folder that brings no classes along has these.
 
     Raises:
         UserError: nothing there, an argument that this kind has no use for, or what the reader finds.
@@ -53,10 +56,15 @@ def read_dataset(
             f"{path} is read as {chosen} ({reason}), which has no use for {', '.join(idle)}: leave it out, "
             "or name another kind"
         )
+    tagged = network is None
+    if network is not None and chosen == "folder" and classes is None:
+        # what is tagged and has truth besides numbers its classes by its own tags
+        numbered = truth is not None and (tags is not None or find_tag_file(path) is not None)
+        classes = choose_classes(None, path) or (None if numbered else network)
     if chosen == "voc":
-        dataset = read_voc(path, split, classes, tags, unknown)
+        dataset = read_voc(path, split, classes, tags, unknown, tagged=tagged)
     elif chosen == "coco":
-        dataset = read_coco(_annotations(path, split), images, classes, truth, unknown)
+        dataset = read_coco(_annotations(path, split), images, classes, truth, unknown, tagged=tagged)
     else:
         dataset = read_folder(path, tags, classes, truth, unknown)
     return dataset.with_notes(f"read as {chosen} ({reason})", *dataset.notes)

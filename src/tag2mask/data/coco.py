@@ -35,6 +35,8 @@ def read_coco(
     classes: ClassSet | str | Path | None = None,
     truth: Path | str | None = None,
     unknown: Unknown = "error",
+    *,
+    tagged: bool = True,
 ) -> Columns:
     """Reads a COCO instances file.
 
@@ -46,12 +48,15 @@ def read_coco(
             by their names.
         truth: a folder of masks ``<id>.png`` (0..C and 255) instead of drawing.
         unknown: what becomes of categories that are no class.
+        tagged: whether tags are needed; else a file without annotations (``image_info_test2017.json``) will do, and
+            the tags of its images are unknown.
 
     Raises:
         UserError: no such file or form, no images, or unknown categories.
     """
     path = Path(annotations)
-    content = _load(path)
+    content = _load(path, tagged)
+    known = "annotations" in content
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     chosen = (
         plain_classes([names[key] for key in sorted(names, key=_order)], path.stem)
@@ -66,12 +71,14 @@ def read_coco(
         raise UserError(f"no folder of images at {images}: give the one that holds {listing(files, most=1)}")
 
     held: dict[Any, set[Any]] = {}
-    for annotation in content["annotations"]:
+    boxes = content.get("annotations", ())
+    for annotation in boxes:
         held.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
-    drawn = any(annotation.get("segmentation") for annotation in content["annotations"])
+    drawn = any(annotation.get("segmentation") for annotation in boxes)
     masks = MaskFolders((Path(truth),)) if truth is not None else None
     if masks is None and not drawn:
-        notes.append(f"{path.name} has boxes only, so there is no ground truth to draw")
+        what = "boxes only" if known else "no annotations"
+        notes.append(f"{path.name} has {what}, so there is no ground truth to draw")
 
     words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
     present = _present(root, files)
@@ -80,10 +87,11 @@ def read_coco(
     for row, name, file in zip(rows, image_ids(files, notes), files, strict=True):
         categories = sorted(held.get(row["id"], ()), key=_order)
         if file in present:
-            if not categories:
+            if not categories and known:
                 empty.append(file)
             has_truth = drawn if masks is None else masks.has(name)
-            builder.add(name, file, words.tags([names.get(key, f"category {key}") for key in categories]), has_truth)
+            tags = words.tags([names.get(key, f"category {key}") for key in categories])
+            builder.add(name, file, tags if known else None, has_truth)
     notes += counted(f"images of {path.name} that are not in {root}", missing)
     if len(missing) == len(files):
         raise UserError(f"no image of {path.name} is in {root}: give the folder that holds {files[0]!r}")
@@ -174,7 +182,7 @@ def _outline(segmentation: Any) -> _Outline | None:
     return _Outline(polygons=polygons) if polygons else None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, annotated: bool = True) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no annotations at {path}: give a file like instances_train2014.json")
     try:
@@ -182,6 +190,8 @@ def _load(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}): download it again") from error
     needed = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id", "name")}
+    if not annotated and isinstance(content, dict) and "annotations" not in content:
+        del needed["annotations"]
     for part, keys in needed.items():
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= set(keys) for row in rows):

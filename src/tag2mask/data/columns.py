@@ -125,6 +125,13 @@ class Columns:
             has_truth=self.has_truth[indices],
         )
 
+    def images_only(self, classes: ClassSet) -> Columns:
+        """The same images under other classes, of which neither tags nor truth are known."""
+        none = np.zeros(len(self), np.bool_)
+        tags = np.zeros(0, np.uint8)
+        offsets = np.zeros(len(self) + 1, np.uint32)
+        return replace(self, classes=classes, tags=tags, tag_offsets=offsets, known=none, has_truth=none, truth=None)
+
     def with_notes(self, *notes: str) -> Columns:
         """The same samples with other notes."""
         return replace(self, notes=notes)

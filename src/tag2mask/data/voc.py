@@ -24,7 +24,7 @@ from tag2mask.data.tags import (
 )
 from tag2mask.types import ClassSet, UserError
 
-__all__ = ["find_devkit", "read_voc"]
+__all__ = ["find_devkit", "read_list", "read_voc"]
 
 
 def read_voc(
@@ -33,6 +33,8 @@ def read_voc(
     classes: ClassSet | str | Path | None = None,
     tags: Path | str | None = None,
     unknown: Unknown = "error",
+    *,
+    tagged: bool = True,
 ) -> Columns:
     """Reads a VOC devkit.
 
@@ -43,6 +45,7 @@ def read_voc(
         classes: a class set, its name, or its file. Default: ``classes.yaml`` in the folder, else "voc12".
         tags: a CSV or JSONL file. Default: ``Annotations``; without them ``tags.csv`` or ``tags.jsonl``.
         unknown: what becomes of names that are no class.
+        tagged: whether tags are needed; else they are unknown where there are none, as in VOC's own test set.
 
     Raises:
         UserError: no devkit, no such split, no source of tags, or unknown names.
@@ -63,14 +66,16 @@ def read_voc(
     boxes = top / "Annotations"
     if source is None and not boxes.is_dir():
         source = find_tag_file(top)
-        if source is None:
+        if source is None and tagged:
             raise UserError(
                 f"{top} has no Annotations and no tags.csv, and tags are never read from masks: "
                 "unpack the Annotations, or give a tags file (image,labels)"
             )
     masks = MaskFolders((top / "SegmentationClass", top / "SegmentationClassAug"))
     named = (
-        _from_boxes(boxes, ids, wanted, notes) if source is None else _from_file(source, images, wanted, top, notes)
+        _from_boxes(boxes, ids, wanted, notes, tagged)
+        if source is None
+        else _from_file(source, images, wanted, top, notes)
     )
     for position in wanted:
         labels = named.get(position)
@@ -99,6 +104,24 @@ def _list_file(top: Path, split: str | Path) -> Path:
 
 def _select(path: Path, ids: Sequence[str], notes: list[str]) -> list[int]:
     """The positions of a list's images, in its order."""
+    wanted, missing, repeated = read_list(path, ids)
+    notes += counted(f"images of {path.name} that are not there", missing)
+    notes += counted(f"lines of {path.name} that repeat an image", repeated)
+    return wanted
+
+
+def read_list(path: Path, ids: Sequence[str]) -> tuple[list[int], list[str], list[str]]:
+    """Finds the images that a list names, one a line.
+
+    A line is an id, an id and a number (ImageSets/Main), or an image and its mask.
+
+    Args:
+        path: a text file.
+        ids: of all images.
+
+    Returns:
+        the positions among ``ids`` in the list's order, the entries that are not there, and the ids named again.
+    """
     index = {name: position for position, name in enumerate(ids)}
     wanted: dict[int, None] = {}
     missing: list[str] = []
@@ -106,7 +129,6 @@ def _select(path: Path, ids: Sequence[str], notes: list[str]) -> list[int]:
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.strip():
             continue
-        # A line is an id, an id and a number (ImageSets/Main), or an image and its mask.
         spellings = [_entry(line.strip()), _entry(line.split()[0]), line.strip()]
         position = next((index[name] for name in spellings if name in index), None)
         if position is None:
@@ -115,9 +137,7 @@ def _select(path: Path, ids: Sequence[str], notes: list[str]) -> list[int]:
             repeated.append(ids[position])
         else:
             wanted[position] = None
-    notes += counted(f"images of {path.name} that are not there", missing)
-    notes += counted(f"lines of {path.name} that repeat an image", repeated)
-    return list(wanted)
+    return list(wanted), missing, repeated
 
 
 def _entry(text: str) -> str:
@@ -139,7 +159,7 @@ def _renumber(labels: dict[int, tuple[str, ...] | None], wanted: Sequence[int]) 
 
 
 def _from_boxes(
-    boxes: Path, ids: Sequence[str], wanted: Sequence[int], notes: list[str]
+    boxes: Path, ids: Sequence[str], wanted: Sequence[int], notes: list[str], tagged: bool
 ) -> dict[int, tuple[str, ...] | None]:
     """The names of all objects in the images' XML files."""
     labels: dict[int, tuple[str, ...] | None] = {}
@@ -158,7 +178,7 @@ def _from_boxes(
     notes.append("tags from the boxes in Annotations")
     notes += counted("images without a file in Annotations, tags unknown", absent)
     notes += counted("unreadable files in Annotations, tags unknown", broken)
-    if not labels:
+    if not labels and tagged:
         raise UserError(
             f"no readable annotation in {boxes} for any of {len(wanted)} images: {listing(broken or absent)}"
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.ops.crf import dense_crf, preset, unary_from_probs, wrap_bgr
-from tag2mask.types import IGNORE, Background, Constant, MaskRule, Power, Scores, UserError
+from tag2mask.types import BACKGROUND, IGNORE, Background, Constant, MaskRule, Power, Scores, UserError
 
 
 def upsample(maps: Tensor, size: tuple[int, int], frame: tuple[int, int] | None = None) -> Tensor:
@@ -71,6 +72,18 @@ def cam_confidence(maps: Tensor) -> Tensor:
     """Eq. 8 of CLIP-ES: max(1 - max_c X, max_c X); (K, H, W) -> (H, W)."""
     top = maps.amax(0)
     return torch.maximum(1 - top, top)
+
+
+def keep_tagged(probs: Tensor, tags: Sequence[int]) -> Tensor:
+    """Probabilities without the classes that an image cannot hold; background can always be there.
+
+    probs: (K, H, W), sums to 1 over K. tags: the classes that may be there. Returns the same shape and sum.
+    """
+    allowed = probs.new_zeros(len(probs))
+    allowed[[BACKGROUND, *tags]] = 1
+    # the least float32 more: all that is allowed may have vanished in the softmax
+    kept = (probs + 1e-37) * allowed[:, None, None]
+    return kept.div_(kept.sum(0))
 
 
 def refine(image: Tensor, probs: Tensor, rule: MaskRule, crf_max_pixels: int | None = None) -> Tensor:

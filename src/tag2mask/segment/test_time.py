@@ -4,16 +4,19 @@ A network here is any callable from pictures (B, 3, h, w) float32, RGB, 0-255 to
 it standardises by itself. Every picture is treated alone and never padded to the size of another one, so its result
 does not depend on which pictures are in the same run or how many go through the network at once.
 
-What the papers do: DeepLabV2's three scales with a maximum are part of the network (``models.deeplab.MultiScale``),
-so ``TestTime()`` suffices. SEAM and CCT average logits, enlarged with align_corners; MCTformer takes the maximum of
-probabilities; WeakCLIP averages probabilities over 12 views with windows of 512 at a stride of 341.
+What the papers do is in ``PRESETS``: DeepLabV2's three scales with a maximum are part of the network
+(``models.deeplab.MultiScale``), so ``TestTime()`` suffices. SEAM and CCT average logits, enlarged with align_corners;
+MCTformer takes the maximum of probabilities; WeakCLIP averages probabilities over 12 views with windows of 512 at a
+stride of 341.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import difflib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -43,6 +46,8 @@ class TestTime:
         stride: the cells of a tile are stretched over its pixels.
     batch: windows and mirrored views in the network at once.
     align_input, align_output: align_corners when the picture is scaled, and when logits are enlarged.
+    fit: (longest, shortest) side in pixels: the view of scale 1 is as large as fits both, keeping its proportions;
+        None: the picture as it is.
     """
 
     __test__ = False  # pytest takes it for a test by its name
@@ -59,12 +64,13 @@ class TestTime:
     batch: int = 1
     align_input: bool = False
     align_output: bool = False
+    fit: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
             raise UserError(f"test time: got scales={self.scales}, expected one or more above 0; mend it")
         low = {"tile": self.tile, "batch": self.batch, "multiple": self.multiple, "margin": self.margin + 1}
-        low |= {"window": self.window or 1, "longest": self.longest or 1}
+        low |= {"window": self.window or 1, "longest": self.longest or 1, "fit": min(self.fit or (1,))}
         if min(low.values()) < 1:
             raise UserError(f"test time: got {min(low, key=lambda n: low[n])} below its least value; make it larger")
         if self.stride is not None and not 1 <= self.stride <= (self.window or 0):
@@ -72,6 +78,55 @@ class TestTime:
                 f"test time: got stride={self.stride} and window={self.window}, expected 1 <= stride <= window: "
                 "pixels between windows would have no result; make the stride smaller"
             )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a paper's released code tests: the views, and the name of its dense CRF in ``ops.crf``, or None."""
+
+    test: TestTime
+    crf: str | None = None
+
+
+_FIVE = (0.5, 0.75, 1.0, 1.25, 1.5)
+_SEAM = TestTime((*_FIVE, 1.75), flip=True, fuse="logits", align_input=True, align_output=True)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "plain": Preset(TestTime()),  # one view, no CRF
+        "deeplabv2": Preset(TestTime(), "deeplab"),  # deeplab-pytorch; CLIMS, CLIP-ES: the network has the scales
+        "cct": Preset(TestTime(_FIVE, flip=True, fuse="logits", multiple=8, align_output=True)),
+        "mctformer": Preset(TestTime(_FIVE, fuse="max", align_input=True), "mctformer-retrain"),
+        "seam": Preset(_SEAM, "seam-retrain"),
+        "weakclip": Preset(  # the network that makes WeakCLIP's masks
+            TestTime((*_FIVE, 1.75), flip=True, fit=(2048, 512), window=512, stride=341), "weakclip"
+        ),
+        "weakclip-retrain": Preset(replace(_SEAM, scales=_FIVE), "weakclip-retrain"),  # the one trained on them
+    }
+)
+"""Test time by the name of the system whose released code does it."""
+
+
+def find_preset(name: str) -> Preset:
+    """The settings called ``name`` in ``PRESETS``.
+
+    Raises:
+        UserError: if there are none, with the known names and the nearest.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"no test time is called {name!r}: {hint}the known ones are {', '.join(sorted(PRESETS))}")
+
+
+def _fitted(settings: TestTime, size: tuple[int, int]) -> TestTime:
+    """The same settings with ``fit`` turned into scales of a picture of ``size`` (H, W)."""
+    if settings.fit is None:
+        return settings
+    longest, shortest = settings.fit
+    factor = min(longest / max(size), shortest / min(size))
+    return replace(settings, fit=None, scales=tuple(scale * factor for scale in settings.scales))
 
 
 @torch.inference_mode()
@@ -87,6 +142,7 @@ def predict(network: Network, picture: Tensor, settings: TestTime) -> Tensor:
         (K, H, W) float32; sums to 1 over K.
     """
     size = (picture.shape[1], picture.shape[2])
+    settings = _fitted(settings, size)
     total: Tensor | None = None
     for scale in settings.scales:
         for logits in _views(network, picture, scale, settings):  # (1, K, h, w)
@@ -191,6 +247,7 @@ def predict_labels(
         small = small.round().clamp(0, 255).to(torch.uint8)
         whole = replace(settings, longest=None, tile=max(size))
         return _enlarged_labels(_refined(network, small, whole, refine), (height, width))
+    settings = _fitted(settings, (height, width))  # by the whole picture, not by each tile
     labels = torch.empty(height, width, dtype=torch.uint8, device=picture.device)
     confidence = torch.empty(height, width, device=picture.device)
     for (y0, y1, top, bottom), (x0, x1, left, right) in product(

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tag2mask.classes import color_map
 from tag2mask.data.image import BadImage
-from tag2mask.data.png import read_mask
+from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.ops.masks import class_probabilities, normalise_maps, to_labels, upsample
 from tag2mask.ops.metrics import (
     BackgroundSweep,
@@ -27,6 +29,7 @@ from tag2mask.run.ahead import ahead
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
+from tag2mask.stages.confidence import ConfidenceTally
 from tag2mask.stages.evaluation import ClassRow, Curve, Evaluation, ImageScore
 from tag2mask.types import IGNORE, Background, ClassSet, Constant, Dataset, MaskRule, Own, Power, Scores, UserError
 
@@ -42,6 +45,7 @@ def evaluate(
     *,
     thresholds: bool = True,
     boundary: bool = True,
+    confidence: bool = False,
     progress: bool = True,
 ) -> Evaluation:
     """Score a run's masks, and its score maps for every background rule, against ``data``'s ground truth.
@@ -53,6 +57,7 @@ def evaluate(
         data: the images' ground truth; samples without any are counted and left out.
         thresholds: also sweep powers and constants over the stored maps, before and after refinement.
         boundary: also compute boundary IoU.
+        confidence: also count pixels by confidence, and score those that mu would keep (``stages.confidence``).
         progress: show it on stderr.
 
     Raises:
@@ -61,8 +66,16 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     check_classes(run, data)
+    thresholds = thresholds and bool(run.settings.get("keep_scores", True))
     tally = _Tally(data, boundary, rule_of(run) if thresholds else None)
-    source = _Source(str(run.path), run.mask_path, lambda id: _stored(run, id) if thresholds else None, progress)
+    tally.sure = ConfidenceTally(len(data.classes)) if confidence else None
+    source = _Source(
+        str(run.path),
+        run.mask_path,
+        lambda id: _stored(run, id) if thresholds else None,
+        progress,
+        run.confidence_path if confidence else None,
+    )
     result = _score(data, source, tally)
     text = json.dumps(result.as_dict(), indent=2, allow_nan=False)
     write_atomic(run.path / "metrics.json", text.encode())
@@ -91,9 +104,10 @@ def check_classes(run: Run, data: Dataset) -> None:
     names = stored_classes(run).names
     if names != data.classes.names:
         raise UserError(
-            f"{run.path} was labelled with {len(names)} classes ({', '.join(names[:4])}, …), but the data has "
+            f"{run.path} holds masks of {len(names)} classes ({', '.join(names[:4])}, …), but the data has "
             f"{len(data.classes)} ({', '.join(data.classes.names[:4])}, …). "
-            "Masks of other classes cannot be compared: label with --classes as in the truth, and evaluate that run"
+            "Masks of other classes cannot be compared: give --classes as in the run, or make masks of the truth's "
+            "classes, and evaluate those"
         )
 
 
@@ -113,6 +127,11 @@ def stored_classes(run: Run) -> ClassSet:
         return ClassSet(str(stored.get("id", "")), names, palette)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(run, "classes", error) from error
+
+
+def is_predicted(run: Run) -> bool:
+    """Whether a network made the masks, and not a method from tags."""
+    return run.settings.get("stage") == "predict"
 
 
 def rule_of(run: Run) -> MaskRule:
@@ -148,6 +167,7 @@ class _Source:
     mask_path: Callable[[str], Path]
     scores: Callable[[str], Scores | None]
     progress: bool
+    confidence_path: Callable[[str], Path] | None = None
 
 
 @dataclass
@@ -167,6 +187,7 @@ class _Tally:
     sweeps: dict[str, _Sweep] = field(default_factory=dict)
     worst: list[tuple[float, str, bool]] = field(default_factory=list)
     best: list[tuple[float, str, bool]] = field(default_factory=list)
+    sure: ConfidenceTally | None = None
 
     def __post_init__(self) -> None:
         classes = len(self.data.classes)
@@ -215,6 +236,7 @@ class _Tally:
             curves=tuple(curve for curve in curves if not math.isnan(curve.at_used)),
             worst=tuple(ImageScore(id, -miou, fg) for miou, id, fg in sorted(self.worst, reverse=True)),
             best=tuple(ImageScore(id, miou, fg) for miou, id, fg in sorted(self.best, reverse=True)),
+            confidence=None if self.sure is None else self.sure.table(),
         )
 
 
@@ -250,13 +272,13 @@ class _Sweep:
         return Curve(self.source, self.images, tuple(points), self.rule.background)
 
 
-Loaded = tuple[str, Tensor, Tensor, Scores | None]
+Loaded = tuple[str, Tensor, Tensor, Scores | None, NDArray[np.float32] | None]
 
 
 def _score(data: Dataset, source: _Source, tally: _Tally) -> Evaluation:
     """Pass over ``data`` once: read in one thread, count in this one."""
     wrong: list[str] = []
-    for id, truth, mask, maps in ahead(_load(data, source, tally)):
+    for id, truth, mask, maps, confidence in ahead(_load(data, source, tally)):
         sizes = {"mask": mask.shape} if maps is None else {"mask": mask.shape, "scores": maps.size}
         odd = [f"{what} {_size(shape)}" for what, shape in sizes.items() if tuple(shape) != tuple(truth.shape)]
         if odd:
@@ -266,6 +288,8 @@ def _score(data: Dataset, source: _Source, tally: _Tally) -> Evaluation:
             continue
         try:
             tally.add(id, truth, mask, maps)
+            if tally.sure is not None and confidence is not None:
+                tally.sure.add(truth, mask, confidence)
         except ValueError as error:
             raise UserError(f"{id}: {error}; are mask, ground truth and class set of the same data?") from error
     if wrong:
@@ -304,10 +328,11 @@ def _load(data: Dataset, source: _Source, tally: _Tally) -> Iterator[Loaded]:
             continue
         try:
             mask, truth = torch.from_numpy(read_mask(path)), torch.from_numpy(sample.truth())
+            sure = None if source.confidence_path is None else read_confidence(source.confidence_path(sample.id))
         except (BadImage, OSError) as error:
             # leaving it out would change the figures in silence
             raise UserError(f"{sample.id} cannot be scored: {error}; mend or remove that file") from error
-        yield sample.id, truth, mask, source.scores(sample.id)
+        yield sample.id, truth, mask, source.scores(sample.id), sure
 
 
 def _stored(run: Run, id: str) -> Scores | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tag2mask.ops.metrics import Metrics
+from tag2mask.stages.confidence import ConfidenceTable
 from tag2mask.types import Background, Constant, Power
 
 CHOSEN_WITH_TRUTH = (
@@ -72,7 +73,8 @@ class Evaluation:
     """What ``evaluate`` found. Fractions, not per cent.
 
     images: how many were scored. missing: how many with ground truth have no mask (``missing_ids`` names the
-    first). without_truth: how many could not be scored. worst, best: by the mIoU of the single image.
+    first). without_truth: how many could not be scored. worst, best: by the mIoU of the single image. confidence:
+    pixels by how sure they are, where asked for.
     """
 
     metrics: Metrics
@@ -85,6 +87,7 @@ class Evaluation:
     curves: tuple[Curve, ...] = ()
     worst: tuple[ImageScore, ...] = ()
     best: tuple[ImageScore, ...] = ()
+    confidence: ConfidenceTable | None = None
 
     @property
     def miou(self) -> float:
@@ -115,6 +118,8 @@ class Evaluation:
             lines.append(f"NOT COUNTED: {self.missing} images with ground truth have no mask ({first}, …)")
         if self.without_truth:
             lines.append(f"{self.without_truth} images have no ground truth")
+        if self.confidence is not None:
+            lines.append(self.confidence.text())
         for curve in self.curves:
             rule, miou = curve.best
             lines.append(
@@ -152,6 +157,8 @@ class Evaluation:
                 "best": {**_rule_dict(rule), "miou": miou, "chosen_with_ground_truth": True},
                 "points": [{**_rule_dict(rule), "miou": miou} for rule, miou in curve.points],
             }
+        if self.confidence is not None:
+            out["confidence"] = self.confidence.as_dict()
         if self.curves:
             out["thresholds"]["note"] = CHOSEN_WITH_TRUTH
         return _without_nan(out)

@@ -6,8 +6,6 @@ if nothing had happened. One bad image never stops it. A disk that is full or re
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +16,11 @@ from tag2mask.methods import known_methods, make_method, make_options, method_cl
 from tag2mask.ops.crf import preset
 from tag2mask.run.ahead import ahead
 from tag2mask.run.device import find_device, find_precision
-from tag2mask.run.folder import Run, check_id
+from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
-from tag2mask.stages.plan import load, plan
-from tag2mask.stages.work import LabelSummary, Work, describe, device_of, place
+from tag2mask.stages.plan import load, plan, survey
+from tag2mask.stages.work import Labeller, Summary, Work, describe, device_of, place
 from tag2mask.types import ClassSet, Dataset, MaskRule, Method, UserError
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ def label(
     prior: Run | Path | str | None = None,
     crf_max_pixels: int | None = CRF_MAX_PIXELS,
     progress: bool = True,
-) -> LabelSummary:
+) -> Summary:
     """Make a pseudo mask for every image that has tags.
 
     Samples with unknown tags are skipped and counted; those with none at all (``()``) get a mask of background.
@@ -97,7 +95,7 @@ def label(
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: expected 1 or more")
     before = _open_prior(prior, method, data.classes, Path(out))
-    total, fingerprint = _survey(data, shard)
+    total, fingerprint = survey(data, shard)
     run = Run.create(
         out,
         {
@@ -108,7 +106,7 @@ def label(
             **_resolved_of(method),
             "classes": _classes_of(data.classes, method, named["method"]),
             "data": {"images": len(data), "fingerprint": fingerprint},
-            "prior": None if before is None else _digest(before),
+            "prior": None if before is None else before.digest,
             "keep_scores": keep_scores,
             "crf_max_pixels": crf_max_pixels,
             "supervision": "tags",
@@ -130,7 +128,10 @@ def label(
     with run:
         samples = (sample for sample in data if in_shard(sample.id, shard))
         batches = plan(samples, method.grid, batch_size, run.finished)
-        work = Work(method, rule, run, data.classes, before, crf_max_pixels, total)
+        labeller = Labeller(method, rule, before, crf_max_pixels=crf_max_pixels, keep_scores=keep_scores)
+        work = Work(
+            run, data.classes, labeller, total, did="labelled", steps=labeller.steps, device=device_of(method)
+        )
         return work.through(ahead(load(batches, describe)), show_progress(total, "label", enabled=progress))
 
 
@@ -203,25 +204,3 @@ def _open_prior(prior: Run | Path | str | None, method: Method, classes: ClassSe
     if names != list(classes.names):
         raise UserError(f"{run.path} was made for other classes than {classes.id}; give a run on the same class set")
     return run
-
-
-def _survey(data: Dataset, shard: Shard) -> tuple[int, str]:
-    """The number of images in the shard, and a fingerprint of all ids and tags, in order.
-
-    Raises:
-        UserError: an id that cannot name a file, or a tag outside the class set.
-    """
-    digest = hashlib.sha256()
-    total = 0
-    for sample in data:
-        check_id(sample.id)
-        if sample.tags and not 1 <= min(sample.tags) <= max(sample.tags) < len(data.classes):
-            raise UserError(f"{sample.id} has tags {sample.tags}; {data.classes.id} has 1 to {len(data.classes) - 1}")
-        digest.update(json.dumps([sample.id, sample.tags]).encode())
-        total += in_shard(sample.id, shard)
-    return total, digest.hexdigest()[:16]
-
-
-def _digest(run: Run) -> str:
-    """Stands for all settings of a run in those of another."""
-    return hashlib.sha256(json.dumps(run.settings, sort_keys=True).encode()).hexdigest()[:16]

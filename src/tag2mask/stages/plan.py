@@ -7,6 +7,8 @@ image among the same neighbours as a run that was never killed, and gives the sa
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +19,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from tag2mask.data.image import image_size, read_image
-from tag2mask.types import Sample
+from tag2mask.run.folder import check_id
+from tag2mask.run.shard import Shard, in_shard
+from tag2mask.types import Dataset, Sample, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,11 +91,37 @@ def plan(
             yield _batch(group, todo)
 
 
-def load(batches: Iterable[Batch], describe: Callable[[Exception], str]) -> Iterator[Loaded]:
-    """Decode what each batch needs: nothing if all is finished, else also the finished neighbours."""
+def survey(data: Dataset, shard: Shard, *, tags: bool = True) -> tuple[int, str]:
+    """The number of images in the shard, and a fingerprint of all ids and tags, in order.
+
+    tags: False: they play no part, not even in the fingerprint.
+
+    Raises:
+        UserError: an id that cannot name a file, or a tag outside the class set.
+    """
+    digest = hashlib.sha256()
+    total = 0
+    for sample in data:
+        check_id(sample.id)
+        if tags and sample.tags and not 1 <= min(sample.tags) <= max(sample.tags) < len(data.classes):
+            raise UserError(f"{sample.id} has tags {sample.tags}; {data.classes.id} has 1 to {len(data.classes) - 1}")
+        digest.update(json.dumps([sample.id, sample.tags if tags else None]).encode())
+        total += in_shard(sample.id, shard)
+    return total, digest.hexdigest()[:16]
+
+
+def load(
+    batches: Iterable[Batch], describe: Callable[[Exception], str], *, untagged: bool = False
+) -> Iterator[Loaded]:
+    """Decode what each batch needs: nothing if all is finished, else also the finished neighbours.
+
+    untagged: whether images of unknown tags are wanted too.
+    """
     for batch in batches:
         loaded = Loaded(batch)
-        first = [sample for sample in batch.samples if sample.id in batch.todo and sample.tags is not None]
+        first = [
+            sample for sample in batch.samples if sample.id in batch.todo and (untagged or sample.tags is not None)
+        ]
         for sample in first:
             _decode(sample, loaded, describe)
         if loaded.images:

@@ -12,8 +12,9 @@ from tag2mask.data.columns import Columns
 from tag2mask.methods import make_method, make_options, method_class
 from tag2mask.ops.crf import preset
 from tag2mask.run.folder import Run
+from tag2mask.stages.evaluate import is_predicted, stored_classes
 from tag2mask.stages.work import place
-from tag2mask.types import MaskRule, Method, Own, UserError
+from tag2mask.types import ClassSet, MaskRule, Method, Own, UserError
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,11 @@ class Recipe:
         return {"config": dump_config(self.config)}
 
 
-def open_data(config: DataConfig) -> Columns:
-    """The data set that the settings describe. Raises UserError where there is none."""
+def open_data(config: DataConfig, network: ClassSet | None = None) -> Columns:
+    """The data set that the settings describe. Raises UserError where there is none.
+
+    network: the classes of a network that shall look at the images, or has: tags are not needed then.
+    """
     if config.path is None:
         raise UserError("no data: give a folder of images, a VOC devkit, or COCO instances JSON")
     return read_dataset(
@@ -44,6 +48,7 @@ def open_data(config: DataConfig) -> Columns:
         truth=config.truth,
         classes=config.classes,
         unknown=config.unknown,
+        network=network,
     )
 
 
@@ -77,6 +82,38 @@ def absolute(config: LabelConfig) -> LabelConfig:
     if config.data.classes is not None and config.data.classes.endswith((".yaml", ".yml")):
         paths["classes"] = str(Path(config.data.classes).absolute())
     return config.model_copy(update={"data": config.data.model_copy(update=paths)})
+
+
+def data_for(
+    run: Run,
+    data: Path | None = None,
+    split: str | None = None,
+    truth: Path | None = None,
+    classes: str | None = None,
+) -> Columns:
+    """The data of a run, as its settings say, with whatever is given in its place; that of ``predict`` needs no tags.
+
+    Raises:
+        UserError: it is not known, or no longer there.
+    """
+    flags = {"path": data, "split": split, "truth": truth, "classes": classes}
+    given = {key: str(value) for key, value in flags.items() if value is not None}
+    before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
+    if data is not None:  # what belonged to the old place
+        before |= {"kind": None, "tags": None, "images": None, "truth": None}
+    return open_data(DataConfig(**{**before, **given}), stored_classes(run) if is_predicted(run) else None)
+
+
+def images_for(run: Run, *given: Any) -> Columns:
+    """As ``data_for``, to be looked at: of data in other classes than the network's that saw it, the images alone.
+
+    Raises:
+        UserError: as ``data_for``.
+    """
+    data = data_for(run, *given)
+    if is_predicted(run) and data.classes.names != stored_classes(run).names:
+        return data.images_only(stored_classes(run))
+    return data
 
 
 def data_of(run: Run) -> DataConfig:

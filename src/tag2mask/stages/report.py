@@ -23,7 +23,8 @@ from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages import report_parts as parts
-from tag2mask.stages.evaluate import check_classes, evaluate, stored_classes
+from tag2mask.stages.confidence import span
+from tag2mask.stages.evaluate import check_classes, evaluate, is_predicted, stored_classes
 from tag2mask.stages.evaluation import CHOSEN_WITH_TRUTH, Evaluation, percent
 from tag2mask.stages.export import refuse_foreign_file
 from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Dataset, Sample, Scores, UserError
@@ -102,7 +103,7 @@ def report(
         check_classes(run, data)
         # the first samples tell: a data set either has truth or has not
         if evaluation is None and any(sample.truth for sample in islice(data, 1000)):
-            evaluation = evaluate(run, data, progress=progress)
+            evaluation = evaluate(run, data, confidence=True, progress=progress)
     classes = data.classes if data is not None else stored_classes(run)
 
     sure, unsure, confidence = _by_confidence(run, ids, worst, progress)
@@ -122,6 +123,8 @@ def report(
         # a method that was handed over as an object is noted as "module:Class"
         method=str(run.settings.get("method", "A method")).rpartition(":")[2],
         settings=run.settings,
+        predicted=is_predicted(run),
+        span=span,
         classes=classes,
         images=len(ids),
         tiles=_tiles(run, ids, evaluation, confidence, floors or {}),
@@ -254,7 +257,8 @@ def _tiles(
     floors: Mapping[str, float],
 ) -> list[Tile]:
     failed = len(_failures(run))
-    tiles = [Tile(f"{len(ids):,}", "images labelled", f"{failed} failed" if failed else "none failed")]
+    done = "images predicted" if is_predicted(run) else "images labelled"
+    tiles = [Tile(f"{len(ids):,}", done, f"{failed} failed" if failed else "none failed")]
     if evaluation is not None:
         note = ", ".join(f"{name} {percent(value)}" for name, value in floors.items())
         left_out = f"on {evaluation.images:,} images" if evaluation.images != len(ids) else "100 is perfect"
@@ -267,7 +271,8 @@ def _tiles(
         else:
             tiles.append(Tile(percent(evaluation.metrics.pixel_accuracy), "pixel accuracy", "per cent"))
     else:
-        tiles.append(Tile(percent(confidence), "mean confidence", "per cent: how sure the CRF is, not how right"))
+        who = "network" if is_predicted(run) and not run.settings.get("crf") else "CRF"
+        tiles.append(Tile(percent(confidence), "mean confidence", f"per cent: how sure the {who} is, not how right"))
     speed = sum(float(each.get("images_per_second") or 0) for each in _summaries(run))
     if speed:
         tiles.append(Tile(f"{speed:.3g}", "images per second", ""))

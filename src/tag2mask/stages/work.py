@@ -1,11 +1,11 @@
-"""One run of the label stage: decoding in a thread before it, method and masks here, writing in a thread behind."""
+"""A run of label or predict in progress: decoding in a thread before it, results here, writing in a thread behind."""
 
 from __future__ import annotations
 
 import json
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
@@ -27,9 +27,10 @@ _SHOWN_ERRORS = 10
 
 
 @dataclass(frozen=True)
-class LabelSummary:
-    """What a call of :func:`label` did, also written as ``summary.<shard>.json``.
+class Summary:
+    """What a call of ``label`` or ``predict`` did, also written as ``summary.<shard>.json``.
 
+    did: with the images, in one word.
     total: images of the shard = done + skipped (finished before) + failed + no_tags, if ``complete``.
     seconds: by stage (decode, method, masks, write); stages overlap, so their sum may exceed ``elapsed``.
     peak_memory, peak_device_memory: bytes, None where not known. images_per_second: of those done.
@@ -37,6 +38,7 @@ class LabelSummary:
     """
 
     path: str
+    did: str
     total: int
     done: int = 0
     skipped: int = 0
@@ -62,7 +64,7 @@ class LabelSummary:
             if count
         ]
         lines = [
-            f"{self.path}: {self.done} of {self.total} images labelled" + "".join(f", {each}" for each in besides)
+            f"{self.path}: {self.done} of {self.total} images {self.did}" + "".join(f", {each}" for each in besides)
         ]
         if self.done:
             stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
@@ -75,32 +77,43 @@ class LabelSummary:
 
 
 class Work:
-    """The run in progress: method and masks here, decoding in one thread before it, writing in one behind."""
+    """The run in progress.
+
+    Args:
+        run: open to write.
+        classes: of the masks.
+        outcomes: what becomes of each image of a batch that is not finished; an image that cannot be done is an
+            outcome too, not an exception.
+        total: images of the shard.
+        did: with the images, in one word, for the summary.
+        steps: what is timed for each image.
+        device: where results are computed.
+    """
 
     def __init__(
         self,
-        method: Method,
-        rule: MaskRule,
         run: Run,
         classes: ClassSet,
-        prior: Run | None,
-        crf_max_pixels: int | None,
+        outcomes: Callable[[Loaded], Iterator[Outcome]],
         total: int,
+        *,
+        did: str,
+        steps: Sequence[str],
+        device: torch.device,
     ):
-        self.method, self.rule, self.run, self.prior = method, rule, run, prior
-        self.crf_max_pixels = crf_max_pixels
+        self.run, self.outcomes, self.device = run, outcomes, device
         self.store = Store(run, classes.palette, describe, self._count)
-        self.summary = LabelSummary(str(run.path), total)
-        self.seconds = dict.fromkeys(("decode", "method", "masks", "write"), 0.0)
+        self.summary = Summary(str(run.path), did, total)
+        self.seconds = dict.fromkeys(steps, 0.0)
         self.start = perf_counter()
 
-    def through(self, batches: Iterator[Loaded], bar: Bar[Any]) -> LabelSummary:
+    def through(self, batches: Iterator[Loaded], bar: Bar[Any]) -> Summary:
         """Work off all batches, whatever happens to single images."""
         self.bar = bar
         try:
             with bar:
                 for loaded in batches:
-                    for outcome in self._outcomes(loaded):
+                    for outcome in self.outcomes(loaded):
                         self.store.put(outcome)
                     done_before = len(loaded.batch.samples) - len(loaded.batch.todo)
                     self._add(skipped=done_before)
@@ -122,7 +135,66 @@ class Work:
             self._finish()
         return self.summary
 
-    def _outcomes(self, loaded: Loaded) -> Iterator[Outcome]:
+    def _count(self, outcome: Outcome) -> None:
+        for stage, seconds in outcome.seconds.items():
+            self.seconds[stage] += seconds
+        if outcome.status == "ok":
+            self._add(done=1)
+        elif outcome.status == "skipped":
+            self._add(no_tags=1)
+        else:
+            self._add(failed=1)
+            if len(self.summary.errors) < _SHOWN_ERRORS:
+                errors = (*self.summary.errors, (outcome.id, outcome.error or ""))
+                self.summary = replace(self.summary, errors=errors)
+        self.bar.advance()
+
+    def _add(self, **counts: int) -> None:
+        self.summary = replace(
+            self.summary, **{name: getattr(self.summary, name) + count for name, count in counts.items()}
+        )
+
+    def _saved(self) -> str:
+        saved = self.summary.done + self.summary.skipped
+        return (
+            f"{saved} of {self.summary.total} images are saved in {self.run.path} and none is half written; "
+            "give the same command again to go on"
+        )
+
+    def _finish(self) -> None:
+        """Complete the summary and store it, as far as the disk allows."""
+        elapsed = perf_counter() - self.start
+        self.summary = replace(
+            self.summary,
+            complete=bool(self.summary.complete),
+            elapsed=elapsed,
+            images_per_second=self.summary.done / elapsed,
+            seconds=self.seconds,
+            peak_memory=peak_memory(),
+            peak_device_memory=peak_device_memory(self.device),
+        )
+        with suppress(OSError):  # the summary can be made again from the manifest
+            self.run.write_summary(json.dumps(asdict(self.summary), indent=1).encode())
+
+
+class Labeller:
+    """From images with tags to masks by a method: the outcomes of the label stage."""
+
+    steps = ("decode", "method", "masks", "write")
+
+    def __init__(
+        self,
+        method: Method,
+        rule: MaskRule,
+        prior: Run | None = None,
+        *,
+        crf_max_pixels: int | None = None,
+        keep_scores: bool = True,
+    ):
+        self.method, self.rule, self.prior = method, rule, prior
+        self.crf_max_pixels, self.keep_scores = crf_max_pixels, keep_scores
+
+    def __call__(self, loaded: Loaded) -> Iterator[Outcome]:
         """What becomes of each image of a batch that is not finished."""
         items: list[Item] = []
         for sample in loaded.batch.samples:
@@ -190,51 +262,10 @@ class Work:
             check_scores(scores, item)
             mask, confidence = pseudo_mask(scores, item.image, self.rule, crf_max_pixels=self.crf_max_pixels)
             seconds["masks"] = perf_counter() - start
-            kept = scores if self.run.settings["keep_scores"] else None
+            kept = scores if self.keep_scores else None
             return Outcome(item.id, "ok", seconds, mask.cpu().numpy(), confidence.cpu().numpy(), kept)
         except Exception as error:  # one bad image never stops a run
             return Outcome(item.id, "failed", seconds, error=describe(error))
-
-    def _count(self, outcome: Outcome) -> None:
-        for stage, seconds in outcome.seconds.items():
-            self.seconds[stage] += seconds
-        if outcome.status == "ok":
-            self._add(done=1)
-        elif outcome.status == "skipped":
-            self._add(no_tags=1)
-        else:
-            self._add(failed=1)
-            if len(self.summary.errors) < _SHOWN_ERRORS:
-                errors = (*self.summary.errors, (outcome.id, outcome.error or ""))
-                self.summary = replace(self.summary, errors=errors)
-        self.bar.advance()
-
-    def _add(self, **counts: int) -> None:
-        self.summary = replace(
-            self.summary, **{name: getattr(self.summary, name) + count for name, count in counts.items()}
-        )
-
-    def _saved(self) -> str:
-        saved = self.summary.done + self.summary.skipped
-        return (
-            f"{saved} of {self.summary.total} images are saved in {self.run.path} and none is half written; "
-            "give the same command again to go on"
-        )
-
-    def _finish(self) -> None:
-        """Complete the summary and store it, as far as the disk allows."""
-        elapsed = perf_counter() - self.start
-        self.summary = replace(
-            self.summary,
-            complete=bool(self.summary.complete),
-            elapsed=elapsed,
-            images_per_second=self.summary.done / elapsed,
-            seconds=self.seconds,
-            peak_memory=peak_memory(),
-            peak_device_memory=peak_device_memory(device_of(self.method)),
-        )
-        with suppress(OSError):  # the summary can be made again from the manifest
-            self.run.write_summary(json.dumps(asdict(self.summary), indent=1).encode())
 
 
 def check_scores(scores: Scores, item: Item) -> None:

@@ -1,0 +1,193 @@
+"""The commands that make and use segmentation networks; they stand among the others of ``tag2mask``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tag2mask.types import UserError
+
+segment_app = typer.Typer()
+
+SOME_FAILED = 3
+"""Exit code of a run that ended, but could not do some of its images."""
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+
+
+@segment_app.command()
+def train(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A run folder that `label` wrote. None: true masks alone."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the training; made, or gone on with. `predict` takes it.")
+    ] = Path("network"),
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The recipe as YAML, see recipes/train_*.yaml; default: a small network."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the recipe, NAME=VALUE, on top; see --list.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The images; default: where the run's were.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")
+    ] = None,
+    truth: Annotated[Path | None, typer.Option(help="Folder of true masks, read for --pixel-labels alone.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Class set of --data, where it does not tell itself.")] = None,
+    pixel_labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text file of image ids whose TRUE masks are used. This is pixel supervision: the network, its "
+            "runs and their tables then say tags+pixels(n)."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after so long, saved; the same command goes on.")
+    ] = None,
+    device: DeviceOption = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="GPUs that share every batch (DDP).")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; on a GPU, give some.")] = 0,
+    save_steps: Annotated[int, typer.Option(min=1, help="A checkpoint every so many steps, and every 5 min.")] = 1000,
+    list_: Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")] = False,
+) -> None:
+    """Train a segmentation network on the masks of a run.
+
+    Stop it whenever you like (Ctrl-C, kill, a power cut): the same command goes on, and on a processor the weights
+    end up the same to the bit. Images without a mask are left out and counted; one that cannot be read is replaced
+    by the next. Unsure pixels (255 in the masks) teach nothing; `--set mu=0.95` leaves out those of low confidence.
+
+    Without RUN, `--data` and `--pixel-labels` train on true masks: the upper bound to compare with.
+
+    Examples: `tag2mask train runs/photos -o nets/photos` · `tag2mask train runs/voc -o nets/voc
+    --config recipes/train_voc12_deeplabv2_imagenet.yaml --set init=weights.pth --workers 8` ·
+    `tag2mask train runs/voc -o nets/mixed --pixel-labels some_ids.txt`
+    """
+    from tag2mask.config import DataConfig, read_recipe
+    from tag2mask.run.folder import Run
+    from tag2mask.run.training import first_process
+    from tag2mask.segment.recipe import TrainRecipe
+    from tag2mask.stages.recipe import data_for, open_data
+    from tag2mask.stages.train import train as run_train
+
+    recipe = read_recipe(TrainRecipe, set_ or [], config)
+    if list_:
+        for name, value in vars(recipe).items():
+            typer.echo(f"{name}={json.dumps(value)}")
+        return
+    opened = None if run is None else Run.open(run)
+    if opened is not None:
+        dataset = data_for(opened, data, split, truth, classes)
+    elif data is None:
+        raise UserError("nothing to train on: give a run folder, or --data and --pixel-labels for true masks alone")
+    else:
+        flags = {"path": data, "split": split, "truth": truth, "classes": classes}
+        dataset = open_data(
+            DataConfig(**{key: None if value is None else str(value) for key, value in flags.items()})
+        )
+    result = run_train(
+        opened,
+        out,
+        recipe,
+        data=dataset,
+        pixel_labels=pixel_labels,
+        device=device,
+        devices=devices,
+        workers=workers,
+        minutes=minutes,
+        save_steps=save_steps,
+    )
+    if first_process():
+        typer.echo(result.text())
+
+
+@segment_app.command()
+def predict(
+    network: Annotated[Path, typer.Argument(help="A folder that `train` wrote; an unfinished training will do.")],
+    images: Annotated[Path, typer.Argument(help="Folder of images (no tags needed), VOC devkit, or COCO JSON.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; made, or gone on with.")] = Path(
+        "predicted"
+    ),
+    test: Annotated[
+        str,
+        typer.Option(help="As a paper tests: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain."),
+    ] = "plain",
+    scales: Annotated[str | None, typer.Option(help="Sizes at which an image is seen, such as 0.5,1,1.5.")] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Its mirror image too.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Cut views into windows of this side, in pixels.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Step of the windows; default: their side.")] = None,
+    crf: Annotated[
+        str | None, typer.Option(help="Dense CRF preset (deeplab, ...), or none; default: of --test.")
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option(min=1, help="Shrink images with a longer side to this first.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(min=1, help="Cut images with a longer side into tiles of this.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Views or windows of an image at once.")] = None,
+    use_tags: Annotated[
+        bool, typer.Option("--use-tags", help="Only the classes in an image's tags, for a second round of training.")
+    ] = False,
+    kind: Annotated[str | None, typer.Option(help="voc, coco or folder; default: seen from what is there.")] = None,
+    split: Annotated[str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as val.")] = None,
+    tags: Annotated[Path | None, typer.Option(help="tags.csv or tags.jsonl, for --use-tags.")] = None,
+    coco_images: Annotated[Path | None, typer.Option("--images", help="COCO: the folder of the images.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Of the data; default: its own, else the network's.")] = None,
+    device: DeviceOption = "auto",
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
+) -> None:
+    """Make a mask of every image by a trained network. Tags are not needed.
+
+    The folder is a run: `tag2mask eval`, `report` and `export` take it. Stop whenever you like, the same command goes
+    on; one bad image never stops it. Better masks for more time: `--scales 0.5,1,1.5 --flip`, then `--crf deeplab`.
+    Images of any size fit in memory: larger ones are cut into tiles of 2048 pixels, or shrunk by `--longest`.
+
+    Examples: `tag2mask predict runs/net photos -o runs/predicted` · `tag2mask predict runs/net VOC2012 --split val
+    --test deeplabv2 -o runs/val` and `tag2mask eval runs/val` · VOC's server: `tag2mask predict runs/net VOC2012
+    --split test -o runs/test` and `tag2mask export runs/test --to voc-test -o results.tgz`
+    """
+    from tag2mask.run.shard import find_shard
+    from tag2mask.segment.test_time import find_preset
+    from tag2mask.stages.predict import predict as run_predict
+    from tag2mask.stages.predict import read_images
+
+    preset = find_preset(test)
+    given: dict[str, Any] = {"flip": flip, "window": window, "stride": stride, "longest": longest}
+    given |= {"tile": tile, "batch": batch, "scales": None if scales is None else _numbers(scales)}
+    settings = replace(preset.test, **{name: value for name, value in given.items() if value is not None})
+    described = {"path": images, "kind": kind, "split": split, "tags": tags, "images": coco_images, "truth": truth}
+    described |= {"classes": classes, "unknown": "error" if use_tags else "skip"}
+    data, noted = read_images(network, {key: str(value) for key, value in described.items() if value is not None})
+    for note in data.notes:
+        typer.echo(f"note: {note}", err=True)
+    summary = run_predict(
+        network,
+        data,
+        out,
+        test=settings,
+        crf=preset.crf if crf is None else None if crf == "none" else crf,
+        use_tags=use_tags,
+        device=device,
+        noted=noted,
+        shard=find_shard(shard),
+        overwrite=overwrite,
+    )
+    typer.echo(summary.text())
+    if summary.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--scales {text!r}: expected numbers with commas between, such as 0.5,1,1.5") from None

@@ -1,0 +1,221 @@
+"""Images in, a run folder with the masks of a trained network out. No tags are needed.
+
+The folder is one as ``label`` writes it, without score maps, so evaluation, report and export take it. It can be
+killed at any moment and started again with the same bytes in the end, and one bad image never stops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tag2mask.config import dump_config, parse_config
+from tag2mask.data.columns import Columns
+from tag2mask.ops.crf import preset
+from tag2mask.ops.masks import keep_tagged, refine
+from tag2mask.run.ahead import ahead
+from tag2mask.run.folder import Run
+from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.settings import plain
+from tag2mask.run.shard import WHOLE, Shard, in_shard
+from tag2mask.segment.network import SegmentationNet, load_network, read_saved
+from tag2mask.segment.test_time import TestTime, predict_labels
+from tag2mask.stages.label import CRF_MAX_PIXELS
+from tag2mask.stages.plan import Batch, Loaded, load, survey
+from tag2mask.stages.recipe import absolute, open_data
+from tag2mask.stages.store import Outcome
+from tag2mask.stages.work import Summary, Work, describe
+from tag2mask.types import ClassSet, Dataset, MaskRule, Sample, UserError
+
+
+def predict(
+    network: Path | str,
+    data: Dataset,
+    out: Path | str,
+    *,
+    test: TestTime | None = None,
+    crf: str | None = None,
+    use_tags: bool = False,
+    device: str = "auto",
+    noted: Mapping[str, Any] | None = None,
+    shard: Shard = WHOLE,
+    overwrite: bool = False,
+    crf_max_pixels: int | None = CRF_MAX_PIXELS,
+    progress: bool = True,
+) -> Summary:
+    """Make a mask of every image by a trained network.
+
+    Args:
+        network: a folder that ``train`` or ``save_network`` wrote; of an unfinished training the last weights.
+        data: the images. Ground truth, if it has any, is never read; its classes need not be the network's.
+        out: the run folder; see :mod:`tag2mask.run.folder`.
+        test: how an image is shown to the network; None: once, as it is. Its ``batch`` changes no result beyond
+            rounding; logits are enlarged with ``align_corners`` also where the network says so itself.
+        crf: name of a dense CRF preset, or None.
+        use_tags: images whose tags are known can hold these classes only; that makes better pseudo masks for another
+            round of training, but such masks are no test of the network.
+        device: where the network computes.
+        noted: circumstances to be kept in run.yaml, such as where the data came from.
+        shard: (index, count): the images with ``crc32(id) % count == index``.
+        overwrite: remove an earlier run in the folder instead of going on with it.
+        crf_max_pixels: the CRF of larger images, or tiles, is done at this size; None: at full size.
+        progress: show it on stderr.
+
+    Raises:
+        UserError: no network, or settings that cannot work (before any work), or a disk that cannot be written.
+        KeyboardInterrupt: as the user asked; the message says what is saved.
+    """
+    if crf is not None:
+        preset(crf)
+    saved = read_saved(network)
+    names = saved.config.names
+    if use_tags and data.classes.names != names:
+        raise UserError(
+            f"the tags of {data.root} are of other classes ({_listed(data.classes.names)}) than the network "
+            f"({_listed(names)}); leave out --use-tags, or give the data in the network's classes (--classes)"
+        )
+    total, fingerprint = survey(data, shard, tags=use_tags)
+    net = load_network(network, device)
+    where = next(net.parameters()).device
+    test = test or TestTime()
+    test = replace(test, align_output=test.align_output or net.align_corners)
+    views = {name: value for name, value in plain(test).items() if name != "batch"}
+    run = Run.create(
+        out,
+        {
+            "stage": "predict",
+            "method": saved.config.architecture,
+            "network": {"options": saved.config.options, "sha256": saved.sha256},
+            "test": views,
+            "crf": crf,
+            "crf_max_pixels": crf_max_pixels,
+            "use_tags": use_tags,
+            "classes": {"id": saved.config.classes, "names": names, "palette": saved.config.palette},
+            "data": {"images": len(data), "fingerprint": fingerprint},
+            "keep_scores": False,
+            "supervision": saved.supervision,
+        },
+        noted={
+            "data_root": Path(data.root).absolute(),
+            "network": saved.path.absolute(),
+            "trained": saved.noted,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "device": where.type,
+            "batch_size": test.batch,
+            **(noted or {}),
+        },
+        shard=shard,
+        overwrite=overwrite,
+    )
+    classes = ClassSet(saved.config.classes, names, saved.config.palette)
+    predictor = Predictor(net, where, test, crf, crf_max_pixels, use_tags)
+    with run:
+        samples = (sample for sample in data if in_shard(sample.id, shard))
+        # each image alone, so that its neighbours cannot matter
+        batches = (Batch((sample,), frozenset(() if run.finished(sample.id) else (sample.id,))) for sample in samples)
+        work = Work(run, classes, predictor, total, did="predicted", steps=predictor.steps, device=where)
+        loaded = ahead(load(batches, describe, untagged=True))
+        return work.through(loaded, show_progress(total, "predict", enabled=progress))
+
+
+def read_images(network: Path | str, described: Mapping[str, str]) -> tuple[Columns, dict[str, Any]]:
+    """The images that a network shall look at, and what run.yaml says of where they are.
+
+    Args:
+        network: its folder.
+        described: the keys of ``config.DataConfig``.
+
+    Returns:
+        The data set, with a note where its classes are not the network's; and circumstances for ``predict``.
+
+    Raises:
+        UserError: no network, or no images.
+    """
+    config = absolute(parse_config({"data": described}, "the command line"))
+    its = read_saved(network).config
+    data = open_data(config.data, ClassSet(its.classes, its.names, its.palette))
+    if data.classes.names != its.names:
+        data = data.with_notes(
+            *data.notes,
+            f"the data's classes ({_listed(data.classes.names)}) are not the network's ({_listed(its.names)}): "
+            "masks hold the network's, and cannot be measured by this data",
+        )
+    return data, {"config": dump_config(config)}
+
+
+class Predictor:
+    """From images to masks by a network: the outcomes of the predict stage.
+
+    Args:
+        net: in eval mode, on ``device``.
+        device: where it computes.
+        test, crf, crf_max_pixels, use_tags: as ``predict`` takes them.
+    """
+
+    steps = ("decode", "network", "write")
+
+    def __init__(
+        self,
+        net: SegmentationNet,
+        device: torch.device,
+        test: TestTime,
+        crf: str | None,
+        crf_max_pixels: int | None,
+        use_tags: bool,
+    ):
+        self.net, self.device, self.test = net, device, test
+        self.rule = MaskRule(crf=crf)
+        self.crf_max_pixels, self.use_tags = crf_max_pixels, use_tags
+
+    def __call__(self, loaded: Loaded) -> Iterator[Outcome]:
+        """What becomes of each image of a batch that is not finished."""
+        for sample in loaded.batch.samples:
+            if sample.id in loaded.batch.todo:
+                yield self._outcome(sample, loaded)
+
+    def _outcome(self, sample: Sample, loaded: Loaded) -> Outcome:
+        seconds = {"decode": loaded.seconds.get(sample.id, 0.0)}
+        if sample.id in loaded.errors:
+            return Outcome(sample.id, "failed", seconds, error=loaded.errors[sample.id])
+        start = perf_counter()
+        try:
+            image = loaded.images[sample.id].to(self.device)  # (3, H, W) uint8
+            tags = sample.tags if self.use_tags else None
+            labels, confidence = predict_labels(
+                self.net, image, self.test, refine=lambda picture, probs: self._refined(picture, probs, tags)
+            )
+            mask, sure = labels.cpu().numpy(), confidence.cpu().numpy()  # (H, W) each
+        except Exception as error:  # one bad image never stops a run
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            said = describe(error)
+            if isinstance(error, torch.OutOfMemoryError):
+                said = (
+                    f"too large for the memory of {self.device}; give --tile 1024, --longest 2000 or fewer --scales"
+                )
+            return Outcome(sample.id, "failed", seconds, error=said)
+        seconds["network"] = perf_counter() - start
+        return Outcome(sample.id, "ok", seconds, mask, sure)
+
+    def _refined(self, picture: Tensor, probs: Tensor, tags: tuple[int, ...] | None) -> Tensor:
+        """Probabilities (K, h, w) after tags and CRF."""
+        if len(probs) != len(self.net.config.names):
+            raise ValueError(
+                f"the network gave {len(probs)} classes and is called one of {len(self.net.config.names)}"
+            )
+        if not torch.isfinite(probs).all():
+            raise ValueError("the network gave logits that are not finite")
+        if tags is not None:
+            probs = keep_tagged(probs, tags)
+        return probs if self.rule.crf is None else refine(picture, probs, self.rule, self.crf_max_pixels)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{len(names)}: {', '.join(names[:4])}, …"
