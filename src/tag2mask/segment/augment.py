@@ -220,10 +220,7 @@ def recolour(image: Tensor, colour: Colour, amounts: list[float], order: list[fl
         grey = torch.zeros(())  # brightness: towards black
         if kind:
             grey = (image * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)  # (1, H, W)
-            if kind == 1:
-                # numpy's sum, unlike torch's, does not depend on the number of threads: a process that prepares
-                # batches has one, and the same command may be given again with other workers
-                grey = torch.tensor(grey.double().numpy().mean(), dtype=image.dtype)
+            grey = grey.mean() if kind == 1 else grey
         image = (grey + (1 + move) * (image - grey)).clamp(0, 255)
     return image
 
