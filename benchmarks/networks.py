@@ -30,7 +30,6 @@ from tag2mask.models.weights import load_clip
 from tag2mask.run.folder import Run
 from tag2mask.segment.network import NetworkConfig, build_network, save_network
 from tag2mask.segment.recipe import TrainRecipe
-from tag2mask.stages.confidence import confidence_table
 from tag2mask.stages.confidence import span
 from tag2mask.stages.demo import Everything
 from tag2mask.stages.evaluate import evaluate
@@ -82,7 +81,7 @@ def tables(work: Path, scenes: int, held_out: int, recipe: TrainRecipe) -> list[
 
     plain, speed = network("cross-entropy", masks)
     rows: list[list[object]] = [
-        ["pseudo masks themselves (CLIP-ES + dense CRF), these scenes", "tags", "needs tags", measured(masks_unseen, unseen)],
+        ["pseudo masks (CLIP-ES + dense CRF) of these scenes", "tags", "needs tags", measured(masks_unseen, unseen)],
         ["network on pseudo masks, cross-entropy", *plain],
     ]
     for mu in (0.7, 0.8, 0.95):
@@ -98,7 +97,8 @@ def tables(work: Path, scenes: int, held_out: int, recipe: TrainRecipe) -> list[
             ["", "supervision", "mIoU, no tags given", "mIoU, tags given"],
             rows,
             f"The pseudo masks of the {scenes} training scenes have {measured(masks, seen):.1f} mIoU. Training: "
-            f"{recipe.steps} steps of {recipe.batch} crops of {recipe.crop} pixels, {speed.images_per_second:.3g} images/s.",
+            f"{recipe.steps} steps of {recipe.batch} crops of {recipe.crop} pixels, {speed.images_per_second:.3g} "
+            "images/s.",
         )
     ]
     sure = evaluate(masks, seen, boundary=False, thresholds=False, confidence=True).confidence
@@ -117,8 +117,8 @@ def tables(work: Path, scenes: int, held_out: int, recipe: TrainRecipe) -> list[
 
 def table(title: str, head: list[str], rows: list[list[object]], note: str = "") -> str:
     cells = [[f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    lines = [f"## {title}", "", *([note, ""] if note else []), "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells), ""])
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *cells)]
+    return "\n".join([f"## {title}", "", *([note, ""] if note else []), *lines, ""])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import chain
 
 import lightning.pytorch as lightning
 import numpy as np
@@ -102,6 +103,15 @@ def test_sampler_starts_at_any_step():
     whole = list(StepSampler(HOW, 10))
     assert len(whole) == len(StepSampler(HOW, 10)) == 18
     assert list(StepSampler(HOW, 10, lambda: 7)) == whole[7:]
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_devices_share_every_batch(devices):
+    alone = list(StepSampler(HOW, 10, lambda: 5))
+    how = Training(**{**vars(HOW), "devices": devices})
+    shares = [list(StepSampler(how, 10, lambda: 5, lambda rank=rank: rank)) for rank in range(devices)]
+    assert [[*chain(*batch)] for batch in zip(*shares, strict=True)] == alone
+    assert all(len(batch) == 4 // devices for share in shares for batch in share)
 
 
 # --- the trainer
