@@ -33,6 +33,8 @@ from tag2mask.run.progress import Bar, progress
 from tag2mask.types import UserError
 
 LAST = "last.ckpt"
+GROUP_SEEDS = 1_000_003
+"""From the seed that shuffles one group of samples to that of the next."""
 
 
 class Draw(NamedTuple):
@@ -46,7 +48,7 @@ class Draw(NamedTuple):
 class Training:
     """How a training runs.
 
-    steps: optimiser steps in all. batch: samples a forward pass; ``accumulate`` of them make a step.
+    steps: optimiser steps in all. batch: samples a forward pass, of each group; ``accumulate`` of them make a step.
     precision: "float32", "bfloat16" or "float16", under autocast; weights stay float32.
     clip_norm: the greatest norm of the gradient; None does not clip.
     save_steps, save_minutes: a checkpoint whenever one of them is over.
@@ -104,10 +106,14 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 class StepSampler:
-    """Batches of draws from the batch that ``start()`` names when the iteration begins, to the training's end."""
+    """Batches of draws from the batch that ``start()`` names when the iteration begins, to the training's end.
 
-    def __init__(self, training: Training, count: int, start: Callable[[], int] = lambda: 0) -> None:
-        self.training, self.count, self.start = training, count, start
+    counts: samples of each group; the samples of one group follow those of the one before. Each batch holds
+        ``training.batch`` of every group, group after group, and each group has epochs of its own.
+    """
+
+    def __init__(self, training: Training, counts: Sequence[int], start: Callable[[], int] = lambda: 0) -> None:
+        self.training, self.counts, self.start = training, tuple(counts), start
 
     def __len__(self) -> int:
         # of the whole training: Lightning counts on from the batch where it resumes
@@ -115,8 +121,13 @@ class StepSampler:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for step in range(self.start(), self.training.batches):
-            indices = sample_indices(self.training.seed, step, self.training.batch, self.count)
-            yield [Draw(step, int(index)) for index in indices]
+            first, draws = 0, []
+            for group, count in enumerate(self.counts):
+                # each group is shuffled by its own seed: two of one size must not be paired the same for ever
+                indices = sample_indices(self.training.seed + GROUP_SEEDS * group, step, self.training.batch, count)
+                draws += [Draw(step, first + int(index)) for index in indices]
+                first += count
+            yield draws
 
 
 # --- the trainer ---------------------------------------------------------------------------------------
@@ -140,6 +151,7 @@ def fit(
     Args:
         module: its ``training_step`` gets the batches.
         dataset: ``len(dataset)`` samples; ``dataset[draw]`` is one, ``dataset.collate`` makes a batch of several.
+            With ``dataset.groups``, the sizes of its groups of samples, each batch has ``training.batch`` of each.
         training: see there.
         folder: of this training alone.
         label, unit: for the progress on stderr.
@@ -151,11 +163,12 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the state is saved. A second Ctrl-C stops at once, without saving.
     """
     last = folder / LAST
+    counts = getattr(dataset, "groups", (len(dataset),))
     steps_done(folder)  # a damaged checkpoint is named before anything is set up
     keeper = _Keeper(last, training)
     with _quiet():
         trainer = make_trainer(training, folder, [*callbacks, keeper, _Progress(training, label, unit, show)])
-        sampler = StepSampler(training, len(dataset), lambda: trainer.global_step * training.accumulate)
+        sampler = StepSampler(training, counts, lambda: trainer.global_step * training.accumulate)
         loader = DataLoader(
             dataset,
             batch_sampler=sampler,
