@@ -24,7 +24,7 @@ from tag2mask.data.tags import (
 )
 from tag2mask.types import ClassSet, UserError
 
-__all__ = ["find_devkit", "read_voc"]
+__all__ = ["find_devkit", "read_list", "read_voc"]
 
 
 def read_voc(
@@ -99,6 +99,24 @@ def _list_file(top: Path, split: str | Path) -> Path:
 
 def _select(path: Path, ids: Sequence[str], notes: list[str]) -> list[int]:
     """The positions of a list's images, in its order."""
+    wanted, missing, repeated = read_list(path, ids)
+    notes += counted(f"images of {path.name} that are not there", missing)
+    notes += counted(f"lines of {path.name} that repeat an image", repeated)
+    return wanted
+
+
+def read_list(path: Path, ids: Sequence[str]) -> tuple[list[int], list[str], list[str]]:
+    """Finds the images that a list names, one a line.
+
+    A line is an id, an id and a number (ImageSets/Main), or an image and its mask.
+
+    Args:
+        path: a text file.
+        ids: of all images.
+
+    Returns:
+        the positions among ``ids`` in the list's order, the entries that are not there, and the ids named again.
+    """
     index = {name: position for position, name in enumerate(ids)}
     wanted: dict[int, None] = {}
     missing: list[str] = []
@@ -106,7 +124,6 @@ def _select(path: Path, ids: Sequence[str], notes: list[str]) -> list[int]:
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.strip():
             continue
-        # A line is an id, an id and a number (ImageSets/Main), or an image and its mask.
         spellings = [_entry(line.strip()), _entry(line.split()[0]), line.strip()]
         position = next((index[name] for name in spellings if name in index), None)
         if position is None:
@@ -115,9 +132,7 @@ def _select(path: Path, ids: Sequence[str], notes: list[str]) -> list[int]:
             repeated.append(ids[position])
         else:
             wanted[position] = None
-    notes += counted(f"images of {path.name} that are not there", missing)
-    notes += counted(f"lines of {path.name} that repeat an image", repeated)
-    return list(wanted)
+    return list(wanted), missing, repeated
 
 
 def _entry(text: str) -> str:

@@ -1,0 +1,331 @@
+"""What a segmentation network is trained on: images with the masks that a run made for them, or with true ones.
+
+True masks are read for the images that a list names, and for no other; what they were used for is in
+``Targets.supervision``.
+
+Drawn for ``run.training.fit``: which image and how it is augmented are functions of (seed, batch, sample). An image
+or mask that cannot be read is replaced by the next one in the order of the data set, augmented with the numbers that
+the bad one would have had; so the replacement, too, depends on nothing but the draw and the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tag2mask.data.columns import counted, listing
+from tag2mask.data.image import BadImage, image_size, read_image
+from tag2mask.data.png import read_confidence, read_mask
+from tag2mask.data.voc import read_list
+from tag2mask.run.folder import Run
+from tag2mask.run.training import Draw, sample_generator
+from tag2mask.segment.augment import Augment, Example, augment
+from tag2mask.segment.losses import check_labels
+from tag2mask.types import Dataset, Sample, UserError
+
+VALUES_CHECKED = 1000
+"""Masks whose values are looked at before training; of more, as many are taken at equal distances."""
+
+MOST_IN_A_ROW = 50
+"""So many images one after the other that cannot be read are no accident."""
+
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which images of a data set are trained on, and where their masks are.
+
+    data: the images. run: where the pseudo masks are; None: all masks are true ones.
+    indices: (N,) int64, ascending, of ``data``. pixels: (N,) bool, True where the mask is the true one.
+    left_out: how many images of the data are not trained on, by reason.
+    """
+
+    data: Dataset
+    run: Run | None
+    indices: NDArray[np.int64]
+    pixels: NDArray[np.bool_]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def sample(self, position: int) -> Sample:
+        """The sample at ``position`` of those that are trained on."""
+        return self.data[int(self.indices[position])]
+
+    def part(self, *, pixels: bool) -> Targets:
+        """Those with true masks alone, or those with pseudo masks alone (CCT takes them apart)."""
+        kept = self.pixels == pixels
+        return replace(self, indices=self.indices[kept], pixels=self.pixels[kept])
+
+    @property
+    def supervision(self) -> str:
+        """What people gave to these masks: "tags", "tags+pixels(100)" or, where all are true, "pixels(100)"."""
+        count = int(self.pixels.sum())
+        source = [] if self.run is None else [str(self.run.settings.get("supervision", "tags"))]
+        return "+".join([*source, *([f"pixels({count})"] if count else [])])
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for the ids, in order, and for which of them have true masks."""
+        digest = hashlib.sha256()
+        for position, pixels in enumerate(self.pixels):
+            digest.update(f"{self.sample(position).id}\0{int(pixels)}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def labels(self, position: int) -> Tensor:
+        """The mask of one image, (H, W) uint8.
+
+        Raises:
+            BadImage: it cannot be read.
+            UserError: it has values outside the class set.
+        """
+        sample = self.sample(position)
+        if self.pixels[position] and sample.truth is not None:
+            mask, name = sample.truth(), f"the true mask of {sample.id}"
+        else:
+            path = self.mask_path(sample)
+            mask, name = read_mask(path), str(path)
+        labels = torch.from_numpy(np.array(mask))
+        check_labels(labels, len(self.data.classes), name)
+        return labels
+
+    def confidence(self, position: int, labels: Tensor) -> Tensor:
+        """How sure each pixel of the mask is, (H, W) float32 within [0, 1]; true masks are sure everywhere.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        if self.pixels[position]:
+            return torch.ones(labels.shape)
+        if self.run is None:
+            raise RuntimeError("without a run, all masks are true ones")
+        return torch.from_numpy(read_confidence(self.run.confidence_path(self.sample(position).id)))
+
+    def mask_path(self, sample: Sample) -> Path:
+        """Where the pseudo mask of a sample is."""
+        if self.run is None:
+            raise RuntimeError("without a run, all masks are true ones")
+        return self.run.mask_path(sample.id)
+
+
+def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = None) -> Targets:
+    """The images of a data set that a network can be trained on.
+
+    Args:
+        data: what the run was made on.
+        run: the masks; None: none but the true ones (the upper bound).
+        pixel_labels: a text file that names the images, one a line, whose true masks are read.
+
+    Raises:
+        UserError: a list that cannot be read, or names images that are not there or have no true mask; a run on
+            other classes; nothing left to train on.
+    """
+    if run is not None:
+        names = run.settings.get("classes", {}).get("names")
+        if names != list(data.classes.names):
+            raise UserError(
+                f"{run.path} has masks of {len(names or [])} classes ({listing(names or [], 3)}), but {data.root} is "
+                f"read as {data.classes.id} with {len(data.classes)}; name the data and classes of the run"
+            )
+    true = set() if pixel_labels is None else _listed(pixel_labels, data)
+    records = {} if run is None else run.records()
+    indices, pixels, left_out = [], [], Counter[str]()
+    for index, sample in enumerate(data):
+        if index in true:
+            pass
+        elif run is None:
+            continue
+        elif not _has_mask(run, sample.id):
+            record = records.get(sample.id)
+            left_out["not labelled" if record is None or record.status == "ok" else record.status] += 1
+            continue
+        indices.append(index)
+        pixels.append(index in true)
+    if not indices:
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "the data set is empty"
+        where = pixel_labels if run is None else run.path
+        raise UserError(f"{where}: no image of {data.root} has a mask to train on ({why}); label the images first")
+    return Targets(data, run, np.array(indices), np.array(pixels), dict(left_out))
+
+
+def _listed(path: Path, data: Dataset) -> set[int]:
+    try:
+        positions, missing, _ = read_list(path, [sample.id for sample in data])
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--pixel-labels {path}: cannot be read ({error}); give a text file of image ids") from None
+    if missing:
+        raise UserError(
+            f"--pixel-labels {path}: {len(missing)} images are not in {data.root}: {listing(missing)}; its ids look "
+            f"like {data[0].id if len(data) else 'nothing, it is empty'!r}"
+        )
+    blind = [data[position].id for position in positions if data[position].truth is None]
+    if blind or not positions:
+        raise UserError(
+            f"--pixel-labels {path}: {len(blind)} of {len(positions)} images have no true mask "
+            f"({listing(blind) or 'the list is empty'}); give ids of images that have one"
+        )
+    return set(positions)
+
+
+def _has_mask(run: Run, id: str) -> bool:
+    try:
+        return run.mask_path(id).stat().st_size > 0
+    except OSError:
+        return False
+
+
+def check_targets(targets: Targets, advance: Callable[[], None] = lambda: None) -> list[str]:
+    """Refuse masks that do not fit their images, from the headers of the files; values from up to 1000 masks.
+
+    Args:
+        targets: what is to be trained on.
+        advance: called for each image.
+
+    Returns:
+        what a user should know: images that cannot be read (others will stand in for them).
+
+    Raises:
+        UserError: a mask of another size than its image, or with values outside the class set.
+    """
+    few = set(np.linspace(0, len(targets) - 1, min(len(targets), VALUES_CHECKED)).astype(int).tolist())
+    wrong: list[str] = []
+    unreadable: dict[str, str] = {}
+
+    def look(position: int) -> None:
+        sample = targets.sample(position)
+        try:
+            size = image_size(sample.image)
+            if targets.pixels[position] and position not in few:
+                return  # a true mask may have to be drawn; its size is seen when it is loaded
+            labels = targets.labels(position) if position in few else None
+            masked = image_size(targets.mask_path(sample)) if labels is None else tuple(labels.shape)
+        except BadImage as problem:
+            unreadable[sample.id] = str(problem)
+            return
+        if masked != size:
+            wrong.append(f"{sample.id} ({_size(masked)}, image {_size(size)})")
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for start in range(0, len(targets), _BLOCK):
+            for _ in pool.map(look, range(start, min(start + _BLOCK, len(targets)))):
+                advance()
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} masks are not of the size (height x width) of their images: {listing(sorted(wrong), 3)}; "
+            "make the masks from these very images"
+        )
+    if len(unreadable) == len(targets):
+        raise UserError(
+            f"no image of {targets.data.root} can be read together with its mask: {next(iter(unreadable.values()))}"
+        )
+    return counted("images or masks that cannot be read, others stand in for them", sorted(unreadable))
+
+
+def _size(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+class Batch(NamedTuple):
+    """Examples of one size.
+
+    images: (B, 3, h, w) float32, RGB, 0-255. labels: (B, h, w) uint8. confidence: (B, h, w) float32, or None where
+    it was not asked for. pixels: (B,) bool, True where the labels are true ones. samples: (B,) int64, the positions
+    drawn. step: the batch's number over the whole training. replaced: (id, why) of images that could not be read.
+    """
+
+    images: Tensor
+    labels: Tensor
+    confidence: Tensor | None
+    pixels: Tensor
+    samples: Tensor
+    step: int
+    replaced: tuple[tuple[str, str], ...] = ()
+
+
+class Drawn(NamedTuple):
+    """One example, as ``Examples`` draws it; see ``Batch``."""
+
+    example: Example
+    pixels: bool
+    draw: Draw
+    replaced: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The data set that ``run.training.fit`` draws from; picklable.
+
+    confidence: read the confidence maps, too.
+    """
+
+    targets: Targets
+    settings: Augment
+    seed: int
+    confidence: bool = False
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, draw: Draw) -> Drawn:
+        """One augmented example.
+
+        Raises:
+            UserError: it cannot be read, and neither can the 49 after it.
+        """
+        replaced = []
+        for position in _from(draw.sample, len(self)):
+            try:
+                example = self.read(position)
+                generator = torch.Generator().manual_seed(int(sample_generator(self.seed, draw).integers(2**63)))
+                seen = augment(example, self.settings, generator)
+            except (BadImage, UserError, OSError, ValueError) as problem:
+                replaced.append((self.targets.sample(position).id, str(problem)))
+                continue
+            return Drawn(seen, bool(self.targets.pixels[position]), draw, tuple(replaced))
+        raise UserError(
+            f"{len(replaced)} images in a row cannot be read, the first one: {replaced[0][1]}; look whether the data "
+            "and the run are still there, then give the same command again"
+        )
+
+    def read(self, position: int) -> Example:
+        """The image at ``position`` with its mask, as they are on disk.
+
+        Raises:
+            BadImage: one of the files cannot be read.
+            UserError: a mask with values outside the class set.
+        """
+        image = torch.from_numpy(read_image(self.targets.sample(position).image)).permute(2, 0, 1)  # (3, H, W)
+        labels = self.targets.labels(position)
+        return Example(image, labels, self.targets.confidence(position, labels) if self.confidence else None)
+
+    @staticmethod
+    def collate(drawn: Sequence[Drawn]) -> Batch:
+        """Several examples of one size as a batch."""
+        examples = [each.example for each in drawn]
+        confidence = [e.confidence for e in examples if e.confidence is not None]
+        return Batch(
+            images=torch.stack([e.image for e in examples]),
+            labels=torch.stack([e.labels for e in examples if e.labels is not None]),
+            confidence=torch.stack(confidence) if confidence else None,
+            pixels=torch.tensor([each.pixels for each in drawn]),
+            samples=torch.tensor([each.draw.sample for each in drawn]),
+            step=drawn[0].draw.step,
+            replaced=tuple(pair for each in drawn for pair in each.replaced),
+        )
+
+
+def _from(start: int, count: int) -> Iterator[int]:
+    """Positions from ``start`` on, around the end."""
+    return ((start + further) % count for further in range(min(count, MOST_IN_A_ROW)))
