@@ -1,0 +1,70 @@
+"""A small segmentation network: a narrow ResNet, a light pyramid of dilations, and a decoder that looks back.
+
+After DeepLabV3+ (Chen et al. 2018), much reduced: the last stage says what there is, at stride 16, and the first
+stage, at stride 4, says where its edges are. Made for storybook-resnet and two processor cores.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tag2mask.models.backbone import Layout, ResNet
+
+RATES = (3, 6)
+"""Dilations beside the 1x1 convolution: at stride 16 and with 256 pixels a side, wider ones see padding alone."""
+
+
+def _conv(inputs: int, outputs: int, side: int, dilation: int = 1) -> nn.Sequential:
+    padding = dilation * (side // 2)
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, side, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+class SmallHead(nn.Module):
+    """Last stage and first stage to logits.
+
+    There is no pooling over the whole picture: a tile of it would see another mean than the whole.
+
+    first, last: channels of the two stages. channels: of all that is between them and the logits.
+    """
+
+    def __init__(self, first: int, last: int, classes: int, channels: int) -> None:
+        super().__init__()
+        self.pyramid = nn.ModuleList([_conv(last, channels, 1), *(_conv(last, channels, 3, rate) for rate in RATES)])
+        self.merge = _conv(channels * (1 + len(RATES)), channels, 1)
+        self.edges = _conv(first, channels // 2, 1)
+        self.refine = _conv(channels + channels // 2, channels, 3)
+        self.classify = nn.Conv2d(channels, classes, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.classify.weight, std=0.01)
+        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
+
+    def forward(self, first: Tensor, last: Tensor) -> Tensor:
+        """(B, C, h, w) and (B, C', h / 4, w / 4) -> logits (B, K, h, w)."""
+        what = self.merge(torch.cat([branch(last) for branch in self.pyramid], 1))
+        what = F.interpolate(what, first.shape[2:], mode="bilinear", align_corners=False)  # (B, channels, h, w)
+        return self.classify(self.refine(torch.cat([what, self.edges(first)], 1)))
+
+
+class SmallNet(nn.Module):
+    """A ResNet with ``SmallHead``.
+
+    classes: K, background included. layout: of the ResNet. channels: of the head.
+    """
+
+    def __init__(self, classes: int, layout: Layout, channels: int) -> None:
+        super().__init__()
+        self.backbone = ResNet(layout)
+        self.head = SmallHead(layout.channels[1], layout.channels[-1], classes, channels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) standardised -> logits (B, K, ceil(H / 4), ceil(W / 4))."""
+        _, first, _, _, last = self.backbone.features(pixels)
+        return self.head(first, last)

@@ -1,0 +1,208 @@
+"""The segmentation networks by name: their options, how each is built, and where its weights may come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from tag2mask.classes import nearest
+from tag2mask.config import explain
+from tag2mask.models.backbone import Layout
+from tag2mask.models.classifier import MEAN, STD, STORYBOOK_RESNET, load_backbone
+from tag2mask.models.deeplab import CAFFE_RESNET101, SCALES, DeepLabV2, MultiScale, caffe_pixels, load_deeplab
+from tag2mask.models.small import SmallNet
+from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
+from tag2mask.ops.image import standardise
+from tag2mask.run.warn import warn
+from tag2mask.types import UserError
+
+RANDOM = "random"
+LATER = "later"
+"""For those who fill the network themselves: as random, without a warning."""
+
+WHOLE = "whole:"
+"""Before the path of a checkpoint: take its head too, not the backbone alone."""
+
+HUB = "transformers:"
+"""Before the hub id or folder of a model that transformers builds."""
+
+
+class Options(BaseModel):
+    """What every architecture's options are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SmallOptions(Options):
+    """Of "small"."""
+
+    width: int = Field(16, ge=1, description="channels after the ResNet's stem; storybook-resnet has 16")
+    blocks: tuple[int, int, int, int] = Field((3, 4, 6, 3), description="bottlenecks in each stage of the ResNet")
+    channels: int = Field(64, ge=2, description="of the head")
+
+
+class DeepLabV2Options(Options):
+    """Of "deeplabv2-resnet101"; the defaults are the published network."""
+
+    width: int = Field(64, ge=1, description="channels after the ResNet's stem")
+    blocks: tuple[int, int, int, int] = Field((3, 4, 23, 3), description="bottlenecks in each stage of the ResNet")
+    scales: tuple[float, ...] = Field(SCALES, description="further scales, in training and test; empty: none")
+    frozen_norm: bool = Field(True, description="norms do not learn; false where training starts from random weights")
+
+
+class DeepLabV1Options(Options):
+    """Of "deeplabv1-resnet38"; the defaults are WeakCLIP's network."""
+
+    head: Literal["seam", "weakclip", "mctformer"] = Field(
+        "seam", description="seam and weakclip (the same head), or mctformer"
+    )
+    width: int = Field(64, ge=1, description="channels of the first convolution")
+    frozen_norm: bool = Field(True, description="norms do not learn; false where training starts from random weights")
+
+
+class HubOptions(Options):
+    """Of "transformers:..."."""
+
+    model: dict[str, Any] | None = Field(None, description="the model's config.json; default: as found by its name")
+    mean: tuple[float, float, float] = Field(MEAN, description="of red, green and blue in 0..1")
+    std: tuple[float, float, float] = Field(STD, description="of red, green and blue in 0..1")
+
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One line of ``ARCHITECTURES``.
+
+    build: (its name, class names, options, init) to the bare network, of random weights or with what ``init`` names.
+    pixels: (images (B, 3, H, W) RGB 0-255, options) to what the network takes.
+    groups: "convolutions": the parameter groups of DeepLab; "adamw": norms, biases and positions do not decay.
+    init: where training starts from unless another is named.
+    """
+
+    options: type[Options]
+    build: Callable[[str, Names, Any, str], nn.Module]
+    pixels: Callable[[Tensor, Any], Tensor]
+    groups: Literal["convolutions", "adamw"]
+    init: str = RANDOM
+
+
+def find_architecture(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        UserError: there is none, with the nearest name.
+    """
+    if name.startswith(HUB) and name != HUB:
+        return _HUB
+    if name not in ARCHITECTURES:
+        near = nearest(name, ARCHITECTURES)
+        raise UserError(
+            f"architecture {name!r} is not known{f' (did you mean {near}?)' if near else ''}; known: "
+            f"{', '.join(ARCHITECTURES)}, or transformers:NAME of a hub repository or folder"
+        )
+    return ARCHITECTURES[name]
+
+
+def read_options(name: str, options: Mapping[str, Any]) -> Options:
+    """The options of an architecture, checked and with its defaults filled in.
+
+    Raises:
+        UserError: an unknown option, with the nearest known one, or a value that does not fit.
+    """
+    kind = find_architecture(name)
+    try:
+        return kind.options(**options)
+    except ValidationError as error:
+        raise UserError(f"architecture {name}: {explain(error, kind.options)}") from None
+
+
+def _standard(images: Tensor, options: Any) -> Tensor:
+    return standardise(images, MEAN, STD)
+
+
+def _build_small(name: str, names: Names, options: SmallOptions, init: str) -> nn.Module:
+    layout = Layout(blocks=options.blocks, width=options.width, strides=(1, 2, 2, 1))
+    network = SmallNet(len(names), layout, options.channels)
+    if init not in (RANDOM, LATER):
+        source = load_backbone(init, strides=layout.strides)
+        if source.layout != layout:
+            got, want = (f"width {x.width} and blocks {list(x.blocks)}" for x in (source.layout, layout))
+            raise UserError(f"init {init}: got a ResNet of {got}, expected {want}; set the options width and blocks")
+        network.backbone.load_state_dict(source.state_dict())
+    # twice as quick on a processor
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _build_deeplabv2(name: str, names: Names, options: DeepLabV2Options, init: str) -> nn.Module:
+    layout = replace(CAFFE_RESNET101, blocks=options.blocks, width=options.width, frozen_norm=options.frozen_norm)
+    network = DeepLabV2(len(names), layout)
+    _load_public(network, options, init, name, len(names), load_deeplab)
+    return MultiScale(network, options.scales) if options.scales else network
+
+
+def _build_deeplabv1(name: str, names: Names, options: DeepLabV1Options, init: str) -> nn.Module:
+    head: Literal["mctformer", "seam"] = "mctformer" if options.head == "mctformer" else "seam"
+    network = DeepLabV1(len(names), head, width=options.width, frozen_norm=options.frozen_norm)
+    _load_public(network, options, init, name, len(names), load_wideresnet)
+    return network
+
+
+def _load_public(
+    network: Any, options: DeepLabV1Options | DeepLabV2Options, init: str, name: str, classes: int, load: Any
+) -> None:
+    """Fill a DeepLab from a public checkpoint, or warn that it will not learn from random weights."""
+    if init in (RANDOM, LATER):
+        if options.frozen_norm and init == RANDOM:
+            warn(
+                f"{name} starts from random weights with frozen norms, which hardly learns; name "
+                "published weights as its init, or set frozen_norm=false"
+            )
+        return
+    path = Path(init.removeprefix(WHOLE)).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"init {init}: there is no such file; expected a public checkpoint (.pth, .safetensors, .params), a "
+            'network folder that `train` wrote, or "random"'
+        )
+    try:
+        load(network, path, head=init.startswith(WHOLE))
+    except UserError as error:
+        if not init.startswith(WHOLE):
+            raise
+        raise UserError(
+            f"{error} (its head must be for {classes} classes; without {WHOLE!r} the head starts anew)"
+        ) from error
+
+
+def _build_hub(name: str, names: Names, options: HubOptions, init: str) -> nn.Module:
+    from tag2mask.models.hub_segmentation import build_hub_network
+
+    if init not in (RANDOM, LATER, "pretrained"):
+        raise UserError(
+            f'init {init}: expected "pretrained" or "random" for {name}, or a network folder that `train` wrote'
+        )
+    return build_hub_network(name.removeprefix(HUB), names, options.model, pretrained=init == "pretrained")
+
+
+def _hub_pixels(images: Tensor, options: HubOptions) -> Tensor:
+    return standardise(images, options.mean, options.std)
+
+
+def _deeplab_pixels(images: Tensor, options: Any) -> Tensor:
+    return caffe_pixels(images)
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "small": Architecture(SmallOptions, _build_small, _standard, "adamw", STORYBOOK_RESNET),
+    "deeplabv2-resnet101": Architecture(DeepLabV2Options, _build_deeplabv2, _deeplab_pixels, "convolutions"),
+    "deeplabv1-resnet38": Architecture(DeepLabV1Options, _build_deeplabv1, _standard, "convolutions"),
+}
+_HUB = Architecture(HubOptions, _build_hub, _hub_pixels, "adamw", "pretrained")

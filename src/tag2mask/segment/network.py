@@ -1,0 +1,333 @@
+"""Segmentation networks: built, given weights, kept in a folder and read back.
+
+A ``SegmentationNet`` takes pictures as they are (RGB, 0-255) and standardises them itself, so that training, test
+time and export need to know nothing of the architecture but its logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tag2mask.models.deeplab import MultiScale
+from tag2mask.models.state import fit_state
+from tag2mask.run.device import find_device
+from tag2mask.run.files import write_atomic
+from tag2mask.run.settings import plain
+from tag2mask.segment.architectures import (
+    ARCHITECTURES,
+    LATER,
+    RANDOM,
+    Architecture,
+    Options,
+    find_architecture,
+    read_options,
+)
+from tag2mask.segment.schedule import conv_groups
+from tag2mask.types import MAX_CLASSES, ClassSet, Color, UserError
+
+__all__ = [
+    "ARCHITECTURES",
+    "NetworkConfig",
+    "SavedNetwork",
+    "SegmentationNet",
+    "build_network",
+    "check_network_classes",
+    "find_network",
+    "load_network",
+    "read_saved",
+    "save_network",
+]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MODEL_TYPE = "tag2mask-segmentation"
+INSIDE = "network"
+"""Where a training folder keeps its network."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """All that a network is built from.
+
+    architecture: a key of ``ARCHITECTURES``, or "transformers:" and a hub id or folder.
+    names: of the mask values; ``names[0]`` is "background". palette: their colours.
+    options: of the architecture; what is left out has its default.
+    classes: id of the class set.
+    """
+
+    architecture: str
+    names: tuple[str, ...]
+    palette: tuple[Color, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    classes: str = ""
+
+    @classmethod
+    def of(cls, architecture: str, classes: ClassSet, **options: Any) -> NetworkConfig:
+        """That of an architecture for a class set."""
+        return cls(architecture, classes.names, classes.palette, options, classes.id)
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """What a network's folder says beside its weights.
+
+    path: of the folder that holds config.json. supervision: "tags", or "tags+pixels(n)" where n masks drawn by hand
+    were used. noted: whatever its maker wrote down. sha256: of model.safetensors.
+    """
+
+    path: Path
+    config: NetworkConfig
+    supervision: str
+    noted: Mapping[str, Any]
+    sha256: str
+
+
+class SegmentationNet(nn.Module):
+    """A network with its pixel statistics and its classes.
+
+    config: with all options written out. network: the bare module. align_corners: how its logits are to be enlarged.
+    pretrained: it did not start from random weights, so that its head learns faster than the rest.
+    """
+
+    def __init__(
+        self, config: NetworkConfig, network: nn.Module, kind: Architecture, options: Options, pretrained: bool
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network
+        self.align_corners: bool = getattr(network, "align_corners", False)
+        self.pretrained = pretrained
+        self._kind = kind
+        self._options = options
+
+    def forward(self, images: Tensor) -> Any:
+        """Logits of pictures.
+
+        Args:
+            images: (B, 3, H, W) uint8 or float, RGB, 0-255.
+
+        Returns:
+            (B, K, h, w) float. In training it may be a list of such, of several sizes, each for a loss of its own.
+        """
+        return self.network(self._kind.pixels(images, self._options))
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for ``torch.optim``, each with ``lr``, ``initial_lr`` and ``weight_decay``.
+
+        DeepLabs: backbone at 1x, its biases at 2x, head at 10x, its biases at 20x (``segment.schedule.conv_groups``).
+        Others: norms, biases and positions do not decay; the head is at 10x where the network is pretrained.
+        """
+        inner: Any = self.network.network if isinstance(self.network, MultiScale) else self.network
+        if self._kind.groups == "convolutions":
+            return conv_groups(inner.backbone, inner.head, lr, weight_decay)
+        backbone = {id(parameter) for parameter in inner.backbone.parameters()}
+        found: dict[tuple[bool, bool], list[Tensor]] = {}
+        for name, parameter in inner.named_parameters():
+            if parameter.requires_grad:
+                decays = parameter.ndim > 1 and "position" not in name
+                found.setdefault((id(parameter) not in backbone, decays), []).append(parameter)
+        groups = []
+        for (head, decays), parameters in found.items():
+            rate = lr * (10 if head and self.pretrained else 1)
+            decay = weight_decay if decays else 0.0
+            groups.append({"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay})
+        return groups
+
+
+def build_network(config: NetworkConfig, *, init: str | None = None, seed: int = 0) -> SegmentationNet:
+    """A network to be trained, on the processor, in training mode.
+
+    Args:
+        config: what it is.
+        init: where its weights come from. None or "random": drawn by ``seed``. "small": "storybook-resnet", a folder
+            of ``storybook pretrain-resnet``, or a public ResNet checkpoint. DeepLabs: a public checkpoint, of which
+            the backbone is taken, or "whole:PATH" with its head too. "transformers:...": "pretrained". For all: a
+            folder that ``save_network`` wrote, of the same architecture and classes.
+            ``ARCHITECTURES[name].init`` is what to start from unless another is asked for.
+        seed: of whatever is drawn; the caller's own dice are left alone.
+
+    Raises:
+        UserError: an unknown architecture or option, impossible classes, or weights that are missing or do not fit.
+    """
+    kind = find_architecture(config.architecture)
+    options = read_options(config.architecture, config.options)
+    names = config.names
+    if not 2 <= len(names) <= MAX_CLASSES + 1 or names[0] != "background" or len(config.palette) != len(names):
+        raise UserError(
+            f"got {len(names)} classes ({', '.join(names[:4])}) and {len(config.palette)} colours; expected "
+            f"background and 1 to {MAX_CLASSES} others, with a colour each"
+        )
+    source = RANDOM if init is None else init
+    earlier = find_network(source) if source != RANDOM else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = kind.build(config.architecture, names, options, LATER if earlier else source)
+    found: Mapping[str, Any] = getattr(network, "found_options", {})
+    options = options.model_copy(update={k: v for k, v in found.items() if k not in options.model_fields_set})
+    config = replace(config, options=options.model_dump(mode="json"))
+    net = SegmentationNet(config, network, kind, options, source != RANDOM)
+    if earlier:
+        _fill(net, read_saved(earlier))
+    return net.train()
+
+
+def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, noted: Mapping[str, Any]) -> None:
+    """Write config.json and model.safetensors; whatever moment it is killed at, the folder holds a whole network.
+
+    Args:
+        folder: made where it is missing; a network in it is replaced.
+        net: its weights and buffers are kept bit by bit, counters of batch norms included.
+        supervision: "tags", or "tags+pixels(n)".
+        noted: of its making, such as the recipe and the step; plain values.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    import safetensors.torch
+
+    folder = Path(folder)
+    # clones: safetensors refuses tensors that share memory
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
+    data = safetensors.torch.save(state, metadata={"format": "pt"})
+    weights = [{"sha256": hashlib.sha256(data).hexdigest(), "supervision": supervision, "noted": plain(noted)}]
+    about = {"model_type": MODEL_TYPE, **plain(net.config)}
+    try:
+        before = _read_about(folder / CONFIG)
+        earlier = before.pop("weights") if before.keys() == about.keys() | {"weights"} else []
+    except (OSError, ValueError):
+        before, earlier = {}, []
+    # two files cannot be replaced at once: in between, config.json speaks of the old weights and of the new ones
+    between = [each for each in earlier if each.get("sha256") != weights[0]["sha256"]] if before == about else []
+    if before != about:  # another network's weights would look damaged beside the new config.json
+        (folder / WEIGHTS).unlink(missing_ok=True)
+    _write_about(folder / CONFIG, {**about, "weights": [*weights, *between]})
+    write_atomic(folder / WEIGHTS, data)
+    if between:
+        _write_about(folder / CONFIG, {**about, "weights": weights})
+
+
+def load_network(folder: Path | str, device: str = "auto") -> SegmentationNet:
+    """The network of a folder, in evaluation mode.
+
+    Args:
+        folder: that ``save_network`` wrote, or a training folder, which keeps one inside.
+        device: as ``find_device`` takes it.
+
+    Raises:
+        UserError: there is none, it is damaged, or its parts do not fit together.
+    """
+    saved = read_saved(folder)
+    options = read_options(saved.config.architecture, saved.config.options)
+    kind = find_architecture(saved.config.architecture)
+    with torch.random.fork_rng(devices=[]):
+        network = kind.build(saved.config.architecture, saved.config.names, options, LATER)
+    net = SegmentationNet(saved.config, network, kind, options, pretrained=True)
+    _fill(net, saved)
+    return net.to(find_device(device)).eval()
+
+
+def find_network(folder: Path | str) -> Path | None:
+    """The folder with a network's config.json: ``folder`` itself, or the one inside a training folder; else None."""
+    for place in (Path(folder).expanduser(), Path(folder).expanduser() / INSIDE):
+        try:
+            if _read_about(place / CONFIG).get("model_type") == MODEL_TYPE:
+                return place
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def read_saved(folder: Path | str) -> SavedNetwork:
+    """What a network's folder says of it, once it is sure that the weights beside are the ones meant.
+
+    Raises:
+        UserError: no network there, or it is damaged.
+    """
+    place = find_network(folder)
+    if place is None:
+        raise UserError(
+            f"{folder}: holds no network of tag2mask ({CONFIG} and {WEIGHTS}); give a folder that "
+            "`tag2mask train` wrote"
+        )
+    about = _read_about(place / CONFIG)
+    try:
+        config = NetworkConfig(
+            architecture=str(about["architecture"]),
+            names=tuple(map(str, about["names"])),
+            palette=tuple((int(r), int(g), int(b)) for r, g, b in about["palette"]),
+            options=dict(about["options"]),
+            classes=str(about["classes"]),
+        )
+        known = {str(each["sha256"]): (str(each["supervision"]), dict(each["noted"])) for each in about["weights"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{place / CONFIG}: is damaged ({type(error).__name__}: {error}); bring the folder back from where it "
+            "was made, or train again"
+        ) from error
+    try:
+        with (place / WEIGHTS).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{place / WEIGHTS}: cannot be read ({error.strerror}); copy the whole folder") from error
+    if sha256 not in known:
+        raise UserError(
+            f"{place / WEIGHTS}: is damaged, or is not the file that {CONFIG} beside it speaks of (sha256 "
+            f"{sha256[:12]}…, expected {next(iter(known), 'none')[:12]}…); copy the folder again, or train again"
+        )
+    supervision, noted = known[sha256]
+    return SavedNetwork(place, config, supervision, noted, sha256)
+
+
+def check_network_classes(config: NetworkConfig, names: tuple[str, ...], where: Path | str) -> None:
+    """Logits mean nothing across class sets.
+
+    Args:
+        config: of the network.
+        names: of the classes that are wanted, background first.
+        where: the network's folder, for the message.
+
+    Raises:
+        UserError: the network is for other classes.
+    """
+    if config.names == names:
+        return
+    counted = len(config.names), len(names)
+    pairs = enumerate(zip(config.names, names, strict=False))
+    first = next((f"; class {i} is {a!r} there, {b!r} here" for i, (a, b) in pairs if a != b), "")
+    raise UserError(
+        f"{where}: is a network for {counted[0]} classes of {config.classes or 'its own'}, expected {counted[1]}"
+        f"{first}; take a network that was trained on these classes, or the classes that it was trained on"
+    )
+
+
+def _fill(net: SegmentationNet, saved: SavedNetwork) -> None:
+    """Load a folder's weights, bit by bit."""
+    import safetensors.torch
+
+    check_network_classes(saved.config, net.config.names, saved.path)
+    if saved.config.architecture != net.config.architecture:
+        raise UserError(
+            f"{saved.path}: is a {saved.config.architecture}, expected a {net.config.architecture}; choose the "
+            "architecture that it has"
+        )
+    state = safetensors.torch.load_file(saved.path / WEIGHTS)
+    fit_state(net, state, saved.path / WEIGHTS)
+    net.load_state_dict(state)  # again, for the counters of batch norms, which others' files may lack
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {type(value).__name__}")
+    return value
+
+
+def _write_about(path: Path, about: Mapping[str, Any]) -> None:
+    write_atomic(path, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
