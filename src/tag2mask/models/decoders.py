@@ -111,7 +111,8 @@ class CCTNet(nn.Module):
         super().__init__()
         self.backbone = ResNet(layout)
         self.psp = PSP(layout.channels[-1])
-        self.main = Decoder(layout.channels[-1] // 4, classes)
+        self.shape = (layout.channels[-1] // 4, classes)
+        self.main = Decoder(*self.shape)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) standardised -> shared features (B, C, ceil(H / 8), ceil(W / 8)), 512 channels."""
@@ -123,5 +124,4 @@ class CCTNet(nn.Module):
 
     def auxiliary_decoders(self, count: int) -> nn.ModuleList:
         """So many new decoders like the main one, each with weights of its own."""
-        first = self.main.upsample[0]
-        return nn.ModuleList(Decoder(first.in_channels, first.out_channels) for _ in range(count))
+        return nn.ModuleList(Decoder(*self.shape) for _ in range(count))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import lightning.pytorch as lightning
 import torch
@@ -78,7 +78,9 @@ def check_cct(settings: CCT) -> None:
     if unknown:
         raise UserError(f"CCT: got a perturbation {unknown[0]!r}, expected one of {', '.join(PUBLISHED)}")
     if not kinds(settings.decoders) or min(settings.decoders.values()) < 0:
-        raise UserError(f"CCT: got decoders {dict(settings.decoders)}, expected whole numbers and at least one decoder")
+        raise UserError(
+            f"CCT: got decoders {dict(settings.decoders)}, expected whole numbers and at least one decoder"
+        )
     weights = (settings.consistency_weight, settings.weak_weight, settings.pairwise_weight, settings.ramp)
     if min(weights) < 0 or settings.ramp > 1:
         raise UserError(
@@ -109,9 +111,7 @@ class Mixed:
             )
         self.groups = counts
         # other dice for the second part: sample 3 of one is not augmented like sample 3 of the other
-        self.parts = [
-            Examples(part, settings, seed + GROUP_SEEDS * i, confidence) for i, part in enumerate(parts)
-        ]
+        self.parts = [Examples(part, settings, seed + GROUP_SEEDS * i, confidence) for i, part in enumerate(parts)]
 
     def __len__(self) -> int:
         return sum(self.groups)
@@ -147,7 +147,9 @@ class CrossConsistency(lightning.LightningModule):
         self.net, self.settings, self.steps, self.seed = net, settings, steps, seed
         self.kinds = kinds(settings.decoders)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 1)  # not the main decoder's: from its own weights an auxiliary one has nothing to learn
+            torch.manual_seed(
+                seed + 1
+            )  # not the main decoder's: from its own weights an auxiliary one has nothing to learn
             self.auxiliary = net.network.auxiliary_decoders(len(self.kinds))
         self.rise = Weights(round(settings.ramp * steps), settings.consistency_weight, settings.weak_weight)
 
