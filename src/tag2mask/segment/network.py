@@ -153,7 +153,7 @@ def build_network(config: NetworkConfig, *, init: str | None = None, seed: int =
     Args:
         config: what it is.
         init: where its weights come from. None or "random": drawn by ``seed``. "small" and CCT's: a public ResNet
-            checkpoint, "storybook-resnet", or a folder of ``storybook pretrain-resnet``. DeepLabs: a public checkpoint,
+            checkpoint, "storybook-resnet", or a folder of ``storybook pretrain-resnet``. DeepLabs: a public one,
             of which the backbone is taken, or "whole:PATH" with its head too. "transformers:...": "pretrained". For
             all: a folder that ``save_network`` wrote, of the same architecture and classes.
             ``ARCHITECTURES[name].init`` is what to start from unless another is asked for.
