@@ -98,10 +98,11 @@ def pretrain(
     Example: `tag2mask storybook pretrain -o runs/clip --set steps=20000 --set batch=1024 --set precision=bfloat16
     --workers 12 --compile --minutes 10`
     """
+    from tag2mask.config import read_recipe
     from tag2mask.stages.pretrain import pretrain as run_pretrain
-    from tag2mask.stages.pretrain import read_recipe
+    from tag2mask.storybook.pretrain import Pretrain
 
-    recipe = read_recipe(set_ or [])
+    recipe = read_recipe(Pretrain, set_ or [])
     if list_:
         for name, value in vars(recipe).items():
             typer.echo(f"{name} = {value!r}")

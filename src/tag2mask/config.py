@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from tag2mask.safe_yaml import parse_yaml
 from tag2mask.types import Background, Constant, MaskRule, Own, Power, UserError
@@ -93,7 +94,10 @@ def parse_background(text: str) -> Background:
 
 def read_config(path: Path | str) -> LabelConfig:
     """A LabelConfig from YAML. Raises UserError naming every wrong key or value, and the nearest known key."""
-    path = Path(path)
+    return parse_config(_read_mapping(Path(path), "such as data, method, options"), str(path))
+
+
+def _read_mapping(path: Path, such_as: str) -> Mapping[str, Any]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -102,8 +106,8 @@ def read_config(path: Path | str) -> LabelConfig:
         ) from None
     raw = parse_yaml(content, path)
     if not isinstance(raw, Mapping):
-        raise UserError(f"{path} holds a {type(raw).__name__}, expected keys such as data, method, options")
-    return parse_config(raw, str(path))
+        raise UserError(f"{path} holds a {type(raw).__name__}, expected keys {such_as}")
+    return raw
 
 
 def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> LabelConfig:
@@ -112,6 +116,50 @@ def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> LabelCo
         return LabelConfig.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error, LabelConfig)}") from None
+
+
+T = TypeVar("T")
+
+
+def read_recipe(kind: type[T], options: Sequence[str] = (), file: Path | None = None) -> T:
+    """The recipe of a training, from a YAML file with NAME=VALUE texts on top; the rest keeps its default.
+
+    Args:
+        kind: a dataclass.
+        options: values in YAML; ``options.width=8`` sets one entry of a setting that holds several.
+        file: settings by name.
+
+    Raises:
+        UserError: a text not of that form, an unknown name (with the nearest known), or a wrong kind of value.
+    """
+    known = [each.name for each in fields(kind)]  # type: ignore[arg-type]
+    given: dict[str, Any] = {} if file is None else dict(_read_mapping(file, f"such as {', '.join(known[:3])}"))
+    origin = dict.fromkeys(given, str(file))
+    for name in given:
+        if name not in known:
+            raise UserError(f"{file}: unknown key {str(name)!r}; {_nearest(str(name), known)}")
+    for option in options:
+        path, equals, text = option.partition("=")
+        name, dot, entry = path.partition(".")
+        if not equals or name not in known:
+            raise UserError(
+                f"--set {option!r}: expected NAME=VALUE with a setting of the recipe; {_nearest(name, known)}"
+            )
+        value = parse_yaml(text.encode(), f"--set {option!r}: the value")
+        given[name] = {**(given.get(name) or {}), entry: value} if dot else value
+        origin[name] = "--set"
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        where = origin.get(str(first["loc"][0])) if first["loc"] else None
+        raise UserError(f"{where or file} {place}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -18,10 +18,11 @@ from transformers import CLIPModel as Theirs
 from typer.testing import CliRunner
 
 from tag2mask.cli import app
+from tag2mask.config import read_recipe
 from tag2mask.models.weights import load_clip
 from tag2mask.run.training import Draw, fit, steps_done
 from tag2mask.stages import pretrain as stage
-from tag2mask.stages.pretrain import in_training, pretrain, read_recipe, write_clip
+from tag2mask.stages.pretrain import in_training, pretrain, write_clip
 from tag2mask.storybook import CLASSES20, cache, embedded_clip
 from tag2mask.storybook import vocabulary as vocabulary_of
 from tag2mask.storybook.cache import Rendered, render_cache
@@ -444,13 +445,13 @@ def test_impossible_recipes_are_refused_before_anything_is_written(tmp_path, wro
 
 
 def test_recipes_are_read_from_options():
-    recipe = read_recipe(["steps=7", "sizes=[[32, 48], [48, 32]]", "lr=3e-4", "loss=sigmoid"])
+    recipe = read_recipe(Pretrain, ["steps=7", "sizes=[[32, 48], [48, 32]]", "lr=3e-4", "loss=sigmoid"])
     assert recipe == Pretrain(steps=7, sizes=((32, 48), (48, 32)), lr=3e-4, loss="sigmoid")
     assert recipe.largest == (48, 48)
     with pytest.raises(UserError, match="did you mean layers"):
-        read_recipe(["layer=7"])
+        read_recipe(Pretrain, ["layer=7"])
     with pytest.raises(UserError, match=r"steps.*valid integer"):
-        read_recipe(["steps=many"])
+        read_recipe(Pretrain, ["steps=many"])
 
 
 # --- the result

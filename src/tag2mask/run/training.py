@@ -48,7 +48,9 @@ class Draw(NamedTuple):
 class Training:
     """How a training runs.
 
-    steps: optimiser steps in all. batch: samples a forward pass, of each group; ``accumulate`` of them make a step.
+    steps: optimiser steps in all. batch: samples a forward pass, of each group, over all devices together;
+    ``accumulate`` of them make a step. devices: of one kind, which share every batch; what is drawn does not depend on
+    how many they are.
     precision: "float32", "bfloat16" or "float16", under autocast; weights stay float32.
     clip_norm: the greatest norm of the gradient; None does not clip.
     save_steps, save_minutes: a checkpoint whenever one of them is over.
@@ -68,6 +70,7 @@ class Training:
     minutes: float | None = None
     log_steps: int = 20
     workers: int = 0
+    devices: int = 1
 
     @property
     def batches(self) -> int:
@@ -108,24 +111,34 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 class StepSampler:
     """Batches of draws from the batch that ``start()`` names when the iteration begins, to the training's end.
 
+    Of several devices, each (``rank()``) draws its share of every batch.
+
     counts: samples of each group; the samples of one group follow those of the one before. Each batch holds
         ``training.batch`` of every group, group after group, and each group has epochs of its own.
     """
 
-    def __init__(self, training: Training, counts: Sequence[int], start: Callable[[], int] = lambda: 0) -> None:
-        self.training, self.counts, self.start = training, tuple(counts), start
+    def __init__(
+        self,
+        training: Training,
+        counts: Sequence[int],
+        start: Callable[[], int] = lambda: 0,
+        rank: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.training, self.counts, self.start, self.rank = training, tuple(counts), start, rank
 
     def __len__(self) -> int:
         # of the whole training: Lightning counts on from the batch where it resumes
         return self.training.batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        share = self.training.batch // self.training.devices
+        own = slice(self.rank() * share, (self.rank() + 1) * share)
         for step in range(self.start(), self.training.batches):
             first, draws = 0, []
             for group, count in enumerate(self.counts):
                 # each group is shuffled by its own seed: two of one size must not be paired the same for ever
                 indices = sample_indices(self.training.seed + GROUP_SEEDS * group, step, self.training.batch, count)
-                draws += [Draw(step, first + int(index)) for index in indices]
+                draws += [Draw(step, first + int(index)) for index in indices[own]]
                 first += count
             yield draws
 
@@ -159,7 +172,8 @@ def fit(
         show: show progress.
 
     Raises:
-        UserError: no such device or precision, or a checkpoint that is damaged or does not fit.
+        UserError: no such device or precision, a batch that the devices cannot share, or a checkpoint that is damaged
+            or does not fit.
         KeyboardInterrupt: Ctrl-C; the state is saved. A second Ctrl-C stops at once, without saving.
     """
     last = folder / LAST
@@ -168,7 +182,9 @@ def fit(
     keeper = _Keeper(last, training)
     with _quiet():
         trainer = make_trainer(training, folder, [*callbacks, keeper, _Progress(training, label, unit, show)])
-        sampler = StepSampler(training, counts, lambda: trainer.global_step * training.accumulate)
+        sampler = StepSampler(
+            training, counts, lambda: trainer.global_step * training.accumulate, lambda: trainer.global_rank
+        )
         loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -187,6 +203,9 @@ def fit(
                         f"{last} holds another network than the one to be trained; train into another folder"
                     ) from error
                 raise
+            except UserError as error:  # from a process that prepares samples it comes with its traceback
+                said = str(error).strip().splitlines()[-1]
+                raise UserError(said.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from error
     if keeper.stopped_by == "ctrl-c":
         raise KeyboardInterrupt(
             f"stopped at step {trainer.global_step} of {training.steps}; all of it is saved in {folder}: "
@@ -196,20 +215,32 @@ def fit(
 
 
 def make_trainer(training: Training, folder: Path, callbacks: Sequence[lightning.Callback] = ()) -> lightning.Trainer:
-    """A Trainer on one device, with logs and without Lightning's own bar, checkpoints and summaries.
+    """A Trainer with logs and without Lightning's own bar, checkpoints and summaries.
+
+    Several devices work by DDP: under torchrun or SLURM in the processes that these start, else Lightning starts the
+    others with this very command line. Norms of the batch are then taken over all GPUs.
 
     Raises:
-        UserError: no such device, or it does not compute in that precision.
+        UserError: no such device, it does not compute in that precision, or the devices cannot share a batch evenly.
     """
     device = find_device(training.device)
     find_precision(training.precision, device)
+    cuda, many = device.type == "cuda", training.devices > 1
+    if training.devices < 1 or training.batch % training.devices:
+        raise UserError(
+            f"{training.devices} devices for batches of {training.batch}: expected a number that divides the batch"
+        )
+    if cuda and training.devices > torch.cuda.device_count() * int(os.environ.get("WORLD_SIZE", "1")):
+        raise UserError(f"{training.devices} devices: PyTorch sees {torch.cuda.device_count()} GPUs here")
     names = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
     loggers: list[Logger] = [CSVLogger(folder, name="log", flush_logs_every_n_steps=training.log_steps)]
     if importlib.util.find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(folder, name="tensorboard"))
     return lightning.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=[device.index or 0] if device.type == "cuda" else 1,
+        devices=training.devices if many else [device.index or 0] if cuda else 1,
+        strategy="ddp" if many else "auto",
+        sync_batchnorm=many and cuda,
         precision=names[training.precision],  # type: ignore[arg-type]
         max_steps=training.steps,
         max_epochs=-1,
@@ -224,6 +255,22 @@ def make_trainer(training: Training, folder: Path, callbacks: Sequence[lightning
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+
+
+def follow(average: torch.nn.Module, now: torch.nn.Module, decay: float, done: int) -> None:
+    """Let averaged weights take their share of those in training; buffers are taken as they are.
+
+    Args:
+        average, now: two of one kind of network.
+        decay: of the average once it is old; young weights are sooner forgotten.
+        done: optimiser steps done.
+    """
+    decay = min(decay, (1 + done) / (10 + done))
+    with torch.no_grad():
+        for kept, new in zip(average.parameters(), now.parameters(), strict=True):
+            kept.lerp_(new, 1 - decay)
+        for buffer, new_buffer in zip(average.buffers(), now.buffers(), strict=True):
+            buffer.copy_(new_buffer)
 
 
 def minutes_left(minutes: float | None, began: float) -> float | None:
@@ -280,17 +327,25 @@ class _Keeper(lightning.Callback):
             return  # gradients are half summed, and no checkpoint holds them
         step, now = trainer.global_step, time.monotonic()
         minutes = self.training.minutes
-        if self._asked:
+        if _any(trainer, self._asked):
             self.stopped_by = "ctrl-c"
-        elif minutes is not None and now - self._began >= 60 * minutes and step < self.training.steps:
+        elif _any(trainer, minutes is not None and now - self._began >= 60 * minutes and step < self.training.steps):
             self.stopped_by = "clock"
         due = step - self._step >= self.training.save_steps or now - self._saved >= 60 * self.training.save_minutes
-        if due or self.stopped_by or step >= self.training.steps:
-            with atomic_path(self.path, token="checkpoint", sync=True) as temporary:
-                trainer.save_checkpoint(temporary)
+        if _any(trainer, bool(due or self.stopped_by or step >= self.training.steps)):
+            if trainer.is_global_zero:
+                with atomic_path(self.path, token="checkpoint", sync=True) as temporary:
+                    trainer.save_checkpoint(temporary)
+            else:
+                trainer.save_checkpoint(self.path)  # all take part, the first one alone writes
             self._step, self._saved = step, time.monotonic()
         if self.stopped_by:
             trainer.should_stop = True
+
+
+def _any(trainer: lightning.Trainer, here: bool) -> bool:
+    """Whether it is so in any of the processes: their clocks differ, and they have to do the same."""
+    return trainer.strategy.reduce_boolean_decision(here, all=False) if trainer.world_size > 1 else here
 
 
 class _Listening:
@@ -317,10 +372,12 @@ class _Progress(lightning.Callback):
     """The project's own bar: samples a second and the time that is left."""
 
     def __init__(self, training: Training, label: str, unit: str, show: bool) -> None:
-        self.training = training
-        self.bar: Bar[None] = progress(training.batches * training.batch, label, unit=unit, enabled=show)
+        self.training, self.label, self.unit, self.show = training, label, unit, show
+        self.bar: Bar[None] | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        total, shown = self.training.batches * self.training.batch, self.show and trainer.is_global_zero
+        self.bar = progress(total, self.label, unit=self.unit, enabled=shown)
         self.bar.__enter__()
         self.bar.advance(trainer.global_step * self.training.accumulate * self.training.batch, worked=False)
 
@@ -332,10 +389,11 @@ class _Progress(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.bar.advance(self.training.batch)
+        if self.bar is not None:
+            self.bar.advance(self.training.batch)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if hasattr(self.bar, "_start"):
+        if self.bar is not None:
             self.bar.__exit__()
 
 

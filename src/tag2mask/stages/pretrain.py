@@ -12,15 +12,11 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from tag2mask.models.clip import CLIPModel
 from tag2mask.models.save import save_clip
@@ -45,7 +41,6 @@ from tag2mask.storybook.vocabulary import (
     write_tokenizer,
 )
 from tag2mask.storybook.watch import Watch, read_best, read_watch
-from tag2mask.types import UserError
 
 WATCHED_BY = "initial"
 BEST = "watch.json"
@@ -145,32 +140,6 @@ def pretrain(
     best = None if top is None else out / "best"
     rows = tuple(read_watch(out / "watch.csv"))
     return Pretrained(trainer.global_step, recipe.steps, out / "clip", best, top, rows)
-
-
-def read_recipe(options: Sequence[str]) -> Pretrain:
-    """A recipe from NAME=VALUE texts, values in YAML; what is not named keeps its default.
-
-    Raises:
-        UserError: not of that form, an unknown name (with the nearest known one), or a value of the wrong kind.
-    """
-    known = [field.name for field in fields(Pretrain)]
-    given: dict[str, Any] = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise UserError(f"--set {option!r}: expected NAME=VALUE with a setting of the recipe; {hint}")
-        try:
-            given[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {option!r}: the value is not YAML; put it in quotes") from None
-    try:
-        return TypeAdapter(Pretrain).validate_python(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"--set {place}: {first['msg'].lower()}, got {first['input']!r}") from None
 
 
 def write_clip(folder: Path, model: CLIPModel) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tag2mask.models.clip import CLIPModel, Positions, TextTransformer, Transformer, VisionTransformer
 from tag2mask.models.clip import resample_positions as resample
 from tag2mask.models.weights import CLIP, MEAN, STD
-from tag2mask.run.training import Training, step_generator
+from tag2mask.run.training import Training, follow, step_generator
 from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
 from tag2mask.storybook.views import look
 from tag2mask.storybook.vocabulary import CONTEXT, vocabulary
@@ -340,10 +340,7 @@ class ContrastiveCLIP(lightning.LightningModule):
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=MOST_SCALE)
             if self.average is not None:
-                done = self.trainer.global_step
-                decay = min(self.recipe.ema, (1 + done) / (10 + done))  # young weights are soon forgotten
-                for kept, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                    kept.lerp_(now, 1 - decay)
+                follow(self.average, self.model, self.recipe.ema, self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
         """AdamW, no decay on norms, biases and the temperature; warm-up, then a cosine to nothing."""
