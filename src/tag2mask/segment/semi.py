@@ -137,7 +137,7 @@ class CrossConsistency(lightning.LightningModule):
         UserError: impossible settings, or another network.
     """
 
-    def __init__(self, net: SegmentationNet, settings: CCT, *, steps: int, seed: int) -> None:
+    def __init__(self, net: SegmentationNet, settings: CCT, *, steps: int, seed: int, accumulate: int = 1) -> None:
         super().__init__()
         check_cct(settings)
         if not isinstance(net.network, CCTNet):
@@ -145,6 +145,7 @@ class CrossConsistency(lightning.LightningModule):
                 f"--semi cct: got the architecture {net.config.architecture}, expected cct-resnet50 or cct-small"
             )
         self.net, self.settings, self.steps, self.seed = net, settings, steps, seed
+        self.accumulate = accumulate
         self.kinds = kinds(settings.decoders)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(
@@ -153,10 +154,10 @@ class CrossConsistency(lightning.LightningModule):
             self.auxiliary = net.network.auxiliary_decoders(len(self.kinds))
         self.rise = Weights(round(settings.ramp * steps), settings.consistency_weight, settings.weak_weight)
 
-    def training_step(self, batch: tuple[Batch, Batch], batch_idx: int) -> Tensor:
-        """Labelled images through encoder and main decoder; unlabelled ones through the encoder and all decoders."""
+    def losses(self, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
+        """The losses of labelled and unlabelled images by name, weighted: their sum is what is minimised."""
         labelled, unlabelled = batch
-        settings, step = self.settings, self.trainer.global_step
+        settings, step = self.settings, labelled.step // self.accumulate
         logits = self.net(labelled.images)  # (B, K, h, w)
         if settings.supervised == "bootstrapped":
             threshold = bootstrap_threshold(step, self.steps, logits.shape[1])
@@ -168,7 +169,8 @@ class CrossConsistency(lightning.LightningModule):
             self.auxiliary,
             self.net.standardise(unlabelled.images),
             self.kinds,
-            step_generator(self.seed, labelled.step),
+            # other dice on each device, whose images are others
+            step_generator(self.seed + GROUP_SEEDS * self.global_rank, labelled.step),
             weak=unlabelled.labels if settings.weak == "masks" else None,
             kind=settings.agreement,
             threshold=settings.sure,
@@ -180,6 +182,11 @@ class CrossConsistency(lightning.LightningModule):
             losses["weak"] = weak * taught.weak
         if taught.pairwise is not None:
             losses["pairwise"] = settings.pairwise_weight * taught.pairwise
+        return losses
+
+    def training_step(self, batch: tuple[Batch, Batch], batch_idx: int) -> Tensor:
+        """Labelled images through encoder and main decoder; unlabelled ones through the encoder and all decoders."""
+        losses = self.losses(batch)
         loss = torch.stack([*losses.values()]).sum()
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()})
         self.log("loss", loss.detach())
