@@ -18,75 +18,39 @@ Faults of the released code that are not repeated (see ``segment.cct`` for those
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import lightning.pytorch as lightning
 import torch
 from torch import Tensor
 
 from tag2mask.models.decoders import CCTNet
 from tag2mask.run.training import GROUP_SEEDS, Draw, step_generator
 from tag2mask.segment.augment import Augment
-from tag2mask.segment.cct import (
-    PUBLISHED,
-    Kind,
-    Weights,
-    bootstrap_threshold,
-    bootstrapped_cross_entropy,
-    kinds,
-    unlabelled_losses,
-)
+from tag2mask.segment.cct import Weights, kinds, unlabelled_losses
 from tag2mask.segment.examples import Batch, Drawn, Examples, Targets
-from tag2mask.segment.losses import cross_entropy
 from tag2mask.segment.network import SegmentationNet
+from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.supervised import SupervisedTraining, output_loss, trusted_labels
 from tag2mask.types import UserError
 
-
-@dataclass(frozen=True)
-class CCT:
-    """How the unlabelled images are learned from; the defaults are the published settings.
-
-    decoders: how many auxiliary decoders of each kind (``segment.cct.PUBLISHED``).
-    weak: "masks": the auxiliary decoders also learn the pseudo masks ("CCT + masks"); "none": plain CCT.
-    agreement: "mse", "kl" or "js", between auxiliary and main decoder. sure: the least probability of the main
-        decoder's first class at pixels that count for it; None counts all.
-    consistency_weight, weak_weight: of the two losses after their ramp, which is ``ramp`` of all steps long.
-    pairwise_weight: of the variance among the auxiliary decoders (the paper's supplement).
-    supervised: loss of the labelled images, "cross-entropy", or "bootstrapped" for few of them (ab-CE).
-    """
-
-    decoders: Mapping[Kind, int] = field(default_factory=lambda: dict(PUBLISHED))
-    weak: Literal["masks", "none"] = "masks"
-    agreement: Literal["mse", "kl", "js"] = "mse"
-    sure: float | None = None
-    consistency_weight: float = 30.0
-    weak_weight: float = 0.4
-    ramp: float = 0.1
-    pairwise_weight: float = 0.0
-    supervised: Literal["cross-entropy", "bootstrapped"] = "cross-entropy"
+HEAD_RATE = 10
+"""The learning rate of all that is not the backbone, in units of the backbone's."""
 
 
-def check_cct(settings: CCT) -> None:
-    """Refuse impossible settings.
+class Halves(NamedTuple):
+    """A batch of each kind. step, replaced: of both, as in ``Batch``."""
 
-    Raises:
-        UserError: naming the first of them.
-    """
-    unknown = [kind for kind in settings.decoders if kind not in PUBLISHED]
-    if unknown:
-        raise UserError(f"CCT: got a perturbation {unknown[0]!r}, expected one of {', '.join(PUBLISHED)}")
-    if not kinds(settings.decoders) or min(settings.decoders.values()) < 0:
-        raise UserError(
-            f"CCT: got decoders {dict(settings.decoders)}, expected whole numbers and at least one decoder"
-        )
-    weights = (settings.consistency_weight, settings.weak_weight, settings.pairwise_weight, settings.ramp)
-    if min(weights) < 0 or settings.ramp > 1:
-        raise UserError(
-            f"CCT: got weights {', '.join(map(str, weights[:3]))} and ramp {settings.ramp}, expected weights of 0 or "
-            "more and a ramp within 0..1, as a share of all steps"
-        )
+    labelled: Batch
+    unlabelled: Batch
+
+    @property
+    def step(self) -> int:  # noqa: D102
+        return self.labelled.step
+
+    @property
+    def replaced(self) -> tuple[tuple[str, str], ...]:  # noqa: D102
+        return self.labelled.replaced + self.unlabelled.replaced
 
 
 class Mixed:
@@ -122,61 +86,59 @@ class Mixed:
         return self.parts[other][Draw(draw.step, draw.sample - self.groups[0] * other)]
 
     @staticmethod
-    def collate(drawn: Sequence[Drawn]) -> tuple[Batch, Batch]:
+    def collate(drawn: Sequence[Drawn]) -> Halves:
         """Labelled and unlabelled examples as a batch of each."""
         labelled, unlabelled = ([each for each in drawn if each.pixels == pixels] for pixels in (True, False))
-        return Examples.collate(labelled), Examples.collate(unlabelled)
+        return Halves(Examples.collate(labelled), Examples.collate(unlabelled))
 
 
-class CrossConsistency(lightning.LightningModule):
-    """Lightning's side of CCT: a batch of ``Mixed`` in, the weighted sum of the losses out.
-
-    net: its network is a CCTNet. settings: see ``CCT``. steps: of the whole training. seed: of all perturbations.
+class CrossConsistency(SupervisedTraining):
+    """A network in training with batches of ``Mixed``; the auxiliary decoders are of the training alone.
 
     Raises:
-        UserError: impossible settings, or another network.
+        UserError: the network is not one of CCT's.
     """
 
-    def __init__(self, net: SegmentationNet, settings: CCT, *, steps: int, seed: int, accumulate: int = 1) -> None:
-        super().__init__()
-        check_cct(settings)
-        if not isinstance(net.network, CCTNet):
-            raise UserError(
-                f"--semi cct: got the architecture {net.config.architecture}, expected cct-resnet50 or cct-small"
-            )
-        self.net, self.settings, self.steps, self.seed = net, settings, steps, seed
-        self.accumulate = accumulate
-        self.kinds = kinds(settings.decoders)
+    def __init__(self, recipe: TrainRecipe, net: SegmentationNet) -> None:
+        super().__init__(recipe, net)
+        self.kinds = kinds(recipe.cct.decoders)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(
-                seed + 1
-            )  # not the main decoder's: from its own weights an auxiliary one has nothing to learn
-            self.auxiliary = net.network.auxiliary_decoders(len(self.kinds))
-        self.rise = Weights(round(settings.ramp * steps), settings.consistency_weight, settings.weak_weight)
+            torch.manual_seed(recipe.seed + 1)  # weights of their own: copies of the main decoder would agree with it
+            self.auxiliary = cct_network(net).auxiliary_decoders(len(self.kinds))
+        ramp_steps = round(recipe.cct.ramp * recipe.steps)
+        self.rise = Weights(ramp_steps, recipe.cct.consistency_weight, recipe.cct.weak_weight)
 
-    def losses(self, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
-        """The losses of labelled and unlabelled images by name, weighted: their sum is what is minimised."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Those of the network, and the auxiliary decoders at the rate of the main one."""
+        lr, decay = self.recipe.lr * HEAD_RATE, self.recipe.weight_decay
+        group = {"params": [*self.auxiliary.parameters()], "lr": lr, "initial_lr": lr, "weight_decay": decay}
+        return [*super().parameter_groups(), group]
+
+    def batch_losses(self, batch: Any) -> dict[str, Tensor]:
+        """Labelled images go through encoder and main decoder; unlabelled ones through the encoder and all decoders.
+
+        Args:
+            batch: ``Halves``.
+
+        Returns:
+            the losses by name, weighted.
+        """
         labelled, unlabelled = batch
-        settings, step = self.settings, labelled.step // self.accumulate
-        logits = self.net(labelled.images)  # (B, K, h, w)
-        if settings.supervised == "bootstrapped":
-            threshold = bootstrap_threshold(step, self.steps, logits.shape[1])
-            losses = {"labelled": bootstrapped_cross_entropy(logits, labelled.labels, threshold)}
-        else:
-            losses = {"labelled": cross_entropy(logits, labelled.labels)}
+        recipe, settings = self.recipe, self.recipe.cct
+        losses = {"labelled": output_loss(self.net(labelled.images), labelled, recipe)}
         taught = unlabelled_losses(
-            cast(CCTNet, self.net.network),
+            cct_network(self.net),
             self.auxiliary,
             self.net.standardise(unlabelled.images),
             self.kinds,
             # other dice on each device, whose images are others
-            step_generator(self.seed + GROUP_SEEDS * self.global_rank, labelled.step),
-            weak=unlabelled.labels if settings.weak == "masks" else None,
+            step_generator(recipe.seed + GROUP_SEEDS * self.global_rank, batch.step),
+            weak=trusted_labels(unlabelled, recipe.mu) if settings.weak == "masks" else None,
             kind=settings.agreement,
             threshold=settings.sure,
             with_pairwise=settings.pairwise_weight > 0,
         )
-        consistency, weak = self.rise.at(step)
+        consistency, weak = self.rise.at(batch.step // recipe.accumulate)
         losses["consistency"] = consistency * taught.consistency
         if taught.weak is not None:
             losses["weak"] = weak * taught.weak
@@ -184,10 +146,15 @@ class CrossConsistency(lightning.LightningModule):
             losses["pairwise"] = settings.pairwise_weight * taught.pairwise
         return losses
 
-    def training_step(self, batch: tuple[Batch, Batch], batch_idx: int) -> Tensor:
-        """Labelled images through encoder and main decoder; unlabelled ones through the encoder and all decoders."""
-        losses = self.losses(batch)
-        loss = torch.stack([*losses.values()]).sum()
-        self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()})
-        self.log("loss", loss.detach())
-        return loss
+
+def cct_network(net: SegmentationNet) -> CCTNet:
+    """The bare network.
+
+    Raises:
+        UserError: it has no decoder that could be perturbed.
+    """
+    if not isinstance(net.network, CCTNet):
+        raise UserError(
+            f"--semi cct: got the architecture {net.config.architecture}, expected cct-resnet50 or cct-small"
+        )
+    return net.network
