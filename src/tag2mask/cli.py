@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from tag2mask import __version__
+from tag2mask.cli_segment import segment_app
 from tag2mask.cli_storybook import DeviceOption, storybook_app
 from tag2mask.process import tune_process
 from tag2mask.types import UserError
@@ -65,6 +66,7 @@ app = typer.Typer(
     manifest), 130 stopped by Ctrl-C (the same command goes on).""",
 )
 app.add_typer(storybook_app, name="storybook")
+app.add_typer(segment_app)  # without a name: its commands stand among the others
 
 
 @app.callback(invoke_without_command=True)
@@ -220,9 +222,10 @@ def evaluate(
     """Measure a run's masks and score maps against ground truth: mIoU, accuracy, precision, recall, boundary IoU."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.evaluate import evaluate as run_evaluate
+    from tag2mask.stages.recipe import data_for
 
     opened = Run.open(run)
-    dataset = _data_for(opened, data, split, truth, classes)
+    dataset = data_for(opened, data, split, truth, classes)
     result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds)
     typer.echo(result.text())
 
@@ -239,11 +242,12 @@ def report(
 ) -> None:
     """Write one HTML file that shows a run: numbers, classes, threshold curve, overlays, settings. Opens offline."""
     from tag2mask.run.folder import Run
+    from tag2mask.stages.recipe import data_for
     from tag2mask.stages.report import report as run_report
 
     opened = Run.open(run)
     given = any(value is not None for value in (data, split, truth, classes))
-    dataset = _data_for(opened, data, split, truth, classes) if given else _data_if_there(opened)
+    dataset = data_for(opened, data, split, truth, classes) if given else _data_if_there(opened)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
@@ -257,9 +261,10 @@ def export(
     """Write a run's masks in another format."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.export import export as run_export
+    from tag2mask.stages.recipe import data_for
 
     opened = Run.open(run)
-    dataset = _data_for(opened, data) if data is not None else _data_if_there(opened)
+    dataset = data_for(opened, data) if data is not None else _data_if_there(opened)
     typer.echo(f"written: {run_export(opened, dataset, to, out)}")  # type: ignore[arg-type]
 
 
@@ -370,29 +375,12 @@ def _config(path: Path | None, flags: dict[str, Any], options: list[str]) -> Any
     return parse_config(raw, "the command line" if path is None else str(path))
 
 
-def _data_for(
-    run: Any,
-    data: Path | None,
-    split: str | None = None,
-    truth: Path | None = None,
-    classes: str | None = None,
-) -> Any:
-    """The data of a run, as its settings say, with whatever the flags say in its place."""
-    from tag2mask.config import DataConfig
-    from tag2mask.stages.recipe import data_of, open_data
-
-    flags = {"path": data, "split": split, "truth": truth, "classes": classes}
-    given = {key: str(value) for key, value in flags.items() if value is not None}
-    before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
-    if data is not None:  # what belonged to the old place
-        before |= {"kind": None, "tags": None, "images": None, "truth": None}
-    return open_data(DataConfig(**{**before, **given}))
-
-
 def _data_if_there(run: Any) -> Any:
     """The data of a run, or None with a note where it is gone: masks can be shown and exported without it."""
+    from tag2mask.stages.recipe import data_for
+
     try:
-        return _data_for(run, None)
+        return data_for(run, None)
     except UserError as gone:
         typer.echo(f"note: going on without the images: {gone}", err=True)
         return None

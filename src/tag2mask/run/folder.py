@@ -17,6 +17,8 @@ An id may hold "/": the artefacts lie in folders like the images did.
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -278,6 +280,11 @@ class Run:
     def scores_path(self, id: str) -> Path:
         """Where the scores of an image are or will be."""
         return self._artefact(SCORES, id)
+
+    @property
+    def digest(self) -> str:
+        """Stands for all settings of this run in those of another."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def checkpoints(self) -> Path:

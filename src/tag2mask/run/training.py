@@ -24,6 +24,7 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -271,6 +272,11 @@ def follow(average: torch.nn.Module, now: torch.nn.Module, decay: float, done: i
             kept.lerp_(new, 1 - decay)
         for buffer, new_buffer in zip(average.buffers(), now.buffers(), strict=True):
             buffer.copy_(new_buffer)
+
+
+def first_process() -> bool:
+    """Whether this is the first process of a training, or the only one: it alone writes and speaks."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0  # as torchrun, SLURM or Lightning number them
 
 
 def minutes_left(minutes: float | None, began: float) -> float | None:

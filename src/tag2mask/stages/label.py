@@ -108,7 +108,7 @@ def label(
             **_resolved_of(method),
             "classes": _classes_of(data.classes, method, named["method"]),
             "data": {"images": len(data), "fingerprint": fingerprint},
-            "prior": None if before is None else _digest(before),
+            "prior": None if before is None else before.digest,
             "keep_scores": keep_scores,
             "crf_max_pixels": crf_max_pixels,
             "supervision": "tags",
@@ -220,8 +220,3 @@ def _survey(data: Dataset, shard: Shard) -> tuple[int, str]:
         digest.update(json.dumps([sample.id, sample.tags]).encode())
         total += in_shard(sample.id, shard)
     return total, digest.hexdigest()[:16]
-
-
-def _digest(run: Run) -> str:
-    """Stands for all settings of a run in those of another."""
-    return hashlib.sha256(json.dumps(run.settings, sort_keys=True).encode()).hexdigest()[:16]

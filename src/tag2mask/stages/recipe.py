@@ -79,6 +79,26 @@ def absolute(config: LabelConfig) -> LabelConfig:
     return config.model_copy(update={"data": config.data.model_copy(update=paths)})
 
 
+def data_for(
+    run: Run,
+    data: Path | None = None,
+    split: str | None = None,
+    truth: Path | None = None,
+    classes: str | None = None,
+) -> Columns:
+    """The data of a run, as its settings say, with whatever is given in its place.
+
+    Raises:
+        UserError: it is not known, or no longer there.
+    """
+    flags = {"path": data, "split": split, "truth": truth, "classes": classes}
+    given = {key: str(value) for key, value in flags.items() if value is not None}
+    before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
+    if data is not None:  # what belonged to the old place
+        before |= {"kind": None, "tags": None, "images": None, "truth": None}
+    return open_data(DataConfig(**{**before, **given}))
+
+
 def data_of(run: Run) -> DataConfig:
     """Where a run's data was. Raises UserError for a run made from Python, whose data has no path on record."""
     config = run.noted.get("config")

@@ -1,0 +1,181 @@
+"""The whole recipe of a segmentation network's training, as YAML under ``recipes/train_*.yaml`` says it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tag2mask.run.training import Training
+from tag2mask.segment.architectures import HUB, RANDOM, WHOLE, find_architecture, read_options
+from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, LongSide, Uniform
+from tag2mask.types import UserError
+
+PIXEL_SETS = ("ade", "ade20k", "cityscapes", "coco", "cocostuff", "voc")
+"""Data sets of pixel labels that weights bear in their names."""
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """Equal recipes on equal masks and one machine's processor give equal weights.
+
+    architecture, options: of the network. init: where its weights come from; None: the architecture's own choice.
+    init_pixels: the data set whose pixel labels those weights were trained on ("coco"), if they were: it is
+    supervision, and is said wherever the network's numbers are shown.
+    steps: optimiser steps. batch: images a forward pass; the gradients of ``accumulate`` of them are summed up.
+    crop: side of the training images, pixels. scale: "choice:0.5,0.75,1", "uniform:0.5,1.5" (times the image's size),
+    "long-side:200,800" (pixels), or None. flip: probability. colour: farthest moves of brightness, contrast,
+    saturation and hue. place: of an image smaller than the crop. resample: of the images. fill: beside them, RGB.
+    optimiser, lr, weight_decay, momentum: momentum is SGD's. decay_as_momentum: the fault of IRN's optimiser, which
+    puts the weight decay in the momentum's place.
+    power, hold, warmup: of the poly schedule; the rate changes every ``hold`` steps and rises over ``warmup`` ones.
+    schedule_steps: where the schedule ends; None: with the training.
+    loss: "seed+boundary" is WeakCLIP's. mu: labels less sure than it are ignored (the confidence-guided loss of
+    CLIP-ES); None trusts all. divide: "all": the mean of cross-entropy is over ignored pixels, too.
+    resize: what is brought to the size of the other: "labels" (nearest) or "logits" (bilinear).
+    clip_norm: greatest norm of the gradient. ema: decay of averaged weights, which are then the ones kept; 0: none.
+    precision: float32, bfloat16 or float16. seed: of everything drawn.
+    """
+
+    architecture: str = "small"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    init_pixels: str | None = None
+    steps: int = 2000
+    batch: int = 8
+    accumulate: int = 1
+    crop: int = 160
+    scale: str | None = "uniform:0.7,1.4"
+    flip: float = 0.5
+    colour: tuple[float, float, float, float] | None = (0.2, 0.2, 0.2, 0.05)
+    place: Literal["corner", "anywhere"] = "anywhere"
+    resample: Literal["bilinear", "bicubic"] = "bilinear"
+    fill: tuple[float, float, float] = IMAGENET_MEAN
+    optimiser: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+    decay_as_momentum: bool = False
+    power: float = 0.9
+    hold: int = 1
+    warmup: int = 100
+    schedule_steps: int | None = None
+    loss: Literal["cross-entropy", "balanced", "seed+boundary"] = "cross-entropy"
+    mu: float | None = None
+    divide: Literal["valid", "all"] = "valid"
+    resize: Literal["labels", "logits"] = "logits"
+    clip_norm: float | None = 1.0
+    ema: float = 0.0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0
+
+    @property
+    def start(self) -> str:
+        """Where the weights come from: ``init``, or the architecture's own choice."""
+        return find_architecture(self.architecture).init if self.init is None else self.init
+
+    @property
+    def augment(self) -> Augment:
+        """What happens to images and masks."""
+        return Augment(
+            crop=self.crop,
+            scale=parse_scale(self.scale),
+            flip=self.flip,
+            colour=None if self.colour is None else Colour(*self.colour),
+            place=self.place,
+            resample=self.resample,
+            fill=self.fill,
+        )
+
+    def training(self, **how: Any) -> Training:
+        """Steps, batch and seed of this recipe for the Trainer; ``how`` says the rest."""
+        return Training(
+            steps=self.steps,
+            batch=self.batch,
+            accumulate=self.accumulate,
+            seed=self.seed,
+            precision=self.precision,
+            clip_norm=self.clip_norm,
+            **how,
+        )
+
+
+def parse_scale(text: str | None) -> Choice | Uniform | LongSide | None:
+    """How an image's size is drawn, from "choice:0.5,1", "uniform:0.5,1.5" or "long-side:200,800".
+
+    Raises:
+        UserError: none of these, or numbers that are no sizes.
+    """
+    if text is None or text == "none":
+        return None
+    kind, _, rest = text.partition(":")
+    try:
+        numbers = [float(number) for number in rest.split(",")]
+        good = all(0 < number < math.inf for number in numbers) and numbers == sorted(numbers)
+        if kind == "choice" and good:
+            return Choice(tuple(numbers))
+        if kind == "uniform" and good and len(numbers) == 2:
+            return Uniform(*numbers)
+        if kind == "long-side" and good and len(numbers) == 2 and all(number.is_integer() for number in numbers):
+            return LongSide(int(numbers[0]), int(numbers[1]))
+    except ValueError:
+        pass
+    raise UserError(
+        f"scale {text!r}: expected choice:0.5,0.75,1 or uniform:0.5,1.5 (factors) or long-side:200,800 (pixels), "
+        "ascending and above 0, or none"
+    )
+
+
+def check(recipe: TrainRecipe) -> None:
+    """Refuse a recipe that cannot be run, before anything is read or written.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    find_architecture(recipe.architecture)
+    read_options(recipe.architecture, recipe.options)
+    parse_scale(recipe.scale)
+    counts = ["steps", "batch", "accumulate", "crop", "hold"]
+    counts += ["schedule_steps"] if recipe.schedule_steps is not None else []
+    _refuse(recipe, [name for name in counts if getattr(recipe, name) < 1], "at least 1")
+    above = ["lr", "power"] + (["clip_norm"] if recipe.clip_norm is not None else [])
+    _refuse(recipe, [name for name in above if not 0 < getattr(recipe, name) < math.inf], "a finite number above 0")
+    _refuse(recipe, [] if 0 <= recipe.weight_decay < math.inf else ["weight_decay"], "a finite number of at least 0")
+    whole = [name for name in ("seed", "warmup") if not 0 <= getattr(recipe, name) < 2**63]
+    _refuse(recipe, whole, "at least 0")  # and what torch takes
+    _refuse(recipe, [name for name in ("flip", "mu") if not 0 <= (getattr(recipe, name) or 0) <= 1], "within 0 and 1")
+    _refuse(recipe, [name for name in ("ema", "momentum") if not 0 <= getattr(recipe, name) < 1], "from 0 to below 1")
+    if recipe.colour is not None and not (all(0 <= x <= 1 for x in recipe.colour) and recipe.colour[3] <= 0.5):
+        raise UserError(f"colour {list(recipe.colour)}: expected four numbers from 0 to 1, hue to 0.5")
+    if not all(0 <= x <= 255 for x in recipe.fill):
+        raise UserError(f"fill {list(recipe.fill)}: expected red, green and blue from 0 to 255")
+    if recipe.decay_as_momentum and recipe.optimiser != "sgd":
+        raise UserError("decay_as_momentum is a fault of an SGD; set optimiser=sgd, or leave it out")
+    if recipe.divide == "all" and recipe.loss != "cross-entropy":
+        raise UserError(f"divide=all belongs to loss=cross-entropy, not to {recipe.loss}; leave it out")
+    _check_start(recipe)
+
+
+def _refuse(recipe: TrainRecipe, names: list[str], expected: str) -> None:
+    if names:
+        got = ", ".join(f"{name} {getattr(recipe, name)}" for name in names)
+        raise UserError(f"{got}: expected {expected}")
+
+
+def _check_start(recipe: TrainRecipe) -> None:
+    """Weights that were trained on masks must be called so."""
+    start = recipe.start
+    if start == RANDOM and recipe.init_pixels:
+        raise UserError(f"init_pixels {recipe.init_pixels!r}: random weights were trained on nothing; leave it out")
+    name = Path(start.removeprefix(WHOLE)).name
+    if start == "pretrained":
+        name = recipe.architecture.removeprefix(HUB)
+    told = sorted(set(re.split(r"[^a-z0-9]+", name.lower())) & set(PIXEL_SETS))
+    if told and recipe.init_pixels is None:
+        raise UserError(
+            f"init {name}: these weights seem to be trained on pixel labels ({told[0]}), which is supervision; set "
+            f'init_pixels={told[0]}, which is then shown with every number, or init_pixels="" if they are not'
+        )

@@ -1,0 +1,180 @@
+"""Training a segmentation network on masks: Lightning's side of it, a batch of ``examples.Batch`` in, a loss out.
+
+All that is random is a function of (seed, batch): the samples and their augmentation, and dropout. The learning rate
+is a function of the step. So a training that was stopped ends in the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tag2mask.run.training import follow, step_generator
+from tag2mask.run.warn import warn
+from tag2mask.segment.examples import Batch
+from tag2mask.segment.losses import (
+    balanced_cross_entropy,
+    balanced_seed_loss,
+    boundary_loss,
+    confident_labels,
+    cross_entropy,
+    refine,
+    resize_labels,
+    shrink_images,
+)
+from tag2mask.segment.network import SegmentationNet
+from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.schedule import poly, set_rate, sgd
+from tag2mask.types import UserError
+
+MOST_TOLD = 5
+"""Images that cannot be read are named up to so many; all are counted."""
+
+RECENT = 50
+"""Batches over which the last loss is averaged."""
+
+
+def rate(step: int, recipe: TrainRecipe) -> float:
+    """The share of the learning rate that step ``step`` (from 0) takes."""
+    total = recipe.schedule_steps or recipe.steps
+    return poly(step, total, power=recipe.power, hold=recipe.hold, warmup=recipe.warmup)
+
+
+def make_optimizer(net: SegmentationNet, recipe: TrainRecipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser, with the parameter groups of the network."""
+    groups = net.parameter_groups(recipe.lr, recipe.weight_decay)
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    momentum, odd = recipe.momentum, recipe.decay_as_momentum
+    return sgd(groups, recipe.lr, recipe.weight_decay, momentum=momentum, decay_as_momentum=odd)
+
+
+def output_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe, *, align_corners: bool = False) -> Tensor:
+    """The loss of one output of the network.
+
+    Args:
+        logits: (B, K, h, w).
+        batch: images and labels at the size of the crop; its confidence is needed for ``recipe.mu``.
+        recipe: which loss, and what is resized.
+        align_corners: how logits are enlarged.
+
+    Returns:
+        a scalar; 0, with a gradient of 0, where no pixel counts.
+    """
+    labels = batch.labels
+    if recipe.mu is not None and batch.confidence is not None:
+        labels = confident_labels(labels, batch.confidence, recipe.mu)
+    if recipe.resize == "logits":
+        size = labels.shape[-2:]
+        logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners)  # (B, K, H, W)
+    else:
+        labels = resize_labels(labels, (logits.shape[2], logits.shape[3]))  # (B, h, w)
+    if recipe.loss == "balanced":
+        return balanced_cross_entropy(logits, labels)
+    if recipe.loss == "seed+boundary":
+        images = shrink_images(batch.images.round().clamp(0, 255).to(torch.uint8), (logits.shape[2], logits.shape[3]))
+        return balanced_seed_loss(logits, labels) + boundary_loss(logits, refine(images, logits))
+    return cross_entropy(logits, labels, divide=recipe.divide)
+
+
+class SupervisedTraining(lightning.LightningModule):
+    """A network in training.
+
+    replaced: {id: why} of images that could not be read so far. losses: of the last batches of this call.
+    """
+
+    def __init__(self, recipe: TrainRecipe, net: SegmentationNet) -> None:
+        super().__init__()
+        self.recipe, self.net = recipe, net.train()
+        self.average = copy.deepcopy(net).requires_grad_(False) if recipe.ema else None
+        self.replaced: dict[str, str] = {}
+        self.losses: deque[Tensor] = deque(maxlen=RECENT)
+
+    @property
+    def weights(self) -> SegmentationNet:
+        """What is kept: the averaged network, where it is averaged."""
+        return self.net if self.average is None else self.average
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the losses of all outputs (the published DeepLabV2 has four)."""
+        self._tell(batch)
+        with _Dice(self.recipe.seed, batch.step, self.global_rank, self.device):
+            outputs = self.net(batch.images)
+        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        align = self.net.align_corners
+        losses = [output_loss(logits, batch, self.recipe, align_corners=align) for logits in outputs]
+        loss = torch.stack(losses).sum()
+        self.losses.append(loss.detach())
+        self.log("loss", loss.detach())
+        if len(losses) > 1:
+            self.log_dict({f"loss_{index}": value.detach() for index, value in enumerate(losses)})
+        return loss
+
+    def _tell(self, batch: Batch) -> None:
+        for id, why in batch.replaced:
+            if id in self.replaced:
+                continue
+            self.replaced[id] = why
+            if len(self.replaced) <= MOST_TOLD:
+                warn(f"{why}; another image stands in for {id}")
+            if len(self.replaced) == MOST_TOLD:
+                warn("further images that cannot be read are only counted")
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """A step at its own learning rate; then the average takes its share."""
+        share = rate(self.trainer.global_step, self.recipe)
+        set_rate(optimizer, share)
+        self.log("lr", self.recipe.lr * share)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average is not None:
+            follow(self.average, self.net, self.recipe.ema, self.trainer.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Without a scheduler: a step's learning rate is set when it is taken."""
+        return make_optimizer(self.net, self.recipe)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep which images could not be read."""
+        checkpoint["replaced"] = dict(self.replaced)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take that up again."""
+        self.replaced = dict(checkpoint.get("replaced", {}))
+
+    def last_loss(self) -> float | None:
+        """The mean over the last batches of this call; None before the first."""
+        return float(torch.stack([*self.losses]).float().mean()) if self.losses else None
+
+    def check_loss(self) -> None:
+        """See that the last loss is a number.
+
+        Raises:
+            UserError: it is not; what was saved before is still good.
+        """
+        if self.losses and not bool(self.losses[-1].isfinite()):
+            raise UserError(
+                f"at step {self.trainer.global_step} the loss is {float(self.losses[-1])}; the last checkpoint is from "
+                "before: train into another folder with a lower lr, clip_norm=1, or in float32"
+            )
+
+
+class _Dice:
+    """While it lasts, dropout's dice are those of this batch, and the caller's are put back afterwards."""
+
+    def __init__(self, seed: int, step: int, rank: int, device: torch.device) -> None:
+        devices = [device] if device.type == "cuda" else []
+        self.fork = torch.random.fork_rng(devices=devices)
+        self.seed = int(torch.randint(2**62, (), generator=step_generator(seed, step))) + rank
+
+    def __enter__(self) -> None:
+        self.fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *problem: Any) -> None:
+        self.fork.__exit__(*problem)

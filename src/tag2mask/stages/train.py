@@ -1,0 +1,264 @@
+"""Training a segmentation network on the masks of a run. One folder, which the same command goes on with.
+
+recipe.json   the settings, and what stands for the masks; another training is refused
+last.ckpt     the state of the training
+network/      the network as ``predict`` and ``export`` load it, written with every checkpoint
+log/          the losses, and for TensorBoard where it is installed
+train.json    what the last call did: steps, images a second, losses, supervision
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+
+from tag2mask.run.device import find_device, find_precision
+from tag2mask.run.files import write_atomic
+from tag2mask.run.folder import Run
+from tag2mask.run.lock import Lock
+from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.settings import claim, plain
+from tag2mask.run.training import first_process, fit, minutes_left, steps_done
+from tag2mask.run.warn import warn
+from tag2mask.segment.architectures import WHOLE
+from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
+from tag2mask.segment.network import (
+    INSIDE,
+    NetworkConfig,
+    build_network,
+    find_network,
+    read_saved,
+    save_network,
+)
+from tag2mask.segment.recipe import TrainRecipe, check
+from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.stages.recipe import data_of, open_data
+from tag2mask.types import Dataset, UserError
+
+SUMMARY = "train.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a call of ``train`` left.
+
+    step, steps: done, and in all. network: its folder. supervision: what people gave: "tags", "tags+pixels(100)".
+    examples: images trained on; left_out: how many were not, by reason; replaced: {id: why} of those that could not
+    be read. images_per_second, seconds, loss (mean of the last batches): of this call; None where it had no step.
+    """
+
+    step: int
+    steps: int
+    network: Path
+    supervision: str
+    examples: int
+    left_out: dict[str, int]
+    replaced: dict[str, str]
+    seconds: float
+    images_per_second: float | None
+    loss: float | None
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """For people, in a few lines."""
+        speed = "" if self.images_per_second is None else f", {self.images_per_second:.3g} images/s"
+        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+        lines = [f"step {self.step} of {self.steps}{loss}{speed}; network: {self.network}"]
+        left = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
+        lines.append(
+            f"trained on {self.examples} images, supervision: {self.supervision}"
+            + (f"; left out: {left}" if left else "")
+        )
+        if self.replaced:
+            lines.append(f"could not be read, others stood in: {len(self.replaced)} images (train.json names them)")
+        if self.step < self.steps:
+            lines.append("the same command goes on")
+        return "\n".join(lines)
+
+
+def train(
+    run: Run | Path | str | None,
+    out: Path | str,
+    recipe: TrainRecipe | None = None,
+    *,
+    data: Dataset | None = None,
+    pixel_labels: Path | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    workers: int = 0,
+    minutes: float | None = None,
+    save_steps: int = 1000,
+    progress: bool = True,
+) -> Trained:
+    """Train a network on a run's masks; called again, it goes on where it was.
+
+    Args:
+        run: a run with masks; None: true masks alone, of ``data`` and ``pixel_labels`` (the upper bound).
+        out: the folder of this training.
+        recipe: all that decides what the weights become.
+        data: the images; default: where the run's were.
+        pixel_labels: a text file of image ids whose true masks are used, instead of the run's. It is the only way in
+            which ground truth is read, and the network's supervision says how many masks it were.
+        device, devices: auto, cpu, cuda, ...; and how many of them.
+        workers: processes that prepare batches.
+        minutes: stop so long after the call, saved; one step is done in any case. None runs to the end.
+        save_steps: a checkpoint every so many steps, and every five minutes.
+        progress: show it on stderr.
+
+    Raises:
+        UserError: an impossible recipe; masks that do not fit their images or classes, or none; a folder that cannot
+            be written, holds another training, or is in use by another process.
+        KeyboardInterrupt: Ctrl-C; the state is saved.
+    """
+    began, out, recipe = time.monotonic(), Path(out), recipe or TrainRecipe()
+    check(recipe)
+    where = find_device(device)
+    find_precision(recipe.precision, where)
+    run = run if run is None or isinstance(run, Run) else Run.open(run)
+    if data is None:
+        if run is None:
+            raise UserError("without a run, name the data (--data) and the images with true masks (--pixel-labels)")
+        data = open_data(data_of(run))
+    if run is None and pixel_labels is None:
+        raise UserError("no masks to train on: give a run with masks, or --pixel-labels with a list of image ids")
+    targets = find_targets(data, run, pixel_labels)
+    supervision, start = _supervision(targets, recipe)
+    net = build_network(
+        NetworkConfig.of(recipe.architecture, data.classes, **recipe.options), init=recipe.start, seed=recipe.seed
+    )
+    lock = _lock(out)
+    try:
+        _claim(out, recipe, targets, supervision, start)
+        if steps_done(out) == 0:
+            with show_progress(len(targets), "check masks", enabled=progress) as bar:
+                for note in check_targets(targets, bar.advance):
+                    warn(note)
+        module = SupervisedTraining(recipe, net)
+        examples = Examples(targets, recipe.augment, recipe.seed, confidence=recipe.mu is not None)
+        keep = _Keep(out / INSIDE, supervision, {"recipe": plain(recipe), "examples": len(targets)})
+        training = recipe.training(
+            device=device,
+            devices=devices,
+            workers=workers,
+            minutes=minutes_left(minutes, began),
+            save_steps=save_steps,
+        )
+        try:
+            trainer = fit(module, examples, training, out, unit="images", callbacks=[keep], show=progress)
+        finally:
+            result = _result(module, keep, targets, recipe, supervision, where)
+            if first_process():
+                write_atomic(out / SUMMARY, (json.dumps(asdict(result), indent=2, default=str) + "\n").encode())
+        if trainer.is_global_zero and not (out / INSIDE).exists():
+            keep.write(module, trainer.global_step)  # the training was over, and its network was deleted
+    finally:
+        if lock is not None:
+            lock.release()
+    return result
+
+
+class _Keep(lightning.Callback):
+    """Writes the network just before each checkpoint, so that there is one wherever there is a checkpoint."""
+
+    def __init__(self, folder: Path, supervision: str, noted: dict[str, Any]) -> None:
+        self.folder, self.supervision, self.noted = folder, supervision, noted
+        self.batches, self.step, self.seconds = 0, 0, 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.began, self.step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.batches, self.step = self.batches + 1, trainer.global_step
+        self.seconds = time.monotonic() - self.began
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if isinstance(pl_module, SupervisedTraining):
+            pl_module.check_loss()  # before good weights are written over
+        if trainer.is_global_zero and isinstance(pl_module, SupervisedTraining):
+            self.write(pl_module, trainer.global_step)
+
+    def write(self, module: SupervisedTraining, step: int) -> None:
+        save_network(self.folder, module.weights, supervision=self.supervision, noted={**self.noted, "step": step})
+
+
+def _lock(out: Path) -> Lock | None:
+    """The folder for this process alone, or for the first one of several that train together."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return Lock(out / ".lock", f"The training in {out}") if first_process() else None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(
+            f"--out {out}: cannot be written ({reason}); choose a folder that you may write to"
+        ) from error
+
+
+def _supervision(targets: Targets, recipe: TrainRecipe) -> tuple[str, str | None]:
+    """What people gave, to the masks and to the first weights; and the digest of these weights, where they are files."""
+    parts = [targets.supervision, *([f"pixels({recipe.init_pixels})"] if recipe.init_pixels else [])]
+    start = recipe.start
+    if find_network(start) is not None:
+        saved = read_saved(start)
+        parts += [part for part in saved.supervision.split("+") if part not in ("tags", *parts)]
+        return "+".join(parts), saved.sha256
+    path = Path(start.removeprefix(WHOLE)).expanduser()
+    if not path.is_file():
+        return "+".join(parts), None
+    with path.open("rb") as file:
+        return "+".join(parts), hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, start: str | None) -> None:
+    """See that the folder is that of this very training."""
+    if not first_process():
+        return
+    classes = targets.data.classes
+    settings = {
+        **plain(recipe),
+        "init_sha256": start,
+        "supervision": supervision,
+        "classes": {"id": classes.id, "names": list(classes.names)},
+        "examples": {"images": len(targets), "fingerprint": targets.fingerprint},
+        "run": None if targets.run is None else targets.run.digest,
+    }
+    claim(out / "recipe.json", settings)
+
+
+def _result(
+    module: SupervisedTraining,
+    keep: _Keep,
+    targets: Targets,
+    recipe: TrainRecipe,
+    supervision: str,
+    where: torch.device,
+) -> Trained:
+    images = keep.batches * recipe.batch
+    return Trained(
+        step=keep.step,
+        steps=recipe.steps,
+        network=keep.folder,
+        supervision=supervision,
+        examples=len(targets),
+        left_out=dict(targets.left_out),
+        replaced=dict(module.replaced),
+        seconds=round(keep.seconds, 3),
+        images_per_second=round(images / keep.seconds, 3) if keep.seconds else None,
+        loss=module.last_loss(),
+        machine={
+            "device": where.type,
+            "name": torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+    )
