@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from segment.test_examples import listed, no_truth
 from stages.small_run import CLASSES, Toys, small_run, toys
+from tag2mask.config import read_recipe
 from tag2mask.run.folder import Run
 from tag2mask.run.training import StepSampler, Training
 from tag2mask.segment.augment import Augment
 from tag2mask.segment.cct import PUBLISHED
-from tag2mask.segment.examples import Batch, find_targets
+from tag2mask.segment.examples import find_targets
 from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network
-from tag2mask.segment.semi import CCT, CrossConsistency, Mixed, check_cct
+from tag2mask.segment.recipe import CCT, TrainRecipe, check
+from tag2mask.segment.semi import CrossConsistency, Halves, Mixed
 from tag2mask.types import IGNORE, UserError
 
 CROPS = Augment(crop=32)
@@ -39,11 +42,22 @@ def net(architecture: str = "cct-small", **options: object) -> SegmentationNet:
     return build_network(NetworkConfig.of(architecture, CLASSES, **TINY, **options), seed=3)
 
 
-def module(settings: CCT = EACH, steps: int = 20, seed: int = 5) -> CrossConsistency:
-    return CrossConsistency(net(), settings, steps=steps, seed=seed).train()
+def module(settings: CCT = EACH, **recipe: Any) -> CrossConsistency:
+    given = {
+        "architecture": "cct-small",
+        "options": TINY,
+        "crop": 32,
+        "batch": 2,
+        "steps": 20,
+        "seed": 5,
+        "semi": "cct",
+    }
+    how = TrainRecipe(cct=settings, **{**given, **recipe})  # type: ignore[arg-type]
+    check(how)
+    return CrossConsistency(how, net())
 
 
-def batches(data: Toys, run: Run, tmp_path: Path, step: int = 7, batch: int = 2) -> tuple[Batch, Batch]:
+def batches(data: Toys, run: Run, tmp_path: Path, step: int = 7, batch: int = 2) -> Halves:
     """One batch as the training draws it, of images whose true masks may not be read but for two."""
     names = ("toy/1", "toy/4")
     guarded = [replace(s, truth=s.truth if s.id in names else no_truth) for s in data.samples]
@@ -77,7 +91,10 @@ def test_the_two_kinds_are_augmented_by_other_dice(tmp_path, data, run) -> None:
     ("names", "message"),
     [
         ([], "got 0 images with true masks and 5 without, expected some of each; no labelled images are left: name"),
-        ([f"toy/{i}" for i in range(5)], "got 5 images with true masks and 0 without.*name fewer with --pixel-labels"),
+        (
+            [f"toy/{i}" for i in range(5)],
+            "got 5 images with true masks and 0 without.*name fewer with --pixel-labels",
+        ),
     ],
 )
 def test_both_kinds_are_needed(tmp_path, data, run, names, message) -> None:
@@ -96,7 +113,7 @@ def backward(losses: dict[str, Tensor]) -> None:
 
 def test_every_perturbation_learns_with_finite_losses(tmp_path, data, run) -> None:
     cct = module(replace(EACH, pairwise_weight=1.0))
-    losses = cct.losses(batches(data, run, tmp_path))
+    losses = cct.batch_losses(batches(data, run, tmp_path))
     assert set(losses) == {"labelled", "consistency", "weak", "pairwise"}
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
     backward(losses)
@@ -112,7 +129,7 @@ def test_unlabelled_images_teach_the_encoder_and_not_the_main_decoder(tmp_path, 
     cct = module(replace(EACH, weak=weak))
     labelled, unlabelled = batches(data, run, tmp_path)
     unknown = labelled._replace(labels=torch.full_like(labelled.labels, IGNORE))
-    losses = cct.losses((unknown, unlabelled))
+    losses = cct.batch_losses(Halves(unknown, unlabelled))
     assert float(losses["labelled"].detach()) == 0
     backward(losses)
     network = cct.net.network
@@ -125,10 +142,10 @@ def test_weak_masks_count_where_they_are_asked_for(tmp_path, data, run) -> None:
     labelled, unlabelled = batches(data, run, tmp_path)
     other = unlabelled._replace(labels=(unlabelled.labels + 1) % 3)
     plain, with_masks = (replace(EACH, weak=weak) for weak in ("none", "masks"))
-    found = [module(plain).losses((labelled, each)) for each in (unlabelled, other)]
+    found = [module(plain).batch_losses(Halves(labelled, each)) for each in (unlabelled, other)]
     assert "weak" not in found[0]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    taught = [module(with_masks).losses((labelled, each)) for each in (unlabelled, other)]
+    taught = [module(with_masks).batch_losses(Halves(labelled, each)) for each in (unlabelled, other)]
     assert not torch.equal(taught[0]["weak"], taught[1]["weak"])
     assert torch.equal(taught[0]["consistency"], found[0]["consistency"])
 
@@ -137,9 +154,9 @@ def test_losses_follow_seed_and_batch_alone(tmp_path, data, run) -> None:
     batch = batches(data, run, tmp_path)
 
     def consistency(seed: int, step: int) -> float:
-        at = (batch[0]._replace(step=step), batch[1]._replace(step=step))
+        at = Halves(batch[0]._replace(step=step), batch[1]._replace(step=step))
         torch.manual_seed(0)
-        return float(module(replace(EACH, ramp=0.0), seed=seed).losses(at)["consistency"].detach())
+        return float(module(replace(EACH, ramp=0.0), seed=seed).batch_losses(at)["consistency"].detach())
 
     before = torch.get_rng_state()
     first = consistency(5, 7)
@@ -148,7 +165,7 @@ def test_losses_follow_seed_and_batch_alone(tmp_path, data, run) -> None:
     assert first != consistency(5, 8)
     torch.set_rng_state(before)
     torch.manual_seed(1)
-    module().losses(batch)
+    module().batch_losses(batch)
     after = torch.get_rng_state()
     torch.manual_seed(1)
     assert torch.equal(after, torch.get_rng_state())
@@ -158,9 +175,8 @@ def test_weights_rise_over_a_share_of_the_steps(tmp_path, data, run) -> None:
     batch = batches(data, run, tmp_path)
 
     def at(step: int, accumulate: int) -> dict[str, Tensor]:
-        cct = CrossConsistency(net(), replace(EACH, ramp=0.5), steps=20, seed=5, accumulate=accumulate)
-        cct.rise = replace(cct.rise, consistency=1.0)
-        return cct.train().losses((batch[0]._replace(step=step), batch[1]._replace(step=step)))
+        cct = module(replace(EACH, ramp=0.5), accumulate=accumulate)
+        return cct.batch_losses(Halves(batch[0]._replace(step=step), batch[1]._replace(step=step)))
 
     def weight(step: int, accumulate: int) -> float:
         found = at(step, accumulate)["weak"].detach()
@@ -168,29 +184,56 @@ def test_weights_rise_over_a_share_of_the_steps(tmp_path, data, run) -> None:
 
     first = torch.exp(torch.tensor(-5.0))
     for step, accumulate, share in ((10, 1, 1.0), (19, 1, 1.0), (5, 1, 0.5), (11, 2, 0.5)):
-        assert weight(step, accumulate) == pytest.approx(float(torch.exp(torch.tensor(-5 * (1 - share) ** 2)) / first))
+        assert weight(step, accumulate) == pytest.approx(
+            float(torch.exp(torch.tensor(-5 * (1 - share) ** 2)) / first)
+        )
 
 
 def test_the_bootstrapped_loss_leaves_out_what_is_sure(tmp_path, data, run) -> None:
     batch = batches(data, run, tmp_path)
-    plain = module().losses(batch)["labelled"]
-    hard = module(replace(EACH, supervised="bootstrapped")).losses(batch)["labelled"]
+    plain = module().batch_losses(batch)["labelled"]
+    hard = module(loss="bootstrapped").batch_losses(batch)["labelled"]
     assert torch.isfinite(hard)
     assert float(hard.detach()) > float(plain.detach())
 
 
-def test_other_networks_and_settings_are_refused() -> None:
-    with pytest.raises(UserError, match="got the architecture small, expected cct-resnet50 or cct-small"):
-        CrossConsistency(net("small"), EACH, steps=2, seed=0)
-    for settings, message in (
-        (CCT(decoders={"rain": 1}), "got a perturbation 'rain', expected one of vat"),  # type: ignore[dict-item]
-        (CCT(decoders={"vat": 0}), "at least one decoder"),
-        (CCT(decoders={"vat": -1, "noise": 3}), "expected whole numbers"),
-        (CCT(ramp=2), "ramp 2, expected weights of 0 or more"),
-        (CCT(weak_weight=-1), "got weights 30.0, -1, 0.0"),
-    ):
-        with pytest.raises(UserError, match=message):
-            check_cct(settings)
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"architecture": "small", "options": {}}, "got architecture small, expected cct-small or cct-resnet50"),
+        ({"crop": 36}, "got crop 36 and batch 2, expected a multiple of 8"),
+        ({"batch": 1}, "got crop 32 and batch 1"),
+        ({"cct": CCT(decoders={"vat": 0})}, "at least one decoder"),
+        ({"cct": CCT(decoders={"vat": -1, "noise": 3})}, "expected numbers from 0"),
+        ({"cct": CCT(ramp=2)}, "ramp 2, expected finite weights"),
+        ({"cct": CCT(weak_weight=-1)}, "got weights 30.0, -1, 0.0"),
+        ({"cct": CCT(sure=1.5)}, "cct.sure 1.5 with cct.agreement mse"),
+        ({"cct": CCT(sure=0.5, agreement="js")}, "cct.sure 0.5 with cct.agreement js"),
+    ],
+)
+def test_impossible_settings_are_refused(recipe, message) -> None:
+    with pytest.raises(UserError, match=message):
+        module(**({"settings": recipe["cct"]} if "cct" in recipe else recipe))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("cct.weka=none", "cct.weka: unexpected keyword argument"),
+        ("cct.weak=some", "cct.weak: input should be 'masks' or 'none', got 'some'"),
+        ("cct.decoders={rain: 1}", "cct.decoders.rain.*: input should be 'vat'"),
+        ("semi=mean-teacher", "semi: input should be 'cct'"),
+    ],
+)
+def test_unknown_settings_are_named(option, message) -> None:
+    with pytest.raises(UserError, match=message):
+        read_recipe(TrainRecipe, [option])
+
+
+def test_settings_of_cct_are_given_one_by_one() -> None:
+    recipe = read_recipe(TrainRecipe, ["semi=cct", "cct.weak=none", "cct.decoders={vat: 1, noise: 2}"])
+    assert recipe.cct == CCT(decoders={"vat": 1, "noise": 2}, weak="none")
+    assert read_recipe(TrainRecipe).cct == CCT()
 
 
 def test_the_published_network_learns_all_but_the_backbone_at_ten_times_the_rate() -> None:
@@ -213,5 +256,5 @@ def test_cct_small_starts_from_storybook_resnet() -> None:
     source = load_backbone()
     for name, value in source.state_dict().items():
         assert torch.equal(built.network.backbone.state_dict()[name], value)  # type: ignore[union-attr, operator]
-    with pytest.raises(UserError, match="a 7x7 stem, expected width 64, .* and a 3x3 stem"):
+    with pytest.raises(UserError, match=r"a 7x7 stem, expected width 64, .* and a 3x3 stem"):
         build_network(NetworkConfig.of("cct-resnet50", CLASSES), init="storybook-resnet")

@@ -50,8 +50,8 @@ class Training:
     """How a training runs.
 
     steps: optimiser steps in all. batch: samples a forward pass, of each group, over all devices together;
-    ``accumulate`` of them make a step. devices: of one kind, which share every batch; what is drawn does not depend on
-    how many they are.
+    ``accumulate`` of them make a step. devices: of one kind, which share every batch; what is drawn does not depend
+    on how many they are.
     precision: "float32", "bfloat16" or "float16", under autocast; weights stay float32.
     clip_norm: the greatest norm of the gradient; None does not clip.
     save_steps, save_minutes: a checkpoint whenever one of them is over.
