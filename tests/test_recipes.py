@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tag2mask.classes import load_classes
-from tag2mask.config import dump_config, parse_config, read_config
+from tag2mask.config import dump_config, parse_config, read_config, read_recipe
 from tag2mask.methods import make_options, method_class
 from tag2mask.ops.crf import preset
+from tag2mask.segment.augment import Example, augment
+from tag2mask.segment.examples import Batch
+from tag2mask.segment.network import NetworkConfig, build_network
+from tag2mask.segment.recipe import TrainRecipe, check
+from tag2mask.segment.supervised import make_optimizer, output_loss, rate
 from tag2mask.types import MaskRule, UserError
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "recipes"
+TRAININGS = sorted(FOLDER.glob("train_*.yaml"))
+RECIPES = sorted(set(FOLDER.glob("*.yaml")) - set(TRAININGS))
+NARROW = {
+    "small": {"width": 4, "blocks": (1, 1, 1, 1), "channels": 8},
+    "deeplabv2-resnet101": {"width": 4, "blocks": (1, 1, 1, 1)},
+    "deeplabv1-resnet38": {"width": 4},
+    "cct-resnet50": {"width": 4, "blocks": (1, 1, 1, 1)},
+}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -27,8 +42,34 @@ def test_recipe_runs_dry(path):
     assert parse_config(dump_config(config)) == config
 
 
+@pytest.mark.filterwarnings("ignore:.*starts from random weights")
+@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
+def test_training_runs_dry(path):
+    recipe = read_recipe(TrainRecipe, [], path)
+    check(recipe)
+    assert ("coco" in recipe.start) == (recipe.init_pixels == "coco")
+    assert all(rate(step, recipe) > 0 for step in (0, 1, recipe.steps - 1))
+    classes = load_classes("voc12" if "voc12" in path.stem else "coco14" if "coco14" in path.stem else "storybook16")
+    narrow = {**recipe.options, **NARROW[recipe.architecture]}
+    net = build_network(NetworkConfig.of(recipe.architecture, classes, **narrow), init="random")
+    optimizer = make_optimizer(net, recipe)
+    image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
+    labels = torch.randint(0, len(classes), (60, 80), dtype=torch.uint8)
+    seen = augment(Example(image, labels), replace(recipe.augment, crop=65), torch.Generator().manual_seed(0))
+    batch = Batch(
+        torch.stack([seen.image] * 2), torch.stack([seen.labels] * 2), None, torch.zeros(2), torch.arange(2), 0
+    )
+    outputs = net(batch.images)
+    outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    assert len(outputs) == (4 if recipe.architecture == "deeplabv2-resnet101" else 1)
+    sum(output_loss(each, batch, recipe, align_corners=net.align_corners) for each in outputs).backward()
+    optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in net.parameters())
+
+
 def test_there_are_recipes():
     assert len(RECIPES) >= 5
+    assert len(TRAININGS) >= 10
 
 
 @pytest.mark.parametrize(

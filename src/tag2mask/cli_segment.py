@@ -19,14 +19,14 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")
 def train(
     run: Annotated[
         Path | None,
-        typer.Argument(help="A run folder that `label` wrote: the masks to learn. None: true masks alone."),
+        typer.Argument(help="A run folder that `label` wrote. None: true masks alone."),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the training; made, or gone on with. `predict` takes it.")
     ] = Path("network"),
     config: Annotated[
         Path | None,
-        typer.Option(help="The recipe as YAML, such as recipes/train_storybook.yaml; default: a small one."),
+        typer.Option(help="The recipe as YAML, see recipes/train_*.yaml; default: a small network."),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the recipe, NAME=VALUE, on top; see --list.")
@@ -40,8 +40,8 @@ def train(
     pixel_labels: Annotated[
         Path | None,
         typer.Option(
-            help="A text file of image ids whose TRUE masks are used. This is pixel supervision: the network, its runs "
-            "and their tables then say tags+pixels(n)."
+            help="A text file of image ids whose TRUE masks are used. This is pixel supervision: the network, its "
+            "runs and their tables then say tags+pixels(n)."
         ),
     ] = None,
     semi: Annotated[
@@ -62,15 +62,20 @@ def train(
 ) -> None:
     """Train a segmentation network on the masks of a run.
 
-    Stop it whenever you like (Ctrl-C, kill, a power cut): the same command goes on, and on a processor the weights end
-    up the same to the bit. Images without a mask are left out and counted; one that cannot be read is replaced by the
-    next. Unsure pixels (255 in the masks) teach nothing; `--set mu=0.95` leaves out those of low confidence, too.
+    Stop it whenever you like (Ctrl-C, kill, a power cut): the same command goes on, and on a processor the weights
+    end up the same to the bit. Images without a mask are left out and counted; one that cannot be read is replaced
+    by the next. Unsure pixels (255 in the masks) teach nothing; `--set mu=0.95` leaves out those of low confidence.
 
     Without RUN, `--data` and `--pixel-labels` train on true masks: the upper bound to compare with.
 
     Examples: `tag2mask train runs/photos -o nets/photos` · `tag2mask train runs/voc -o nets/voc
+<<<<<<< HEAD
     --config recipes/train_voc12_deeplabv2_imagenet.yaml --set init=weights.pth --workers 8` · `tag2mask train runs/voc
     -o nets/mixed --pixel-labels some_ids.txt` · the same with `--set architecture=cct-small --semi cct`
+=======
+    --config recipes/train_voc12_deeplabv2_imagenet.yaml --set init=weights.pth --workers 8` ·
+    `tag2mask train runs/voc -o nets/mixed --pixel-labels some_ids.txt`
+>>>>>>> w-train
     """
     from tag2mask.config import DataConfig, read_recipe
     from tag2mask.run.folder import Run

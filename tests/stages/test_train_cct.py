@@ -89,7 +89,7 @@ def test_plain_cct_needs_no_masks_and_reads_none(tmp_path, data, run) -> None:
     trained(tmp_path / "alone", data, None, PLAIN)
     one, two = (weights(tmp_path / name) for name in ("net", "alone"))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    with pytest.raises(UserError, match="no image of .* has a mask|expected some of each"):
+    with pytest.raises(UserError, match=r"no image of .* has a mask|expected some of each"):
         trained(tmp_path / "masks", data, run)
 
 

@@ -31,7 +31,7 @@ from tag2mask.segment.cct import Weights, kinds, unlabelled_losses
 from tag2mask.segment.examples import Batch, Drawn, Examples, Targets
 from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.recipe import TrainRecipe
-from tag2mask.segment.supervised import SupervisedTraining, output_loss, trusted_labels
+from tag2mask.segment.supervised import SupervisedTraining, make_optimizer, output_loss, trusted_labels
 from tag2mask.types import UserError
 
 HEAD_RATE = 10
@@ -108,11 +108,11 @@ class CrossConsistency(SupervisedTraining):
         ramp_steps = round(recipe.cct.ramp * recipe.steps)
         self.rise = Weights(ramp_steps, recipe.cct.consistency_weight, recipe.cct.weak_weight)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Those of the network, and the auxiliary decoders at the rate of the main one."""
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The network's parameters, and those of the auxiliary decoders at the rate of the main one."""
         lr, decay = self.recipe.lr * HEAD_RATE, self.recipe.weight_decay
         group = {"params": [*self.auxiliary.parameters()], "lr": lr, "initial_lr": lr, "weight_decay": decay}
-        return [*super().parameter_groups(), group]
+        return make_optimizer(self.net, self.recipe, [group])
 
     def batch_losses(self, batch: Any) -> dict[str, Tensor]:
         """Labelled images go through encoder and main decoder; unlabelled ones through the encoder and all decoders.

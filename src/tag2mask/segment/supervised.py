@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -48,8 +48,11 @@ def rate(step: int, recipe: TrainRecipe) -> float:
     return poly(step, total, power=recipe.power, hold=recipe.hold, warmup=recipe.warmup)
 
 
-def make_optimizer(groups: list[dict[str, Any]], recipe: TrainRecipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser of these parameter groups."""
+def make_optimizer(
+    net: SegmentationNet, recipe: TrainRecipe, more: Sequence[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser, with the parameter groups of the network and ``more`` of them."""
+    groups = [*net.parameter_groups(recipe.lr, recipe.weight_decay), *more]
     if recipe.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
     momentum, odd = recipe.momentum, recipe.decay_as_momentum
@@ -151,11 +154,7 @@ class SupervisedTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Without a scheduler: a step's learning rate is set when it is taken."""
-        return make_optimizer(self.parameter_groups(), self.recipe)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Of all that learns."""
-        return self.net.parameter_groups(self.recipe.lr, self.recipe.weight_decay)
+        return make_optimizer(self.net, self.recipe)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep which images could not be read."""
@@ -177,8 +176,8 @@ class SupervisedTraining(lightning.LightningModule):
         """
         if self.losses and not bool(self.losses[-1].isfinite()):
             raise UserError(
-                f"at step {self.trainer.global_step} the loss is {float(self.losses[-1])}; the last checkpoint is from "
-                "before: train into another folder with a lower lr, clip_norm=1, or in float32"
+                f"at step {self.trainer.global_step} the loss is {float(self.losses[-1])}; the last checkpoint is "
+                "from before: train into another folder with a lower lr, clip_norm=1, or in float32"
             )
 
 

@@ -98,6 +98,7 @@ def train(
     workers: int = 0,
     minutes: float | None = None,
     save_steps: int = 1000,
+    log_steps: int = 20,
     progress: bool = True,
 ) -> Trained:
     """Train a network on a run's masks; called again, it goes on where it was.
@@ -113,7 +114,7 @@ def train(
         device, devices: auto, cpu, cuda, ...; and how many of them.
         workers: processes that prepare batches.
         minutes: stop so long after the call, saved; one step is done in any case. None runs to the end.
-        save_steps: a checkpoint every so many steps, and every five minutes.
+        save_steps: a checkpoint every so many steps, and every five minutes. log_steps: a line of the log.
         progress: show it on stderr.
 
     Raises:
@@ -142,25 +143,28 @@ def train(
     lock = _lock(out)
     try:
         _claim(out, recipe, targets, supervision, start)
-        if steps_done(out) == 0:
+        done = steps_done(out)
+        if not done:
             with show_progress(len(targets), "check masks", enabled=progress) as bar:
                 for note in check_targets(targets, bar.advance):
                     warn(note)
         module = (CrossConsistency if recipe.semi else SupervisedTraining)(recipe, net)
-        keep = _Keep(out / INSIDE, supervision, {"recipe": plain(recipe), "examples": len(targets)})
+        noted = {"recipe": plain(recipe), "examples": len(targets)}
+        keep = _Keep(out / INSIDE, supervision, noted, done)
         training = recipe.training(
             device=device,
             devices=devices,
             workers=workers,
             minutes=minutes_left(minutes, began),
             save_steps=save_steps,
+            log_steps=log_steps,
         )
         unit = "pairs" if recipe.semi else "images"
         try:
             trainer = fit(module, drawn, training, out, unit=unit, callbacks=[keep], show=progress)
         finally:
             result = _result(module, keep, targets, recipe, supervision, where)
-            if first_process():
+            if first_process() and (keep.batches or not (out / SUMMARY).exists()):
                 write_atomic(out / SUMMARY, (json.dumps(asdict(result), indent=2, default=str) + "\n").encode())
         if trainer.is_global_zero and not (out / INSIDE).exists():
             keep.write(module, trainer.global_step)  # the training was over, and its network was deleted
@@ -173,12 +177,12 @@ def train(
 class _Keep(lightning.Callback):
     """Writes the network just before each checkpoint, so that there is one wherever there is a checkpoint."""
 
-    def __init__(self, folder: Path, supervision: str, noted: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, supervision: str, noted: dict[str, Any], step: int) -> None:
         self.folder, self.supervision, self.noted = folder, supervision, noted
-        self.batches, self.step, self.seconds = 0, 0, 0.0
+        self.batches, self.step, self.seconds = 0, step, 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.began, self.step = time.monotonic(), trainer.global_step
+        self.began = time.monotonic()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self.batches, self.step = self.batches + 1, trainer.global_step
@@ -209,7 +213,7 @@ def _lock(out: Path) -> Lock | None:
 
 
 def _supervision(targets: Targets, recipe: TrainRecipe) -> tuple[str, str | None]:
-    """What people gave, to the masks and to the first weights; and the digest of these weights, where they are files."""
+    """What people gave, to masks and first weights; and these weights' digest, where they are files."""
     parts = [targets.supervision, *([f"pixels({recipe.init_pixels})"] if recipe.init_pixels else [])]
     start = recipe.start
     if find_network(start) is not None:
@@ -261,7 +265,9 @@ def _result(
         loss=module.last_loss(),
         machine={
             "device": where.type,
-            "name": torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor(),
+            "name": torch.cuda.get_device_name(where)
+            if where.type == "cuda"
+            else platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },
