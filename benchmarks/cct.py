@@ -157,13 +157,14 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         lines = measure(args, args.work or Path(scratch))
     given = f"-n {args.n} --test {args.test} --steps {args.steps} --crop {args.crop} --width {args.width}"
+    minutes = (time.perf_counter() - start) / 60
     head = f"""# A tenth of the pixel labels
 
 Made by `python benchmarks/cct.py {given} --height {args.height} --seed {args.seed}` on
 {date.today()}: {args.n} scenes of Storybook's `train` split, {args.test} of `val`, {args.width}x{args.height} pixels;
 network cct-small from storybook-resnet, {args.steps} steps of 8 images (CCT: 8 labelled and 8 unlabelled), crops of
 {args.crop} pixels; pseudo masks of CLIP-ES with storybook-clip; tag2mask {__version__}, torch {torch.__version__},
-{platform.machine()} with 2 threads, {(time.perf_counter() - start) / 60:.0f} min. mIoU over all classes and background;
+{platform.machine()} with 2 threads, {minutes:.0f} min. mIoU over all classes and background;
 the last weights, one scale.
 """
     page = "\n".join([head, *lines, ""])

@@ -249,6 +249,17 @@ def test_the_published_network_learns_all_but_the_backbone_at_ten_times_the_rate
     assert not any("auxiliary" in name for name in cct.state_dict())
 
 
+def test_auxiliary_decoders_learn_at_the_main_ones_rate() -> None:
+    cct = module(optimiser="sgd", lr=1e-3, weight_decay=1e-4)
+    rates = {id(p): g["lr"] for g in cct.configure_optimizers().param_groups for p in g["params"]}
+    assert len(rates) == len(list(cct.parameters()))
+    main = cct.net.network.main.parameters()  # type: ignore[union-attr, operator]
+    assert {rates[id(p)] for p in [*main, *cct.auxiliary.parameters()]} == {1e-2}
+    # and they do not start as copies of the main decoder, or of each other
+    first = [next(decoder.parameters()) for decoder in [cct.net.network.main, *cct.auxiliary]]  # type: ignore[list-item, union-attr]
+    assert not any(torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
+
+
 def test_cct_small_starts_from_storybook_resnet() -> None:
     from tag2mask.models.classifier import load_backbone
 
