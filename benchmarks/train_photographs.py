@@ -1,7 +1,7 @@
 """Real files go through: each network learns some steps on photographs of a VOC devkit, from random weights.
 
     python benchmarks/train_photographs.py --data VOC2012 --network small
-    python benchmarks/train_photographs.py --data VOC2012 --network deeplabv2-resnet101 --crop 97 --batch 2 --minutes 5
+    python benchmarks/train_photographs.py --data VOC2012 --network deeplabv1-resnet38 --crop 129 --batch 2
 
 Targets are the devkit's own masks (pixel supervision). It shows that files are read, augmented and learnt from, and
 how fast, and nothing of quality: 50 steps are no training.
@@ -89,9 +89,8 @@ def main() -> None:
         f"loss {first:.3f} (first {few}) -> {last:.3f} (last {few}), {made.images_per_second} images/s, "
         f"{made.seconds:.0f} s, peak memory {(peak_memory() or 0) / 2**20:.0f} MB"
     )
-    print(
-        f"  {datetime.date.today()}, {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
+    machine = f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    print(f"  {datetime.date.today()}, {machine}")
 
 
 if __name__ == "__main__":

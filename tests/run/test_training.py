@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import chain
 
 import lightning.pytorch as lightning
 import numpy as np
@@ -117,6 +118,15 @@ def test_groups_have_epochs_of_their_own():
     pairs = [set(zip(parts[e : e + 2, 0].ravel(), parts[e : e + 2, 1].ravel(), strict=True)) for e in (0, 2)]
     assert pairs[0] != pairs[1]
     assert [list(b) for b in StepSampler(how, [6, 6, 20], lambda: 7)] == list(StepSampler(how, [6, 6, 20]))[7:]
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_devices_share_every_batch(devices):
+    alone = list(StepSampler(HOW, 10, lambda: 5))
+    how = Training(**{**vars(HOW), "devices": devices})
+    shares = [list(StepSampler(how, 10, lambda: 5, lambda rank=rank: rank)) for rank in range(devices)]
+    assert [[*chain(*batch)] for batch in zip(*shares, strict=True)] == alone
+    assert all(len(batch) == 4 // devices for share in shares for batch in share)
 
 
 # --- the trainer

@@ -7,6 +7,7 @@ is a function of the step. So a training that was stopped ends in the same weigh
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.run.training import follow, step_generator
-from tag2mask.run.warn import warn
 from tag2mask.segment.cct import bootstrap_threshold, bootstrapped_cross_entropy
 from tag2mask.segment.examples import Batch
 from tag2mask.segment.losses import (
@@ -139,9 +139,10 @@ class SupervisedTraining(lightning.LightningModule):
                 continue
             self.replaced[id] = why
             if len(self.replaced) <= MOST_TOLD:
-                warn(f"{why}; another image stands in for {id}")
-            if len(self.replaced) == MOST_TOLD:
-                warn("further images that cannot be read are only counted")
+                more = "; further ones are only counted" if len(self.replaced) == MOST_TOLD else ""
+                # not in Lightning's name, in which a warning by stack level would be: those are not shown
+                told = f"{why}; another image stands in for {id}{more}"
+                warnings.warn_explicit(told, UserWarning, __file__, 0, __name__)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """A step at its own learning rate; then the average takes its share."""

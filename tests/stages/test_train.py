@@ -1,0 +1,330 @@
+"""A network from a run's masks: stopped anywhere it ends the same, and what is wrong is named before work begins."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from stages.small_run import CLASSES, SIZES, small_run, toys
+from tag2mask.cli import app
+from tag2mask.data import read_voc
+from tag2mask.data.png import encode_mask
+from tag2mask.run.lock import Lock
+from tag2mask.run.training import steps_done
+from tag2mask.segment import supervised
+from tag2mask.segment.network import load_network, read_saved
+from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.stages.train import train
+from tag2mask.storybook import CLASSES16, render
+from tag2mask.types import UserError
+
+RECIPE = TrainRecipe(
+    options={"width": 4, "blocks": (1, 1, 1, 1), "channels": 8},
+    init="random",
+    steps=4,
+    batch=2,
+    accumulate=3,
+    crop=32,
+    warmup=2,
+    ema=0.9,
+    seed=3,
+)
+HOW = {"device": "cpu", "progress": False, "save_steps": 1, "log_steps": 1}
+
+
+class Killed(BaseException):
+    """As good as kill -9."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    data = toys(folder / "data")
+    return data, small_run(folder / "run", data)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Data and run that a test may spoil."""
+    data = toys(tmp_path / "data")
+    return data, small_run(tmp_path / "run", data)
+
+
+def watch(monkeypatch, kill_at=None):
+    """What each batch held, and a death in the middle of a step."""
+    seen, step = [], SupervisedTraining.training_step
+
+    def spied(self, batch, batch_idx):
+        seen.append((batch.step, *batch.samples.tolist()))
+        if len(seen) == kill_at:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SupervisedTraining, "training_step", spied)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def unbroken(made, tmp_path_factory):
+    data, run = made
+    out = tmp_path_factory.mktemp("net") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        seen = watch(patch)
+        result = train(run, out, RECIPE, data=data, **HOW)
+    return out, seen, result
+
+
+def weights(out: Path) -> bytes:
+    return (out / "network" / "model.safetensors").read_bytes()
+
+
+# --- stopping and going on
+
+
+def test_killed_in_the_middle_of_a_step_it_ends_in_the_same_bits(made, unbroken, tmp_path, monkeypatch):
+    data, run = made
+    whole, drawn, _ = unbroken
+    out = tmp_path / "net"
+    with monkeypatch.context() as patch:
+        before = watch(patch, kill_at=8)  # step 2 of 4, its second batch of three; the epoch has five images
+        with pytest.raises(Killed):
+            train(run, out, RECIPE, data=data, **HOW)
+    assert steps_done(out) == 2
+    assert load_network(out, "cpu").config.names == CLASSES.names  # an unfinished one can be used
+    with monkeypatch.context() as patch:
+        after = watch(patch)
+        result = train(run, out, RECIPE, data=data, **HOW)
+    assert before[:6] + after == drawn
+    assert len(drawn) == 12
+    assert weights(out) == weights(whole)
+    assert result.step == 4
+
+
+def test_kill_9_and_again(made, unbroken, tmp_path):
+    data, run = made
+    out = tmp_path / "net"
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import torch; torch.set_num_threads(2)
+from stages.small_run import toys
+from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.stages.train import train
+from tag2mask.segment.recipe import TrainRecipe
+step, count = SupervisedTraining.training_step, 0
+def dies(self, batch, batch_idx):
+    global count
+    count += 1
+    if count == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+SupervisedTraining.training_step = dies
+train({str(run.path)!r}, {str(out)!r}, {RECIPE!r}, data=toys(Path({str(data.root)!r})), **{HOW!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert steps_done(out) == 2
+    assert train(run, out, RECIPE, data=data, **HOW).step == 4
+    assert weights(out) == weights(unbroken[0])
+
+
+def test_the_clock_ends_a_leg_and_a_finished_training_is_left_alone(made, unbroken, tmp_path):
+    data, run = made
+    legs = [train(run, tmp_path, RECIPE, data=data, minutes=0, **HOW).step for _ in range(4)]
+    assert legs == [1, 2, 3, 4]
+    assert weights(tmp_path) == weights(unbroken[0])
+    (tmp_path / "network" / "model.safetensors").unlink()
+    (tmp_path / "network" / "config.json").unlink()
+    (tmp_path / "network").rmdir()
+    said = (tmp_path / "train.json").read_bytes()
+    again = train(run, tmp_path, RECIPE, data=data, **HOW)
+    assert (again.step, again.loss) == (4, None)
+    assert weights(tmp_path) == weights(unbroken[0])
+    assert (tmp_path / "train.json").read_bytes() == said
+
+
+def test_batches_from_other_processes_are_the_same(made, unbroken, tmp_path):
+    data, run = made
+    train(run, tmp_path, RECIPE, data=data, workers=1, **HOW)
+    assert weights(tmp_path) == weights(unbroken[0])
+
+
+def test_another_training_or_process_in_the_folder_is_refused(made, unbroken, tmp_path):
+    data, run = made
+    out = unbroken[0]
+    with pytest.raises(UserError, match=r"holds another training: lr is 0\.001 there and 0\.1 now"):
+        train(run, out, replace(RECIPE, lr=0.1), data=data, **HOW)
+    fewer = replace(data, samples=data.samples[:4])
+    with pytest.raises(UserError, match=r"examples\.images is 5 there and 4 now"):
+        train(run, out, RECIPE, data=fewer, **HOW)
+    lock = Lock(out / ".lock", "x")
+    try:
+        with pytest.raises(UserError, match=r"The training in .* is being written by process"):
+            train(run, out, RECIPE, data=data, **HOW)
+    finally:
+        lock.release()
+
+
+# --- what is written
+
+
+def test_the_schedule_is_followed_step_by_step(made, tmp_path):
+    data, run = made
+    recipe = replace(RECIPE, steps=23, batch=1, accumulate=1, hold=10, warmup=0, ema=0.0)
+    train(run, tmp_path, recipe, data=data, **HOW)
+    rows = list(csv.DictReader((tmp_path / "log" / "version_0" / "metrics.csv").open()))
+    found = {int(row["step"]): float(row["lr"]) for row in rows if row["lr"]}
+    expected = {step: 1e-3 * (1 - step // 10 * 10 / 23) ** 0.9 for step in range(23)}
+    assert found == pytest.approx(expected)
+
+
+def test_the_summary_and_the_network_say_what_they_learnt_from(made, tmp_path):
+    data, run = made
+    listed = tmp_path / "ids.txt"
+    listed.write_text("toy/0\ntoy/2\n")
+    out = tmp_path / "net"
+    start = tmp_path / "start-of-mine"
+    train(run, start, replace(RECIPE, steps=1), data=data, pixel_labels=listed, **HOW)
+    assert read_saved(start).supervision == "tags+pixels(2)"
+    recipe = replace(RECIPE, steps=1, init=str(start), init_pixels="coco")
+    result = train(run, out, recipe, data=data, **HOW)
+    said = json.loads((out / "train.json").read_text())
+    assert said["supervision"] == result.supervision == "tags+pixels(coco)+pixels(2)"
+    assert read_saved(out).supervision == said["supervision"]
+    assert read_saved(out).noted["step"] == 1
+    assert (said["step"], said["steps"], said["examples"]) == (1, 1, 5)
+    assert said["images_per_second"] > 0
+    assert "supervision: tags+pixels(coco)+pixels(2)" in result.text()
+
+
+def test_the_average_is_what_is_kept(made, unbroken, tmp_path):
+    data, run = made
+    train(run, tmp_path, replace(RECIPE, ema=0.0), data=data, **HOW)
+    state = torch.load(unbroken[0] / "last.ckpt", weights_only=True)["state_dict"]
+    kept = load_network(unbroken[0], "cpu").state_dict()
+    plain = load_network(tmp_path, "cpu").state_dict()
+    for name, value in kept.items():
+        assert torch.equal(value, state[f"average.{name}"])
+        assert torch.equal(plain[name], state[f"net.{name}"])
+    assert any(not torch.equal(kept[name], plain[name]) for name in kept)
+
+
+def test_what_cannot_be_read_is_replaced_told_once_and_counted(own, tmp_path):
+    data, run = own
+    data.samples[2].image.write_bytes(b"no picture")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(run, tmp_path / "net", replace(RECIPE, steps=8), data=data, minutes=0, **HOW)
+        result = train(run, tmp_path / "net", replace(RECIPE, steps=8), data=data, **HOW)
+    assert list(result.replaced) == ["toy/2"]
+    assert len([each for each in told if "another image stands in for toy/2" in str(each.message)]) == 1
+    assert "toy/2" in (tmp_path / "net" / "train.json").read_text()
+    assert "others stood in: 1 images" in result.text()
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(made, tmp_path, monkeypatch):
+    data, run = made
+    train(run, tmp_path, RECIPE, data=data, minutes=0, **HOW)
+    before = weights(tmp_path)
+    monkeypatch.setattr(supervised, "output_loss", lambda logits, *_, **__: (logits * float("nan")).sum())
+    with pytest.raises(UserError, match="at step 2 the loss is nan"):
+        train(run, tmp_path, RECIPE, data=data, **HOW)
+    assert steps_done(tmp_path) == 1
+    assert weights(tmp_path) == before
+
+
+# --- wrong input
+
+
+def test_wrong_masks_are_named_before_training(own, tmp_path):
+    data, run = own
+    out = tmp_path / "net"
+    run.mask_path("toy/3").write_bytes(encode_mask(np.zeros((64, 48), np.uint8), CLASSES.palette))
+    with pytest.raises(UserError, match="1 masks are not of the size"):
+        train(run, out, RECIPE, data=data, **HOW)
+    run.mask_path("toy/3").write_bytes(encode_mask(np.full(SIZES[3], 9, np.uint8), CLASSES.palette))
+    with pytest.raises(UserError, match="got mask value 9"):
+        train(run, out, RECIPE, data=data, **HOW)
+    run.mask_path("toy/3").write_bytes(encode_mask(np.zeros(SIZES[3], np.uint8), CLASSES.palette))
+    assert train(run, out, replace(RECIPE), data=data, minutes=0, **HOW).step == 1
+
+
+def test_an_empty_split_and_nothing_at_all(made, tmp_path):
+    data, run = made
+    with pytest.raises(UserError, match=r"no image of .* has a mask to train on \(the data set is empty\)"):
+        train(run, tmp_path, RECIPE, data=replace(data, samples=[]), **HOW)
+    with pytest.raises(UserError, match="no masks to train on"):
+        train(None, tmp_path, RECIPE, data=data, **HOW)
+    with pytest.raises(UserError, match="--data"):
+        train(None, tmp_path, RECIPE, **HOW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_first_weights_for_other_classes_are_refused(unbroken, own, tmp_path):
+    data, run = own
+    run.settings["classes"]["names"] = ["background", "cat", "dog", "cap"]
+    other = replace(data, classes=replace(CLASSES, names=("background", "cat", "dog", "cap")))
+    with pytest.raises(UserError, match="class 3 is 'hat' there, 'cap' here"):
+        train(run, tmp_path / "net", replace(RECIPE, init=str(unbroken[0])), data=other, **HOW)
+
+
+def test_a_batch_that_devices_cannot_share(made, tmp_path):
+    data, run = made
+    with pytest.raises(UserError, match="3 devices for batches of 2"):
+        train(run, tmp_path, RECIPE, data=data, devices=3, **HOW)
+
+
+# --- the command line, on scenes
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return render(tmp_path_factory.mktemp("scenes") / "s", 6, split="train", size=(48, 64), classes=CLASSES16)
+
+
+def test_the_loss_falls_on_a_few_scenes(scenes, tmp_path):
+    data = read_voc(scenes)
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(sample.id for sample in data))
+    small = {"width": 8, "blocks": (1, 1, 1, 1), "channels": 16}
+    recipe = replace(RECIPE, options=small, steps=30, batch=3, accumulate=1, crop=48, lr=1e-2, ema=0.0)
+    result = train(None, tmp_path / "net", recipe, data=data, pixel_labels=listed, **HOW)
+    rows = csv.DictReader((tmp_path / "net" / "log" / "version_0" / "metrics.csv").open())
+    losses = [float(row["loss"]) for row in rows if row["loss"]]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert result.supervision == "pixels(6)"
+
+
+def test_the_command(scenes, tmp_path):
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(sample.id for sample in read_voc(scenes)))
+    config = tmp_path / "r.yaml"
+    config.write_text("options: {width: 4, blocks: [1, 1, 1, 1], channels: 8}\ninit: random\ncrop: 32\nbatch: 2\n")
+    out = str(tmp_path / "net")
+    words = ["train", "--data", str(scenes), "--pixel-labels", str(listed), "-o", out, "--config", str(config)]
+    words += ["--device", "cpu"]
+    runner = CliRunner()
+    done = runner.invoke(app, [*words, "--set", "steps=2"])
+    assert done.exit_code == 0, done.output
+    assert "step 2 of 2" in done.output
+    assert "supervision: pixels(6)" in done.output
+    wrong = runner.invoke(app, [*words, "--set", "step=2"])
+    assert (wrong.exit_code, "did you mean steps?" in wrong.output) == (1, True)
+    nothing = runner.invoke(app, ["train"])
+    assert (nothing.exit_code, "give a run folder" in nothing.output) == (1, True)
+    listed = runner.invoke(app, ["train", "--config", str(config), "--list"])
+    assert "crop=32" in listed.output
