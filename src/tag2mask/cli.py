@@ -253,17 +253,30 @@ def report(
 
 @app.command()
 def export(
-    run: RunFolder,
-    to: Annotated[str, typer.Option(help="png (indexed, with palette) or coco (JSON with compressed RLE).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for png, a .json file for coco.")],
-    data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
+    source: Annotated[Path, typer.Argument(help="A run folder (masks), or a network's or training's folder.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Masks: png (indexed, with palette), coco (JSON, compressed RLE). Networks: onnx, safetensors."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A folder for png and safetensors, a file for coco and onnx.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="The data of a run's masks; default: where the run's was.")
+    ] = None,
 ) -> None:
-    """Write a run's masks in another format."""
+    """Write a run's masks, or a trained network, in another format."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.export import export as run_export
+    from tag2mask.stages.export_network import export_network, holds_network
     from tag2mask.stages.recipe import data_for
 
-    opened = Run.open(run)
+    if holds_network(source, to):
+        typer.echo(export_network(source, to, out).text())
+        return
+    opened = Run.open(source)
     dataset = data_for(opened, data) if data is not None else _data_if_there(opened)
     typer.echo(f"written: {run_export(opened, dataset, to, out)}")  # type: ignore[arg-type]
 

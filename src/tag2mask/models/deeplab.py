@@ -107,8 +107,11 @@ class MultiScale(nn.Module):
         """(B, 3, H, W) -> logits (B, K, h, w), or the list of them in training."""
         logits = [self.network(pixels)]
         for scale in self.scales:
-            size = [int(side * scale) for side in pixels.shape[2:]]
-            logits.append(self.network(F.interpolate(pixels, size, mode="bilinear", align_corners=False)))
+            # as a size of [int(side * scale), ...], which an export to ONNX would fix at that of its example
+            smaller = F.interpolate(
+                pixels, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True
+            )
+            logits.append(self.network(smaller))
         largest = logits[0]
         for other in logits[1:]:
             same = F.interpolate(other, largest.shape[2:], mode="bilinear", align_corners=False)  # (B, K, h, w)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
 QUERIES = ("maskformer", "mask2former")
@@ -86,19 +87,45 @@ def build_hub_network(
     source = config if config is not None else _read_json(place / "config.json") if place is not None else {}
     settings = _settings(transformers, dict(source), classes, name)
     loader = _loader(transformers, settings, name)
-    if pretrained and place is not None:
-        try:
-            model = loader.from_pretrained(
-                place, config=settings, ignore_mismatched_sizes=True, use_safetensors=True, local_files_only=True
-            ).float()
-        except Exception as error:  # the library's own, of many kinds
-            raise UserError(
-                f"transformers:{name}: its weights were not read: {_first_line(error)}; expected model.safetensors "
-                "(nothing else is read), or start from random weights"
-            ) from error
-    else:
-        model = loader.from_config(settings)
-    return HubNet(model, {"model": settings.to_dict(), **statistics})
+    model = _load(loader, settings, place, name) if pretrained and place is not None else loader.from_config(settings)
+    return HubNet(model.float(), {"model": settings.to_dict(), **statistics})
+
+
+def _load(loader: Any, settings: Any, place: Path, name: str) -> Any:
+    """A model with the weights of a folder; what a head for other classes lacks is drawn anew, with a warning."""
+    from transformers.utils import logging
+
+    said, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, report = loader.from_pretrained(
+            place,
+            config=settings,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # the library's own, of many kinds
+        raise UserError(
+            f"transformers:{name}: its weights were not read: {_first_line(error)}; expected model.safetensors "
+            "(nothing else is read), or start from random weights"
+        ) from error
+    finally:
+        logging.set_verbosity(said)
+        if bars:
+            logging.enable_progress_bar()
+    anew = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
+    lost = [key for key in anew if key.split(".")[0] in (model.base_model_prefix, "backbone")]
+    if lost:
+        raise UserError(
+            f"{place}: {len(lost)} tensors of the backbone are missing or of another shape, such as {lost[0]}; these "
+            "are weights of another network than its config.json speaks of: fetch it again"
+        )
+    if anew:
+        warn(f"transformers:{name}: {len(anew)} tensors of its head start from random weights, such as {anew[0]}")
+    return model
 
 
 def _settings(transformers: Any, source: dict[str, Any], classes: Sequence[str], name: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tag2mask.models.backbone import Layout, ResNet
 
 RATES = (3, 6)
-"""Dilations beside the 1x1 convolution: at stride 16 and with 256 pixels a side, wider ones see padding alone."""
+"""Dilations of its 3x3 convolutions: at stride 16 and with 256 pixels a side, wider ones see padding alone."""
 
 
 def _conv(inputs: int, outputs: int, side: int, dilation: int = 1) -> nn.Sequential:
@@ -35,10 +35,11 @@ class SmallHead(nn.Module):
 
     def __init__(self, first: int, last: int, classes: int, channels: int) -> None:
         super().__init__()
-        self.pyramid = nn.ModuleList([_conv(last, channels, 1), *(_conv(last, channels, 3, rate) for rate in RATES)])
+        self.reduce = _conv(last, channels, 1)
+        self.pyramid = nn.ModuleList(_conv(channels, channels, 3, rate) for rate in RATES)
         self.merge = _conv(channels * (1 + len(RATES)), channels, 1)
-        self.edges = _conv(first, channels // 2, 1)
-        self.refine = _conv(channels + channels // 2, channels, 3)
+        self.edges = _conv(first, channels // 3, 1)
+        self.refine = _conv(channels + channels // 3, channels, 3)
         self.classify = nn.Conv2d(channels, classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -48,7 +49,8 @@ class SmallHead(nn.Module):
 
     def forward(self, first: Tensor, last: Tensor) -> Tensor:
         """(B, C, h, w) and (B, C', h / 4, w / 4) -> logits (B, K, h, w)."""
-        what = self.merge(torch.cat([branch(last) for branch in self.pyramid], 1))
+        reduced = self.reduce(last)  # (B, channels, h / 4, w / 4)
+        what = self.merge(torch.cat([reduced, *(branch(reduced) for branch in self.pyramid)], 1))
         what = F.interpolate(what, first.shape[2:], mode="bilinear", align_corners=False)  # (B, channels, h, w)
         return self.classify(self.refine(torch.cat([what, self.edges(first)], 1)))
 

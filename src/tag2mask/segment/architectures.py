@@ -45,7 +45,7 @@ class SmallOptions(Options):
 
     width: int = Field(16, ge=1, description="channels after the ResNet's stem; storybook-resnet has 16")
     blocks: tuple[int, int, int, int] = Field((3, 4, 6, 3), description="bottlenecks in each stage of the ResNet")
-    channels: int = Field(64, ge=2, description="of the head")
+    channels: int = Field(48, ge=3, description="of the head")
 
 
 class DeepLabV2Options(Options):

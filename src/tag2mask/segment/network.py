@@ -176,7 +176,7 @@ def build_network(config: NetworkConfig, *, init: str | None = None, seed: int =
         torch.manual_seed(seed)
         network = kind.build(config.architecture, names, options, LATER if earlier else source)
     found: Mapping[str, Any] = getattr(network, "found_options", {})
-    options = options.model_copy(update={k: v for k, v in found.items() if k not in options.model_fields_set})
+    options = read_options(config.architecture, {**found, **config.options})
     config = replace(config, options=options.model_dump(mode="json"))
     net = SegmentationNet(config, network, kind, options, source != RANDOM)
     if earlier:
