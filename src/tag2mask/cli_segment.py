@@ -69,13 +69,9 @@ def train(
     Without RUN, `--data` and `--pixel-labels` train on true masks: the upper bound to compare with.
 
     Examples: `tag2mask train runs/photos -o nets/photos` · `tag2mask train runs/voc -o nets/voc
-<<<<<<< HEAD
-    --config recipes/train_voc12_deeplabv2_imagenet.yaml --set init=weights.pth --workers 8` · `tag2mask train runs/voc
-    -o nets/mixed --pixel-labels some_ids.txt` · the same with `--set architecture=cct-small --semi cct`
-=======
     --config recipes/train_voc12_deeplabv2_imagenet.yaml --set init=weights.pth --workers 8` ·
-    `tag2mask train runs/voc -o nets/mixed --pixel-labels some_ids.txt`
->>>>>>> w-train
+    `tag2mask train runs/voc -o nets/mixed --pixel-labels some_ids.txt` · the same with
+    `--set architecture=cct-small --semi cct`
     """
     from tag2mask.config import DataConfig, read_recipe
     from tag2mask.run.folder import Run
