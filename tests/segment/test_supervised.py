@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from stages.small_run import CLASSES
 from tag2mask.config import read_recipe
-from tag2mask.run.training import follow
+from tag2mask.models.average import follow
 from tag2mask.segment.examples import Batch
 from tag2mask.segment.network import NetworkConfig, build_network
 from tag2mask.segment.recipe import TrainRecipe, check, parse_scale

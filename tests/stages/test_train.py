@@ -22,7 +22,7 @@ from tag2mask.cli import app
 from tag2mask.data import read_voc
 from tag2mask.data.png import encode_mask
 from tag2mask.run.lock import Lock
-from tag2mask.run.training import steps_done
+from tag2mask.run.training import sample_indices, steps_done
 from tag2mask.segment import supervised
 from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.recipe import TrainRecipe
@@ -140,6 +140,37 @@ train({str(run.path)!r}, {str(out)!r}, {RECIPE!r}, data=toys(Path({str(data.root
     assert steps_done(out) == 2
     assert train(run, out, RECIPE, data=data, **HOW).step == 4
     assert weights(out) == weights(unbroken[0])
+
+
+def test_two_processes_train_together(made, tmp_path):
+    data, run = made
+    out, script = tmp_path / "net", tmp_path / "two.py"
+    recipe = replace(RECIPE, steps=2, accumulate=1)
+    how = {**HOW, "devices": 2, "minutes": 0}  # Lightning starts the second process with the same command line
+    script.write_text(f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from stages.small_run import toys
+from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.stages.train import train
+step = SupervisedTraining.training_step
+def spied(self, batch, batch_idx):
+    print("drawn", self.global_rank, batch.step, batch.samples.tolist(), flush=True)
+    return step(self, batch, batch_idx)
+SupervisedTraining.training_step = spied
+train({str(run.path)!r}, {str(out)!r}, {recipe!r}, data=toys(Path({str(data.root)!r})), **{how!r})
+""")
+    done = subprocess.run([sys.executable, str(script)], env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert steps_done(out) == 1
+    drawn = sorted(line for line in done.stdout.splitlines() if line.startswith("drawn"))
+    first = sample_indices(recipe.seed, 0, 2, 5).tolist()
+    assert drawn == [f"drawn {rank} 0 [{sample}]" for rank, sample in enumerate(first)]
+    assert json.loads((out / "train.json").read_text())["step"] == 1
+    # alone it goes on where the two were
+    assert train(run, out, recipe, data=data, **HOW).step == 2
 
 
 def test_the_clock_ends_a_leg_and_a_finished_training_is_left_alone(made, unbroken, tmp_path):

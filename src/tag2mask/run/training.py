@@ -258,22 +258,6 @@ def make_trainer(training: Training, folder: Path, callbacks: Sequence[lightning
     )
 
 
-def follow(average: torch.nn.Module, now: torch.nn.Module, decay: float, done: int) -> None:
-    """Let averaged weights take their share of those in training; buffers are taken as they are.
-
-    Args:
-        average, now: two of one kind of network.
-        decay: of the average once it is old; young weights are sooner forgotten.
-        done: optimiser steps done.
-    """
-    decay = min(decay, (1 + done) / (10 + done))
-    with torch.no_grad():
-        for kept, new in zip(average.parameters(), now.parameters(), strict=True):
-            kept.lerp_(new, 1 - decay)
-        for buffer, new_buffer in zip(average.buffers(), now.buffers(), strict=True):
-            buffer.copy_(new_buffer)
-
-
 def first_process() -> bool:
     """Whether this is the first process of a training, or the only one: it alone writes and speaks."""
     return int(getattr(rank_zero_only, "rank", 0) or 0) == 0  # as torchrun, SLURM or Lightning number them

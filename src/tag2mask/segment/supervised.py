@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.run.training import follow, step_generator
+from tag2mask.models.average import follow
+from tag2mask.run.training import step_generator
 from tag2mask.segment.cct import bootstrap_threshold, bootstrapped_cross_entropy
 from tag2mask.segment.examples import Batch
 from tag2mask.segment.losses import (

@@ -145,7 +145,7 @@ def train(
         _claim(out, recipe, targets, supervision, start)
         done = steps_done(out)
         if not done:
-            with show_progress(len(targets), "check masks", enabled=progress) as bar:
+            with show_progress(len(targets), "check masks", enabled=progress and first_process()) as bar:
                 for note in check_targets(targets, bar.advance):
                     warn(note)
         module = (CrossConsistency if recipe.semi else SupervisedTraining)(recipe, net)
