@@ -39,6 +39,6 @@ def test_precision():
     assert "of mask pixels are equal" in python("benchmarks/clip_es.py", "precision", "-n", 3)
 
 
-@pytest.mark.parametrize("script", ["clip_es.py", "crf.py", "ablations.py", "train_photographs.py"])
+@pytest.mark.parametrize("script", ["clip_es.py", "crf.py", "ablations.py", "train_photographs.py", "cct.py"])
 def test_every_benchmark_explains_itself(script):
     assert "usage" in python(f"benchmarks/{script}", "--help")

@@ -26,6 +26,7 @@ NARROW = {
     "small": {"width": 4, "blocks": (1, 1, 1, 1), "channels": 8},
     "deeplabv2-resnet101": {"width": 4, "blocks": (1, 1, 1, 1)},
     "deeplabv1-resnet38": {"width": 4},
+    "cct-resnet50": {"width": 4, "blocks": (1, 1, 1, 1)},
 }
 
 

@@ -48,6 +48,13 @@ def train(
             "runs and their tables then say tags+pixels(n)."
         ),
     ] = None,
+    semi: Annotated[
+        str | None,
+        typer.Option(
+            help="cct: --pixel-labels teach the main decoder, all other images (with their masks in RUN) the "
+            "auxiliary ones; the same as --set semi=cct. --set cct.weak=none leaves RUN's masks out."
+        ),
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop after so long, saved; the same command goes on.")
     ] = None,
@@ -67,19 +74,22 @@ def train(
 
     Examples: `tag2mask train runs/photos -o nets/photos` · `tag2mask train runs/voc -o nets/voc
     --config recipes/train_voc12_deeplabv2_imagenet.yaml --set init=weights.pth --workers 8` ·
-    `tag2mask train runs/voc -o nets/mixed --pixel-labels some_ids.txt`
+    `tag2mask train runs/voc -o nets/mixed --pixel-labels some_ids.txt` · the same with
+    `--set architecture=cct-small --semi cct`
     """
     from tag2mask.config import DataConfig, read_recipe
     from tag2mask.run.folder import Run
+    from tag2mask.run.settings import plain
     from tag2mask.run.training import first_process
     from tag2mask.segment.recipe import TrainRecipe
     from tag2mask.stages.recipe import data_for, open_data
     from tag2mask.stages.train import train as run_train
 
-    recipe = read_recipe(TrainRecipe, set_ or [], config)
+    chosen = [*(set_ or []), *([] if semi is None else [f"semi={semi}"])]
+    recipe = read_recipe(TrainRecipe, chosen, config)
     if list_:
         for name, value in vars(recipe).items():
-            typer.echo(f"{name}={json.dumps(value)}")
+            typer.echo(f"{name}={json.dumps(plain(value))}")
         return
     opened = None if run is None else Run.open(run)
     if opened is not None:

@@ -123,6 +123,25 @@ def test_a_public_checkpoint(tmp_path) -> None:
         assert torch.equal(loaded.state_dict()[name].float(), value.float())
 
 
+def test_a_public_checkpoint_with_three_convolutions_in_the_stem(tmp_path) -> None:
+    torch.manual_seed(0)
+    published = ResNet(Layout(blocks=(1, 1, 1, 1), width=4, stem="3x3"))
+    theirs = {"conv1.0": "conv1", "conv1.1": "bn1", "conv1.3": "conv2", "conv1.4": "bn2", "conv1.6": "conv3"}
+    theirs["bn1"] = "bn3"
+    state = {}
+    for name, value in published.state_dict().items():
+        stem, dot, last = name.rpartition(".")
+        state[theirs.get(stem, stem) + dot + last] = value
+    assert "conv3.weight" in state
+    for prefix in ("", "prefix."):
+        named = {prefix * name.startswith(("conv", "bn")) + name: value for name, value in state.items()}
+        torch.save(named, tmp_path / "deep.pth")
+        loaded = load_backbone(tmp_path / "deep.pth", strides=(1, 2, 1, 1))
+        assert loaded.layout == Layout((1, 1, 1, 1), 4, (1, 2, 1, 1), stem="3x3")
+        for name, value in published.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name].float(), value.float())
+
+
 def test_other_shapes_are_refused_by_name(classifier, tmp_path) -> None:
     state = ResNet(SMALL).state_dict()
     state["layer3.0.conv2.weight"] = torch.zeros(16, 16, 1, 1)

@@ -18,9 +18,10 @@ def test_sizes_and_counts_of_the_published_network() -> None:
         net = CCTNet(21)
         x = torch.empty(2, 3, 320, 320)
         z = net.encode(x)
+        others = net.auxiliary_decoders(30)
     assert z.shape == (2, 512, 40, 40)
     assert net.main(z).shape == (2, 21, 320, 320)
-    assert len(net.auxiliary) == 30
+    assert [p.shape for p in others[29].parameters()] == [p.shape for p in net.main.parameters()]
     # 1x1 without bias, three of 21 -> 84 with bias
     assert sum(p.numel() for p in net.main.parameters()) == 512 * 21 + 3 * (21 * 84 + 84)
     # four 1x1 to 512, a 3x3 of 4096 to 512, five norms
@@ -103,7 +104,16 @@ def test_psp_by_its_definition() -> None:
 
 def test_a_batch_of_one_cannot_train() -> None:
     torch.manual_seed(0)
-    net = CCTNet(3, 1, replace(CCT_RESNET50, blocks=(1, 1, 1, 1), width=4)).train()
+    net = CCTNet(3, replace(CCT_RESNET50, blocks=(1, 1, 1, 1), width=4)).train()
     with pytest.raises(UserError, match="got a batch of 1 in training, expected 2 or more"):
         net(torch.randn(1, 3, 32, 32))
-    assert net.eval()(torch.randn(1, 3, 30, 41)).shape == (1, 3, 32, 48)
+
+
+def test_logits_lie_on_the_pixels_of_any_size() -> None:
+    torch.manual_seed(0)
+    net = CCTNet(3, replace(CCT_RESNET50, blocks=(1, 1, 1, 1), width=4)).eval()
+    x = torch.randn(1, 3, 30, 41)
+    with torch.no_grad():
+        out = net(x)
+        assert out.shape == (1, 3, 30, 41)
+        assert torch.equal(out, net.main(net.encode(x))[..., :30, :41])

@@ -100,9 +100,24 @@ def test_samples_depend_on_seed_and_step_alone():
 
 
 def test_sampler_starts_at_any_step():
-    whole = list(StepSampler(HOW, 10))
-    assert len(whole) == len(StepSampler(HOW, 10)) == 18
-    assert list(StepSampler(HOW, 10, lambda: 7)) == whole[7:]
+    whole = list(StepSampler(HOW, [10]))
+    assert len(whole) == len(StepSampler(HOW, [10])) == 18
+    assert list(StepSampler(HOW, [10], lambda: 7)) == whole[7:]
+
+
+def test_groups_have_epochs_of_their_own():
+    how = Training(steps=12, batch=3, seed=5)
+    batches = [[draw.sample for draw in draws] for draws in StepSampler(how, [6, 6, 20])]
+    assert all(len(batch) == 9 for batch in batches)
+    parts = np.array(batches).reshape(12, 3, 3)
+    for group, (low, count) in enumerate(((0, 6), (6, 6), (12, 20))):
+        drawn = parts[:, group].ravel()
+        epochs = drawn[: len(drawn) // count * count].reshape(-1, count)
+        assert (np.sort(epochs, 1) == np.arange(low, low + count)).all()
+    # groups of one size are not paired the same in each epoch
+    pairs = [set(zip(parts[e : e + 2, 0].ravel(), parts[e : e + 2, 1].ravel(), strict=True)) for e in (0, 2)]
+    assert pairs[0] != pairs[1]
+    assert [list(b) for b in StepSampler(how, [6, 6, 20], lambda: 7)] == list(StepSampler(how, [6, 6, 20]))[7:]
 
 
 @pytest.mark.parametrize("devices", [2, 4])

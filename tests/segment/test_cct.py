@@ -241,23 +241,24 @@ def test_weights_rise_together() -> None:
     assert weights.at(10**6) == (30, 0.4)
 
 
-def small(auxiliary: int) -> CCTNet:
+def small(auxiliary: int) -> tuple[CCTNet, nn.ModuleList]:
     torch.manual_seed(0)
-    return CCTNet(3, auxiliary, replace(CCT_RESNET50, blocks=(1, 1, 1, 1), width=4)).train()
+    net = CCTNet(3, replace(CCT_RESNET50, blocks=(1, 1, 1, 1), width=4)).train()
+    return net, net.auxiliary_decoders(auxiliary)
 
 
 def test_unlabelled_losses_teach_all_but_the_main_decoder() -> None:
     names: tuple[cct.Kind, ...] = tuple(cct.PUBLISHED)
-    net = small(len(names))
+    net, auxiliary = small(len(names))
     x = torch.randn(2, 3, 48, 48, generator=gen())
     weak = torch.randint(0, 3, (2, 48, 48), generator=gen())
     weak[:, :10] = IGNORE
-    losses = cct.unlabelled_losses(net, x, names, gen(1), weak=weak, with_pairwise=True)
+    losses = cct.unlabelled_losses(net, auxiliary, x, names, gen(1), weak=weak, with_pairwise=True)
     assert losses.weak is not None
     assert losses.pairwise is not None
     (losses.consistency * 30 + losses.weak + losses.pairwise).backward()
     assert all(p.grad is None for p in net.main.parameters())
-    for decoder in net.auxiliary:
+    for decoder in auxiliary:
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters())
     assert net.backbone.conv1[0].weight.grad.abs().sum() > 0  # type: ignore[index, union-attr]
 
@@ -265,22 +266,22 @@ def test_unlabelled_losses_teach_all_but_the_main_decoder() -> None:
     guess = net.main(z)
     g = gen(1)
     agree, taught = [], []
-    for name, decoder in zip(names, net.auxiliary, strict=True):
+    for name, decoder in zip(names, auxiliary, strict=True):
         logits = decoder(cct.perturb(name, z, guess, decoder, g))
         agree.append(float(F.mse_loss(logits.softmax(1), guess.softmax(1)).detach()))
         taught.append(float(F.cross_entropy(logits, weak, ignore_index=IGNORE).detach()))
     assert float(losses.consistency.detach()) == pytest.approx(np.mean(agree), rel=1e-4)
     assert float(losses.weak.detach()) == pytest.approx(np.mean(taught), rel=1e-4)
-    bare = cct.unlabelled_losses(net, x, names, gen(1))
+    bare = cct.unlabelled_losses(net, auxiliary, x, names, gen(1))
     assert (bare.weak, bare.pairwise) == (None, None)
 
 
 def test_perturbations_follow_the_generator_alone() -> None:
-    net = small(1)
+    _, auxiliary = small(1)
     z, mask = features(2, 32), torch.zeros(2, 80, 80, dtype=torch.long)
     mask[:, 10:60, 10:70] = 1
     for kind in cct.PUBLISHED:
-        decoder = net.auxiliary[0]
+        decoder = auxiliary[0]
         before = torch.get_rng_state()
         a, b, c = (cct.perturb(kind, z, guess_of(mask), decoder, gen(s)) for s in (1, 1, 2))
         assert torch.equal(before, torch.get_rng_state())
@@ -291,6 +292,6 @@ def test_perturbations_follow_the_generator_alone() -> None:
 
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(UserError, match="got 1 perturbations for 2 auxiliary decoders"):
-        cct.unlabelled_losses(small(2), torch.zeros(2, 3, 16, 16), ("noise",), gen())
+        cct.unlabelled_losses(*small(2), torch.zeros(2, 3, 16, 16), ("noise",), gen())
     with pytest.raises(UserError, match="got a perturbation 'rain', expected one of vat"):
         cct.perturb("rain", features(), features(), nn.Identity(), gen())  # type: ignore[arg-type]

@@ -96,17 +96,18 @@ def test_deeplab_v1(head: str) -> None:
 def test_cct_with_pseudo_masks() -> None:
     torch.manual_seed(0)
     names: tuple[cct.Kind, ...] = ("noise", "cutout")
-    net = CCTNet(2, len(names), replace(CCT_RESNET50, **SMALL))  # type: ignore[arg-type]
+    net = CCTNet(2, replace(CCT_RESNET50, **SMALL))  # type: ignore[arg-type]
+    auxiliary = net.auxiliary_decoders(len(names))
     weights = cct.Weights(ramp_steps=4, consistency=1.0)
 
     def loss(step: int) -> Tensor:
         pixels, labels = batch(0)
         free, weak = batch(1)
         w_u, w_w = weights.at(step)
-        other = cct.unlabelled_losses(net, free, names, torch.Generator().manual_seed(step), weak=weak)
+        other = cct.unlabelled_losses(net, auxiliary, free, names, torch.Generator().manual_seed(step), weak=weak)
         assert other.weak is not None
         # the other terms ramp up, so what must fall is the labelled one; it is what this returns at its value
         rest = w_u * other.consistency + w_w * other.weak
         return cross_entropy(net(pixels), labels) + rest - rest.detach()
 
-    check(net, fit(net, [{"params": list(net.parameters()), "lr": 0.06}], loss), multiple=8)
+    check(net, fit(net, [{"params": [*net.parameters(), *auxiliary.parameters()], "lr": 0.06}], loss), multiple=8)

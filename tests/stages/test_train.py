@@ -124,7 +124,7 @@ import torch; torch.set_num_threads(2)
 from stages.small_run import toys
 from tag2mask.segment.supervised import SupervisedTraining
 from tag2mask.stages.train import train
-from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.recipe import CCT, TrainRecipe
 step, count = SupervisedTraining.training_step, 0
 def dies(self, batch, batch_idx):
     global count

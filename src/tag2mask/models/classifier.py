@@ -127,7 +127,7 @@ def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResN
     """
     path = Path(source)
     if path.is_file():
-        state = read_state(path)
+        state = _public_names(read_state(path))
         layout = _layout_of(state, path)
         left_out = sorted(name for name in state if name.startswith("fc."))
         if left_out:
@@ -197,15 +197,37 @@ def _read_config(path: Path) -> tuple[Layout, tuple[str, ...]]:
     return layout, names
 
 
+_DEEP_STEM = {
+    "conv1": "conv1.0",
+    "bn1": "conv1.1",
+    "conv2": "conv1.3",
+    "bn2": "conv1.4",
+    "conv3": "conv1.6",
+    "bn3": "bn1",
+}
+"""The parts of a stem of three convolutions, by the names of torchcv's public checkpoints (CCT, PSPNet), as ours."""
+
+
+def _public_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under our own names: torchvision's are those already, torchcv's differ in the stem."""
+    bare = {name.removeprefix("prefix."): value for name, value in state.items()}
+    if "conv3.weight" not in bare:
+        return dict(state)
+    parts = ((name, name.partition(".")) for name in bare)
+    return {_DEEP_STEM.get(first, first) + dot + rest: bare[name] for name, (first, dot, rest) in parts}
+
+
 def _layout_of(state: Mapping[str, Tensor], path: Path) -> Layout:
     """Blocks and width of a public checkpoint; what the weights do not tell is as in the public networks."""
     counts = [
         len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.") and name.count(".") > 1})
         for stage in (1, 2, 3, 4)
     ]
-    if "conv1.weight" not in state or state["conv1.weight"].ndim != 4 or not all(counts):
+    stem = next((name for name in ("conv1.weight", "conv1.0.weight") if name in state), None)
+    if stem is None or state[stem].ndim != 4 or not all(counts):
         raise UserError(
             f"{path}: holds {', '.join(sorted(state)[:3]) or 'no tensors'}, …; expected a ResNet checkpoint with "
             "conv1.weight and layer1 to layer4, such as torchvision's resnet50"
         )
-    return Layout(blocks=(counts[0], counts[1], counts[2], counts[3]), width=len(state["conv1.weight"]))
+    blocks = (counts[0], counts[1], counts[2], counts[3])
+    return Layout(blocks=blocks, width=len(state[stem]), stem="7x7" if stem == "conv1.weight" else "3x3")

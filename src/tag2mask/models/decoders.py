@@ -1,7 +1,6 @@
 """CCT's network (Ouali et al. 2020): a dilated ResNet-50 with pyramid pooling, one main and many auxiliary decoders.
 
-Output stride 8 in the features, 1 in the logits: a decoder enlarges eightfold by three pixel shuffles, so pictures
-should be of sides that are multiples of 8 (else the logits are those of the next multiple).
+Output stride 8 in the features, 1 in the logits: a decoder enlarges eightfold by three pixel shuffles.
 """
 
 from __future__ import annotations
@@ -103,24 +102,26 @@ class Decoder(nn.Module):
 
 
 class CCTNet(nn.Module):
-    """Encoder and decoders. The auxiliary decoders serve training alone; ``forward`` is what predicts.
+    """Encoder and main decoder: what predicts. The auxiliary decoders are of the training (``auxiliary_decoders``).
 
-    classes: K, background included. auxiliary: how many auxiliary decoders. layout: of the ResNet; a narrower one
-    makes a small network.
+    classes: K, background included. layout: of the ResNet, at output stride 8; a narrower one makes a small network.
     """
 
-    def __init__(self, classes: int, auxiliary: int = 30, layout: Layout = CCT_RESNET50) -> None:
+    def __init__(self, classes: int, layout: Layout = CCT_RESNET50) -> None:
         super().__init__()
         self.backbone = ResNet(layout)
         self.psp = PSP(layout.channels[-1])
-        features = layout.channels[-1] // 4
-        self.main = Decoder(features, classes)
-        self.auxiliary = nn.ModuleList(Decoder(features, classes) for _ in range(auxiliary))
+        self.shape = (layout.channels[-1] // 4, classes)
+        self.main = Decoder(*self.shape)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) standardised -> shared features (B, C, ceil(H / 8), ceil(W / 8)), 512 channels."""
         return self.psp(self.backbone(pixels))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) standardised -> logits (B, K, 8 ceil(H / 8), 8 ceil(W / 8))."""
-        return self.main(self.encode(pixels))
+        """(B, 3, H, W) standardised -> logits (B, K, H, W), those of the next multiples of 8 cut to size."""
+        return self.main(self.encode(pixels))[..., : pixels.shape[2], : pixels.shape[3]]
+
+    def auxiliary_decoders(self, count: int) -> nn.ModuleList:
+        """So many new decoders like the main one, each with weights of its own."""
+        return nn.ModuleList(Decoder(*self.shape) for _ in range(count))

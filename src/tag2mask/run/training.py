@@ -34,6 +34,8 @@ from tag2mask.run.progress import Bar, progress
 from tag2mask.types import UserError
 
 LAST = "last.ckpt"
+GROUP_SEEDS = 1_000_003
+"""From the seed that shuffles one group of samples to that of the next."""
 
 
 class Draw(NamedTuple):
@@ -47,8 +49,9 @@ class Draw(NamedTuple):
 class Training:
     """How a training runs.
 
-    steps: optimiser steps in all. batch: samples a forward pass, over all devices together; ``accumulate`` of them
-    make a step. devices: of one kind, which share every batch; what is drawn does not depend on how many they are.
+    steps: optimiser steps in all. batch: samples a forward pass, of each group, over all devices together;
+    ``accumulate`` of them make a step. devices: of one kind, which share every batch; what is drawn does not depend
+    on how many they are.
     precision: "float32", "bfloat16" or "float16", under autocast; weights stay float32.
     clip_norm: the greatest norm of the gradient; None does not clip.
     save_steps, save_minutes: a checkpoint whenever one of them is over.
@@ -110,16 +113,19 @@ class StepSampler:
     """Batches of draws from the batch that ``start()`` names when the iteration begins, to the training's end.
 
     Of several devices, each (``rank()``) draws its share of every batch.
+
+    counts: samples of each group; the samples of one group follow those of the one before. Each batch holds
+        ``training.batch`` of every group, group after group, and each group has epochs of its own.
     """
 
     def __init__(
         self,
         training: Training,
-        count: int,
+        counts: Sequence[int],
         start: Callable[[], int] = lambda: 0,
         rank: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.training, self.count, self.start, self.rank = training, count, start, rank
+        self.training, self.counts, self.start, self.rank = training, tuple(counts), start, rank
 
     def __len__(self) -> int:
         # of the whole training: Lightning counts on from the batch where it resumes
@@ -129,8 +135,13 @@ class StepSampler:
         share = self.training.batch // self.training.devices
         own = slice(self.rank() * share, (self.rank() + 1) * share)
         for step in range(self.start(), self.training.batches):
-            indices = sample_indices(self.training.seed, step, self.training.batch, self.count)
-            yield [Draw(step, int(index)) for index in indices[own]]
+            first, draws = 0, []
+            for group, count in enumerate(self.counts):
+                # each group is shuffled by its own seed: two of one size must not be paired the same for ever
+                indices = sample_indices(self.training.seed + GROUP_SEEDS * group, step, self.training.batch, count)
+                draws += [Draw(step, first + int(index)) for index in indices[own]]
+                first += count
+            yield draws
 
 
 # --- the trainer ---------------------------------------------------------------------------------------
@@ -154,6 +165,7 @@ def fit(
     Args:
         module: its ``training_step`` gets the batches.
         dataset: ``len(dataset)`` samples; ``dataset[draw]`` is one, ``dataset.collate`` makes a batch of several.
+            With ``dataset.groups``, the sizes of its groups of samples, each batch has ``training.batch`` of each.
         training: see there.
         folder: of this training alone.
         label, unit: for the progress on stderr.
@@ -166,12 +178,13 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the state is saved. A second Ctrl-C stops at once, without saving.
     """
     last = folder / LAST
+    counts = getattr(dataset, "groups", (len(dataset),))
     steps_done(folder)  # a damaged checkpoint is named before anything is set up
     keeper = _Keeper(last, training)
     with _quiet():
         trainer = make_trainer(training, folder, [*callbacks, keeper, _Progress(training, label, unit, show)])
         sampler = StepSampler(
-            training, len(dataset), lambda: trainer.global_step * training.accumulate, lambda: trainer.global_rank
+            training, counts, lambda: trainer.global_step * training.accumulate, lambda: trainer.global_rank
         )
         loader = DataLoader(
             dataset,

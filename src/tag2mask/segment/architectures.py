@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from tag2mask.classes import nearest
 from tag2mask.config import explain
-from tag2mask.models.backbone import Layout
+from tag2mask.models.backbone import Layout, ResNet
 from tag2mask.models.classifier import MEAN, STD, STORYBOOK_RESNET, load_backbone
+from tag2mask.models.decoders import CCT_RESNET50, CCTNet
 from tag2mask.models.deeplab import CAFFE_RESNET101, SCALES, DeepLabV2, MultiScale, caffe_pixels, load_deeplab
 from tag2mask.models.small import SmallNet
 from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
@@ -66,6 +67,21 @@ class DeepLabV1Options(Options):
     frozen_norm: bool = Field(True, description="norms do not learn; false where training starts from random weights")
 
 
+class CCTOptions(Options):
+    """Of "cct-resnet50"; the defaults are the published network."""
+
+    width: int = Field(64, ge=1, description="channels after the ResNet's stem")
+    blocks: tuple[int, int, int, int] = Field((3, 4, 6, 3), description="bottlenecks in each stage of the ResNet")
+    stem: Literal["3x3", "7x7"] = Field("3x3", description="three convolutions as published, or one as torchvision's")
+
+
+class CCTSmallOptions(CCTOptions):
+    """Of "cct-small": as storybook-resnet."""
+
+    width: int = Field(16, ge=1, description="channels after the ResNet's stem; storybook-resnet has 16")
+    stem: Literal["3x3", "7x7"] = Field("7x7", description="three convolutions, or one as in storybook-resnet")
+
+
 class HubOptions(Options):
     """Of "transformers:..."."""
 
@@ -83,14 +99,15 @@ class Architecture:
 
     build: (its name, class names, options, init) to the bare network, of random weights or with what ``init`` names.
     pixels: (images (B, 3, H, W) RGB 0-255, options) to what the network takes.
-    groups: "convolutions": the parameter groups of DeepLab; "adamw": norms, biases and positions do not decay.
+    groups: "convolutions": the parameter groups of DeepLab; "tenfold": CCT's, everything decays and all but the
+        backbone is at 10x; "adamw": norms, biases and positions do not decay.
     init: where training starts from unless another is named.
     """
 
     options: type[Options]
     build: Callable[[str, Names, Any, str], nn.Module]
     pixels: Callable[[Tensor, Any], Tensor]
-    groups: Literal["convolutions", "adamw"]
+    groups: Literal["convolutions", "tenfold", "adamw"]
     init: str = RANDOM
 
 
@@ -131,14 +148,28 @@ def _standard(images: Tensor, options: Any) -> Tensor:
 def _build_small(name: str, names: Names, options: SmallOptions, init: str) -> nn.Module:
     layout = Layout(blocks=options.blocks, width=options.width, strides=(1, 2, 2, 1))
     network = SmallNet(len(names), layout, options.channels)
-    if init not in (RANDOM, LATER):
-        source = load_backbone(init, strides=layout.strides)
-        if source.layout != layout:
-            got, want = (f"width {x.width} and blocks {list(x.blocks)}" for x in (source.layout, layout))
-            raise UserError(f"init {init}: got a ResNet of {got}, expected {want}; set the options width and blocks")
-        network.backbone.load_state_dict(source.state_dict())
+    _load_resnet(network.backbone, init)
     # twice as quick on a processor
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _build_cct(name: str, names: Names, options: CCTOptions, init: str) -> nn.Module:
+    network = CCTNet(len(names), replace(CCT_RESNET50, blocks=options.blocks, width=options.width, stem=options.stem))
+    _load_resnet(network.backbone, init)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _load_resnet(backbone: ResNet, init: str) -> None:
+    """Fill a ResNet with the weights of another one of the same shapes."""
+    if init in (RANDOM, LATER):
+        return
+    own = backbone.layout
+    same = {"strides": own.strides, "dilations": own.dilations, "first_dilations": own.first_dilations}
+    source = load_backbone(init, **same)
+    if source.layout != own:
+        got, want = (f"width {x.width}, blocks {list(x.blocks)} and a {x.stem} stem" for x in (source.layout, own))
+        raise UserError(f"init {init}: got a ResNet of {got}, expected {want}; set the options to those of the init")
+    backbone.load_state_dict(source.state_dict())
 
 
 def _build_deeplabv2(name: str, names: Names, options: DeepLabV2Options, init: str) -> nn.Module:
@@ -202,6 +233,8 @@ def _deeplab_pixels(images: Tensor, options: Any) -> Tensor:
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "small": Architecture(SmallOptions, _build_small, _standard, "adamw", STORYBOOK_RESNET),
+    "cct-small": Architecture(CCTSmallOptions, _build_cct, _standard, "tenfold", STORYBOOK_RESNET),
+    "cct-resnet50": Architecture(CCTOptions, _build_cct, _standard, "tenfold"),
     "deeplabv2-resnet101": Architecture(DeepLabV2Options, _build_deeplabv2, _deeplab_pixels, "convolutions"),
     "deeplabv1-resnet38": Architecture(DeepLabV1Options, _build_deeplabv1, _standard, "convolutions"),
 }

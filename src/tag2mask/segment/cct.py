@@ -321,6 +321,7 @@ class Unlabelled:
 
 def unlabelled_losses(
     network: CCTNet,
+    auxiliary: Sequence[nn.Module] | nn.ModuleList,
     pixels: Tensor,
     perturbations: Sequence[Kind],
     generator: Generator,
@@ -333,7 +334,8 @@ def unlabelled_losses(
     """What unlabelled pictures teach.
 
     Args:
-        network: with one auxiliary decoder for each perturbation.
+        network: encoder and main decoder.
+        auxiliary: one decoder for each perturbation.
         pixels: (B, 3, H, W) standardised, H and W multiples of 8.
         perturbations: of each auxiliary decoder, see ``kinds``.
         generator: of all random choices.
@@ -347,10 +349,10 @@ def unlabelled_losses(
     Raises:
         UserError: if there are not as many decoders as perturbations, or none.
     """
-    if len(perturbations) != len(network.auxiliary) or not perturbations:
+    if len(perturbations) != len(auxiliary) or not perturbations:
         raise UserError(
-            f"CCT: got {len(perturbations)} perturbations for {len(network.auxiliary)} auxiliary decoders, expected "
-            "one for each, and at least one; build the network with as many"
+            f"CCT: got {len(perturbations)} perturbations for {len(auxiliary)} auxiliary decoders, expected "
+            "one for each, and at least one; give as many"
         )
     z = network.encode(pixels)  # (B, C, H / 8, W / 8)
     with torch.no_grad():
@@ -358,7 +360,7 @@ def unlabelled_losses(
         target = guess.float().softmax(1)
     agreement, taught = z.new_zeros((), dtype=torch.float32), z.new_zeros((), dtype=torch.float32)
     outputs = []
-    for name, decoder in zip(perturbations, network.auxiliary, strict=True):
+    for name, decoder in zip(perturbations, auxiliary, strict=True):
         logits = decoder(perturb(name, z, guess, decoder, generator))
         agreement = agreement + consistency(logits, target, kind, threshold)
         if weak is not None:

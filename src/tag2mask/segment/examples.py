@@ -32,7 +32,7 @@ from tag2mask.run.folder import Run
 from tag2mask.run.training import Draw, sample_generator
 from tag2mask.segment.augment import Augment, Example, augment
 from tag2mask.segment.losses import check_labels
-from tag2mask.types import Dataset, Sample, UserError
+from tag2mask.types import IGNORE, Dataset, Sample, UserError
 
 VALUES_CHECKED = 1000
 """Masks whose values are looked at before training; of more, as many are taken at equal distances."""
@@ -47,7 +47,7 @@ _BLOCK = 1024
 class Targets:
     """Which images of a data set are trained on, and where their masks are.
 
-    data: the images. run: where the pseudo masks are; None: all masks are true ones.
+    data: the images. run: where the pseudo masks are; None: masks are true ones, or blank (``find_targets``).
     indices: (N,) int64, ascending, of ``data``. pixels: (N,) bool, True where the mask is the true one.
     left_out: how many images of the data are not trained on, by reason.
     """
@@ -95,6 +95,8 @@ class Targets:
         sample = self.sample(position)
         if self.pixels[position] and sample.truth is not None:
             mask, name = sample.truth(), f"the true mask of {sample.id}"
+        elif self.run is None:
+            return torch.full(image_size(sample.image), IGNORE, dtype=torch.uint8)
         else:
             path = self.mask_path(sample)
             mask, name = read_mask(path), str(path)
@@ -108,26 +110,25 @@ class Targets:
         Raises:
             BadImage: it cannot be read.
         """
-        if self.pixels[position]:
+        if self.pixels[position] or self.run is None:
             return torch.ones(labels.shape)
-        if self.run is None:
-            raise RuntimeError("without a run, all masks are true ones")
         return torch.from_numpy(read_confidence(self.run.confidence_path(self.sample(position).id)))
 
     def mask_path(self, sample: Sample) -> Path:
         """Where the pseudo mask of a sample is."""
         if self.run is None:
-            raise RuntimeError("without a run, all masks are true ones")
+            raise RuntimeError("without a run there are no pseudo masks")
         return self.run.mask_path(sample.id)
 
 
-def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = None) -> Targets:
+def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = None, *, blank: bool = False) -> Targets:
     """The images of a data set that a network can be trained on.
 
     Args:
         data: what the run was made on.
         run: the masks; None: none but the true ones (the upper bound).
         pixel_labels: a text file that names the images, one a line, whose true masks are read.
+        blank: without a run, take the images that are not listed, too; every pixel of theirs is ignored (CCT).
 
     Raises:
         UserError: a list that cannot be read, or names images that are not there or have no true mask; a run on
@@ -147,7 +148,8 @@ def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = Non
         if index in true:
             pass
         elif run is None:
-            continue
+            if not blank:
+                continue
         elif not _has_mask(run, sample.id):
             record = records.get(sample.id)
             left_out["not labelled" if record is None or record.status == "ok" else record.status] += 1
@@ -208,7 +210,7 @@ def check_targets(targets: Targets, advance: Callable[[], None] = lambda: None) 
         sample = targets.sample(position)
         try:
             size = image_size(sample.image)
-            if targets.pixels[position] and position not in few:
+            if (targets.run is None or targets.pixels[position]) and position not in few:
                 return  # a true mask may have to be drawn; its size is seen when it is loaded
             labels = targets.labels(position) if position in few else None
             masked = image_size(targets.mask_path(sample)) if labels is None else tuple(labels.shape)

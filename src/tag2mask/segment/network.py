@@ -116,26 +116,32 @@ class SegmentationNet(nn.Module):
         Returns:
             (B, K, h, w) float. In training it may be a list of such, of several sizes, each for a loss of its own.
         """
-        return self.network(self._kind.pixels(images, self._options))
+        return self.network(self.standardise(images))
+
+    def standardise(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) RGB 0-255 as the bare network takes them, of the same shape."""
+        return self._kind.pixels(images, self._options)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for ``torch.optim``, each with ``lr``, ``initial_lr`` and ``weight_decay``.
 
         DeepLabs: backbone at 1x, its biases at 2x, head at 10x, its biases at 20x (``segment.schedule.conv_groups``).
+        CCT: backbone at 1x, the rest at 10x, everything decays.
         Others: norms, biases and positions do not decay; the head is at 10x where the network is pretrained.
         """
         inner: Any = self.network.network if isinstance(self.network, MultiScale) else self.network
         if self._kind.groups == "convolutions":
             return conv_groups(inner.backbone, inner.head, lr, weight_decay)
+        tenfold = self._kind.groups == "tenfold"
         backbone = {id(parameter) for parameter in inner.backbone.parameters()}
         found: dict[tuple[bool, bool], list[Tensor]] = {}
         for name, parameter in inner.named_parameters():
             if parameter.requires_grad:
-                decays = parameter.ndim > 1 and "position" not in name
+                decays = tenfold or (parameter.ndim > 1 and "position" not in name)
                 found.setdefault((id(parameter) not in backbone, decays), []).append(parameter)
         groups = []
         for (head, decays), parameters in found.items():
-            rate = lr * (10 if head and self.pretrained else 1)
+            rate = lr * (10 if head and (tenfold or self.pretrained) else 1)
             decay = weight_decay if decays else 0.0
             groups.append({"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay})
         return groups
@@ -146,10 +152,10 @@ def build_network(config: NetworkConfig, *, init: str | None = None, seed: int =
 
     Args:
         config: what it is.
-        init: where its weights come from. None or "random": drawn by ``seed``. "small": "storybook-resnet", a folder
-            of ``storybook pretrain-resnet``, or a public ResNet checkpoint. DeepLabs: a public checkpoint, of which
-            the backbone is taken, or "whole:PATH" with its head too. "transformers:...": "pretrained". For all: a
-            folder that ``save_network`` wrote, of the same architecture and classes.
+        init: where its weights come from. None or "random": drawn by ``seed``. "small" and CCT's: a public ResNet
+            checkpoint, "storybook-resnet", or a folder of ``storybook pretrain-resnet``. DeepLabs: a public one,
+            of which the backbone is taken, or "whole:PATH" with its head too. "transformers:...": "pretrained". For
+            all: a folder that ``save_network`` wrote, of the same architecture and classes.
             ``ARCHITECTURES[name].init`` is what to start from unless another is asked for.
         seed: of whatever is drawn; the caller's own dice are left alone.
 

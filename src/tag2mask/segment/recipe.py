@@ -7,15 +7,42 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from tag2mask.run.training import Training
 from tag2mask.segment.architectures import HUB, RANDOM, WHOLE, find_architecture, read_options
 from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, LongSide, Uniform
+from tag2mask.segment.cct import PUBLISHED, Kind, kinds
 from tag2mask.types import UserError
 
 PIXEL_SETS = ("ade", "ade20k", "cityscapes", "coco", "cocostuff", "voc")
 """Data sets of pixel labels that weights bear in their names."""
+
+
+@dataclass(frozen=True)
+class CCT:
+    """How CCT learns from unlabelled images; the defaults are the published settings.
+
+    decoders: how many auxiliary decoders of each kind (``segment.cct.PUBLISHED``).
+    weak: "masks": these decoders learn the pseudo masks, too ("CCT + masks"); "none": plain CCT.
+    agreement: "mse", "kl" or "js", between each of them and the main decoder. sure: the least probability of the main
+    decoder's first class at pixels that count for it; None counts all.
+    consistency_weight, weak_weight: of these two losses after their ramp, which is ``ramp`` of all steps long.
+    pairwise_weight: of the variance among the auxiliary decoders (the paper's supplement).
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    decoders: Mapping[Kind, int] = field(default_factory=lambda: dict(PUBLISHED))
+    weak: Literal["masks", "none"] = "masks"
+    agreement: Literal["mse", "kl", "js"] = "mse"
+    sure: float | None = None
+    consistency_weight: float = 30.0
+    weak_weight: float = 0.4
+    ramp: float = 0.1
+    pairwise_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -33,11 +60,14 @@ class TrainRecipe:
     puts the weight decay in the momentum's place.
     power, hold, warmup: of the poly schedule; the rate changes every ``hold`` steps and rises over ``warmup`` ones.
     schedule_steps: where the schedule ends; None: with the training.
-    loss: "seed+boundary" is WeakCLIP's. mu: labels less sure than it are ignored (the confidence-guided loss of
+    loss: "seed+boundary" is WeakCLIP's; "bootstrapped" leaves out more and less of what is sure already (CCT's ab-CE,
+    for few true masks). mu: labels less sure than it are ignored (the confidence-guided loss of
     CLIP-ES); None trusts all. divide: "all": the mean of cross-entropy is over ignored pixels, too.
     resize: what is brought to the size of the other: "labels" (nearest) or "logits" (bilinear).
     clip_norm: greatest norm of the gradient. ema: decay of averaged weights, which are then the ones kept; 0: none.
     precision: float32, bfloat16 or float16. seed: of everything drawn.
+    semi: "cct": true masks teach the main decoder, and all other images the auxiliary ones, as ``cct`` says; batch is
+    then the number of either kind in a forward pass. None: all masks teach alike.
     """
 
     architecture: str = "small"
@@ -63,7 +93,7 @@ class TrainRecipe:
     hold: int = 1
     warmup: int = 100
     schedule_steps: int | None = None
-    loss: Literal["cross-entropy", "balanced", "seed+boundary"] = "cross-entropy"
+    loss: Literal["cross-entropy", "balanced", "bootstrapped", "seed+boundary"] = "cross-entropy"
     mu: float | None = None
     divide: Literal["valid", "all"] = "valid"
     resize: Literal["labels", "logits"] = "logits"
@@ -71,6 +101,8 @@ class TrainRecipe:
     ema: float = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = 0
+    semi: Literal["cct"] | None = None
+    cct: CCT = CCT()
 
     @property
     def start(self) -> str:
@@ -156,7 +188,34 @@ def check(recipe: TrainRecipe) -> None:
         raise UserError("decay_as_momentum is a fault of an SGD; set optimiser=sgd, or leave it out")
     if recipe.divide == "all" and recipe.loss != "cross-entropy":
         raise UserError(f"divide=all belongs to loss=cross-entropy, not to {recipe.loss}; leave it out")
+    if recipe.semi:
+        _check_cct(recipe)
     _check_start(recipe)
+
+
+def _check_cct(recipe: TrainRecipe) -> None:
+    settings = recipe.cct
+    if find_architecture(recipe.architecture).groups != "tenfold":
+        raise UserError(f"semi=cct: got architecture {recipe.architecture}, expected cct-small or cct-resnet50")
+    if recipe.crop % 8 or recipe.batch < 2:
+        raise UserError(
+            f"semi=cct: got crop {recipe.crop} and batch {recipe.batch}, expected a multiple of 8 (pixel shuffles) "
+            "and at least 2 (norms)"
+        )
+    counts = settings.decoders.values()
+    if not kinds(settings.decoders) or min(counts) < 0:
+        raise UserError(f"cct.decoders {dict(settings.decoders)}: expected numbers from 0, and at least one decoder")
+    weights = (settings.consistency_weight, settings.weak_weight, settings.pairwise_weight)
+    if not all(0 <= weight < math.inf for weight in weights) or not 0 <= settings.ramp <= 1:
+        raise UserError(
+            f"cct: got weights {', '.join(map(str, weights))} and ramp {settings.ramp}, expected finite weights "
+            "from 0 and a ramp from 0 to 1, the share of all steps"
+        )
+    if settings.sure is not None and (not 0 <= settings.sure < 1 or settings.agreement == "js"):
+        raise UserError(
+            f"cct.sure {settings.sure} with cct.agreement {settings.agreement}: expected a probability from 0 to "
+            "below 1, with mse or kl"
+        )
 
 
 def _refuse(recipe: TrainRecipe, names: list[str], expected: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from tag2mask.models.average import follow
 from tag2mask.run.training import step_generator
+from tag2mask.segment.cct import bootstrap_threshold, bootstrapped_cross_entropy
 from tag2mask.segment.examples import Batch
 from tag2mask.segment.losses import (
     balanced_cross_entropy,
@@ -47,9 +49,11 @@ def rate(step: int, recipe: TrainRecipe) -> float:
     return poly(step, total, power=recipe.power, hold=recipe.hold, warmup=recipe.warmup)
 
 
-def make_optimizer(net: SegmentationNet, recipe: TrainRecipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser, with the parameter groups of the network."""
-    groups = net.parameter_groups(recipe.lr, recipe.weight_decay)
+def make_optimizer(
+    net: SegmentationNet, recipe: TrainRecipe, more: Sequence[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser, with the parameter groups of the network and ``more`` of them."""
+    groups = [*net.parameter_groups(recipe.lr, recipe.weight_decay), *more]
     if recipe.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
     momentum, odd = recipe.momentum, recipe.decay_as_momentum
@@ -68,9 +72,7 @@ def output_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe, *, align_corn
     Returns:
         a scalar; 0, with a gradient of 0, where no pixel counts.
     """
-    labels = batch.labels
-    if recipe.mu is not None and batch.confidence is not None:
-        labels = confident_labels(labels, batch.confidence, recipe.mu)
+    labels = trusted_labels(batch, recipe.mu)
     if recipe.resize == "logits":
         size = labels.shape[-2:]
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners)  # (B, K, H, W)
@@ -78,10 +80,20 @@ def output_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe, *, align_corn
         labels = resize_labels(labels, (logits.shape[2], logits.shape[3]))  # (B, h, w)
     if recipe.loss == "balanced":
         return balanced_cross_entropy(logits, labels)
+    if recipe.loss == "bootstrapped":
+        threshold = bootstrap_threshold(batch.step // recipe.accumulate, recipe.steps, logits.shape[1])
+        return bootstrapped_cross_entropy(logits, labels, threshold)
     if recipe.loss == "seed+boundary":
         images = shrink_images(batch.images.round().clamp(0, 255).to(torch.uint8), (logits.shape[2], logits.shape[3]))
         return balanced_seed_loss(logits, labels) + boundary_loss(logits, refine(images, logits))
     return cross_entropy(logits, labels, divide=recipe.divide)
+
+
+def trusted_labels(batch: Batch, mu: float | None) -> Tensor:
+    """The labels (B, h, w) with IGNORE where they are less sure than ``mu``, if that is asked for."""
+    if mu is None or batch.confidence is None:
+        return batch.labels
+    return confident_labels(batch.labels, batch.confidence, mu)
 
 
 class SupervisedTraining(lightning.LightningModule):
@@ -102,23 +114,28 @@ class SupervisedTraining(lightning.LightningModule):
         """What is kept: the averaged network, where it is averaged."""
         return self.net if self.average is None else self.average
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the losses of all outputs (the published DeepLabV2 has four)."""
-        self._tell(batch)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The sum of the batch's losses."""
+        self._tell(batch.replaced)
         with _Dice(self.recipe.seed, batch.step, self.global_rank, self.device):
-            outputs = self.net(batch.images)
-        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        align = self.net.align_corners
-        losses = [output_loss(logits, batch, self.recipe, align_corners=align) for logits in outputs]
-        loss = torch.stack(losses).sum()
+            losses = self.batch_losses(batch)
+        loss = torch.stack([*losses.values()]).sum()
         self.losses.append(loss.detach())
         self.log("loss", loss.detach())
         if len(losses) > 1:
-            self.log_dict({f"loss_{index}": value.detach() for index, value in enumerate(losses)})
+            self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()})
         return loss
 
-    def _tell(self, batch: Batch) -> None:
-        for id, why in batch.replaced:
+    def batch_losses(self, batch: Any) -> dict[str, Tensor]:
+        """The loss of each output of the network (the published DeepLabV2 has four) to a ``Batch``, by its number."""
+        outputs = self.net(batch.images)
+        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        align = self.net.align_corners
+        losses = [output_loss(logits, batch, self.recipe, align_corners=align) for logits in outputs]
+        return {str(index): loss for index, loss in enumerate(losses)}
+
+    def _tell(self, replaced: Iterable[tuple[str, str]]) -> None:
+        for id, why in replaced:
             if id in self.replaced:
                 continue
             self.replaced[id] = why

@@ -40,6 +40,7 @@ from tag2mask.segment.network import (
     save_network,
 )
 from tag2mask.segment.recipe import TrainRecipe, check
+from tag2mask.segment.semi import CrossConsistency, Mixed
 from tag2mask.segment.supervised import SupervisedTraining
 from tag2mask.stages.recipe import data_of, open_data
 from tag2mask.types import Dataset, UserError
@@ -108,7 +109,8 @@ def train(
         recipe: all that decides what the weights become.
         data: the images; default: where the run's were.
         pixel_labels: a text file of image ids whose true masks are used, instead of the run's. It is the only way in
-            which ground truth is read, and the network's supervision says how many masks it were.
+            which ground truth is read, and the network's supervision says how many masks it were. For ``semi`` they
+            are the labelled images, and all others are the unlabelled ones.
         device, devices: auto, cpu, cuda, ...; and how many of them.
         workers: processes that prepare batches.
         minutes: stop so long after the call, saved; one step is done in any case. None runs to the end.
@@ -131,8 +133,10 @@ def train(
         data = open_data(data_of(run))
     if run is None and pixel_labels is None:
         raise UserError("no masks to train on: give a run with masks, or --pixel-labels with a list of image ids")
-    targets = find_targets(data, run, pixel_labels)
+    blank = recipe.semi == "cct" and recipe.cct.weak == "none"  # then the run only says where the images are
+    targets = find_targets(data, None if blank else run, pixel_labels, blank=blank)
     supervision, start = _supervision(targets, recipe)
+    drawn = (Mixed if recipe.semi else Examples)(targets, recipe.augment, recipe.seed, recipe.mu is not None)
     net = build_network(
         NetworkConfig.of(recipe.architecture, data.classes, **recipe.options), init=recipe.start, seed=recipe.seed
     )
@@ -144,8 +148,7 @@ def train(
             with show_progress(len(targets), "check masks", enabled=progress and first_process()) as bar:
                 for note in check_targets(targets, bar.advance):
                     warn(note)
-        module = SupervisedTraining(recipe, net)
-        examples = Examples(targets, recipe.augment, recipe.seed, confidence=recipe.mu is not None)
+        module = (CrossConsistency if recipe.semi else SupervisedTraining)(recipe, net)
         noted = {"recipe": plain(recipe), "examples": len(targets)}
         keep = _Keep(out / INSIDE, supervision, noted, done)
         training = recipe.training(
@@ -156,8 +159,9 @@ def train(
             save_steps=save_steps,
             log_steps=log_steps,
         )
+        unit = "pairs" if recipe.semi else "images"
         try:
-            trainer = fit(module, examples, training, out, unit="images", callbacks=[keep], show=progress)
+            trainer = fit(module, drawn, training, out, unit=unit, callbacks=[keep], show=progress)
         finally:
             result = _result(module, keep, targets, recipe, supervision, where)
             if first_process() and (keep.batches or not (out / SUMMARY).exists()):
@@ -247,7 +251,7 @@ def _result(
     supervision: str,
     where: torch.device,
 ) -> Trained:
-    images = keep.batches * recipe.batch
+    images = keep.batches * recipe.batch * (2 if recipe.semi else 1)  # as many labelled as unlabelled ones
     return Trained(
         step=keep.step,
         steps=recipe.steps,
