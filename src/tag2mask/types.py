@@ -125,6 +125,8 @@ class Scores:
     top left; it is cropped, not stretched, to ``size``. A method that stretches the image to fit its
     grid (CLIP-ES) leaves it equal to ``size``, which is what None means.
     initial: (K, h, w) float32, the maps before refinement, kept to be looked at and to be refined again.
+    boundary: (h, w) float32 in [0, 1], how likely a pixel lies on a boundary between classes (IRN).
+    displacement: (2, h, w) float32, from every cell to the centre of its thing, (dy, dx) in cells (IRN).
     """
 
     tags: Tensor
@@ -133,6 +135,8 @@ class Scores:
     background: Tensor | None = None
     frame: tuple[int, int] | None = None
     initial: Tensor | None = None
+    boundary: Tensor | None = None
+    displacement: Tensor | None = None
 
 
 @dataclass(frozen=True)
