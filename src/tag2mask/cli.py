@@ -6,12 +6,30 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from tag2mask import __version__
+from tag2mask.cli_options import (
+    ClassesOption,
+    ClipOption,
+    Data,
+    ImagesOption,
+    KindOption,
+    RunFolder,
+    SetOption,
+    SplitOption,
+    TagsOption,
+    TokenizerOption,
+    TruthOption,
+    UnknownOption,
+    data_for,
+    data_if_there,
+    label_config,
+    spell,
+)
 from tag2mask.cli_storybook import DeviceOption, storybook_app
 from tag2mask.process import tune_process
 from tag2mask.types import UserError
@@ -77,27 +95,6 @@ def _root(
         raise typer.Exit
 
 
-Data = Annotated[Path, typer.Argument(help="Folder of images with tags, VOC devkit, or COCO instances JSON.")]
-RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` wrote.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE; see `tag2mask methods NAME`.")
-]
-KindOption = Annotated[str | None, typer.Option(help="voc, coco or folder; default: seen from what is there.")]
-SplitOption = Annotated[str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")]
-TagsOption = Annotated[Path | None, typer.Option(help="tags.csv or tags.jsonl; default: the one in the folder.")]
-ImagesOption = Annotated[Path | None, typer.Option(help="COCO: the folder of the images.")]
-TruthOption = Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")]
-ClassesOption = Annotated[
-    str | None, typer.Option(help="voc12, coco14, storybook16, or a YAML file of your own; default: from the data.")
-]
-UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]
-ClipOption = Annotated[
-    str | None,
-    typer.Option(help="Hub id, folder, OpenAI .pt, or storybook-clip. Default: openai/clip-vit-base-patch16."),
-]
-TokenizerOption = Annotated[str | None, typer.Option(help="Only for an OpenAI .pt: tokenizer folder or BPE merges.")]
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything is written.")] = Path("demo"),
@@ -150,6 +147,10 @@ def label(
         str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
     ] = None,
     prior: Annotated[Path | None, typer.Option(help="An earlier run, for methods that refine one.")] = None,
+    fitted: Annotated[
+        Path | None, typer.Option(help="Another run whose learned weights are taken, for methods that learn.")
+    ] = None,
+    fit_only: Annotated[bool, typer.Option("--fit-only", help="Stop when the method has learned.")] = False,
     scores: Annotated[bool, typer.Option(help="Keep the score maps (small), for eval, report and refiners.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
 ) -> None:
@@ -157,6 +158,7 @@ def label(
 
     Stop it whenever you like: the same command goes on, and the folder ends up the same. One bad image never stops
     it. Many processes share one folder with `--shard 0/4` ... `--shard 3/4`, or under torchrun or a SLURM array.
+    A method that learns (clims) does so first, from the tags; before shards, give the command once with `--fit-only`.
 
     Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
     -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa`
@@ -165,7 +167,7 @@ def label(
     from tag2mask.stages.label import label as run_label
     from tag2mask.stages.recipe import prepare
 
-    given = _config(
+    given = label_config(
         config,
         {
             "data.path": data,
@@ -201,7 +203,12 @@ def label(
         overwrite=overwrite,
         keep_scores=scores,
         prior=prior,
+        fitted=fitted,
+        fit_only=fit_only,
     )
+    if fit_only:
+        typer.echo(f"{out}: {given.method} has learned; the same command without --fit-only labels")
+        return
     typer.echo(summary.text())
     if summary.failed:
         raise typer.Exit(SOME_FAILED)
@@ -222,7 +229,7 @@ def evaluate(
     from tag2mask.stages.evaluate import evaluate as run_evaluate
 
     opened = Run.open(run)
-    dataset = _data_for(opened, data, split, truth, classes)
+    dataset = data_for(opened, data, split, truth, classes)
     result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds)
     typer.echo(result.text())
 
@@ -243,7 +250,7 @@ def report(
 
     opened = Run.open(run)
     given = any(value is not None for value in (data, split, truth, classes))
-    dataset = _data_for(opened, data, split, truth, classes) if given else _data_if_there(opened)
+    dataset = data_for(opened, data, split, truth, classes) if given else data_if_there(opened)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
@@ -259,7 +266,7 @@ def export(
     from tag2mask.stages.export import export as run_export
 
     opened = Run.open(run)
-    dataset = _data_for(opened, data) if data is not None else _data_if_there(opened)
+    dataset = data_for(opened, data) if data is not None else data_if_there(opened)
     typer.echo(f"written: {run_export(opened, dataset, to, out)}")  # type: ignore[arg-type]
 
 
@@ -296,7 +303,7 @@ def prompts(
         "clip": clip,
         "tokenizer": tokenizer,
     }
-    recipe = prepare(_config(None, flags, set_ or []), device=device)
+    recipe = prepare(label_config(None, flags, set_ or []), device=device)
     ranking = rank_prompts(recipe.data, recipe.method, template or None, limit=limit)  # type: ignore[arg-type]
     typer.echo(f"{len(ranking.prompts)} templates over {ranking.images} images, best (least sharp) first")
     for prompt in ranking.prompts[: top or None]:
@@ -321,7 +328,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show this method's 
         typer.echo("\nOptions of one: tag2mask methods clip-es")
         return
     for field, info in method_class(name).Options.model_fields.items():
-        typer.echo(f"{field}: {_spell(info.annotation)}, default {info.default!r}\n    {info.description}")
+        typer.echo(f"{field}: {spell(info.annotation)}, default {info.default!r}\n    {info.description}")
 
 
 @app.command()
@@ -346,67 +353,6 @@ def doctor() -> None:
         typer.echo(line)
     if not healthy:
         raise typer.Exit(1)
-
-
-def _config(path: Path | None, flags: dict[str, Any], options: list[str]) -> Any:
-    """A LabelConfig from a YAML file with flags and --set on top."""
-    import yaml
-
-    from tag2mask.config import dump_config, parse_config, read_config
-
-    raw = dump_config(read_config(path)) if path is not None else {}
-    for key, value in flags.items():
-        if value is not None:
-            place, _, leaf = key.rpartition(".")
-            (raw.setdefault(place, {}) if place else raw)[leaf] = str(value) if isinstance(value, Path) else value
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise UserError(f"--set {option!r}: expected NAME=VALUE, such as --set affinity=mhsa")
-        try:
-            raw.setdefault("options", {})[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {option!r}: the value is not YAML; put it in quotes") from None
-    return parse_config(raw, "the command line" if path is None else str(path))
-
-
-def _data_for(
-    run: Any,
-    data: Path | None,
-    split: str | None = None,
-    truth: Path | None = None,
-    classes: str | None = None,
-) -> Any:
-    """The data of a run, as its settings say, with whatever the flags say in its place."""
-    from tag2mask.config import DataConfig
-    from tag2mask.stages.recipe import data_of, open_data
-
-    flags = {"path": data, "split": split, "truth": truth, "classes": classes}
-    given = {key: str(value) for key, value in flags.items() if value is not None}
-    before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
-    if data is not None:  # what belonged to the old place
-        before |= {"kind": None, "tags": None, "images": None, "truth": None}
-    return open_data(DataConfig(**{**before, **given}))
-
-
-def _data_if_there(run: Any) -> Any:
-    """The data of a run, or None with a note where it is gone: masks can be shown and exported without it."""
-    try:
-        return _data_for(run, None)
-    except UserError as gone:
-        typer.echo(f"note: going on without the images: {gone}", err=True)
-        return None
-
-
-def _spell(annotation: Any) -> str:
-    """A type as a reader writes it: the allowed words, or int, float, bool, list."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    if get_origin(annotation) is Literal:
-        return " | ".join(get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return f"list of {_spell(get_args(annotation)[0])}"
-    return " | ".join(_spell(part) for part in get_args(annotation) if part is not type(None))
 
 
 def main() -> None:

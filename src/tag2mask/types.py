@@ -224,10 +224,17 @@ class Method(Protocol):
 
 @runtime_checkable
 class Trainable(Method, Protocol):
-    """A method that learns first: from tags (CLIMS), or from an earlier run's maps (WeakCLIP, POT, IRN)."""
+    """A method that learns first: from tags (CLIMS), or from an earlier run's maps (WeakCLIP, POT, IRN).
+
+    It may name options that do not touch what is learned, in a tuple ``label_options``.
+    """
 
     def fit(self, data: Dataset, run: Run, prior: Run | None = None) -> None:
-        """Learn, keeping every checkpoint in ``run``; called again after an interrupt, it goes on."""
+        """Learn from scratch, or go on after an interrupt, whatever this object has learned before.
+
+        Everything is kept in ``run.checkpoints``. What ``load`` needs lies directly in that folder; ``last.ckpt`` and
+        what is in folders is the training's own. ``data`` has no ground truth; its images may be damaged.
+        """
         ...
 
     def load(self, run: Run) -> None:
