@@ -151,6 +151,13 @@ def label(
         Path | None, typer.Option(help="Another run whose learned weights are taken, for methods that learn.")
     ] = None,
     fit_only: Annotated[bool, typer.Option("--fit-only", help="Stop when the method has learned.")] = False,
+    refine: Annotated[
+        str | None, typer.Option(help="Refine the maps: irn or psa. The unrefined run is in OUT/seeds.")
+    ] = None,
+    refine_set: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the refiner, NAME=VALUE; masks.crf, masks.background and masks.mu too."),
+    ] = None,
     scores: Annotated[bool, typer.Option(help="Keep the score maps (small), for eval, report and refiners.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
 ) -> None:
@@ -158,14 +165,17 @@ def label(
 
     Stop it whenever you like: the same command goes on, and the folder ends up the same. One bad image never stops
     it. Many processes share one folder with `--shard 0/4` ... `--shard 3/4`, or under torchrun or a SLURM array.
-    A method that learns (clims) does so first, from the tags; before shards, give the command once with `--fit-only`.
+    A method that learns (clims, irn) does so first, from the tags; before shards, give the command once with
+    `--fit-only`.
 
     Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
-    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa`
+    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa` · `tag2mask label photos
+    --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
     """
     from tag2mask.run.shard import find_shard
     from tag2mask.stages.label import label as run_label
     from tag2mask.stages.recipe import prepare
+    from tag2mask.stages.refine import label_refined
 
     given = label_config(
         config,
@@ -186,31 +196,29 @@ def label(
             "masks.mu": mu,
             "masks.confidence": confidence,
             "precision": precision,
+            "refine.method": refine,
         },
         set_ or [],
+        refine_set,
     )
     recipe = prepare(given, device=device)
     for note in recipe.data.notes:
         typer.echo(f"note: {note}", err=True)
-    summary = run_label(
-        recipe.data,
-        recipe.method,
-        out,
-        rule=recipe.rule,
-        noted=recipe.noted,
-        shard=find_shard(shard),
-        batch_size=batch,
-        overwrite=overwrite,
-        keep_scores=scores,
-        prior=prior,
-        fitted=fitted,
-        fit_only=fit_only,
-    )
+    how: dict[str, Any] = {"shard": find_shard(shard), "batch_size": batch, "overwrite": overwrite, "prior": prior}
+    if recipe.refine is None:
+        how |= {"rule": recipe.rule, "noted": recipe.noted, "keep_scores": scores, "fitted": fitted}
+        summaries = [run_label(recipe.data, recipe.method, out, fit_only=fit_only, **how)]
+    elif fitted is not None or not scores:
+        raise UserError("--refine makes its own seeds, with maps; for --fitted or --no-scores label in two commands")
+    else:
+        summaries = label_refined(recipe, out, fit_only=fit_only, **how)
     if fit_only:
-        typer.echo(f"{out}: {given.method} has learned; the same command without --fit-only labels")
+        learned = given.method if given.refine is None else given.refine.method
+        typer.echo(f"{out}: {learned} has learned; the same command without --fit-only labels")
         return
-    typer.echo(summary.text())
-    if summary.failed:
+    for summary in summaries:
+        typer.echo(summary.text())
+    if any(summary.failed for summary in summaries):
         raise typer.Exit(SOME_FAILED)
 
 

@@ -30,10 +30,10 @@ ClipOption = Annotated[
 TokenizerOption = Annotated[str | None, typer.Option(help="Only for an OpenAI .pt: tokenizer folder or BPE merges.")]
 
 
-def label_config(path: Path | None, flags: dict[str, Any], options: list[str]) -> Any:
-    """A LabelConfig from a YAML file with flags and --set on top."""
-    import yaml
-
+def label_config(
+    path: Path | None, flags: dict[str, Any], options: list[str], refine: list[str] | None = None
+) -> Any:
+    """A LabelConfig from a YAML file with flags, --set and --refine-set on top."""
     from tag2mask.config import dump_config, parse_config, read_config
 
     raw = dump_config(read_config(path)) if path is not None else {}
@@ -42,14 +42,28 @@ def label_config(path: Path | None, flags: dict[str, Any], options: list[str]) -
             place, _, leaf = key.rpartition(".")
             (raw.setdefault(place, {}) if place else raw)[leaf] = str(value) if isinstance(value, Path) else value
     for option in options:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise UserError(f"--set {option!r}: expected NAME=VALUE, such as --set affinity=mhsa")
-        try:
-            raw.setdefault("options", {})[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {option!r}: the value is not YAML; put it in quotes") from None
+        name, value = _named("--set", option, "affinity=mhsa")
+        raw.setdefault("options", {})[name] = value
+    for option in refine or []:
+        name, value = _named("--refine-set", option, "walk_steps=64")
+        if not isinstance(raw.get("refine"), dict):
+            raise UserError(f"--refine-set {option!r} without a refiner; name one, such as --refine irn")
+        part, _, leaf = name.rpartition(".")
+        raw["refine"].setdefault(part or "options", {})[leaf] = value
     return parse_config(raw, "the command line" if path is None else str(path))
+
+
+def _named(flag: str, option: str, example: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as YAML reads it."""
+    import yaml
+
+    name, equals, value = option.partition("=")
+    if not equals:
+        raise UserError(f"{flag} {option!r}: expected NAME=VALUE, such as {flag} {example}")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{flag} {option!r}: the value is not YAML; put it in quotes") from None
 
 
 def data_for(

@@ -34,10 +34,10 @@ from torch import Tensor
 from tag2mask.methods.refiners import (
     FITTED,
     RefinerOptions,
-    begin_fit,
     check_prior,
     frame_of,
     load_fitted,
+    open_prior,
     save_fitted,
     seeded,
     working,
@@ -57,6 +57,7 @@ from tag2mask.segment.augment import Augment, Example, Uniform
 from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Scores
 
 _RELEASED_SIDE = 512
+_TINY = 1e-30
 
 
 class IRNOptions(RefinerOptions):
@@ -99,6 +100,7 @@ class IRN:
     Options = IRNOptions
     needs_clip = False
     needs_prior = True
+    label_options = ("walk_radius", "beta", "walk_steps")
     mask_rule = MaskRule(background=Constant(0.25))
 
     def __init__(self, classes: ClassSet, clip: None = None, options: IRNOptions | None = None) -> None:
@@ -106,10 +108,13 @@ class IRN:
         self.classes = classes
         self.backbone = load_backbone(options.weights, strides=(1, 2, 2, 1), frozen_norm=True).requires_grad_(False)
         self.sha256 = state_sha256(self.backbone)
-        with seeded(options.seed):
-            self.heads = IRNHeads(self.backbone.layout.channels, displacement_width=options.displacement_width).eval()
+        self.heads = self._new_heads()
         self.device = torch.device("cpu")
         self.maps: PriorMaps | None = None
+
+    def _new_heads(self) -> IRNHeads:
+        with seeded(self.options.seed):
+            return IRNHeads(self.backbone.layout.channels, displacement_width=self.options.displacement_width).eval()
 
     @property
     def released(self) -> bool:
@@ -134,10 +139,11 @@ class IRN:
         Keeps labels, checkpoints and the fitted heads under ``run.checkpoints``.
 
         Raises:
-            UserError: no prior, one without maps, no image to learn from, or ``run`` holds another fit.
+            UserError: no prior, one without maps, or no image to learn from.
         """
-        before, maps = begin_fit("irn", self.options, self.resolved, data, run, prior)
+        before, maps = open_prior("irn", self.options, prior)
         if not (run.checkpoints / FITTED).exists():
+            self.heads = self._new_heads().to(self.device)
             self._train(data, before, maps, run)
             save_fitted(run, self.heads.state_dict(), maps)
         self.load(run)
@@ -198,7 +204,7 @@ class IRN:
         tags = item.tags.cpu() if item.tags is not None else torch.zeros(0, dtype=torch.int64)
         return Scores(
             tags,
-            (walked / highest.clamp_min(1e-5)).cpu(),
+            (walked / highest.clamp_min(_TINY)).cpu(),
             size,
             frame=frame_of(size, (walked.shape[1], walked.shape[2]), GRID, chosen.max_pixels),
             initial=before.cpu(),

@@ -33,16 +33,16 @@ from tag2mask.config import parse_background
 from tag2mask.methods.refiners import (
     FITTED,
     RefinerOptions,
-    begin_fit,
     check_prior,
     frame_of,
     load_fitted,
+    open_prior,
     save_fitted,
     seeded,
     working,
 )
 from tag2mask.models.classifier import MEAN, STD
-from tag2mask.models.psa import CELL, load_affinity_net
+from tag2mask.models.psa import CELL, AffinityNet, load_affinity_net
 from tag2mask.models.state import fit_state, state_sha256
 from tag2mask.ops.affinity_labels import psa_labels, psa_scores
 from tag2mask.ops.cam_fusion import cell_means, strided_frame, strided_size
@@ -105,16 +105,20 @@ class PSA:
     Options = PSAOptions
     needs_clip = False
     needs_prior = True
+    label_options = ("background", "beta", "walk_steps")
     mask_rule = MaskRule(background=Own())
 
     def __init__(self, classes: ClassSet, clip: None = None, options: PSAOptions | None = None) -> None:
         self.options = options = options or PSAOptions()
         self.classes = classes
-        with seeded(options.seed):
-            self.network = load_affinity_net(options.weights, options.backbone).eval()
+        self.network = self._new_network()
         self.sha256 = state_sha256(self.network.backbone)
         self.device = torch.device("cpu")
         self.maps: PriorMaps | None = None
+
+    def _new_network(self) -> AffinityNet:
+        with seeded(self.options.seed):
+            return load_affinity_net(self.options.weights, self.options.backbone).eval()
 
     @property
     def released(self) -> bool:
@@ -142,10 +146,11 @@ class PSA:
         Keeps labels, checkpoints and the fitted network under ``run.checkpoints``.
 
         Raises:
-            UserError: no prior, one without maps, no image to learn from, or ``run`` holds another fit.
+            UserError: no prior, one without maps, or no image to learn from.
         """
-        before, maps = begin_fit("psa", self.options, self.resolved, data, run, prior)
+        before, maps = open_prior("psa", self.options, prior)
         if not (run.checkpoints / FITTED).exists():
+            self.network = self._new_network().to(self.device)
             self._train(data, before, maps, run)
             save_fitted(run, self.network.state_dict(), maps)
         self.load(run)

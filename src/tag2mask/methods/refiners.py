@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,9 +17,8 @@ from tag2mask.models.state import read_state
 from tag2mask.ops.image import resize_bicubic
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
-from tag2mask.run.settings import claim, plain
-from tag2mask.segment.affinity import PAPER_THRESHOLD, PriorMaps, fingerprint, working_size
-from tag2mask.types import Dataset, Item, UserError
+from tag2mask.segment.affinity import PAPER_THRESHOLD, PriorMaps, working_size
+from tag2mask.types import Item, UserError
 
 FITTED = "refiner.safetensors"
 
@@ -76,20 +75,15 @@ def frame_of(size: tuple[int, int], grid: tuple[int, int], cell: int, max_pixels
     return round(grid[0] * cell * size[0] / within[0]), round(grid[1] * cell * size[1] / within[1])
 
 
-def begin_fit(
-    name: str, options: BaseModel, resolved: Mapping[str, Any], data: Dataset, run: Run, prior: Run | None
-) -> tuple[Run, PriorMaps]:
-    """The earlier run and the reader of its maps; ``run``'s checkpoints are from now on those of this fit.
+def open_prior(name: str, options: RefinerOptions, prior: Run | None) -> tuple[Run, PriorMaps]:
+    """The earlier run, and the reader of its maps.
 
     Raises:
-        UserError: no earlier run, one without maps, or ``run`` holds another fit.
+        UserError: no earlier run, or one without maps.
     """
     if prior is None:
         raise UserError(f"{name} learns from an earlier run's maps; give its folder as the prior")
-    maps = PriorMaps.of(prior, getattr(options, "threshold", None))
-    settings = {"method": name, "options": plain(options), **plain(resolved), **fingerprint(data, prior)}
-    claim(run.checkpoints / "fit.json", settings)
-    return prior, maps
+    return prior, PriorMaps.of(prior, options.threshold)
 
 
 def save_fitted(run: Run, state: Mapping[str, Tensor], maps: PriorMaps) -> None:

@@ -6,11 +6,10 @@ never read. IRN keeps label maps, PSA the CRF's scores: it averages them over ce
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,15 +253,3 @@ class AffinityExamples:
         """The same with a batch in front."""
         images, labels = zip(*samples, strict=True)
         return torch.stack(images), torch.stack(labels)
-
-
-def fingerprint(data: Dataset, prior: Run) -> Mapping[str, Any]:
-    """Stands for the images, their tags and the earlier run in the settings of a training."""
-    digest = hashlib.sha256()
-    for sample in data:
-        digest.update(json.dumps([sample.id, sample.tags]).encode())
-    kept = json.dumps(prior.settings, sort_keys=True).encode()
-    return {
-        "data": {"images": len(data), "fingerprint": digest.hexdigest()[:16]},
-        "prior": hashlib.sha256(kept).hexdigest()[:16],
-    }

@@ -23,6 +23,9 @@ from tag2mask.run.training import Training, fit, step_generator
 from tag2mask.segment.affinity import AffinityExamples, open_image
 from tag2mask.segment.schedule import conv_groups, poly, sgd
 
+SAVE_STEPS = 200
+"""Steps between two checkpoints."""
+
 
 @dataclass(frozen=True)
 class AffinitySettings:
@@ -146,7 +149,7 @@ def train(module: _Training, examples: AffinityExamples, folder: Path, device: t
         seed=chosen.seed,
         device=str(device),
         clip_norm=None,
-        save_steps=200,
+        save_steps=SAVE_STEPS,
         save_minutes=2.0,
         workers=workers,
     )
