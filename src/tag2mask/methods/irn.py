@@ -67,13 +67,17 @@ class IRNOptions(RefinerOptions):
     background: float = Field(0.05, gt=0, lt=1, description="the same of labels for background (CLIMS: 0.10)")
     steps: int = Field(300, ge=1, description="training steps; the paper's 3 epochs of VOC are 990")
     batch: int = Field(8, ge=1, description="pictures a step (paper: 32)")
-    crop: int = Field(192, ge=4, multiple_of=4, description="side of the square they are cut to (paper: 512)")
+    crop: int = Field(128, ge=4, multiple_of=4, description="side of the square they are cut to (paper: 512)")
     scale: tuple[float, float] = Field((0.5, 1.5), description="sizes of training pictures, relative to their own")
     lr: float = Field(0.1, gt=0, description="learning rate of the boundary head")
     displacement_lr: float = Field(1.0, gt=0, description="learning rate of the displacement head")
     weight_decay: float = Field(1e-4, ge=0, description="of both heads")
-    radius: float = Field(10, gt=1, description="cells (of 4 pixels) between which pixels are compared in training")
-    displacement_width: int = Field(256, ge=32, multiple_of=32, description="channels of the displacement head")
+    radius: float = Field(
+        5, gt=1, description="cells (of 4 pixels) within which pixels are compared in training (paper: 10)"
+    )
+    displacement_width: int = Field(
+        64, ge=32, multiple_of=32, description="channels of the displacement head (paper: 256)"
+    )
     walk_radius: float = Field(5, gt=1, description="cells that one step of the walk can reach")
     beta: float = Field(10, gt=0, description="exponent of affinities; higher, and weak links break")
     walk_steps: int = Field(256, ge=0, description="steps of the walk")
@@ -204,7 +208,7 @@ class IRN:
         tags = item.tags.cpu() if item.tags is not None else torch.zeros(0, dtype=torch.int64)
         return Scores(
             tags,
-            (walked / highest.clamp_min(_TINY)).cpu(),
+            (walked / highest.clamp_min(_TINY)).clamp(0, 1).cpu(),  # a peak of one cell is lower between its pixels
             size,
             frame=frame_of(size, (walked.shape[1], walked.shape[2]), GRID, chosen.max_pixels),
             initial=before.cpu(),

@@ -65,7 +65,7 @@ class PSAOptions(RefinerOptions):
     )
     steps: int = Field(300, ge=1, description="training steps; the code's 8 epochs of VOC are 10582")
     batch: int = Field(8, ge=1, description="pictures a step")
-    crop: int = Field(192, ge=8, multiple_of=8, description="side of the square they are cut to (code: 448)")
+    crop: int = Field(128, ge=8, multiple_of=8, description="side of the square they are cut to (code: 448)")
     jitter: bool = Field(True, description="move colours in training, as the code does")
     lr: float = Field(0.1, gt=0, description="learning rate of the backbone; that of the head is 10 times as high")
     weight_decay: float = Field(5e-4, ge=0, description="of convolutions")
@@ -111,8 +111,8 @@ class PSA:
     def __init__(self, classes: ClassSet, clip: None = None, options: PSAOptions | None = None) -> None:
         self.options = options = options or PSAOptions()
         self.classes = classes
-        self.network = self._new_network()
-        self.sha256 = state_sha256(self.network.backbone)
+        self.net = self._new_network()
+        self.sha256 = state_sha256(self.net.backbone)
         self.device = torch.device("cpu")
         self.maps: PriorMaps | None = None
 
@@ -136,7 +136,7 @@ class PSA:
 
     def to(self, device: torch.device) -> PSA:
         """Compute on that device."""
-        self.network.to(device)
+        self.net.to(device)
         self.device = device
         return self
 
@@ -150,9 +150,9 @@ class PSA:
         """
         before, maps = open_prior("psa", self.options, prior)
         if not (run.checkpoints / FITTED).exists():
-            self.network = self._new_network().to(self.device)
+            self.net = self._new_network().to(self.device)
             self._train(data, before, maps, run)
-            save_fitted(run, self.network.state_dict(), maps)
+            save_fitted(run, self.net.state_dict(), maps)
         self.load(run)
 
     def _train(self, data: Dataset, prior: Run, maps: PriorMaps, run: Run) -> None:
@@ -173,7 +173,7 @@ class PSA:
             chosen.seed,
             self.released,
         )
-        train(PSATraining(self.network, settings), examples, run.checkpoints, self.device, "fit psa")
+        train(PSATraining(self.net, settings), examples, run.checkpoints, self.device, "fit psa")
 
     def _label(self, image: Tensor, maps: Tensor, tags: Tensor) -> Tensor:
         """CRF scores against both backgrounds, (2 (K + 1), H, W) uint8: in 255ths."""
@@ -184,8 +184,8 @@ class PSA:
     def load(self, run: Run) -> None:
         """Take up what ``fit`` left. Raises UserError where there is nothing, or of other options."""
         state, self.maps, path = load_fitted(run)
-        fit_state(self.network, state, path)
-        self.network.eval()
+        fit_state(self.net, state, path)
+        self.net.eval()
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) in pixels -> (h, w): a cell is eight pixels of the working size."""
@@ -206,7 +206,7 @@ class PSA:
         padded = F.pad(pixels, (0, wide - within[1], 0, high - within[0]))  # (1, 3, H', W') in whole cells
         walked = refine_with_features(
             maps.to(self.device),
-            self.network(padded)[0],
+            self.net(padded)[0],
             cell=CELL,
             background=parse_background(chosen.background),
             radius=chosen.radius,
