@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 METHODS = {
     "clip-es": "tag2mask.methods.clip_es:ClipES",
     "classifier-cam": "tag2mask.methods.classifier_cam:ClassifierCAM",
+    "clims": "tag2mask.methods.clims:CLIMS",
     "irn": "tag2mask.methods.irn:IRN",
     "psa": "tag2mask.methods.psa:PSA",
 }
