@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tag2mask.models.classifier import SCALES, MapNetwork, class_maps
 from tag2mask.ops.cam_fusion import strided_size
-from tag2mask.ops.image import resize_bicubic
+from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.types import Item, Scores, UserError
 
 
@@ -98,9 +98,7 @@ class CAMReader:
         return Scores(item.tags.cpu(), maps.cpu(), size, frame=frame)
 
     def _within(self, size: tuple[int, int]) -> tuple[int, int]:
-        """``size``, or its largest shrunk form of at most ``max_pixels``."""
-        shrink = math.sqrt(self.options.max_pixels / (size[0] * size[1]))
-        return size if shrink >= 1 else (max(1, int(size[0] * shrink)), max(1, int(size[1] * shrink)))
+        return working_size(size, self.options.max_pixels)
 
     def _scales(self, size: tuple[int, int]) -> tuple[float, ...]:
         """The scales, none of which makes more than ``max_pixels`` of an image of ``size``."""

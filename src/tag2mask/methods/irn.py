@@ -47,12 +47,12 @@ from tag2mask.models.irn import GRID, IRNHeads, boundary_map
 from tag2mask.models.state import fit_state, state_sha256
 from tag2mask.ops.affinity_labels import irn_labels, shrink_labels
 from tag2mask.ops.cam_fusion import cell_means, strided_frame, strided_size
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import standardise, working_size
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.pairs import reach
 from tag2mask.ops.random_walk import refine_with_boundary
 from tag2mask.run.folder import Run
-from tag2mask.segment.affinity import AffinityExamples, PriorMaps, make_labels, working_size
+from tag2mask.segment.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.segment.augment import Augment, Example, Uniform
 from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Scores
 

@@ -46,11 +46,11 @@ from tag2mask.models.psa import CELL, AffinityNet, load_affinity_net
 from tag2mask.models.state import fit_state, state_sha256
 from tag2mask.ops.affinity_labels import psa_labels, psa_scores
 from tag2mask.ops.cam_fusion import cell_means, strided_frame, strided_size
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import standardise, working_size
 from tag2mask.ops.pairs import reach
 from tag2mask.ops.random_walk import refine_with_features
 from tag2mask.run.folder import Run
-from tag2mask.segment.affinity import AffinityExamples, PriorMaps, make_labels, working_size
+from tag2mask.segment.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.segment.augment import Augment, Colour, Example
 from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Scores
 

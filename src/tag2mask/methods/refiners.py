@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tag2mask.models.classifier import STORYBOOK_RESNET
 from tag2mask.models.state import read_state
-from tag2mask.ops.image import resize_bicubic
+from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
-from tag2mask.segment.affinity import PAPER_THRESHOLD, PriorMaps, working_size
+from tag2mask.segment.affinity import PAPER_THRESHOLD, PriorMaps
 from tag2mask.types import Item, UserError
 
 FITTED = "refiner.safetensors"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tag2mask.data.image import read_image
-from tag2mask.ops.image import resize_bicubic
+from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.ops.masks import background_score, normalise_maps, upsample
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
@@ -126,12 +126,6 @@ def decision(background: Background) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if (1 - middle) ** background.exponent > middle else (low, middle)
     return low
-
-
-def working_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
-    """``size``, or its largest shrunk form of at most ``max_pixels``."""
-    shrink = math.sqrt(max_pixels / (size[0] * size[1]))
-    return size if shrink >= 1 else (max(1, int(size[0] * shrink)), max(1, int(size[1] * shrink)))
 
 
 def open_image(sample: Sample, max_pixels: int) -> tuple[Tensor, tuple[int, int]]:
