@@ -1,6 +1,6 @@
 """Refinement of seeds by CRF, PSA and IRN on Storybook: one table.
 
-    python benchmarks/refine.py [-n 150] [--steps 300] [--out docs/refine.md] [--work FOLDER]
+    python benchmarks/refine.py [-n 150] [--steps 300] [--seeds NAME ...] [--out docs/refine.md] [--work FOLDER]
 
 Seeds are CLIP-ES (initial CAM, and after CAA) and classifier CAM. IRN and PSA are fitted on the very seeds that they
 refine, without ground truth. Two mIoUs: "fixed" with each method's own background rule, "best" with the best of many
@@ -145,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=150, help="scenes")
     parser.add_argument("--steps", type=int, default=300, help="of a fit")
+    parser.add_argument("--seeds", nargs="+", choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--out", type=Path, default=Path("docs/refine.md"))
     parser.add_argument("--work", type=Path, help="where the runs are kept; default: a temporary folder")
     args = parser.parse_args()
@@ -156,7 +157,9 @@ def main() -> None:
         table = Table(read_voc(scenes, split="val", classes="storybook16"), Path(work), args.steps)
         blank = random_weights(Path(work) / "random")
         rows = [
-            row for seeds in SEEDS for row in table.rows(seeds, floor=blank if seeds == "classifier CAM" else None)
+            row
+            for seeds in args.seeds
+            for row in table.rows(seeds, floor=blank if seeds == "classifier CAM" else None)
         ]
         rows.append(["floor: everything foreground", table.everything_foreground(), "", "", ""])
     head = ["", "mIoU, fixed", "mIoU, best", "fit, s", "label, images/s"]

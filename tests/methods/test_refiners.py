@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from methods.test_conformance import QUICK, artefacts, learned, random_classifier
 from methods.toys import CLASSES, TrainingFree, make_data
 from tag2mask.cli import app
+from tag2mask.config import LabelConfig, RefineConfig
 from tag2mask.data import read_dataset
 from tag2mask.methods import make_method
 from tag2mask.models.classifier import MEAN, STD
@@ -21,6 +22,8 @@ from tag2mask.ops.masks import class_probabilities
 from tag2mask.run.folder import Run
 from tag2mask.segment.affinity import PriorMaps, decision
 from tag2mask.stages.label import label
+from tag2mask.stages.recipe import Recipe, Refine
+from tag2mask.stages.refine import label_refined
 from tag2mask.types import Constant, Item, MaskRule, Own, Power, Prior, Scores, UserError
 
 BOTH = ("irn", "psa")
@@ -393,3 +396,50 @@ def test_the_command_line_and_python_give_the_same_bytes(name, seeds, tmp_path):
         assert artefacts(tmp_path / other) == wanted
         assert learned(Run.open(tmp_path / other)) == learned(Run.open(tmp_path / "py"))
     assert Run.open(tmp_path / "cli").scores(read[0].id).initial is not None
+
+
+def test_seeds_and_refined_run_go_on_and_may_be_split(seeds, tmp_path):
+    data, _ = seeds
+    options = {**QUICK["irn"], "weights": random_classifier().name}
+
+    def recipe():
+        seeder = TrainingFree(CLASSES, None, TrainingFree.Options())
+        refiner = make("irn")
+        config = LabelConfig(method="clip-es", refine=RefineConfig(options=options))
+        return Recipe(data, seeder, seeder.mask_rule, config, Refine(refiner, refiner.mask_rule))
+
+    first, second = label_refined(recipe(), tmp_path / "whole", progress=False)
+    assert (first.done, second.done) == (5, 5)
+    again = label_refined(recipe(), tmp_path / "whole", progress=False)
+    assert [(summary.done, summary.skipped) for summary in again] == [(0, 5), (0, 5)]
+    with pytest.raises(UserError, match="--fit-only"):
+        label_refined(recipe(), tmp_path / "parts", shard=(0, 2), progress=False)
+    label_refined(recipe(), tmp_path / "parts", fit_only=True, progress=False)
+    for part in range(2):
+        label_refined(recipe(), tmp_path / "parts", shard=(part, 2), progress=False)
+    assert artefacts(tmp_path / "parts") == artefacts(tmp_path / "whole")
+    with pytest.raises(UserError, match="name a refiner"):
+        label_refined(replace(recipe(), refine=None), tmp_path / "none", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--refine", "clip-es"], "refines nothing"),
+        (["--refine-set", "steps=3"], "without a refiner"),
+        (["--refine", "irn", "--refine-set", "stps=3"], "did you mean steps?"),
+        (["--refine", "irn", "--refine-set", "masks.crf=irm"], "did you mean 'irn'?"),
+        (["--refine", "irn", "--refine-set", "steps"], "expected NAME=VALUE"),
+        (["--refine", "irn", "--no-scores"], "in two commands"),
+    ],
+)
+def test_wrong_words_about_refining_are_named(words, message, seeds, tmp_path):
+    """Before any work is done."""
+    data, _ = seeds
+    (tmp_path / "classes.yaml").write_text(yaml.safe_dump({"id": "toy", "names": list(CLASSES.names)}))
+    weights = random_classifier().name
+    more = ["-m", "classifier-cam", "--set", f"weights={weights}", "--classes", str(tmp_path / "classes.yaml")]
+    done = CliRunner().invoke(app, ["label", str(data.root), *more, *words, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert message in done.output
+    assert not (tmp_path / "out").exists()
