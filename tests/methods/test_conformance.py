@@ -37,6 +37,9 @@ def one_thread():
 
 WORDS = TextSet(names=("red", "cat", "dog"), templates=("a photo of the {}.",), background=("photo", "the"))
 
+FITS = {"clims": {"steps": 2, "batch": 2, "crop": 32, "long_side": (24, 40)}}
+"""Options that make a real method's fit a matter of a second."""
+
 
 @dataclass
 class Case:
@@ -93,6 +96,7 @@ def build(name: str, classes: ClassSet) -> Method:
         return TOYS[name](classes, None, TOYS[name].Options())
     made = method_class(name)
     options = {"weights": random_classifier().name} if "weights" in made.Options.model_fields else {}
+    options |= FITS.get(name, {})
     return make_method(name, classes, clip=random_clip() if made.needs_clip else None, **options)
 
 
