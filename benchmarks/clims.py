@@ -56,6 +56,7 @@ class Found:
     iou: dict[str, float]
 
     def cells(self) -> list[object]:
+        """As in ``HEAD``."""
         return [
             self.best,
             f"{self.at:.2f}",
@@ -83,10 +84,8 @@ class Scenes:
         """method: None is every pixel the tags' own, the floor."""
         sweep = BackgroundSweep([Constant(t) for t in THRESHOLDS], len(self.data.classes))
         for item, truth in zip(self.items, self.truths, strict=True):
-            if method is None:
-                maps = torch.ones(len(item.tags), *truth.shape)
-            else:
-                maps = full(method.scores([item])[0])
+            everything = torch.ones(len(item.tags), *truth.shape)
+            maps = everything if method is None else full(method.scores([item])[0])
             sweep.update(truth, maps, item.tags)
         counts = sweep.confusion()
         found = [metrics(count) for count in counts]
@@ -216,8 +215,8 @@ def main() -> None:
         ]
         note = (
             f"{args.steps} steps of {chosen.recipe.batch} images; the fit of the second row took {seconds:.0f} s "
-            f"({args.steps * chosen.recipe.batch / seconds:.2f} images/s). Precision of boat and train: what share of "
-            "the pixels called so is no water, railway or other thing."
+            f"({args.steps * chosen.recipe.batch / seconds:.2f} images/s). Precision of boat and train: the share of "
+            "the pixels called so that is no water, railway or other thing."
         )
         parts = [table("Maps", ["", *HEAD], rows, note)]
         if args.ablation_steps:
@@ -239,8 +238,8 @@ def main() -> None:
 
 Made by `{command} --variant {args.variant} --seed {args.seed}` on {date.today()}: {args.n} scenes of Storybook's val
 split, first edition, 256x192; weights {STORYBOOK_RESNET} (sha256 {before.resolved["weights_sha256"][:16]}) and
-storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch {torch.__version__}, {platform.machine()} with
-2 threads, {time.perf_counter() - began:.0f} s. All figures in %.
+storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch {torch.__version__},
+{platform.machine()} with 2 threads, {time.perf_counter() - began:.0f} s. All figures in %.
 """
     args.out.write_text("\n".join([head, *parts]), encoding="utf-8")
     print(f"written: {args.out}")

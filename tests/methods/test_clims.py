@@ -99,7 +99,7 @@ def test_it_starts_as_the_classifier_that_it_is_given(clip, weights, variant):
     pixels = torch.randn(2, 3, 48, 40, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = classifier.maps(pixels)[:, [2, 3, 0]]  # red, cat, dog
-        torch.testing.assert_close(method.network.maps(pixels), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(method.net.maps(pixels), expected, rtol=1e-4, atol=1e-5)
     assert method.recipe.baseline_epochs == 0
     assert method.resolved["weights_sha256"] == load_classifier(weights)[1]
 
