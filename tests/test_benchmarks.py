@@ -52,10 +52,23 @@ def test_refine(tmp_path):
         assert any(row in each for each in rows), row
 
 
+def test_clims(tmp_path):
+    few = ["-n", 4, "--steps", 1, "--ablation-steps", 1, "--batch", 2]
+    python("benchmarks/clims.py", *few, "--out", tmp_path / "clims.md")
+    page = (tmp_path / "clims.md").read_text(encoding="utf-8")
+    for row in (
+        "classifier CAM (the start)",
+        "CLIMS, paper",
+        "floor: everything foreground",
+        "L_OTM + L_BTM + L_CBS",
+    ):
+        assert f"| {row} |" in page
+
+
 def test_precision():
     assert "of mask pixels are equal" in python("benchmarks/clip_es.py", "precision", "-n", 3)
 
 
-@pytest.mark.parametrize("script", ["clip_es.py", "crf.py", "ablations.py", "refine.py"])
+@pytest.mark.parametrize("script", ["clip_es.py", "clims.py", "crf.py", "ablations.py", "refine.py"])
 def test_every_benchmark_explains_itself(script):
     assert "usage" in python(f"benchmarks/{script}", "--help")

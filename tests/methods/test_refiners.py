@@ -10,7 +10,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from methods.test_conformance import QUICK, artefacts, learned, random_classifier
+from methods.test_conformance import FITS, artefacts, learned, random_classifier
 from methods.toys import CLASSES, TrainingFree, make_data
 from tag2mask.cli import app
 from tag2mask.config import LabelConfig, RefineConfig
@@ -38,7 +38,7 @@ def one_thread():
 
 
 def make(name, **options):
-    return make_method(name, CLASSES, **{"weights": random_classifier().name, **QUICK[name], **options})
+    return make_method(name, CLASSES, **{"weights": random_classifier().name, **FITS[name], **options})
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +372,7 @@ def test_the_command_line_and_python_give_the_same_bytes(name, seeds, tmp_path):
     )
     rows = [f"{s.image.relative_to(data.root)},{';'.join(CLASSES.names[t] for t in s.tags)}" for s in data]
     (data.root / "tags.csv").write_text("\n".join(["image,labels", *rows]))
-    sets = [f"{key}={value}" for key, value in {**QUICK[name], "weights": random_classifier().name}.items()]
+    sets = [f"{key}={value}" for key, value in {**FITS[name], "weights": random_classifier().name}.items()]
     common = [str(data.root), "--classes", str(tmp_path / "classes.yaml"), "--device", "cpu"]
     seeds_of = ["-m", "classifier-cam", "--set", f"weights={random_classifier().name}"]
     refine = [part for option in sets for part in ("--refine-set", option)]
@@ -388,7 +388,7 @@ def test_the_command_line_and_python_give_the_same_bytes(name, seeds, tmp_path):
     label(
         read, "classifier-cam", tmp_path / "py/seeds", options={"weights": random_classifier().name}, progress=False
     )
-    options = {**QUICK[name], "weights": random_classifier().name}
+    options = {**FITS[name], "weights": random_classifier().name}
     label(read, name, tmp_path / "py", options=options, prior=tmp_path / "py/seeds", progress=False, device="cpu")
     wanted = artefacts(tmp_path / "py")
     assert len(wanted) == 3 * len(data)
@@ -400,7 +400,7 @@ def test_the_command_line_and_python_give_the_same_bytes(name, seeds, tmp_path):
 
 def test_seeds_and_refined_run_go_on_and_may_be_split(seeds, tmp_path):
     data, _ = seeds
-    options = {**QUICK["irn"], "weights": random_classifier().name}
+    options = {**FITS["irn"], "weights": random_classifier().name}
 
     def recipe():
         seeder = TrainingFree(CLASSES, None, TrainingFree.Options())

@@ -43,7 +43,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -51,6 +51,8 @@ from pydantic import Field
 from tag2mask.methods.cam_reader import CAMOptions, CAMReader
 from tag2mask.models.classifier import STORYBOOK_RESNET, load_classifier
 from tag2mask.models.clims import CLIMSNetwork, build_clims
+from tag2mask.models.clip import VisionTransformer
+from tag2mask.models.resnet import ModifiedResNet
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO, CLIMSLoss
 from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Scores, TextSet, UserError
@@ -184,6 +186,13 @@ def make_recipe(
     )
 
 
+def _native_size(clip: CLIP) -> int:
+    """The side in pixels of the images that a CLIP was trained on."""
+    vision = cast("VisionTransformer | ModifiedResNet", clip.model.vision)
+    grid = vision.native_grid if isinstance(vision, VisionTransformer) else vision.attnpool.native_grid
+    return grid[0] * vision.patch
+
+
 STORYBOOK: dict[str, Any] = {
     "batch": 8,
     "crop": 192,
@@ -207,17 +216,16 @@ class CLIMS:
     def __init__(self, classes: ClassSet, clip: CLIP, options: CLIMSOptions | None = None) -> None:
         self.options = options = options or CLIMSOptions()
         self.classes, self.clip = classes, clip
-        self.network, unknown = self.start()
-        native = clip.model.vision.native_grid
+        network, unknown = self.start()
         self.recipe = make_recipe(
             options,
             classes,
             knows_all=not unknown,
             clip_name=clip.name,
-            native_size=native[0] * clip.patch,  # type: ignore[index,operator]
+            native_size=_native_size(clip),
             patch=clip.patch,
         )
-        self._read_with(self.network)
+        self._read_with(network)
         self.ready = False
 
     def start(self) -> tuple[CLIMSNetwork, tuple[str, ...]]:
@@ -267,8 +275,8 @@ class CLIMS:
         self.ready = True
 
     def _read_with(self, network: CLIMSNetwork) -> None:
-        self.network = network.eval().requires_grad_(False).to(self.device)
-        self.reader = CAMReader(self.network, torch.arange(len(self.classes.foreground)), self.options)
+        self.net = network.eval().requires_grad_(False).to(self.device)
+        self.reader = CAMReader(self.net, torch.arange(len(self.classes.foreground)), self.options)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) in pixels -> (h, w): whole cells of the network, each cut into cells of ``map_stride``."""

@@ -204,7 +204,7 @@ class _Poly(lightning.LightningModule):
         self, network: CLIMSNetwork, recipe: CLIMSRecipe, lr: float, weight_decay: float, steps: int
     ) -> None:
         super().__init__()
-        self.network, self.recipe = network.requires_grad_(True), recipe
+        self.network, self.recipe = network.train().requires_grad_(True), recipe  # Lightning leaves modes as they are
         self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
         for module in (network.backbone.conv1, network.backbone.bn1):
             module.requires_grad_(False)
@@ -265,7 +265,7 @@ class TagCaptions(lightning.LightningModule):
 
     def __init__(self, method: CLIMS) -> None:
         super().__init__()
-        self.model = copy.deepcopy(method.clip.model).float().requires_grad_(True)
+        self.model = copy.deepcopy(method.clip.model).float().train().requires_grad_(True)
         self.clip, self.names = method.clip, method.classes.foreground
         self.recipe, self.options = method.recipe, method.options
 
@@ -313,7 +313,9 @@ def finetuned(method: CLIMS, images: TaggedImages, folder: Path) -> CLIP:
         UserError: CLIP does not know the names of the classes.
     """
     clip = method.clip
-    clip.text_features([tag_caption([name]) for name in method.classes.foreground])  # unknown words are told now
+    names = method.classes.foreground
+    words = [tag_caption([name]) for name in names] + [tag_caption(names[:2])]  # the last has "and"
+    clip.text_features(words, allow_unknown=method.options.allow_unknown)  # unknown words are told now
     module = TagCaptions(method)
     shape = replace(images.settings, crop=round(method.recipe.crop * 7 / 8))  # 448 of 512
     part(
