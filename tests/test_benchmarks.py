@@ -35,10 +35,52 @@ def test_ablations(tmp_path):
     assert (tmp_path / "page.svg").exists()
 
 
+def test_refine(tmp_path):
+    python("benchmarks/refine.py", "-n", 2, "--steps", 2, "--seeds", "classifier CAM", "--out", tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "storybook-resnet" in page
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    for row in (
+        "classifier CAM",
+        "+ CRF",
+        "+ PSA",
+        "+ IRN",
+        "+ IRN + CRF",
+        "over random weights",
+        "floor: everything",
+    ):
+        assert any(row in each for each in rows), row
+
+
+def test_clims(tmp_path):
+    few = ["-n", 4, "--steps", 1, "--ablation-steps", 1, "--batch", 2]
+    python("benchmarks/clims.py", *few, "--out", tmp_path / "clims.md")
+    page = (tmp_path / "clims.md").read_text(encoding="utf-8")
+    for row in (
+        "classifier CAM (the start)",
+        "CLIMS, paper",
+        "floor: everything foreground",
+        "L_OTM + L_BTM + L_CBS",
+    ):
+        assert f"| {row} |" in page
+
+
 def test_precision():
     assert "of mask pixels are equal" in python("benchmarks/clip_es.py", "precision", "-n", 3)
 
 
-@pytest.mark.parametrize("script", ["clip_es.py", "crf.py", "ablations.py", "train_photographs.py", "cct.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "clip_es.py",
+        "clims.py",
+        "crf.py",
+        "ablations.py",
+        "refine.py",
+        "train_photographs.py",
+        "cct.py",
+        "networks.py",
+    ],
+)
 def test_every_benchmark_explains_itself(script):
     assert "usage" in python(f"benchmarks/{script}", "--help")

@@ -39,6 +39,10 @@ def test_recipe_runs_dry(path):
     rule = config.masks.rule(MaskRule(crf="clip-es"))
     if rule.crf is not None:
         preset(rule.crf)
+    if config.refine is not None:
+        assert make_options(config.refine.method, config.refine.options)
+        assert method_class(config.refine.method).needs_prior
+        assert config.refine.masks.rule(method_class(config.refine.method).mask_rule)
     assert parse_config(dump_config(config)) == config
 
 

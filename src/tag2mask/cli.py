@@ -6,14 +6,33 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from tag2mask import __version__
-from tag2mask.cli_segment import SOME_FAILED, segment_app
-from tag2mask.cli_storybook import DeviceOption, storybook_app
+from tag2mask.cli_options import (
+    SOME_FAILED,
+    ClassesOption,
+    ClipOption,
+    Data,
+    DeviceOption,
+    ImagesOption,
+    KindOption,
+    RunFolder,
+    SetOption,
+    SplitOption,
+    TagsOption,
+    TokenizerOption,
+    TruthOption,
+    UnknownOption,
+    images_if_there,
+    label_config,
+    spell,
+)
+from tag2mask.cli_segment import segment_app
+from tag2mask.cli_storybook import storybook_app
 from tag2mask.process import tune_process
 from tag2mask.types import UserError
 
@@ -76,27 +95,6 @@ def _root(
         raise typer.Exit
 
 
-Data = Annotated[Path, typer.Argument(help="Folder of images with tags, VOC devkit, or COCO instances JSON.")]
-RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` wrote.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE; see `tag2mask methods NAME`.")
-]
-KindOption = Annotated[str | None, typer.Option(help="voc, coco or folder; default: seen from what is there.")]
-SplitOption = Annotated[str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")]
-TagsOption = Annotated[Path | None, typer.Option(help="tags.csv or tags.jsonl; default: the one in the folder.")]
-ImagesOption = Annotated[Path | None, typer.Option(help="COCO: the folder of the images.")]
-TruthOption = Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")]
-ClassesOption = Annotated[
-    str | None, typer.Option(help="voc12, coco14, storybook16, or a YAML file of your own; default: from the data.")
-]
-UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]
-ClipOption = Annotated[
-    str | None,
-    typer.Option(help="Hub id, folder, OpenAI .pt, or storybook-clip. Default: openai/clip-vit-base-patch16."),
-]
-TokenizerOption = Annotated[str | None, typer.Option(help="Only for an OpenAI .pt: tokenizer folder or BPE merges.")]
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything is written.")] = Path("demo"),
@@ -149,6 +147,17 @@ def label(
         str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
     ] = None,
     prior: Annotated[Path | None, typer.Option(help="An earlier run, for methods that refine one.")] = None,
+    fitted: Annotated[
+        Path | None, typer.Option(help="Another run whose learned weights are taken, for methods that learn.")
+    ] = None,
+    fit_only: Annotated[bool, typer.Option("--fit-only", help="Stop when the method has learned.")] = False,
+    refine: Annotated[
+        str | None, typer.Option(help="Refine the maps: irn or psa. The unrefined run is in OUT/seeds.")
+    ] = None,
+    refine_set: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the refiner, NAME=VALUE; masks.crf, masks.background and masks.mu too."),
+    ] = None,
     scores: Annotated[bool, typer.Option(help="Keep the score maps (small), for eval, report and refiners.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
 ) -> None:
@@ -156,15 +165,19 @@ def label(
 
     Stop it whenever you like: the same command goes on, and the folder ends up the same. One bad image never stops
     it. Many processes share one folder with `--shard 0/4` ... `--shard 3/4`, or under torchrun or a SLURM array.
+    A method that learns (clims, irn) does so first, from the tags; before shards, give the command once with
+    `--fit-only`.
 
     Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
-    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa`
+    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa` · `tag2mask label photos
+    --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
     """
     from tag2mask.run.shard import find_shard
     from tag2mask.stages.label import label as run_label
     from tag2mask.stages.recipe import prepare
+    from tag2mask.stages.refine import label_refined
 
-    given = _config(
+    given = label_config(
         config,
         {
             "data.path": data,
@@ -183,26 +196,29 @@ def label(
             "masks.mu": mu,
             "masks.confidence": confidence,
             "precision": precision,
+            "refine.method": refine,
         },
         set_ or [],
+        refine_set,
     )
     recipe = prepare(given, device=device)
     for note in recipe.data.notes:
         typer.echo(f"note: {note}", err=True)
-    summary = run_label(
-        recipe.data,
-        recipe.method,
-        out,
-        rule=recipe.rule,
-        noted=recipe.noted,
-        shard=find_shard(shard),
-        batch_size=batch,
-        overwrite=overwrite,
-        keep_scores=scores,
-        prior=prior,
-    )
-    typer.echo(summary.text())
-    if summary.failed:
+    how: dict[str, Any] = {"shard": find_shard(shard), "batch_size": batch, "overwrite": overwrite, "prior": prior}
+    if recipe.refine is None:
+        how |= {"rule": recipe.rule, "noted": recipe.noted, "keep_scores": scores, "fitted": fitted}
+        summaries = [run_label(recipe.data, recipe.method, out, fit_only=fit_only, **how)]
+    elif fitted is not None or not scores:
+        raise UserError("--refine makes its own seeds, with maps; for --fitted or --no-scores label in two commands")
+    else:
+        summaries = label_refined(recipe, out, fit_only=fit_only, **how)
+    if fit_only:
+        learned = given.method if given.refine is None else given.refine.method
+        typer.echo(f"{out}: {learned} has learned; the same command without --fit-only labels")
+        return
+    for summary in summaries:
+        typer.echo(summary.text())
+    if any(summary.failed for summary in summaries):
         raise typer.Exit(SOME_FAILED)
 
 
@@ -247,7 +263,7 @@ def report(
 
     opened = Run.open(run)
     given = any(value is not None for value in (data, split, truth, classes))
-    dataset = images_for(opened, data, split, truth, classes) if given else _images_if_there(opened)
+    dataset = images_for(opened, data, split, truth, classes) if given else images_if_there(opened)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
@@ -290,7 +306,7 @@ def export(
         typer.echo(f"written: {voc_archive(opened, whole, out, competition=competition)}")  # type: ignore[arg-type]
         return
     given = data is not None or split is not None
-    dataset = images_for(opened, data, split) if given else _images_if_there(opened)
+    dataset = images_for(opened, data, split) if given else images_if_there(opened)
     typer.echo(f"written: {run_export(opened, dataset, to, out)}")  # type: ignore[arg-type]
 
 
@@ -327,7 +343,7 @@ def prompts(
         "clip": clip,
         "tokenizer": tokenizer,
     }
-    recipe = prepare(_config(None, flags, set_ or []), device=device)
+    recipe = prepare(label_config(None, flags, set_ or []), device=device)
     ranking = rank_prompts(recipe.data, recipe.method, template or None, limit=limit)  # type: ignore[arg-type]
     typer.echo(f"{len(ranking.prompts)} templates over {ranking.images} images, best (least sharp) first")
     for prompt in ranking.prompts[: top or None]:
@@ -352,7 +368,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show this method's 
         typer.echo("\nOptions of one: tag2mask methods clip-es")
         return
     for field, info in method_class(name).Options.model_fields.items():
-        typer.echo(f"{field}: {_spell(info.annotation)}, default {info.default!r}\n    {info.description}")
+        typer.echo(f"{field}: {spell(info.annotation)}, default {info.default!r}\n    {info.description}")
 
 
 @app.command()
@@ -377,50 +393,6 @@ def doctor() -> None:
         typer.echo(line)
     if not healthy:
         raise typer.Exit(1)
-
-
-def _config(path: Path | None, flags: dict[str, Any], options: list[str]) -> Any:
-    """A LabelConfig from a YAML file with flags and --set on top."""
-    import yaml
-
-    from tag2mask.config import dump_config, parse_config, read_config
-
-    raw = dump_config(read_config(path)) if path is not None else {}
-    for key, value in flags.items():
-        if value is not None:
-            place, _, leaf = key.rpartition(".")
-            (raw.setdefault(place, {}) if place else raw)[leaf] = str(value) if isinstance(value, Path) else value
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise UserError(f"--set {option!r}: expected NAME=VALUE, such as --set affinity=mhsa")
-        try:
-            raw.setdefault("options", {})[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {option!r}: the value is not YAML; put it in quotes") from None
-    return parse_config(raw, "the command line" if path is None else str(path))
-
-
-def _images_if_there(run: Any) -> Any:
-    """The data of a run, or None with a note where it is gone: masks can be shown and exported without it."""
-    from tag2mask.stages.recipe import images_for
-
-    try:
-        return images_for(run, None)
-    except UserError as gone:
-        typer.echo(f"note: going on without the images: {gone}", err=True)
-        return None
-
-
-def _spell(annotation: Any) -> str:
-    """A type as a reader writes it: the allowed words, or int, float, bool, list."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    if get_origin(annotation) is Literal:
-        return " | ".join(get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return f"list of {_spell(get_args(annotation)[0])}"
-    return " | ".join(_spell(part) for part in get_args(annotation) if part is not type(None))
 
 
 def main() -> None:

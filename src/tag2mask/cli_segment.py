@@ -9,14 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from tag2mask.cli_options import SOME_FAILED, DeviceOption
 from tag2mask.types import UserError
 
 segment_app = typer.Typer()
-
-SOME_FAILED = 3
-"""Exit code of a run that ended, but could not do some of its images."""
-
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 
 @segment_app.command()

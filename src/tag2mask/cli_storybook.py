@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-storybook_app = typer.Typer(no_args_is_help=True, help="The embedded world: picture-book scenes with exact masks.")
+from tag2mask.cli_options import DeviceOption
 
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+storybook_app = typer.Typer(no_args_is_help=True, help="The embedded world: picture-book scenes with exact masks.")
 
 
 @storybook_app.command()

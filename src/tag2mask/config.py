@@ -63,6 +63,14 @@ class MaskConfig(_Settings):
         )
 
 
+class RefineConfig(_Settings):
+    """The refiner of a label run; the run's own method makes the seeds."""
+
+    method: str = Field("irn", description="irn, psa, or another method that starts from an earlier run")
+    options: dict[str, Any] = Field(default_factory=dict, description="the refiner's own options")
+    masks: MaskConfig = MaskConfig()
+
+
 class LabelConfig(_Settings):
     """Everything that ``tag2mask label`` needs; a recipe is one of these as YAML."""
 
@@ -72,6 +80,7 @@ class LabelConfig(_Settings):
     clip: str | None = Field(None, description="hub id, folder, OpenAI .pt, or storybook-clip")
     tokenizer: str | None = Field(None, description="only for an OpenAI .pt: tokenizer folder or BPE merges file")
     masks: MaskConfig = MaskConfig()
+    refine: RefineConfig | None = Field(None, description="refine the maps in a second run, whose prior is the first")
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
 

@@ -125,6 +125,8 @@ class Scores:
     top left; it is cropped, not stretched, to ``size``. A method that stretches the image to fit its
     grid (CLIP-ES) leaves it equal to ``size``, which is what None means.
     initial: (K, h, w) float32, the maps before refinement, kept to be looked at and to be refined again.
+    boundary: (h, w) float32 in [0, 1], how likely a pixel lies on a boundary between classes (IRN).
+    displacement: (2, h, w) float32, from every cell to the centre of its thing, (dy, dx) in cells (IRN).
     """
 
     tags: Tensor
@@ -133,6 +135,8 @@ class Scores:
     background: Tensor | None = None
     frame: tuple[int, int] | None = None
     initial: Tensor | None = None
+    boundary: Tensor | None = None
+    displacement: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -220,10 +224,17 @@ class Method(Protocol):
 
 @runtime_checkable
 class Trainable(Method, Protocol):
-    """A method that learns first: from tags (CLIMS), or from an earlier run's maps (WeakCLIP, POT, IRN)."""
+    """A method that learns first: from tags (CLIMS), or from an earlier run's maps (WeakCLIP, POT, IRN).
+
+    It may name options that do not touch what is learned, in a tuple ``label_options``.
+    """
 
     def fit(self, data: Dataset, run: Run, prior: Run | None = None) -> None:
-        """Learn, keeping every checkpoint in ``run``; called again after an interrupt, it goes on."""
+        """Learn from scratch, or go on after an interrupt, whatever this object has learned before.
+
+        Everything is kept in ``run.checkpoints``. What ``load`` needs lies directly in that folder; ``last.ckpt`` and
+        what is in folders is the training's own. ``data`` has no ground truth; its images may be damaged.
+        """
         ...
 
     def load(self, run: Run) -> None:

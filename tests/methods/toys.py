@@ -146,6 +146,7 @@ class FittedOnTags:
 
     def fit(self, data: Dataset, run, prior=None) -> None:
         seen = 0
+        self.sums, self.counts = np.zeros_like(self.sums), np.zeros_like(self.counts)
         if (run.checkpoints / "colours.npz").exists():
             self.load(run)
             seen = self.seen
@@ -233,6 +234,7 @@ class Online:
     def fit(self, data: Dataset, run, prior=None) -> None:
         path = run.checkpoints / "net.bin"
         step = 0
+        self.net = self._new()
         if path.exists():
             self.load(run)
             step = self.step

@@ -84,18 +84,25 @@ def test_with_a_token_the_next_writer_takes_up_what_a_killed_one_left(tmp_path):
 
 
 def test_scores_come_back(tmp_path):
-    given = some_scores(background=torch.rand(3, 5), frame=(48, 64), initial=torch.rand(2, 3, 5))
+    given = some_scores(
+        background=torch.rand(3, 5),
+        frame=(48, 64),
+        initial=torch.rand(2, 3, 5),
+        boundary=torch.rand(3, 5),
+        displacement=torch.rand(2, 3, 5) - 0.5,
+    )
     (tmp_path / "a.npz").write_bytes(encode_scores(given))
     found = read_scores(tmp_path / "a.npz")
     assert found.tags.tolist() == [3, 7]
     assert found.tags.dtype == torch.int64
     assert (found.size, found.frame) == ((40, 50), (48, 64))
-    for name in ("maps", "background", "initial"):
+    for name in ("maps", "background", "initial", "boundary", "displacement"):
         assert getattr(found, name).dtype == torch.float32
         torch.testing.assert_close(getattr(found, name), getattr(given, name), atol=2**-11, rtol=0)
     (tmp_path / "b.npz").write_bytes(encode_scores(some_scores()))
     bare = read_scores(tmp_path / "b.npz")
     assert (bare.background, bare.frame, bare.initial) == (None, None, None)
+    assert (bare.boundary, bare.displacement) == (None, None)
 
 
 def test_equal_scores_are_equal_bytes_whenever_written(monkeypatch):

@@ -153,6 +153,18 @@ def test_brightness_contrast_and_saturation() -> None:
     assert torch.allclose(recolour(image, wide, [0.9] * 4, [0, 1, 2, 3]), expected, atol=1e-2)
 
 
+def test_several_confidence_maps_ride_together() -> None:
+    example = coded()
+    stack = torch.stack([example.confidence, 1 - example.confidence])  # type: ignore[arg-type,operator]
+    settings = Augment(15, place="anywhere")
+    one = augment(example, settings, gen(3))
+    out = augment(Example(example.image, None, stack), settings, gen(3))
+    assert torch.equal(out.confidence[0], one.confidence)  # type: ignore[index,arg-type]
+    inside = one.labels != IGNORE
+    assert torch.equal(out.confidence[1][inside], 1 - one.confidence[inside])  # type: ignore[index]
+    assert (out.confidence[:, ~inside] == 0).all()  # type: ignore[index]
+
+
 def test_parts_of_other_sizes_are_refused_and_missing_ones_stay_missing() -> None:
     example = coded()
     with pytest.raises(UserError, match=r"got a mask of 9x11 pixels \(height x width\) for an image of 9x12"):

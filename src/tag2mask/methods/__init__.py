@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 METHODS = {
     "clip-es": "tag2mask.methods.clip_es:ClipES",
     "classifier-cam": "tag2mask.methods.classifier_cam:ClassifierCAM",
+    "clims": "tag2mask.methods.clims:CLIMS",
+    "irn": "tag2mask.methods.irn:IRN",
+    "psa": "tag2mask.methods.psa:PSA",
 }
 """Name -> "module:class". A class has ``Options`` (a pydantic model that forbids extra keys), ``needs_clip``, and is
 made from (classes, clip, options)."""

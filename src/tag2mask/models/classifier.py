@@ -12,7 +12,7 @@ import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +56,21 @@ class Classifier(nn.Module):
         return out
 
 
+class MapNetwork(Protocol):
+    """A network over a ResNet with one map a class."""
+
+    @property
+    def backbone(self) -> ResNet:
+        """What the maps are read from."""
+        ...
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """Maps before ReLU of standardised pictures: (B, 3, H, W) -> (B, C, h, w)."""
+        ...
+
+
 def class_maps(
-    classifier: Classifier,
+    network: MapNetwork,
     image: Tensor,
     channels: Tensor,
     *,
@@ -73,28 +86,28 @@ def class_maps(
     sums are brought to one grid and added.
 
     Args:
-        classifier: in evaluation mode, on the device to compute on.
+        network: a classifier or CLIMS's network, in evaluation mode, on the device to compute on.
         image: (3, H, W) uint8.
-        channels: (K,) int64, which of the classifier's classes, from 0.
+        channels: (K,) int64, which of the network's classes, from 0.
         scales: of the image; sides are rounded to whole pixels.
         flip: add the mirror image.
         grid: (h, w) to sum on. None: the network's own at the image's size, which spans ``stride`` pixels a cell.
             IRN's stored maps are on ``strided_size(size, 4)``.
-        mean, std: pixel statistics that the classifier was trained with.
+        mean, std: pixel statistics that the network was trained with.
 
     Returns:
         (K, h, w) float32 in [0, 1].
     """
     size = (image.shape[1], image.shape[2])
-    weight = classifier.head.weight
+    device = next(network.backbone.parameters()).device
     found = []
     for scale in scales:
         side = scaled_size(size, scale)
-        pixels = standardise(resize_bicubic(image.cpu(), side)[None].to(weight.device), mean, std)
+        pixels = standardise(resize_bicubic(image.cpu(), side)[None].to(device), mean, std)
         views = torch.cat([pixels, pixels.flip(-1)]) if flip else pixels  # (1 or 2, 3, h', w')
-        maps = F.relu(F.conv2d(classifier.backbone(views), weight[channels.to(weight.device)]))  # (1 or 2, K, h, w)
+        maps = F.relu(network.maps(views)[:, channels.to(device)])  # (1 or 2, K, h, w)
         found.append(flip_sum(maps) if flip else maps[0])
-    return max_normalise(sum_at(found, grid or strided_size(size, classifier.backbone.layout.stride)))
+    return max_normalise(sum_at(found, grid or strided_size(size, network.backbone.layout.stride)))
 
 
 def load_classifier(source: str | Path = STORYBOOK_RESNET) -> tuple[Classifier, str]:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tag2mask.models.backbone import ResNet
+from tag2mask.models.classifier import load_backbone, load_classifier
+from tag2mask.models.clip import CLIPModel, VisionTransformer
+from tag2mask.models.resnet import ModifiedResNet
 
 
 class CAMHead(nn.Module):
@@ -61,3 +71,66 @@ class CameraReadyHead(nn.Module):
 def activation(logits: Tensor, training: bool) -> Tensor:
     """Maps of class logits (..., C, h, w): in [0, 1] where CLIP judges them (training), max(logits, 0) as CAMs."""
     return logits.sigmoid() if training else F.relu(logits)
+
+
+class CLIMSNetwork(nn.Module):
+    """A backbone at stride 16 and one of the two heads."""
+
+    def __init__(self, backbone: ResNet, head: CAMHead | CameraReadyHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits of the tags: (B, 3, H, W) standardised -> (B, C)."""
+        return self.head.scores(self.backbone(pixels))
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """Class logits at each cell, before sigmoid or ReLU: (B, 3, H, W) standardised -> (B, C, h, w)."""
+        out: Tensor = self.head(self.backbone(pixels))
+        return out
+
+
+def build_clims(
+    weights: str | Path, names: Sequence[str], head: Literal["cam", "camera-ready"], *, seed: int = 0
+) -> tuple[CLIMSNetwork, tuple[str, ...]]:
+    """CLIMS's network before its training, in evaluation mode, and the classes that it cannot tell yet.
+
+    From a classifier's folder it takes the rows of the classes that the classifier knows. The camera-ready bottleneck
+    then begins as the identity (the weight of its last norm is 0), so that the maps are the classifier's own to begin
+    with. The rest is drawn from the seed.
+
+    Args:
+        weights: a classifier's folder, "storybook-resnet", or a public ImageNet checkpoint, which knows no class.
+        names: of the classes, without background.
+        head: "cam" is the current repository's, "camera-ready" the other.
+        seed: of what is drawn.
+
+    Raises:
+        UserError: nothing there, or it does not fit.
+    """
+    backbone = load_backbone(weights, strides=(1, 2, 2, 1))
+    channels = backbone.layout.channels[-1]
+    known: tuple[str, ...] = ()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = CAMHead(channels, len(names)) if head == "cam" else CameraReadyHead(channels, len(names))
+    if not Path(weights).is_file():
+        classifier, _ = load_classifier(weights)
+        known = tuple(name for name in names if name in classifier.names)
+        if known and isinstance(made, CameraReadyHead):
+            nn.init.zeros_(made.bn3.weight)
+        first = made.classifier.out_channels - len(names)  # the camera-ready head has background before the classes
+        with torch.no_grad():
+            for name in known:
+                row = classifier.head.weight[classifier.names.index(name)]  # (D, 1, 1)
+                made.classifier.weight[first + list(names).index(name)] = row
+    network = CLIMSNetwork(backbone, made).eval()
+    return network, tuple(name for name in names if name not in known)
+
+
+def embed_images(clip: CLIPModel, pixels: Tensor) -> Tensor:
+    """CLIP's own embeddings of standardised pictures, with gradients: (B, 3, H, W) -> (B, E), not normalised."""
+    vision = cast("VisionTransformer | ModifiedResNet", clip.vision)
+    if isinstance(vision, VisionTransformer):
+        return vision.project(vision(pixels).tokens[:, 0])
+    return vision.pool(vision.features(pixels))

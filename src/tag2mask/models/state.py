@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,3 +56,12 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
         raise UserError(f"{path}: {'; '.join(faults[:3])}{more}; these are weights of another network")
     module.load_state_dict(dict(given), strict=False)
+
+
+def state_sha256(module: nn.Module) -> str:
+    """The sha256 of all weights of a module, however they were stored."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        if not name.endswith(_COUNTER):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

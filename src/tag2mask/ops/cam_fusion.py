@@ -63,3 +63,14 @@ def max_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
 def cams_from_logits(logits: Tensor, classes: Tensor) -> Tensor:
     """max(logits, 0) of some channels: (..., C, h, w), (K,) channel indices -> (..., K, h, w)."""
     return F.relu(logits.index_select(-3, classes))
+
+
+def cell_means(maps: Tensor, cell: int) -> Tensor:
+    """Means over cells of ``cell`` pixels: (K, H, W) -> (K, ceil(H / cell), ceil(W / cell)) float32.
+
+    Cells that reach over the lower or right side repeat the last row or column.
+    """
+    height, width = strided_frame((maps.shape[1], maps.shape[2]), cell)
+    padding = (0, width - maps.shape[2], 0, height - maps.shape[1])
+    padded = F.pad(maps[None].float(), padding, mode="replicate")  # (1, K, H', W')
+    return F.avg_pool2d(padded, cell)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -26,3 +28,9 @@ def standardise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     centre = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
     spread = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
     return (images.float() / 255 - centre) / spread
+
+
+def working_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """``size``, or its largest shrunk form of at most ``max_pixels``."""
+    shrink = math.sqrt(max_pixels / (size[0] * size[1]))
+    return size if shrink >= 1 else (max(1, int(size[0] * shrink)), max(1, int(size[1] * shrink)))

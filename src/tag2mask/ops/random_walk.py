@@ -29,7 +29,7 @@ from torch import Tensor
 from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.masks import background_score
 from tag2mask.ops.pairs import Offset, disc_offsets, disc_paths, reach
-from tag2mask.types import Power
+from tag2mask.types import Background, Power
 
 _NEGLIGIBLE = 1e-8
 """Weight of the polynomials that are left out, together; the result is float32, which resolves 6e-8."""
@@ -190,18 +190,18 @@ def refine_with_features(
     features: Tensor,
     *,
     cell: int = 8,
-    alpha: float = 16,
+    background: Background = Power(16),  # noqa: B008  # frozen
     radius: float = 5,
     beta: float = 8,
     steps: int = 256,
 ) -> Tensor:
-    """PSA's refinement: background competes as a map of its own, (1 - max)^alpha, and spreads like the classes.
+    """PSA's refinement: background competes as a map of its own and spreads like the classes.
 
     Args:
         maps: (K, H, W) in [0, 1] at the image's size.
         features: (C, h, w) of the image padded at its lower and right side to whole cells.
         cell: pixels from one feature to the next.
-        alpha: exponent of background.
+        background: its score, (1 - max)^16 in PSA, 0.39 in MCTformer's use of it.
         radius: of the links.
         beta: exponent of the affinities.
         steps: of the walk.
@@ -218,8 +218,8 @@ def refine_with_features(
             f"features: got {tuple(features.shape)} for maps {tuple(maps.shape)}, expected a grid of {expected}; "
             f"pad the image below and to the right to multiples of {cell} before the network"
         )
-    background = background_score(maps, Power(alpha)) if len(maps) else maps.new_ones(size)
-    scores = torch.cat([background[None], maps]).float()  # (K + 1, H, W)
+    own = background_score(maps, background) if len(maps) else maps.new_ones(size)
+    scores = torch.cat([own[None], maps]).float()  # (K + 1, H, W)
     padding = (0, grid[1] * cell - size[1], 0, grid[0] * cell - size[0])
     pooled = F.avg_pool2d(F.pad(scores, padding)[None], cell)[0]  # (K + 1, h, w), where padding counts as 0
     return random_walk(feature_links(features, radius), pooled, beta=beta, steps=steps)

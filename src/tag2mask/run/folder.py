@@ -9,6 +9,7 @@
     manifest.<shard>.jsonl            one line an image
     summary.<shard>.json
     checkpoints/                      what a method learned
+    seeds/                            the run whose maps were refined, where it was made together with this one
     metrics.json, report.html         what later stages say of the run
 
 An id may hold "/": the artefacts lie in folders like the images did.
@@ -36,6 +37,7 @@ from tag2mask.run.shard import WHOLE, Shard, check_shard, in_shard, shard_name
 from tag2mask.run.warn import warn
 from tag2mask.types import Scores, UserError
 
+SEEDS = "seeds"
 MASKS, CONFIDENCE, SCORES, CHECKPOINTS = "masks", "confidence", "scores", "checkpoints"
 _SUFFIX = {MASKS: ".png", CONFIDENCE: ".png", SCORES: ".npz"}
 _ABOUT = ("metrics.json", "report.html")
@@ -116,7 +118,7 @@ class Run:
     def _set_up(self, shard: Shard, overwrite: bool) -> None:
         document = _read_document(self.path)
         if document is None:
-            foreign = sorted(name for name in os.listdir(self.path) if not name.startswith("."))
+            foreign = sorted(name for name in os.listdir(self.path) if not name.startswith(".") and name != SEEDS)
             if foreign:
                 shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
                 raise UserError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar, overload
 
 from rich.console import Console
@@ -13,6 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 T = TypeVar("T")
 
 _LINE_EVERY = 5.0  # seconds
+_SILENT = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """No progress is shown by what runs inside, whatever it asks for: for callers who cannot tell it themselves."""
+    before = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(before)
 
 
 class Bar(Generic[T]):
@@ -88,7 +101,7 @@ def progress(work: Any, label: str, *, unit: str = "images", enabled: bool = Tru
 
     ``for x in progress(items, "evaluate")``, or ``with progress(300, "label") as bar: bar.advance()``.
     """
-    return Bar(work, label, unit, enabled)
+    return Bar(work, label, unit, enabled and not _SILENT.get())
 
 
 def _duration(seconds: float) -> str:

@@ -12,11 +12,14 @@ from numpy.lib import format as npy
 
 from tag2mask.types import Scores
 
+_OPTIONAL = ("background", "initial", "boundary", "displacement")
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time stamp, so that equal maps are equal bytes
 
 
 def encode_scores(scores: Scores) -> bytes:
-    """Scores as the bytes of an .npz file with tags, maps, size and, where present, background, initial, frame.
+    """Scores as the bytes of an .npz file with tags, maps, size and, where present, background, initial, frame,
+    boundary, displacement.
 
     Maps are stored as float16: 2**-11 of rounding at the most in [0, 1].
     """
@@ -25,10 +28,10 @@ def encode_scores(scores: Scores) -> bytes:
         "maps": _half(scores.maps),  # (K, h, w)
         "size": np.array(scores.size, dtype=np.int64),  # (2,)
     }
-    if scores.background is not None:
-        arrays["background"] = _half(scores.background)  # (h, w)
-    if scores.initial is not None:
-        arrays["initial"] = _half(scores.initial)  # (K, h, w)
+    for name in _OPTIONAL:
+        maps = getattr(scores, name)
+        if maps is not None:
+            arrays[name] = _half(maps)
     if scores.frame is not None:
         arrays["frame"] = np.array(scores.frame, dtype=np.int64)  # (2,)
     buffer = io.BytesIO()
@@ -52,9 +55,8 @@ def read_scores(path: Path) -> Scores:
             tags=torch.from_numpy(arrays["tags"]),
             maps=torch.from_numpy(arrays["maps"].astype(np.float32)),
             size=(height, width),
-            background=_float(arrays["background"]) if "background" in arrays else None,
             frame=(frame[0], frame[1]) if frame else None,
-            initial=_float(arrays["initial"]) if "initial" in arrays else None,
+            **{name: _float(arrays[name]) for name in _OPTIONAL if name in arrays},
         )
 
 

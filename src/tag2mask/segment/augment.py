@@ -105,7 +105,8 @@ class Augment:
 class Example:
     """A picture and what is known of its pixels.
 
-    image: (3, h, w) RGB, 0-255, float32 once it is augmented. labels: (h, w) uint8. confidence: (h, w) float32.
+    image: (3, h, w) RGB, 0-255, float32 once it is augmented. labels: (h, w) uint8. confidence: (h, w) float32, or
+    several such maps, (n, h, w).
     """
 
     image: Tensor
@@ -159,7 +160,7 @@ def augment(example: Example, settings: Augment, generator: Generator) -> Exampl
 def _check(example: Example) -> None:
     size = tuple(example.image.shape[1:])
     for name, part in (("mask", example.labels), ("confidence", example.confidence)):
-        if part is not None and tuple(part.shape) != size:
+        if part is not None and tuple(part.shape[-2:]) != size:
             got = "x".join(str(side) for side in part.shape)
             raise UserError(
                 f"got a {name} of {got} pixels (height x width) for an image of {size[0]}x{size[1]}, expected equal "

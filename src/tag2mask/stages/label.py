@@ -19,9 +19,10 @@ from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
+from tag2mask.stages.fit import make_ready, open_fitted
 from tag2mask.stages.plan import load, plan, survey
 from tag2mask.stages.work import Labeller, Summary, Work, describe, device_of, place
-from tag2mask.types import ClassSet, Dataset, MaskRule, Method, UserError
+from tag2mask.types import ClassSet, Dataset, MaskRule, Method, Trainable, UserError
 
 if TYPE_CHECKING:
     from tag2mask.models.weights import CLIP
@@ -49,12 +50,15 @@ def label(
     overwrite: bool = False,
     keep_scores: bool = True,
     prior: Run | Path | str | None = None,
+    fitted: Run | Path | str | None = None,
+    fit_only: bool = False,
     crf_max_pixels: int | None = CRF_MAX_PIXELS,
     progress: bool = True,
 ) -> Summary:
     """Make a pseudo mask for every image that has tags.
 
     Samples with unknown tags are skipped and counted; those with none at all (``()``) get a mask of background.
+    A method that learns is fitted first, in the folder's checkpoints, on all of the data; see ``stages.fit``.
 
     Args:
         data: images and tags. Ground truth, if it has any, is never read.
@@ -71,9 +75,12 @@ def label(
         shard: (index, count): the images with ``crc32(id) % count == index``.
         batch_size: images a call of the method. Default: 8 on a GPU; 1 on a processor, where more is hardly
             quicker and one makes an image's result independent of its neighbours and of the sharding, to the byte.
-        overwrite: remove an earlier run in the folder instead of going on with it.
+        overwrite: remove an earlier run in the folder instead of going on with it. What was learned under the same
+            settings stays: it would come out the same.
         keep_scores: store the score maps, which evaluation, report and refinement need.
         prior: an earlier run on the same images, for methods that start from one.
+        fitted: another run whose fit the method takes, instead of learning from these images.
+        fit_only: stop after the fit; the same call without it then labels, in shards too.
         crf_max_pixels: images with more are refined at this size; None: at full size.
         progress: show it on stderr.
 
@@ -95,6 +102,13 @@ def label(
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: expected 1 or more")
     before = _open_prior(prior, method, data.classes, Path(out))
+    learned: dict[str, Any] = {"fitted": "here"} if isinstance(method, Trainable) else {}
+    elsewhere = None
+    if fitted is not None:
+        elsewhere, digest = open_fitted(fitted, method, data.classes, named)
+        learned = {"fitted": {"sha256": digest}}
+    if fit_only and learned.get("fitted") != "here":
+        raise UserError(f"{named['method']} has nothing to fit here; leave fit_only (--fit-only) away")
     total, fingerprint = survey(data, shard)
     run = Run.create(
         out,
@@ -107,6 +121,7 @@ def label(
             "classes": _classes_of(data.classes, method, named["method"]),
             "data": {"images": len(data), "fingerprint": fingerprint},
             "prior": None if before is None else before.digest,
+            **learned,
             "keep_scores": keep_scores,
             "crf_max_pixels": crf_max_pixels,
             "supervision": "tags",
@@ -115,6 +130,7 @@ def label(
         noted={
             "data_root": Path(data.root).absolute(),
             "prior_path": None if before is None else before.path.absolute(),
+            "fitted_path": None if elsewhere is None else elsewhere.path.absolute(),
             "clip": getattr(getattr(method, "clip", None), "name", None),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
@@ -126,6 +142,12 @@ def label(
         overwrite=overwrite,
     )
     with run:
+        if elsewhere is not None:
+            method.load(elsewhere)  # type: ignore[attr-defined]  # open_fitted has seen that it can
+        elif isinstance(method, Trainable):
+            make_ready(method, data, run, before, shard=shard, progress=progress)
+        if fit_only:
+            return Summary(str(run.path), "labelled", total)
         samples = (sample for sample in data if in_shard(sample.id, shard))
         batches = plan(samples, method.grid, batch_size, run.finished)
         labeller = Labeller(method, rule, before, crf_max_pixels=crf_max_pixels, keep_scores=keep_scores)

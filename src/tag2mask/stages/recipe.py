@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tag2mask.config import DataConfig, LabelConfig, dump_config, parse_config
+from tag2mask.config import DataConfig, LabelConfig, MaskConfig, dump_config, parse_config
 from tag2mask.data import read_dataset
 from tag2mask.data.columns import Columns
 from tag2mask.methods import make_method, make_options, method_class
@@ -16,15 +17,27 @@ from tag2mask.stages.evaluate import is_predicted, stored_classes
 from tag2mask.stages.work import place
 from tag2mask.types import ClassSet, MaskRule, Method, Own, UserError
 
+if TYPE_CHECKING:
+    from tag2mask.models.weights import CLIP
+
+
+@dataclass(frozen=True)
+class Refine:
+    """The refiner of a recipe."""
+
+    method: Method
+    rule: MaskRule
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one LabelConfig stands for, ready for ``stages.label``."""
+    """What one LabelConfig stands for, ready for ``stages.label``, or with a refiner for ``stages.refine``."""
 
     data: Columns
     method: Method
     rule: MaskRule
     config: LabelConfig
+    refine: Refine | None = None
 
     @property
     def noted(self) -> dict[str, Any]:
@@ -54,22 +67,47 @@ def open_data(config: DataConfig, network: ClassSet | None = None) -> Columns:
 
 def prepare(config: LabelConfig, *, device: str = "auto") -> Recipe:
     """Read the data, load the weights, make the method. Cheap checks come first, so bad settings stop at once."""
-    make_options(config.method, config.options)
-    if config.masks.crf not in (None, "none"):
-        preset(str(config.masks.crf))
+    _check(config.method, config.options, config.masks)
+    if config.refine is not None:
+        _check(config.refine.method, config.refine.options, config.refine.masks)
+        if not method_class(config.refine.method).needs_prior:
+            raise UserError(
+                f"{config.refine.method} does not start from an earlier run, so it refines nothing; take irn or psa"
+            )
     config = absolute(config)
     data = open_data(config.data)
     clip = None
-    if method_class(config.method).needs_clip:
+    names = [config.method] if config.refine is None else [config.method, config.refine.method]
+    if any(method_class(name).needs_clip for name in names):
         from tag2mask.models.weights import load_clip
 
         clip = load_clip(config.clip, device=device, precision=config.precision, tokenizer=config.tokenizer)
-    method = make_method(config.method, data.classes, clip=clip, **config.options)
+    method = _make(config.method, data.classes, clip, config.options)
     place(method, device)
-    rule = config.masks.rule(method.mask_rule)
+    rule = _rule(config.method, method, config.masks)
+    if config.refine is None:
+        return Recipe(data, method, rule, config)
+    refiner = _make(config.refine.method, data.classes, clip, config.refine.options)
+    place(refiner, device)
+    refine = Refine(refiner, _rule(config.refine.method, refiner, config.refine.masks))
+    return Recipe(data, method, rule, config, refine)
+
+
+def _make(name: str, classes: ClassSet, clip: CLIP | None, options: Mapping[str, Any]) -> Method:
+    return make_method(name, classes, clip=clip if method_class(name).needs_clip else None, **options)
+
+
+def _check(method: str, options: Mapping[str, Any], masks: MaskConfig) -> None:
+    make_options(method, options)
+    if masks.crf not in (None, "none"):
+        preset(str(masks.crf))
+
+
+def _rule(name: str, method: Method, masks: MaskConfig) -> MaskRule:
+    rule = masks.rule(method.mask_rule)
     if isinstance(rule.background, Own) and not isinstance(method.mask_rule.background, Own):
-        raise UserError(f"{config.method} scores no background of its own; give power:A or constant:T instead of own")
-    return Recipe(data, method, rule, config)
+        raise UserError(f"{name} scores no background of its own; give power:A or constant:T instead of own")
+    return rule
 
 
 def absolute(config: LabelConfig) -> LabelConfig:

@@ -1,0 +1,92 @@
+"""What the commands share: the options of data, runs and models, and how flags become settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+
+from tag2mask.types import UserError
+
+SOME_FAILED = 3
+"""Exit code of a run that ended, but could not do some of its images."""
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Data = Annotated[Path, typer.Argument(help="Folder of images with tags, VOC devkit, or COCO instances JSON.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` wrote.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE; see `tag2mask methods NAME`.")
+]
+KindOption = Annotated[str | None, typer.Option(help="voc, coco or folder; default: seen from what is there.")]
+SplitOption = Annotated[str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")]
+TagsOption = Annotated[Path | None, typer.Option(help="tags.csv or tags.jsonl; default: the one in the folder.")]
+ImagesOption = Annotated[Path | None, typer.Option(help="COCO: the folder of the images.")]
+TruthOption = Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")]
+ClassesOption = Annotated[
+    str | None, typer.Option(help="voc12, coco14, storybook16, or a YAML file of your own; default: from the data.")
+]
+UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]
+ClipOption = Annotated[
+    str | None,
+    typer.Option(help="Hub id, folder, OpenAI .pt, or storybook-clip. Default: openai/clip-vit-base-patch16."),
+]
+TokenizerOption = Annotated[str | None, typer.Option(help="Only for an OpenAI .pt: tokenizer folder or BPE merges.")]
+
+
+def label_config(
+    path: Path | None, flags: dict[str, Any], options: list[str], refine: list[str] | None = None
+) -> Any:
+    """A LabelConfig from a YAML file with flags, --set and --refine-set on top."""
+    from tag2mask.config import dump_config, parse_config, read_config
+
+    raw = dump_config(read_config(path)) if path is not None else {}
+    for key, value in flags.items():
+        if value is not None:
+            place, _, leaf = key.rpartition(".")
+            (raw.setdefault(place, {}) if place else raw)[leaf] = str(value) if isinstance(value, Path) else value
+    for option in options:
+        name, value = _named("--set", option, "affinity=mhsa")
+        raw.setdefault("options", {})[name] = value
+    for option in refine or []:
+        name, value = _named("--refine-set", option, "walk_steps=64")
+        if not isinstance(raw.get("refine"), dict):
+            raise UserError(f"--refine-set {option!r} without a refiner; name one, such as --refine irn")
+        part, _, leaf = name.rpartition(".")
+        raw["refine"].setdefault(part or "options", {})[leaf] = value
+    return parse_config(raw, "the command line" if path is None else str(path))
+
+
+def _named(flag: str, option: str, example: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as YAML reads it."""
+    import yaml
+
+    name, equals, value = option.partition("=")
+    if not equals:
+        raise UserError(f"{flag} {option!r}: expected NAME=VALUE, such as {flag} {example}")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{flag} {option!r}: the value is not YAML; put it in quotes") from None
+
+
+def images_if_there(run: Any) -> Any:
+    """The data of a run, or None with a note where it is gone: masks can be shown and exported without it."""
+    from tag2mask.stages.recipe import images_for
+
+    try:
+        return images_for(run, None)
+    except UserError as gone:
+        typer.echo(f"note: going on without the images: {gone}", err=True)
+        return None
+
+
+def spell(annotation: Any) -> str:
+    """A type as a reader writes it: the allowed words, or int, float, bool, list."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    if get_origin(annotation) is Literal:
+        return " | ".join(get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"list of {spell(get_args(annotation)[0])}"
+    return " | ".join(spell(part) for part in get_args(annotation) if part is not type(None))

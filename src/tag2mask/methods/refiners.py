@@ -1,0 +1,124 @@
+"""What IRN and PSA share: options, the earlier run that they start from, and what their fit leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from tag2mask.models.classifier import STORYBOOK_RESNET
+from tag2mask.models.state import read_state
+from tag2mask.ops.image import resize_bicubic, working_size
+from tag2mask.run.files import write_atomic
+from tag2mask.run.folder import Run
+from tag2mask.segment.affinity import PAPER_THRESHOLD, PriorMaps
+from tag2mask.types import Item, UserError
+
+FITTED = "refiner.safetensors"
+
+
+class RefinerOptions(BaseModel):
+    """What IRN and PSA have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variant: Literal["paper", "released"] = Field("paper", description="as the paper says, or as its code does")
+    weights: str = Field(STORYBOOK_RESNET, description="of the backbone: storybook-resnet, a folder or a file")
+    threshold: float | None = Field(
+        PAPER_THRESHOLD, gt=0, lt=1, description="where the earlier maps shall decide; none takes them as they are"
+    )
+    seed: int = Field(0, ge=0, description="of everything random in the fit")
+    max_pixels: int = Field(2_000_000, ge=1, description="an image with more is worked on at this size")
+
+
+def check_prior(item: Item, maps: PriorMaps | None, channels: int) -> PriorMaps:
+    """The reader of the earlier run's maps, once everything is there that the refinement of an image needs.
+
+    Raises:
+        UserError: nothing was fitted or loaded, no earlier run, or no tags of 1 .. ``channels``.
+    """
+    if maps is None:
+        raise UserError("this refiner has learned nothing yet; call fit, or load a run that it was fitted in")
+    if item.prior is None:
+        raise UserError(f"{item.id} comes without an earlier run's maps; give that run as the prior")
+    tags = [] if item.tags is None else item.tags.tolist()
+    if not tags or not all(1 <= tag <= channels for tag in tags):
+        raise UserError(f"{item.id} has tags {tags}; a refiner needs at least one of 1..{channels}")
+    return maps
+
+
+def working(item: Item, maps: PriorMaps, max_pixels: int) -> tuple[Tensor, Tensor]:
+    """The image and the earlier maps of its tags at their working size: (3, H, W) uint8 and (K, H, W).
+
+    Raises:
+        UserError: the earlier run saw the image at another size.
+    """
+    if item.prior is None or item.tags is None:
+        raise UserError(f"{item.id} comes without an earlier run's maps or without tags")
+    scores = item.prior.scores()
+    size = (item.image.shape[1], item.image.shape[2])
+    if tuple(scores.size) != size:
+        raise UserError(f"the earlier run saw {item.id} at {scores.size}, but it is {size}; label it again")
+    within = working_size(size, max_pixels)
+    return resize_bicubic(item.image.cpu(), within), maps.read(scores, item.tags.cpu(), within)
+
+
+def frame_of(size: tuple[int, int], grid: tuple[int, int], cell: int, max_pixels: int) -> tuple[int, int]:
+    """The pixels of an image of ``size`` that a grid over its working size spans."""
+    within = working_size(size, max_pixels)
+    return round(grid[0] * cell * size[0] / within[0]), round(grid[1] * cell * size[1] / within[1])
+
+
+def open_prior(name: str, options: RefinerOptions, prior: Run | None) -> tuple[Run, PriorMaps]:
+    """The earlier run, and the reader of its maps.
+
+    Raises:
+        UserError: no earlier run, or one without maps.
+    """
+    if prior is None:
+        raise UserError(f"{name} learns from an earlier run's maps; give its folder as the prior")
+    return prior, PriorMaps.of(prior, options.threshold)
+
+
+def save_fitted(run: Run, state: Mapping[str, Tensor], maps: PriorMaps) -> None:
+    """Keep what a fit ended in: weights, and how the earlier run's maps are read."""
+    import safetensors.torch
+
+    kept = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    told = json.dumps({"prior": maps.plain(), "threshold": maps.threshold})
+    write_atomic(run.checkpoints / FITTED, safetensors.torch.save(kept, metadata={"tag2mask": told}), sync=True)
+
+
+def load_fitted(run: Run) -> tuple[dict[str, Tensor], PriorMaps, Path]:
+    """What ``save_fitted`` kept, and where.
+
+    Raises:
+        UserError: the fit is not done, or its file is damaged.
+    """
+    import safetensors
+
+    path = run.checkpoints / FITTED
+    if not path.exists():
+        raise UserError(f"{run.path}: nothing is fitted there yet; give the command that fits it again to go on")
+    state = read_state(path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            told = json.loads(file.metadata()["tag2mask"])
+        maps = PriorMaps.from_plain(told["prior"], told["threshold"], str(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} was not written by a refiner; fit it again") from error
+    return state, maps, path
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A block in which torch's dice on the processor start from ``seed``; outside they are as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,249 @@
+"""What an affinity network learns from: an earlier run's maps, made into confident labels, image by image.
+
+Labels are made once, kept beside the checkpoints, and cut and mirrored together with the pictures. Ground truth is
+never read. IRN keeps label maps, PSA the CRF's scores: it averages them over cells only after they were cut.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tag2mask.data.image import read_image
+from tag2mask.ops.image import resize_bicubic, working_size
+from tag2mask.ops.masks import background_score, normalise_maps, upsample
+from tag2mask.run.files import write_atomic
+from tag2mask.run.folder import Run
+from tag2mask.run.progress import progress
+from tag2mask.run.warn import warn
+from tag2mask.segment.augment import Augment, Example, augment
+from tag2mask.types import Background, Constant, Dataset, MaskRule, Own, Power, Sample, Scores, UserError
+
+PAPER_THRESHOLD = 0.15
+"""The constant background under which classifier CAMs are best (IRN, CLIMS): what both papers' settings go with."""
+
+_DONE = "labels.json"
+
+
+@dataclass(frozen=True)
+class PriorMaps:
+    """How an earlier run's maps are read: as that run makes masks of them, with its threshold moved to the papers'.
+
+    The papers' numbers (IRN's 0.30, 0.05 and 0.25, PSA's alphas) are meant for classifier CAMs, which are right at a
+    constant background of 0.15. Another method decides elsewhere: CLIP-ES, with background 1 - max, at 0.5. A power
+    of the maps moves that point to 0.15; then the papers' numbers mean the same for every method.
+
+    rule: the earlier run's background and normalisation. A background of its own b turns maps m into m / (m + b),
+        which decide at 0.5.
+    threshold: where the maps shall decide; None leaves them.
+    """
+
+    rule: MaskRule
+    threshold: float | None = PAPER_THRESHOLD
+
+    @classmethod
+    def of(cls, run: Run, threshold: float | None = PAPER_THRESHOLD) -> PriorMaps:
+        """As that run's settings say.
+
+        Raises:
+            UserError: it is no run with maps.
+        """
+        if not run.settings.get("keep_scores", True):
+            raise UserError(f"{run.path} was made without score maps; label it again with scores kept")
+        return cls.from_plain(run.settings.get("mask_rule"), threshold, str(run.path))
+
+    @classmethod
+    def from_plain(cls, kept: Any, threshold: float | None, where: str) -> PriorMaps:
+        """From what run.yaml or ``plain`` has of a mask rule. Raises UserError if it is none."""
+        try:
+            background, normalise = kept["background"], kept["normalise"]
+            if normalise not in ("class", "image", "none"):
+                raise ValueError(normalise)
+            found: Background = Own()
+            if background != "own":
+                found = (
+                    Power(float(background["power"])) if "power" in background else Constant(background["constant"])
+                )
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{where} does not say how its maps become masks; give a run that `label` made") from None
+        return cls(MaskRule(background=found, normalise=normalise), threshold)
+
+    def plain(self) -> dict[str, Any]:
+        """What ``from_plain`` takes."""
+        kinds = {
+            Power: lambda b: {"power": b.exponent},
+            Constant: lambda b: {"constant": b.value},
+            Own: lambda b: "own",
+        }
+        background = self.rule.background
+        return {"background": kinds[type(background)](background), "normalise": self.rule.normalise}
+
+    @property
+    def exponent(self) -> float:
+        """Of the maps, so that the decision moves to ``threshold``."""
+        if self.threshold is None:
+            return 1.0
+        return math.log(self.threshold) / math.log(min(max(decision(self.rule.background), 0.01), 0.99))
+
+    def read(self, scores: Scores, tags: Tensor, size: tuple[int, int]) -> Tensor:
+        """The maps of ``tags`` at ``size`` (H, W): (K, H, W) float32 in [0, 1].
+
+        Raises:
+            UserError: the run has no map of one of the tags.
+        """
+        there = scores.tags.tolist()
+        missing = [tag for tag in tags.tolist() if tag not in there]
+        if missing:
+            raise UserError(f"the earlier run has maps of tags {there}, expected {tags.tolist()}; make it with these")
+        maps = normalise_maps(upsample(scores.maps, scores.size, scores.frame), self.rule.normalise)  # (C, H', W')
+        if isinstance(self.rule.background, Own):
+            own = None if scores.background is None else scores.background[None]
+            full = None if own is None else upsample(own, scores.size, scores.frame)[0]
+            maps = maps / (maps + background_score(maps, self.rule.background, full) + 1e-7)
+        if tuple(scores.size) != tuple(size):
+            maps = upsample(maps, size)  # of an image that is worked on at a smaller size
+        maps = maps[[there.index(tag) for tag in tags.tolist()]]  # (K, H, W)
+        return maps.clamp(0, 1).pow(self.exponent)
+
+
+def decision(background: Background) -> float:
+    """The value of the highest map at which it overtakes the background."""
+    if isinstance(background, Constant):
+        return background.value
+    if isinstance(background, Own):
+        return 0.5
+    low, high = 0.0, 1.0
+    for _ in range(50):  # (1 - m)^a falls and m grows: halve the interval
+        middle = (low + high) / 2
+        low, high = (middle, high) if (1 - middle) ** background.exponent > middle else (low, middle)
+    return low
+
+
+def open_image(sample: Sample, max_pixels: int) -> tuple[Tensor, tuple[int, int]]:
+    """The image at its working size, (3, H, W) uint8, and its own size."""
+    image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H', W')
+    size = (image.shape[1], image.shape[2])
+    return resize_bicubic(image, working_size(size, max_pixels)).contiguous(), size
+
+
+Label = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(image (3, H, W), maps (K, H, W), tags (K,)) -> what is kept of it, (H, W) or (n, H, W) uint8."""
+
+
+def make_labels(
+    data: Dataset, prior: Run, maps: PriorMaps, label: Label, folder: Path, *, max_pixels: int, show: bool = True
+) -> list[int]:
+    """Labels of all images that have tags, in ``folder``; those that are there already are not made again.
+
+    An image that cannot be read, or that the earlier run could not do, is left out with a warning. Which are left
+    out is decided once: a training that goes on has the same images.
+
+    Returns:
+        the indices in ``data`` of the images that have labels.
+
+    Raises:
+        UserError: no image has any.
+    """
+    done = folder / _DONE
+    if done.exists():
+        names = frozenset(json.loads(done.read_text(encoding="utf-8")))
+        return [index for index, sample in enumerate(data) if sample.id in names]
+    found, left_out = [], []
+    tagged = [index for index, sample in enumerate(data) if sample.tags is not None]
+    for index in progress(tagged, "labels to learn from", enabled=show):
+        sample = data[index]
+        path = label_path(folder, sample.id)
+        if not path.exists():
+            try:
+                made = _label_of(sample, prior, maps, label, max_pixels)
+            except Exception as error:  # one bad image never stops a run; a full disk, below, does
+                left_out.append(f"{sample.id}: {error}")
+                continue
+            write_atomic(path, encode_label(made), token="label")
+        found.append(index)
+    if left_out:
+        more = f" (and {len(left_out) - 3} more)" if len(left_out) > 3 else ""
+        warn(f"{len(left_out)} images are not learned from: {'; '.join(left_out[:3])}{more}")
+    if not found:
+        raise UserError(
+            f"none of the {len(data)} images can be learned from: expected images with tags and with maps in "
+            f"{prior.path}; label these images there first"
+        )
+    write_atomic(done, json.dumps([data[index].id for index in found]).encode())
+    return found
+
+
+def _label_of(sample: Sample, prior: Run, maps: PriorMaps, label: Label, max_pixels: int) -> Tensor:
+    image, size = open_image(sample, max_pixels)
+    tags = torch.tensor(sample.tags or (), dtype=torch.int64)
+    within = (image.shape[1], image.shape[2])
+    if not len(tags):
+        return label(image, torch.zeros(0, *within), tags)
+    scores = prior.scores(sample.id)
+    if tuple(scores.size) != size:
+        raise UserError(f"the earlier run saw it at {scores.size}, but it is {size}; label it again")
+    return label(image, maps.read(scores, tags, within), tags)
+
+
+def label_path(folder: Path, id: str) -> Path:
+    """Where an image's labels are."""
+    return folder / f"{id}.npz"
+
+
+def encode_label(label: Tensor) -> bytes:
+    """A uint8 array as the bytes of a compressed .npz."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, label=label.cpu().numpy())
+    return buffer.getvalue()
+
+
+def read_label(path: Path) -> Tensor:
+    """What ``encode_label`` made. Nothing is unpickled."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return torch.from_numpy(arrays["label"])
+
+
+@dataclass(frozen=True)
+class AffinityExamples:
+    """What a Trainer draws from: pictures, cut and mirrored, with labels on the network's grid.
+
+    indices: in ``data``, of the images that have labels in ``folder``. unpack: a picture and what is kept of its
+    labels as an Example; pack: the augmented example's labels on the grid, (h, w) uint8.
+    """
+
+    data: Dataset
+    indices: Sequence[int]
+    folder: Path
+    settings: Augment
+    seed: int
+    max_pixels: int
+    unpack: Callable[[Tensor, Tensor], Example]
+    pack: Callable[[Example], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Picture (3, H, W) float32 in 0-255 and labels (h, w)."""
+        step, position = draw
+        sample = self.data[self.indices[position]]
+        image, _ = open_image(sample, self.max_pixels)
+        example = self.unpack(image, read_label(label_path(self.folder, sample.id)))
+        seed = np.random.SeedSequence([self.seed, step, position]).generate_state(1, np.uint64)[0]
+        seen = augment(example, self.settings, torch.Generator().manual_seed(int(seed >> np.uint64(1))))
+        return seen.image, self.pack(seen)
+
+    @staticmethod
+    def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The same with a batch in front."""
+        images, labels = zip(*samples, strict=True)
+        return torch.stack(images), torch.stack(labels)

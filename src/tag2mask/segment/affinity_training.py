@@ -1,0 +1,185 @@
+"""Training IRN's heads and AffinityNet: Lightning's side of it. Loads Lightning; import it only to train."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tag2mask.models.backbone import ResNet
+from tag2mask.models.classifier import MEAN, STD
+from tag2mask.models.irn import IRNHeads
+from tag2mask.models.psa import AffinityNet
+from tag2mask.ops.affinity_losses import irn_loss, psa_loss
+from tag2mask.ops.image import standardise
+from tag2mask.run.training import Training, fit, step_generator
+from tag2mask.segment.affinity import AffinityExamples, open_image
+from tag2mask.segment.schedule import conv_groups, poly, sgd
+
+SAVE_STEPS = 200
+"""Steps between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class AffinitySettings:
+    """How both are trained.
+
+    lr: of IRN's edge head, and of AffinityNet's backbone (its head has 10 times that). displacement_lr: IRN's.
+    radius: cells between which pixels are compared. decay_as_momentum: see ``segment.schedule.sgd``.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    weight_decay: float
+    radius: float
+    seed: int
+    decay_as_momentum: bool
+    displacement_lr: float = 0.0
+
+
+class _Training(lightning.LightningModule):
+    """The schedule that both share: SGD without momentum under the polynomial decay, by the step."""
+
+    def __init__(self, settings: AffinitySettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups, each with its learning rate and weight decay."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        """See there."""
+        chosen = self.settings
+        optimizer = sgd(
+            self.groups(), chosen.lr, chosen.weight_decay, momentum=0.0, decay_as_momentum=chosen.decay_as_momentum
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: poly(step, chosen.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class IRNTraining(_Training):
+    """Both heads over a frozen backbone, which is no part of the checkpoints."""
+
+    def __init__(self, heads: IRNHeads, backbone: ResNet, settings: AffinitySettings) -> None:
+        super().__init__(settings)
+        self.heads = heads.train()
+        self._frozen = [backbone.eval()]  # in a list: not registered
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The edge head, and the displacement head at its own rate."""
+        return [
+            {"params": list(head.parameters()), "lr": lr, "weight_decay": self.settings.weight_decay}
+            for head, lr in (
+                (self.heads.edge, self.settings.lr),
+                (self.heads.displacement, self.settings.displacement_lr),
+            )
+        ]
+
+    def on_fit_start(self) -> None:
+        """Bring the backbone to where the heads are."""
+        self._frozen[0].to(self.device)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """IRN's loss of pictures (B, 3, H, W) and labels (B, H / 4, W / 4)."""
+        images, labels = batch
+        with torch.no_grad():
+            features = self._frozen[0].features(standardise(images, MEAN, STD))
+        edge, displacement = self.heads(features)
+        loss = irn_loss(edge, displacement, labels, radius=self.settings.radius)
+        affinity = loss.affinity
+        self.log_dict(
+            {
+                "loss": loss.total.detach(),
+                "background": affinity.background.detach(),
+                "foreground": affinity.foreground.detach(),
+                "different": affinity.different.detach(),
+                "displacement": (loss.displacement_foreground + loss.displacement_background).detach(),
+            }
+        )
+        return loss.total
+
+
+class PSATraining(_Training):
+    """AffinityNet, with its backbone."""
+
+    def __init__(self, network: AffinityNet, settings: AffinitySettings) -> None:
+        super().__init__(settings)
+        self.network = network.train()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Backbone and head at 1 and 10 times the rate."""
+        return conv_groups(self.network.backbone, self.network.head, self.settings.lr, self.settings.weight_decay)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """PSA's loss of pictures (B, 3, H, W) and labels (B, H / 8, W / 8)."""
+        images, labels = batch
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # dropout, the same whenever this step is taken
+            torch.manual_seed(step_generator(self.settings.seed, self.global_step).initial_seed())
+            features = self.network(standardise(images, MEAN, STD))
+        loss = psa_loss(features, labels, radius=self.settings.radius)
+        self.log_dict(
+            {
+                "loss": loss.total.detach(),
+                "background": loss.background.detach(),
+                "foreground": loss.foreground.detach(),
+                "different": loss.different.detach(),
+            }
+        )
+        return loss.total
+
+
+def train(module: _Training, examples: AffinityExamples, folder: Path, device: torch.device, label: str) -> None:
+    """Train, going on from the last checkpoint in ``folder``, and leave the module on ``device`` in eval mode."""
+    chosen = module.settings
+    # on a GPU, reading pictures would be what it waits for
+    workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
+    training = Training(
+        chosen.steps,
+        chosen.batch,
+        seed=chosen.seed,
+        device=str(device),
+        clip_norm=None,
+        save_steps=SAVE_STEPS,
+        save_minutes=2.0,
+        workers=workers,
+    )
+    fit(module, examples, training, folder, label=label, unit="pictures")
+    module.to(device).eval()
+
+
+MEAN_SHIFT_IMAGES = 1464
+"""As many as VOC's train list, over which IRN's code takes the mean displacement."""
+
+
+@torch.no_grad()
+def measure_displacement(module: IRNTraining, examples: AffinityExamples, crop: int) -> None:
+    """Set the mean-shift layer to the mean over the first pictures, each cut or padded to ``crop`` from its corner.
+
+    Batches are those of the training; the last one counts only if it is full, or the only one.
+    """
+    backbone, batch = module._frozen[0], module.settings.batch
+    count = min(len(examples), MEAN_SHIFT_IMAGES)
+    batches = range(0, max(count - batch + 1, 1), batch)
+
+    def displacements() -> Iterator[Tensor]:
+        for start in batches:
+            corners = []
+            for index in examples.indices[start : min(start + batch, count)]:
+                image, _ = open_image(examples.data[index], examples.max_pixels)
+                pixels = standardise(image[None, :, :crop, :crop], MEAN, STD)  # (1, 3, h, w)
+                corners.append(F.pad(pixels, (0, crop - pixels.shape[3], 0, crop - pixels.shape[2])))
+            yield module.heads.displacement(backbone.features(torch.cat(corners).to(module.device)))
+
+    module.heads.train()  # in eval mode the layer would take its old mean away first
+    module.heads.displacement.mean_shift.measure(displacements())
+    module.heads.eval()

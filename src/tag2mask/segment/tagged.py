@@ -1,0 +1,61 @@
+"""Pictures with tags as a training draws them: no masks, nothing but what the data set says of the whole image."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from tag2mask.data.image import BadImage, read_image
+from tag2mask.run.training import Draw, sample_generator
+from tag2mask.run.warn import warn
+from tag2mask.segment.augment import Augment, Example, augment
+from tag2mask.types import Dataset
+
+Batch = tuple[Tensor, list[Tensor]]
+"""Pictures (B, 3, h, w) float32, 0-255, and the tags of each, (K,) int64."""
+
+
+class TaggedImages:
+    """The images whose tags are known, augmented by (seed, step, sample).
+
+    An image that cannot be read is a plain one without tags, with a warning: it moves no map of any class.
+    """
+
+    def __init__(self, data: Dataset, settings: Augment, seed: int, *, tagged_only: bool = False) -> None:
+        """tagged_only: leave out images whose tags are known to be none."""
+        if settings.crop is None:
+            raise ValueError("pictures of a batch are of one size: give a crop")
+        self.data, self.settings, self.seed = data, settings, seed
+        self.indices = array(
+            "l", (i for i, s in enumerate(data) if s.tags is not None and (s.tags or not tagged_only))
+        )
+        self.warned: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Picture (3, crop, crop) float32, 0-255, and tags (K,)."""
+        index = self.indices[draw.sample]
+        sample = self.data[index]
+        try:
+            image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W) uint8
+        except (BadImage, OSError) as error:
+            if index not in self.warned:
+                self.warned.add(index)
+                warn(f"{sample.id} takes no part in the training: {error}")
+            plain = torch.tensor(self.settings.fill)[:, None, None]
+            side = self.settings.crop or 1
+            return plain.expand(3, side, side).clone(), torch.zeros(0, dtype=torch.int64)
+        dice = Generator().manual_seed(int(sample_generator(self.seed, draw).integers(2**62)))
+        seen = augment(Example(image), self.settings, dice).image
+        return seen, torch.tensor(sample.tags, dtype=torch.int64)
+
+    @staticmethod
+    def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> Batch:
+        """Pictures stacked, tags as a list."""
+        pictures, tags = zip(*samples, strict=True)
+        return torch.stack(pictures), list(tags)

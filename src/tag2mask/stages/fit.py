@@ -1,0 +1,199 @@
+"""What a method learns before it labels: fitted into the run's own checkpoints, or taken from another run.
+
+::
+
+    checkpoints/          what lies directly in it is what was learned, and what the method's ``load`` reads
+    checkpoints/last.ckpt, hidden files and folders: the state of the training, which goes on from there
+    checkpoints/fitted.json   written last: the fit is done, and these are its files and their sha256
+
+A fit sees images and tags alone. It is killed at any moment and started again without harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from tag2mask.run.files import write_atomic
+from tag2mask.run.folder import Run
+from tag2mask.run.lock import Lock
+from tag2mask.run.progress import silent
+from tag2mask.run.settings import describe_differences, plain
+from tag2mask.run.shard import WHOLE, Shard
+from tag2mask.types import ClassSet, Dataset, Method, Sample, Trainable, UserError
+
+FITTED = "fitted.json"
+_STATE = "last.ckpt"
+
+
+class TagsOnly:
+    """A data set as a fit may see it: without ground truth."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._data = data
+
+    @property
+    def classes(self) -> ClassSet:
+        """The class set."""
+        return self._data.classes
+
+    @property
+    def root(self) -> Path:
+        """Where the data are."""
+        return self._data.root
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        sample = self._data[index]
+        return Sample(sample.id, sample.image, sample.tags)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index in range(len(self)):
+            yield self[index]
+
+
+def fit(method: Trainable, data: Dataset, run: Run, prior: Run | None = None, *, progress: bool = True) -> str:
+    """Fit ``method`` into ``run.checkpoints``, or see that this is done; the method then holds what was learned.
+
+    Args:
+        method: not fitted yet.
+        data: all images with their tags, of every shard.
+        run: whose settings decide the fit.
+        prior: the earlier run that the method learns from, if it does.
+        progress: show it on stderr.
+
+    Returns:
+        The sha256 of what was learned.
+
+    Raises:
+        UserError: another process fits into the same run, or what an earlier fit left is damaged.
+        KeyboardInterrupt: as the user asked; the state is saved and the same call goes on.
+    """
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    lock = Lock(run.checkpoints / ".fit.lock", f"What is fitted in {run.path}")
+    try:
+        digest = fitted_digest(run)
+        if digest is None:
+            with nullcontext() if progress else silent():
+                method.fit(TagsOnly(data), run, prior)
+            learned = {path.name: _sha256(path) for path in _learned(run)}
+            if not learned:
+                raise RuntimeError(f"{type(method).__name__}.fit left nothing directly in {run.checkpoints}")
+            write_atomic(run.checkpoints / FITTED, (json.dumps(learned, indent=1) + "\n").encode(), sync=True)
+            digest = _digest(learned)
+        method.load(run)  # in any case: what labels is what is on the disk
+    finally:
+        lock.release()
+    return digest
+
+
+def fitted_digest(run: Run) -> str | None:
+    """The sha256 of what a finished fit left in ``run.checkpoints``; None where none is finished.
+
+    Raises:
+        UserError: a file is missing or is not what the fit wrote.
+    """
+    path = run.checkpoints / FITTED
+    try:
+        learned: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            name
+            for name, sha256 in learned.items()
+            if not (run.checkpoints / name).is_file() or _sha256(run.checkpoints / name) != sha256
+        ]
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete {run.checkpoints} to fit anew") from error
+    if changed:
+        raise UserError(
+            f"{run.checkpoints}: missing or changed since the fit: {', '.join(changed)}; "
+            f"bring a copy back, or delete {run.checkpoints} to fit anew"
+        )
+    return _digest(learned)
+
+
+def make_ready(
+    method: Trainable,
+    data: Dataset,
+    run: Run,
+    prior: Run | None,
+    *,
+    shard: Shard = WHOLE,
+    progress: bool = True,
+) -> None:
+    """Fit a method in the run that it is to label in; one shard of several only takes up a finished fit.
+
+    Raises:
+        UserError: as ``fit``; and in a shard, where the fit is not finished.
+    """
+    if shard == WHOLE:
+        fit(method, data, run, prior, progress=progress)
+    elif fitted_digest(run) is None:
+        raise UserError(
+            f"what the method learns is not finished in {run.path}, and one of {shard[1]} shards cannot do it for "
+            "all; first give the same command once with --fit-only --shard 0/1, then the shards"
+        )
+    else:
+        method.load(run)
+
+
+def open_fitted(
+    fitted: Run | Path | str, method: Method, classes: ClassSet, named: Mapping[str, Any]
+) -> tuple[Run, str]:
+    """Another run whose fit this method may take, and the sha256 of what was learned there.
+
+    named: "method" and "options" of this method. Options that the method lists in ``label_options`` may differ.
+
+    Raises:
+        UserError: no run, no finished fit, or one of another method, other options or other classes.
+    """
+    run = fitted if isinstance(fitted, Run) else Run.open(fitted)
+    if not isinstance(method, Trainable):
+        raise UserError(f"{named['method']} learns nothing, so it cannot take what was fitted in {run.path}")
+    names = run.settings.get("classes", {}).get("names")
+    if names != list(classes.names):
+        raise UserError(
+            f"{run.path} was fitted for other classes than {classes.id}; give a run on the same class set"
+        )
+    free = getattr(method, "label_options", ())
+
+    def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+        options = settings.get("options") or {}
+        return {
+            "method": settings.get("method"),
+            "options": {key: value for key, value in options.items() if key not in free},
+        }
+
+    differences = describe_differences(deciding(run.settings), deciding(plain(named)))
+    if differences:
+        raise UserError(f"{run.path} was fitted with other settings: {differences}; give these, or fit anew")
+    digest = fitted_digest(run)
+    if digest is None:
+        raise UserError(f"{run.path} holds no finished fit; finish it with the command that began it")
+    return run, digest
+
+
+def _learned(run: Run) -> list[Path]:
+    return sorted(
+        path
+        for path in run.checkpoints.iterdir()
+        if path.is_file() and not path.name.startswith(".") and path.name not in (FITTED, _STATE)
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(learned: Mapping[str, str]) -> str:
+    if len(learned) == 1:
+        return next(iter(learned.values()))
+    return hashlib.sha256("".join(f"{name} {learned[name]}\n" for name in sorted(learned)).encode()).hexdigest()

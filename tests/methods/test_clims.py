@@ -1,0 +1,410 @@
+"""CLIMS as a method: its fit, step by step and stopped anywhere; for the losses see tests/ops."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from methods.toys import TinyData, forbidden, make_data
+from tag2mask.classes import load_classes
+from tag2mask.data.image import read_image
+from tag2mask.methods import clims_training as subject
+from tag2mask.methods import make_method
+from tag2mask.methods.clims import WEIGHTS, CLIMSOptions, make_recipe
+from tag2mask.methods.clims_training import CLIMSTraining, Critic, TagCaptions, TagTraining
+from tag2mask.models.backbone import Layout
+from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier, save_classifier
+from tag2mask.models.weights import load_clip
+from tag2mask.ops.calibration import calibrate_threshold
+from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO
+from tag2mask.ops.image import resize_bicubic, standardise
+from tag2mask.run.folder import Run
+from tag2mask.run.training import sample_indices
+from tag2mask.stages.fit import fit
+from tag2mask.stages.label import label
+from tag2mask.types import ClassSet, Sample, TextSet, UserError
+from tiny_clips import oracle, write_tokenizer
+
+LAYOUT = Layout(blocks=(1, 1, 1, 1), width=4, strides=(1, 2, 2, 1))
+TEXTS = TextSet(("red", "cat", "dog"), ("a photo of {}",), ("photo", "the"), {"cat": ("photo", "the dog")})
+CLASSES = ClassSet(
+    "three", ("background", "red", "cat", "dog"), ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)), {"clims": TEXTS}
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Images this small are not worth a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    oracle().save_pretrained(folder)
+    write_tokenizer(folder)
+    return load_clip(folder, cache=None)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    """A classifier of the classes, in another order, and of one more; its norms have seen pictures."""
+    torch.manual_seed(1)
+    model = Classifier(("dog", "emu", "red", "cat"), LAYOUT)
+    for _ in range(5):
+        model(torch.randn(8, 3, 48, 64))
+    folder = tmp_path_factory.mktemp("classifier")
+    save_classifier(model, folder, "")
+    return str(folder)
+
+
+@pytest.fixture
+def data(tmp_path) -> TinyData:
+    made = make_data(tmp_path / "images", count=7)
+    made.classes = CLASSES
+    return made
+
+
+SMALL = {"batch": 3, "crop": 32, "long_side": (24, 40), "steps": 5, "lr": 0.01}
+
+
+def method_of(clip, weights, **options):
+    return make_method("clims", CLASSES, clip=clip, weights=weights, **{**SMALL, **options})
+
+
+def fitted(method, data, out) -> dict[str, torch.Tensor]:
+    with Run.create(out, {"method": "clims"}) as run:
+        fit(method, data, run, progress=False)
+    return safetensors.torch.load_file(run.checkpoints / WEIGHTS)
+
+
+# --- the start and the settings
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_it_starts_as_the_classifier_that_it_is_given(clip, weights, variant):
+    method = method_of(clip, weights, variant=variant)
+    classifier, _ = load_classifier(weights)
+    pixels = torch.randn(2, 3, 48, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = classifier.maps(pixels)[:, [2, 3, 0]]  # red, cat, dog
+        torch.testing.assert_close(method.net.maps(pixels), expected, rtol=1e-4, atol=1e-5)
+    assert method.recipe.baseline_epochs == 0
+    assert method.resolved["weights_sha256"] == load_classifier(weights)[1]
+
+
+def test_classes_that_the_weights_do_not_know_are_learned_first(clip, weights):
+    classes = replace(CLASSES, names=("background", "red", "cat", "gnu"))
+    options = {"weights": weights, **SMALL}
+    assert make_method("clims", classes, clip=clip, **options).recipe.baseline_epochs == 15
+    assert make_method("clims", classes, clip=clip, variant="released", **options).recipe.baseline_epochs == 5
+    assert make_method("clims", classes, clip=clip, baseline_epochs=2, **options).recipe.baseline_epochs == 2
+
+
+def recipe_of(classes="voc12", name="openai/clip-vit-base-patch32", **options):
+    made = CLIMSOptions(**{"weights": "resnet50.pth", **options})
+    return make_recipe(made, load_classes(classes), knows_all=False, clip_name=name, native_size=224, patch=32)
+
+
+def test_the_published_settings():
+    paper, released = recipe_of(), recipe_of(variant="released")
+    coco = recipe_of("coco14", variant="released")
+    assert (paper.loss, released.loss, coco.loss) == (CAMERA_READY, RELEASED, RELEASED_COCO)
+    assert [(r.epochs, r.lr, r.batch, r.crop, r.long_side, r.clip_size) for r in (paper, released, coco)] == [
+        (10, 2.5e-4, 16, 512, (320, 640), 224),
+        (15, 2.5e-4, 16, 512, (320, 640), 224),
+        (8, 5e-4, 16, 512, (320, 640), 224),
+    ]
+    assert [(r.decay_as_momentum, r.own_statistics) for r in (paper, released)] == [(False, True), (True, False)]
+
+
+def test_thresholds_belong_to_one_clip():
+    assert recipe_of(variant="released").loss.threshold == 0.26
+    assert recipe_of("coco14", "/weights/ViT-B-32.pt", variant="released").loss.threshold == 0.285
+    other = recipe_of(name="openai/clip-vit-base-patch16", variant="released")
+    assert (other.calibrated, recipe_of(variant="released").calibrated) == (True, False)
+    named = recipe_of(name="openai/clip-vit-base-patch16", variant="released", threshold=0.3)
+    assert (named.calibrated, named.loss.threshold) == (False, 0.3)
+    assert recipe_of(variant="released", threshold="calibrated").calibrated
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 0.3}, "variant paper has texts of its own"),
+        ({"variant": "released", "momentum": 0.9}, "weight decay as momentum"),
+        ({"clip_size": 100}, "no multiple of this CLIP's patch, 32"),
+        ({"long_side": (640, 320)}, "the smaller number first"),
+    ],
+)
+def test_options_that_contradict_each_other(options, message):
+    with pytest.raises(UserError, match=message):
+        recipe_of(**options)
+
+
+def test_each_loss_can_be_switched_off():
+    for name in ("object", "background", "suppression", "area"):
+        loss = recipe_of(**{name: 0}).loss
+        assert getattr(loss, name) == 0
+        assert replace(loss, **{name: getattr(CAMERA_READY, name)}) == CAMERA_READY
+
+
+# --- the critic
+
+
+class Projection(nn.Module):
+    """The toy CLIP of the recorded losses: cells of the picture, and one matrix."""
+
+    patch, native_grid = 1, (224, 224)
+
+    def __init__(self, matrix):
+        super().__init__()
+        self.matrix = matrix
+
+    def features(self, pixels):
+        return F.adaptive_avg_pool2d(pixels, 8).flatten(1)
+
+    def pool(self, features):
+        return features @ self.matrix
+
+
+def test_the_recorded_losses_and_their_gradient(golden):
+    recorded = {k: torch.tensor(v) for k, v in golden("clims/clims_losses_current").items()}
+    voc = load_classes("voc12")
+    table = torch.zeros(20, recorded["text_feat_per_pair"].shape[1])
+    table[recorded["pair_index"][:, 1]] = recorded["text_feat_per_pair"]
+
+    def ensemble(names, templates, allow_unknown=False):
+        assert templates == ("a photo of {}.",)
+        return table if len(names) == 20 else recorded["text_feat_bg_voc"]
+
+    fake = SimpleNamespace(
+        model=SimpleNamespace(vision=Projection(recorded["clip_image_proj"])),
+        ensemble=ensemble,
+        device=torch.device("cpu"),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+    )
+    critic = Critic(voc, voc.texts["clims-released"], fake, recipe_of(variant="released"))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    pictures = (recorded["img"] * std + mean) * 255  # the recorded ones are standardised, by ImageNet's statistics
+    maps = recorded["cam"].clone().requires_grad_()
+    terms = critic(pictures, maps, [row.nonzero()[:, 0] + 1 for row in recorded["label"]])
+    names = {"object": "L_OTM", "background": "L_BTM", "suppression": "L_CBS", "area": "L_REG", "total": "loss"}
+    for mine, theirs in names.items():
+        assert getattr(terms, mine).item() == pytest.approx(recorded[theirs].item(), rel=1e-4), mine
+    terms.total.backward()
+    np.testing.assert_allclose(maps.grad, recorded["grad_cam"], rtol=1e-3, atol=1e-4)
+
+
+def pictures_and_maps(count):
+    g = torch.Generator().manual_seed(3)
+    return 255 * torch.rand(count, 3, 32, 32, generator=g), torch.rand(count, 3, 2, 2, generator=g)
+
+
+def test_batches_of_none_and_of_one(clip, weights):
+    critic = Critic(CLASSES, TEXTS, clip, method_of(clip, weights).recipe)
+    pictures, maps = pictures_and_maps(2)
+    none = torch.zeros(0, dtype=torch.int64)
+    empty = critic(pictures, maps, [none, none])
+    assert empty.total.item() == pytest.approx(CAMERA_READY.area * maps.mean().item())
+    one = critic(pictures, maps.requires_grad_(), [none, torch.tensor([2])])
+    one.total.backward()
+    used = maps.grad.abs().sum((2, 3))  # the area moves every map, and equally
+    assert (used[0] == used[0, 0]).all()
+    assert used[1, 1] != used[1, 0]
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_what_clip_is_fed(clip, weights, variant):
+    """CLIP's own statistics, against transformers' CLIP; the current repository's fault is ImageNet's."""
+    texts = {"clims": TEXTS, "clims-released": TEXTS}
+    method = make_method("clims", replace(CLASSES, texts=texts), clip=clip, weights=weights, variant=variant, **SMALL)
+    critic = Critic(CLASSES, TEXTS, clip, replace(method.recipe, calibrated=False))
+    image = (255 * torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(5))).byte()
+    pixels = standardise(image[None], *((clip.mean, clip.std) if variant == "paper" else (MEAN, STD)))
+    with torch.no_grad():
+        seen = oracle().vision_model(pixels).pooler_output @ oracle().visual_projection.weight.T
+        expected = F.normalize(seen, dim=-1) @ clip.ensemble(TEXTS.names, TEXTS.templates).T
+    torch.testing.assert_close(critic.look(image), expected[0], rtol=1e-3, atol=1e-4)
+
+
+# --- the fit
+
+
+def test_a_fit_is_what_its_steps_are(clip, weights, data, tmp_path):
+    """Against a loop written here: SGD by hand, the head ten times as fast, poly decay, norms without decay."""
+    decay = 0.01
+    got = fitted(method_of(clip, weights, weight_decay=decay), data, tmp_path / "run")
+    method = method_of(clip, weights, weight_decay=decay)
+    network, _ = method.start()
+    network.train()
+    critic = Critic(CLASSES, TEXTS, clip, method.recipe)
+    images = subject.TaggedImages(
+        data,
+        subject.Augment(32, scale=subject.LongSide(24, 40), place="anywhere", resample="bicubic"),
+        0,
+    )
+    for step in range(5):
+        drawn = [images[subject_draw(step, int(i))] for i in sample_indices(0, step, 3, 7)]
+        pictures, tags = images.collate(drawn)
+        maps = network.maps(standardise(pictures, MEAN, STD)).sigmoid()
+        network.zero_grad()
+        critic(pictures, maps, tags).total.backward()
+        rate = 0.01 * (1 - step / 5) ** 0.9
+        with torch.no_grad():
+            for name, p in network.named_parameters():
+                if p.grad is None or name.startswith(("backbone.conv1.", "backbone.bn1.")):
+                    continue
+                shrink = decay * p if p.ndim == 4 else 0
+                p -= (10 if name.startswith("head.") else 1) * rate * (p.grad + shrink)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    start = method.start()[0].state_dict()
+    assert not torch.equal(got["backbone.layer4.0.conv1.weight"], start["backbone.layer4.0.conv1.weight"])
+    assert torch.equal(got["backbone.conv1.weight"], start["backbone.conv1.weight"])
+
+
+def subject_draw(step, sample):
+    from tag2mask.run.training import Draw
+
+    return Draw(step, sample)
+
+
+class Killed(BaseException):
+    """As good as kill -9: nothing of this package cleans up after it."""
+
+
+def test_killed_in_any_part_it_ends_in_the_same_bits(clip, weights, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(subject, "SAVE_STEPS", 2)
+    options = {
+        "allow_unknown": True,
+        "finetune_clip": 3,
+        "finetune_lr": 0.01,
+        "baseline_epochs": 1.5,
+        "baseline_lr": 0.01,
+    }
+    expected = fitted(method_of(clip, weights, **options), data, tmp_path / "whole")
+    out = tmp_path / "stopped"
+    for part, at in ((TagCaptions, 3), (TagTraining, 4), (CLIMSTraining, 1), (CLIMSTraining, 4)):
+        keep, calls = part.training_step, []
+
+        def breaking(self, batch, index, keep=keep, calls=calls, at=at):
+            calls.append(index)
+            if len(calls) == at:
+                raise Killed
+            return keep(self, batch, index)
+
+        monkeypatch.setattr(part, "training_step", breaking)
+        with pytest.raises(Killed):
+            fitted(method_of(clip, weights, **options), data, out)
+        monkeypatch.setattr(part, "training_step", keep)
+    got = fitted(method_of(clip, weights, **options), data, out)
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+    other = fitted(method_of(clip, weights, **{**options, "finetune_clip": 0}), data, tmp_path / "untuned")
+    assert not torch.equal(other["head.classifier.weight"], expected["head.classifier.weight"])
+
+
+def test_fine_tuning_reads_captions_of_the_tags(clip, weights):
+    method = method_of(clip, weights, finetune_clip=3)
+    module = TagCaptions(method)
+    tags = [torch.tensor([1, 3]), torch.tensor([2]), torch.tensor([2])]
+    assert module.captions(tags[:2]) == ["a photo of red and dog", "a photo of cat"]
+    pictures, _ = pictures_and_maps(3)
+    with pytest.warns(UserWarning, match="log"):
+        loss = module.training_step((pictures, tags), 0)
+    with torch.no_grad():
+        pixels = standardise(pictures, clip.mean, clip.std)
+        images = F.normalize(oracle().get_image_features(pixels).pooler_output, dim=-1)
+        texts = clip.text_features(["a photo of red and dog", "a photo of cat"], allow_unknown=True)[[0, 1, 1]]
+        logits = oracle().logit_scale.exp() * images @ texts.T
+        target = torch.tensor([[1, 0, 0], [0, 0.5, 0.5], [0, 0.5, 0.5]])
+        expected = -(target * (logits.log_softmax(1) + logits.log_softmax(0))).sum() / 3
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    before = [p.clone() for p in clip.model.parameters()]
+    loss.backward()
+    assert all(p.grad is not None for p in module.model.parameters())
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, clip.model.parameters(), strict=True))
+
+
+def test_what_a_data_set_may_hold(clip, weights, data, tmp_path):
+    """A damaged image, one without tags, one of unknown tags, one smaller than a cell: all of them, in one fit."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    small = make_data(tmp_path / "small", count=1, sizes=((3, 2),)).samples[0]
+    mixed = [
+        *data.samples[:2],
+        Sample("broken", broken, (1,), forbidden),
+        Sample("none", data.samples[3].image, (), forbidden),
+        Sample("unknown", data.samples[4].image, None, forbidden),
+        small,
+    ]
+    with pytest.warns(UserWarning, match="broken takes no part in the training"):
+        summary = label(
+            TinyData(mixed, data.root, CLASSES),
+            "clims",
+            tmp_path / "run",
+            options={"weights": weights, **SMALL},
+            clip=clip,
+            device="cpu",
+            progress=False,
+        )
+    assert (summary.done, summary.failed, summary.no_tags) == (4, 1, 1)
+
+
+def test_without_a_single_tag_there_is_nothing_to_learn(clip, weights, data, tmp_path):
+    bare = TinyData([replace(s, tags=()) for s in data.samples], data.root, CLASSES)
+    with pytest.raises(UserError, match="none of the 7 images"):
+        fitted(method_of(clip, weights), bare, tmp_path / "run")
+
+
+def test_a_tokenizer_without_and_is_told_before_fine_tuning(clip, weights, data, tmp_path):
+    with pytest.raises(UserError, match="does not know 'and'"):
+        fitted(method_of(clip, weights, finetune_clip=3), data, tmp_path / "run")
+
+
+def test_words_that_clip_does_not_know(clip, weights, data, tmp_path):
+    classes = replace(CLASSES, texts={"clims": replace(TEXTS, names=("red", "gnu", "dog"))})
+    method = make_method("clims", classes, clip=clip, weights=weights, **SMALL)
+    with pytest.raises(UserError, match="gnu"):
+        fitted(method, data, tmp_path / "run")
+
+
+def test_no_texts_of_what_occurs_with_a_class_is_told(clip, weights):
+    with pytest.warns(UserWarning, match="L_CBS does nothing"):
+        Critic(CLASSES, replace(TEXTS, per_class={}), clip, method_of(clip, weights).recipe)
+
+
+def test_it_does_not_label_before_it_has_learned(clip, weights):
+    with pytest.raises(UserError, match="what it has learned"):
+        method_of(clip, weights).scores([])
+
+
+def test_a_threshold_is_taken_from_the_tags_once(clip, weights, data, tmp_path):
+    options = {"variant": "released", "threshold": "calibrated"}
+    method = method_of(clip, weights, **options)
+    rows = []
+    for sample in data:
+        image = resize_bicubic(torch.from_numpy(read_image(sample.image)).permute(2, 0, 1).contiguous(), (32, 32))
+        with torch.no_grad():
+            pixels = standardise(image[None], MEAN, STD)
+            seen = oracle().vision_model(pixels).pooler_output @ oracle().visual_projection.weight.T
+        rows.append(F.normalize(seen, dim=-1)[0] @ clip.ensemble(TEXTS.names, TEXTS.templates).T)
+    rows = torch.stack(rows)  # (7, 3)
+    tags = (rows - rows.mean(0)).argmax(1) + 1  # a random CLIP knows nothing, unless the tags are what it sees
+    seen = TinyData([replace(s, tags=(int(t),)) for s, t in zip(data, tags, strict=True)], data.root, CLASSES)
+    expected = calibrate_threshold(rows, torch.eye(3, dtype=torch.bool)[tags - 1]).threshold
+    fitted(method, seen, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "threshold.json"
+    assert json.loads(path.read_text())["threshold"] == pytest.approx(expected, abs=1e-4)
