@@ -208,6 +208,45 @@ def test_the_recorded_losses_and_their_gradient(golden):
     np.testing.assert_allclose(maps.grad, recorded["grad_cam"], rtol=1e-3, atol=1e-4)
 
 
+def test_the_camera_ready_losses_of_a_step(clip, weights):
+    """By transformers' CLIP and the four formulas, for a class that counts three times as much."""
+    texts = replace(TEXTS, names=("red", "cat", "dog"), per_class={"chair": ("photo", "the dog")})
+    classes = replace(CLASSES, names=("background", "red", "chair", "dog"))
+    critic = Critic(classes, texts, clip, method_of(clip, weights).recipe)
+    pictures, maps = pictures_and_maps(2)
+    terms = critic(pictures, maps, [torch.tensor([1, 2]), torch.tensor([2])])
+    rows = clip.text_features(["a photo of red", "a photo of cat", "a photo of photo", "a photo of the dog"])
+
+    def cosine(view, row):
+        with torch.no_grad():
+            seen = oracle().vision_model(view).pooler_output @ oracle().visual_projection.weight.T
+        return (F.normalize(seen, dim=-1)[0] @ rows[row]).item()
+
+    def log(p):
+        return -np.log(p) if p > 0.01 else -np.log(0.01) + (0.01 - p) / 0.01
+
+    inside = outside = suppressed = 0.0
+    for image, tag in ((0, 0), (0, 1), (1, 1)):
+        pixels = standardise(pictures[image : image + 1], clip.mean, clip.std)
+        mask = F.interpolate(maps[image, tag][None, None], (32, 32), mode="bilinear", align_corners=True)
+        counts = 3 if tag == 1 else 1
+        inside += counts * log(cosine(mask * pixels, tag)) / 3
+        outside += counts * log(1 - cosine((1 - mask) * pixels, tag)) / 3
+        if tag == 1:
+            suppressed += np.mean([-np.log(1 - cosine(mask * pixels, row)) for row in (2, 3)])
+    got = [terms.object.item(), terms.background.item(), terms.suppression.item()]
+    assert got == pytest.approx([inside, outside, suppressed], rel=1e-3)
+
+
+def test_frozen_norms_keep_their_statistics(clip, weights, data, tmp_path):
+    start = method_of(clip, weights).start()[0].state_dict()
+    frozen = fitted(method_of(clip, weights, frozen_norm=True), data, tmp_path / "frozen")
+    free = fitted(method_of(clip, weights), data, tmp_path / "free")
+    name = "backbone.layer4.0.bn1.running_mean"
+    assert torch.equal(frozen[name], start[name])
+    assert not torch.equal(free[name], start[name])
+
+
 def pictures_and_maps(count):
     g = torch.Generator().manual_seed(3)
     return 255 * torch.rand(count, 3, 32, 32, generator=g), torch.rand(count, 3, 2, 2, generator=g)

@@ -21,7 +21,7 @@ import lightning.pytorch as lightning
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.methods.clims import CLIMS, WEIGHTS, CLIMSRecipe
@@ -204,7 +204,12 @@ class _Poly(lightning.LightningModule):
         self, network: CLIMSNetwork, recipe: CLIMSRecipe, lr: float, weight_decay: float, steps: int
     ) -> None:
         super().__init__()
-        self.network, self.recipe = network.train().requires_grad_(True), recipe  # Lightning leaves modes as they are
+        # Lightning leaves modes as they are
+        self.network, self.recipe = network.train().requires_grad_(True), recipe
+        if recipe.frozen_norm:
+            for module in network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
         for module in (network.backbone.conv1, network.backbone.bn1):
             module.requires_grad_(False)
