@@ -122,9 +122,9 @@ def test_groups_have_epochs_of_their_own():
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_devices_share_every_batch(devices):
-    alone = list(StepSampler(HOW, 10, lambda: 5))
+    alone = list(StepSampler(HOW, [10], lambda: 5))
     how = Training(**{**vars(HOW), "devices": devices})
-    shares = [list(StepSampler(how, 10, lambda: 5, lambda rank=rank: rank)) for rank in range(devices)]
+    shares = [list(StepSampler(how, [10], lambda: 5, lambda rank=rank: rank)) for rank in range(devices)]
     assert [[*chain(*batch)] for batch in zip(*shares, strict=True)] == alone
     assert all(len(batch) == 4 // devices for share in shares for batch in share)
 

@@ -237,7 +237,7 @@ def test_the_small_network_starts_from_storybook_resnet() -> None:
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.1}
     assert {g["lr"] for g in tiny().parameter_groups(1.0, 0.1)} == {1.0}  # nothing is pretrained
     for wrong in ({"width": 8}, {"blocks": (1, 1, 1, 1)}):
-        with pytest.raises(UserError, match="got a ResNet of width 16 and blocks"):
+        with pytest.raises(UserError, match="got a ResNet of width 16, blocks"):
             build_network(NetworkConfig.of("small", TOYS, **wrong), init="storybook-resnet")
 
 

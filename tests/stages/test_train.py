@@ -152,7 +152,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from stages.small_run import toys
-from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.recipe import CCT, TrainRecipe
 from tag2mask.segment.supervised import SupervisedTraining
 from tag2mask.stages.train import train
 step = SupervisedTraining.training_step
