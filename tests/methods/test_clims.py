@@ -27,7 +27,7 @@ from tag2mask.ops.calibration import calibrate_threshold
 from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.run.folder import Run
-from tag2mask.run.training import sample_indices
+from tag2mask.run.sampling import sample_indices
 from tag2mask.stages.fit import fit
 from tag2mask.stages.label import label
 from tag2mask.types import ClassSet, Sample, TextSet, UserError
@@ -316,7 +316,7 @@ def test_a_fit_is_what_its_steps_are(clip, weights, data, tmp_path):
 
 
 def subject_draw(step, sample):
-    from tag2mask.run.training import Draw
+    from tag2mask.run.sampling import Draw
 
     return Draw(step, sample)
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from tag2mask.run import training as subject
-from tag2mask.run.training import Draw, StepSampler, Training, fit, sample_generator, sample_indices, steps_done
+from tag2mask.run.sampling import Draw, StepSampler, Training, sample_generator, sample_indices
+from tag2mask.run.training import fit, steps_done
 from tag2mask.types import UserError
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from stages.small_run import CLASSES, SIZES, Toys, small_run, toys, truth_of
 from tag2mask.data.png import encode_mask
 from tag2mask.run.folder import Run
-from tag2mask.run.training import Draw
+from tag2mask.run.sampling import Draw
 from tag2mask.segment.augment import Augment
 from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
 from tag2mask.types import IGNORE, UserError

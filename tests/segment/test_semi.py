@@ -14,7 +14,7 @@ from segment.test_examples import listed, no_truth
 from stages.small_run import CLASSES, Toys, small_run, toys
 from tag2mask.config import read_recipe
 from tag2mask.run.folder import Run
-from tag2mask.run.training import StepSampler, Training
+from tag2mask.run.sampling import StepSampler, Training
 from tag2mask.segment.augment import Augment
 from tag2mask.segment.cct import PUBLISHED
 from tag2mask.segment.examples import find_targets

@@ -22,7 +22,8 @@ from tag2mask.cli import app
 from tag2mask.data import read_voc
 from tag2mask.data.png import encode_mask
 from tag2mask.run.lock import Lock
-from tag2mask.run.training import sample_indices, steps_done
+from tag2mask.run.sampling import sample_indices
+from tag2mask.run.training import steps_done
 from tag2mask.segment import supervised
 from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.recipe import TrainRecipe

@@ -13,7 +13,8 @@ import torch
 
 import tag2mask
 from tag2mask.models.classifier import MEAN, STD, load_classifier
-from tag2mask.run.training import Draw, Training, fit
+from tag2mask.run.sampling import Draw, Training
+from tag2mask.run.training import fit
 from tag2mask.storybook import CLASSES16, EDITION, draw_scene, train_classifier
 from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
 from tag2mask.storybook.classifier import (

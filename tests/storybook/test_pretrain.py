@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from tag2mask.cli import app
 from tag2mask.config import read_recipe
 from tag2mask.models.weights import load_clip
-from tag2mask.run.training import Draw, fit, steps_done
+from tag2mask.run.sampling import Draw
+from tag2mask.run.training import fit, steps_done
 from tag2mask.stages import pretrain as stage
 from tag2mask.stages.pretrain import in_training, pretrain, write_clip
 from tag2mask.storybook import CLASSES20, cache, embedded_clip

@@ -45,7 +45,8 @@ from tag2mask.ops.clims import (
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
-from tag2mask.run.training import LAST, Training, fit, steps_done
+from tag2mask.run.sampling import Training
+from tag2mask.run.training import LAST, fit, steps_done
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, LongSide
 from tag2mask.segment.schedule import conv_groups, poly, sgd

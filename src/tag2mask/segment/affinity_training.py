@@ -19,7 +19,8 @@ from tag2mask.models.irn import IRNHeads
 from tag2mask.models.psa import AffinityNet
 from tag2mask.ops.affinity_losses import irn_loss, psa_loss
 from tag2mask.ops.image import standardise
-from tag2mask.run.training import Training, fit, step_generator
+from tag2mask.run.sampling import Training, step_generator
+from tag2mask.run.training import fit
 from tag2mask.segment.affinity import AffinityExamples, open_image
 from tag2mask.segment.schedule import conv_groups, poly, sgd
 

@@ -29,7 +29,7 @@ from tag2mask.data.image import BadImage, image_size, read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.data.voc import read_list
 from tag2mask.run.folder import Run
-from tag2mask.run.training import Draw, sample_generator
+from tag2mask.run.sampling import Draw, sample_generator
 from tag2mask.segment.augment import Augment, Example, augment
 from tag2mask.segment.losses import check_labels
 from tag2mask.types import IGNORE, Dataset, Sample, UserError

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from tag2mask.run.training import Training
+from tag2mask.run.sampling import Training
 from tag2mask.segment.architectures import HUB, RANDOM, WHOLE, find_architecture, read_options
 from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, LongSide, Uniform
 from tag2mask.segment.cct import PUBLISHED, Kind, kinds

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tag2mask.models.decoders import CCTNet
-from tag2mask.run.training import GROUP_SEEDS, Draw, step_generator
+from tag2mask.run.sampling import GROUP_SEEDS, Draw, step_generator
 from tag2mask.segment.augment import Augment
 from tag2mask.segment.cct import Weights, kinds, unlabelled_losses
 from tag2mask.segment.examples import Batch, Drawn, Examples, Targets

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.models.average import follow
-from tag2mask.run.training import step_generator
+from tag2mask.run.sampling import step_generator
 from tag2mask.segment.cct import bootstrap_threshold, bootstrapped_cross_entropy
 from tag2mask.segment.examples import Batch
 from tag2mask.segment.losses import (

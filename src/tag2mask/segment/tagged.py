@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from tag2mask.data.image import BadImage, read_image
-from tag2mask.run.training import Draw, sample_generator
+from tag2mask.run.sampling import Draw, sample_generator
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, Example, augment
 from tag2mask.types import Dataset

@@ -20,8 +20,8 @@ from tag2mask.models.average import follow
 from tag2mask.models.clip import CLIPModel, Positions, TextTransformer, Transformer, VisionTransformer
 from tag2mask.models.clip import resample_positions as resample
 from tag2mask.models.weights import CLIP, MEAN, STD
+from tag2mask.run.sampling import Training, step_generator
 from tag2mask.run.schedule import warm_cosine
-from tag2mask.run.training import Training, step_generator
 from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
 from tag2mask.storybook.views import look
 from tag2mask.storybook.vocabulary import CONTEXT, vocabulary

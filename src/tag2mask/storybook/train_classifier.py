@@ -19,9 +19,10 @@ from torch import Tensor
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.run.device import find_device
 from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.sampling import Draw, Training, sample_generator
 from tag2mask.run.schedule import warm_cosine
 from tag2mask.run.settings import claim, plain
-from tag2mask.run.training import Draw, Training, fit, minutes_left, sample_generator
+from tag2mask.run.training import fit, minutes_left
 from tag2mask.storybook.cache import Rendered, SceneCache, drawing_version, render_cache
 from tag2mask.storybook.classifier import (
     DICE,

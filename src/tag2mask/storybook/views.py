@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.run.training import Draw, sample_generator
+from tag2mask.run.sampling import Draw, sample_generator
 from tag2mask.storybook.cache import SceneCache
 from tag2mask.storybook.captions import describe
 from tag2mask.storybook.vocabulary import encode
