@@ -68,8 +68,8 @@ def tables(work: Path, scenes: int, held_out: int, recipe: TrainRecipe) -> list[
 
     def network(name: str, run: Run | None, **changes: object) -> tuple[list[object], Trained]:
         """A row: its figures on unseen scenes without tags and with them, and how fast it was trained."""
-        limit = {"data": seen, "pixel_labels": ids} if run is None else {}
-        found = train(run, work / name, replace(recipe, **changes), **limit)  # type: ignore[arg-type]
+        truth = ids if run is None else None
+        found = train(run, work / name, replace(recipe, **changes), data=seen, pixel_labels=truth)  # type: ignore[arg-type]
         plain = Run.open(predict(found.network, unseen, work / f"{name}-predicted").path)
         told = Run.open(predict(found.network, unseen, work / f"{name}-told", use_tags=True).path)
         return [found.supervision, measured(plain, unseen), measured(told, unseen)], found

@@ -55,7 +55,8 @@ def make_optimizer(
     """The recipe's optimiser, with the parameter groups of the network and ``more`` of them."""
     groups = [*net.parameter_groups(recipe.lr, recipe.weight_decay), *more]
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        fused = recipe.precision != "float16"  # in one pass, which cannot be while gradients are scaled and clipped
+        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
     momentum, odd = recipe.momentum, recipe.decay_as_momentum
     return sgd(groups, recipe.lr, recipe.weight_decay, momentum=momentum, decay_as_momentum=odd)
 
