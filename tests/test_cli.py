@@ -316,6 +316,12 @@ def test_every_command_of_the_readme_runs(scenes, tmp_path, monkeypatch):
             continue
         if words[0] == "label" and not {"--clip", "--config", "-m"} & set(words):
             words += [*CLIP, "--set", "allow_unknown=true"]
+        if words[0] == "train":
+            words += ["--set", "steps=2", "--set", "batch=2"]
+        if "clims" in words:
+            words += ["--set", "steps=1", "--set", "batch=2", "--set", "allow_unknown=true"]
+        if "--refine" in words:
+            words += ["--refine-set", "steps=2", "--refine-set", "batch=2"]
         if words[:2] == ["storybook", "render"]:
             words += ["--width", "128", "--height", "96"]
         if words[0] == "storybook" and "-n" in words:

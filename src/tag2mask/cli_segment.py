@@ -19,7 +19,7 @@ segment_app = typer.Typer()
 def train(
     run: Annotated[
         Path | None,
-        typer.Argument(help="A run folder that `label` wrote. None: true masks alone."),
+        typer.Argument(help="A run folder that `label` wrote; without one, true masks alone (--data, --pixel-labels)."),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the training; made, or gone on with. `predict` takes it.")
@@ -69,7 +69,7 @@ def train(
     Without RUN, `--data` and `--pixel-labels` train on true masks: the upper bound to compare with.
 
     Examples: `tag2mask train runs/photos -o nets/photos` · `tag2mask train runs/voc -o nets/voc
-    --config recipes/train_voc12_deeplabv2_imagenet.yaml --set init=weights.pth --workers 8` ·
+    --config recipes/train_voc12_clip_es_imagenet.yaml --set init=weights.pth --workers 8` ·
     `tag2mask train runs/voc -o nets/mixed --pixel-labels some_ids.txt` · the same with
     `--set architecture=cct-small --semi cct`
     """
