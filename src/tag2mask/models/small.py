@@ -6,11 +6,14 @@ stage, at stride 4, says where its edges are. Made for storybook-resnet and two 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.backbone import Layout, ResNet
+from tag2mask.models.classifier import Classifier
 
 RATES = (3, 6)
 """Dilations of its 3x3 convolutions: at stride 16 and with 256 pixels a side, wider ones see padding alone."""
@@ -28,7 +31,8 @@ def _conv(inputs: int, outputs: int, side: int, dilation: int = 1) -> nn.Sequent
 class SmallHead(nn.Module):
     """Last stage and first stage to logits.
 
-    There is no pooling over the whole picture: a tile of it would see another mean than the whole.
+    There is no pooling over the whole picture: a tile of it would see another mean than the whole. ``coarse`` reads
+    the last stage directly: a classifier's weights go there, so that training starts from its class maps.
 
     first, last: channels of the two stages. channels: of all that is between them and the logits.
     """
@@ -41,18 +45,21 @@ class SmallHead(nn.Module):
         self.edges = _conv(first, channels // 3, 1)
         self.refine = _conv(channels + channels // 3, channels, 3)
         self.classify = nn.Conv2d(channels, classes, 1)
+        self.coarse = nn.Conv2d(last, classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
+        for layer in (self.classify, self.coarse):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, first: Tensor, last: Tensor) -> Tensor:
         """(B, C, h, w) and (B, C', h / 4, w / 4) -> logits (B, K, h, w)."""
         reduced = self.reduce(last)  # (B, channels, h / 4, w / 4)
         what = self.merge(torch.cat([reduced, *(branch(reduced) for branch in self.pyramid)], 1))
         what = F.interpolate(what, first.shape[2:], mode="bilinear", align_corners=False)  # (B, channels, h, w)
-        return self.classify(self.refine(torch.cat([what, self.edges(first)], 1)))
+        fine = self.classify(self.refine(torch.cat([what, self.edges(first)], 1)))  # (B, K, h, w)
+        return fine + F.interpolate(self.coarse(last), first.shape[2:], mode="bilinear", align_corners=False)
 
 
 class SmallNet(nn.Module):
@@ -65,6 +72,14 @@ class SmallNet(nn.Module):
         super().__init__()
         self.backbone = ResNet(layout)
         self.head = SmallHead(layout.channels[1], layout.channels[-1], classes, channels)
+
+    def start_from(self, classifier: Classifier, names: Sequence[str]) -> None:
+        """Begin with the class maps of a classifier on the same backbone, where it knows a class of ``names``."""
+        rows = classifier.head.weight.detach()  # (C, channels, 1, 1)
+        with torch.no_grad():
+            for value, name in enumerate(names):
+                if name in classifier.names:
+                    self.head.coarse.weight[value] = rows[classifier.names.index(name)]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) standardised -> logits (B, K, ceil(H / 4), ceil(W / 4))."""

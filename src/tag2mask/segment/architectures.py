@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tag2mask.classes import nearest
 from tag2mask.config import explain
 from tag2mask.models.backbone import Layout, ResNet
-from tag2mask.models.classifier import MEAN, STD, STORYBOOK_RESNET, load_backbone
+from tag2mask.models.classifier import MEAN, STD, STORYBOOK_RESNET, load_backbone, load_classifier
 from tag2mask.models.decoders import CCT_RESNET50, CCTNet
 from tag2mask.models.deeplab import CAFFE_RESNET101, SCALES, DeepLabV2, MultiScale, caffe_pixels, load_deeplab
 from tag2mask.models.small import SmallNet
@@ -149,6 +149,8 @@ def _build_small(name: str, names: Names, options: SmallOptions, init: str) -> n
     layout = Layout(blocks=options.blocks, width=options.width, strides=(1, 2, 2, 1))
     network = SmallNet(len(names), layout, options.channels)
     _load_resnet(network.backbone, init)
+    if init not in (RANDOM, LATER) and not Path(init).is_file():  # a folder is a classifier's, with names
+        network.start_from(load_classifier(init)[0], names)
     # twice as quick on a processor
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

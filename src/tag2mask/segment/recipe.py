@@ -85,7 +85,7 @@ class TrainRecipe:
     resample: Literal["bilinear", "bicubic"] = "bilinear"
     fill: tuple[float, float, float] = IMAGENET_MEAN
     optimiser: Literal["sgd", "adamw"] = "adamw"
-    lr: float = 1e-3
+    lr: float = 5e-4
     weight_decay: float = 0.01
     momentum: float = 0.9
     decay_as_momentum: bool = False
