@@ -339,6 +339,15 @@ def test_killed_while_saving_again(tmp_path: Path, monkeypatch) -> None:
     assert seen == {1, 2}
 
 
+def test_weights_replaced_meanwhile_are_not_taken_for_those_read_of(tmp_path: Path) -> None:
+    save_network(tmp_path, tiny(seed=1), supervision="tags", noted={"step": 1})
+    saved = read_saved(tmp_path)
+    assert torch.equal(next(load_network(saved, "cpu").parameters()), next(tiny(seed=1).parameters()))
+    save_network(tmp_path, tiny(seed=2), supervision="tags", noted={"step": 2})
+    with pytest.raises(UserError, match="replaced while it was read"):
+        load_network(saved, "cpu")
+
+
 def test_damaged_and_foreign_folders(tmp_path: Path) -> None:
     folder = tmp_path / "net"
     save_network(folder, tiny(), supervision="tags", noted={})
