@@ -279,6 +279,18 @@ def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(made, tmp_path, mon
     assert weights(tmp_path) == before
 
 
+def test_weights_that_are_no_numbers_are_not_kept(made, tmp_path, monkeypatch):
+    data, run = made
+    train(run, tmp_path, RECIPE, data=data, minutes=0, **HOW)
+    before = weights(tmp_path)
+    # a finite loss whose gradient is infinite
+    monkeypatch.setattr(supervised, "output_loss", lambda logits, *_, **__: (logits * 0).sum().abs().sqrt())
+    with pytest.raises(UserError, match="at step 2 there are weights that are not finite"):
+        train(run, tmp_path, RECIPE, data=data, **HOW)
+    assert steps_done(tmp_path) == 1
+    assert weights(tmp_path) == before
+
+
 # --- wrong input
 
 
