@@ -326,6 +326,12 @@ def test_first_weights_for_other_classes_are_refused(unbroken, own, tmp_path):
         train(run, tmp_path / "net", replace(RECIPE, init=str(unbroken[0])), data=other, **HOW)
 
 
+def test_a_batch_of_one_that_a_norm_cannot_use_is_named(made, tmp_path):
+    data, run = made
+    with pytest.raises(UserError, match="batch 1 of crops of 16: a norm of small"):
+        train(run, tmp_path, replace(RECIPE, batch=1, crop=16), data=data, **HOW)
+
+
 def test_a_batch_that_devices_cannot_share(made, tmp_path):
     data, run = made
     with pytest.raises(UserError, match="3 devices for batches of 2"):

@@ -118,7 +118,15 @@ class SupervisedTraining(lightning.LightningModule):
         """The sum of the batch's losses."""
         self._tell(batch.replaced)
         with _Dice(self.recipe.seed, batch.step, self.global_rank, self.device):
-            losses = self.batch_losses(batch)
+            try:
+                losses = self.batch_losses(batch)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise UserError(
+                    f"batch {self.recipe.batch} of crops of {self.recipe.crop}: a norm of {self.recipe.architecture} "
+                    "sees a single number of each channel; make the batch 2 or more (on each GPU), or the crop larger"
+                ) from error
         loss = torch.stack([*losses.values()]).sum()
         self.losses.append(loss.detach())
         self.log("loss", loss.detach())
