@@ -15,6 +15,7 @@ from tag2mask.run.sampling import Training
 from tag2mask.segment.architectures import HUB, RANDOM, WHOLE, find_architecture, read_options
 from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, LongSide, Uniform
 from tag2mask.segment.cct import PUBLISHED, Kind, kinds
+from tag2mask.segment.network import find_network
 from tag2mask.types import UserError
 
 PIXEL_SETS = ("ade", "ade20k", "cityscapes", "coco", "cocostuff", "voc")
@@ -229,6 +230,8 @@ def _check_start(recipe: TrainRecipe) -> None:
     start = recipe.start
     if start == RANDOM and recipe.init_pixels:
         raise UserError(f"init_pixels {recipe.init_pixels!r}: random weights were trained on nothing; leave it out")
+    if start != RANDOM and find_network(start) is not None:
+        return  # one of our own says itself what it was trained on, whatever its folder is called
     name = Path(start.removeprefix(WHOLE)).name
     if start == "pretrained":
         name = recipe.architecture.removeprefix(HUB)
