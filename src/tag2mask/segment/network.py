@@ -214,7 +214,7 @@ def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, 
     if before != about:  # another network's weights would look damaged beside the new config.json
         (folder / WEIGHTS).unlink(missing_ok=True)
     _write_about(folder / CONFIG, {**about, "weights": [*weights, *between]})
-    write_atomic(folder / WEIGHTS, data)
+    write_atomic(folder / WEIGHTS, data, token="weights")  # a training that is often killed must not fill the disk
     if between:
         _write_about(folder / CONFIG, {**about, "weights": weights})
 
