@@ -151,12 +151,13 @@ def test_killed_in_the_middle_of_a_step_it_ends_in_the_same_bits(unbroken, tmp_p
     assert steps_done(tmp_path) == 6
 
 
-def test_ctrl_c_ends_the_step_saves_and_goes_on(unbroken, tmp_path):
-    broken = Line(at=8, action=lambda: os.kill(os.getpid(), signal.SIGINT))
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_end_the_step_save_and_go_on(unbroken, tmp_path, sent):
+    broken = Line(at=8, action=lambda: os.kill(os.getpid(), sent))
+    before = signal.getsignal(sent)
     with pytest.raises(KeyboardInterrupt, match=r"stopped at step 3 of 6.*same command"):
         fit(broken, Numbers(), HOW, tmp_path, show=False)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(sent) is before
     assert len(broken.seen) == 9
     assert steps_done(tmp_path) == 3
     resumed = Line()

@@ -180,3 +180,19 @@ def test_nothing_is_shared_with_the_source() -> None:
     out = augment(example, Augment(None, flip=0), gen(0))
     out.labels.zero_()  # type: ignore[union-attr]
     assert int(example.labels.max()) > 0  # type: ignore[union-attr]
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """Processes that prepare batches have one thread, the main one has several."""
+    before = torch.get_num_threads()
+    example = Example(torch.rand(3, 375, 500, generator=gen(0)) * 255)
+    settings = Augment(320, scale=LongSide(320, 640), resample="bicubic", colour=Colour(0.2, 0.2, 0.2, 0.05))
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(torch.stack([augment(example, settings, gen(seed)).image for seed in range(8)]))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)

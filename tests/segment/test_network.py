@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tag2mask.models.classifier import load_backbone
 from tag2mask.models.hub_segmentation import query_logits
+from tag2mask.run import files
 from tag2mask.segment import network as module
 from tag2mask.segment.network import (
     ARCHITECTURES,
@@ -318,10 +319,10 @@ def test_killed_while_saving_again(tmp_path: Path, monkeypatch) -> None:
         save_network(folder, old, supervision="tags", noted={"step": 1})
         writes = iter(range(last))
 
-        def until(path: Path, data: bytes, writes: Any = writes) -> None:
+        def until(path: Path, data: bytes, writes: Any = writes, **how: Any) -> None:
             if next(writes, None) is None:
                 raise KeyboardInterrupt
-            write(path, data)
+            write(path, data, **how)
 
         monkeypatch.setattr(module, "write_atomic", until)
         try:
@@ -337,6 +338,23 @@ def test_killed_while_saving_again(tmp_path: Path, monkeypatch) -> None:
         assert read_saved(folder).noted == {"step": 3}
         assert len(json.loads((folder / "config.json").read_text())["weights"]) == 1
     assert seen == {1, 2}
+
+
+def test_what_killed_writers_left_does_not_pile_up(tmp_path: Path, monkeypatch) -> None:
+    names = set()
+    monkeypatch.setattr(files.os, "replace", lambda temporary, path: names.add(temporary.name))
+    for step in range(2):
+        save_network(tmp_path, tiny(), supervision="tags", noted={"step": step})
+    assert len([name for name in names if (tmp_path / name).stat().st_size > 10_000]) == 1
+
+
+def test_weights_replaced_meanwhile_are_not_taken_for_those_read_of(tmp_path: Path) -> None:
+    save_network(tmp_path, tiny(seed=1), supervision="tags", noted={"step": 1})
+    saved = read_saved(tmp_path)
+    assert torch.equal(next(load_network(saved, "cpu").parameters()), next(tiny(seed=1).parameters()))
+    save_network(tmp_path, tiny(seed=2), supervision="tags", noted={"step": 2})
+    with pytest.raises(UserError, match="replaced while it was read"):
+        load_network(saved, "cpu")
 
 
 def test_damaged_and_foreign_folders(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from stages.small_run import CLASSES
 from tag2mask.config import read_recipe
 from tag2mask.models.average import follow
 from tag2mask.segment.examples import Batch
-from tag2mask.segment.network import NetworkConfig, build_network
+from tag2mask.segment.network import NetworkConfig, build_network, save_network
 from tag2mask.segment.recipe import TrainRecipe, check, parse_scale
 from tag2mask.segment.supervised import SupervisedTraining, _Dice, make_optimizer, output_loss, rate
 from tag2mask.types import IGNORE, UserError
@@ -197,6 +197,12 @@ def test_recipes_that_can():
     assert parse_scale("none") is None
     assert parse_scale("choice:0.5,2").factors == (0.5, 2)
     assert TrainRecipe(scale="long-side:200,800").augment.scale.high == 800
+
+
+def test_a_network_of_ours_may_be_called_like_a_data_set(tmp_path):
+    net = build_network(NetworkConfig.of("small", CLASSES, **TINY))
+    save_network(tmp_path / "voc", net, supervision="tags", noted={})
+    check(TrainRecipe(init=str(tmp_path / "voc")))
 
 
 def test_recipes_from_yaml_and_the_command_line(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,6 +156,8 @@ def test_settings_that_cannot_be_are_refused() -> None:
     for bad, message in (
         ({"scales": ()}, "expected one or more above 0"),
         ({"scales": (1.0, 0.0)}, "expected one or more above 0"),
+        ({"scales": (1.0, math.nan)}, "expected one or more above 0"),
+        ({"scales": (math.inf,)}, "expected one or more above 0"),
         ({"window": 10, "stride": 11}, "stride=11 and window=10"),
         ({"stride": 11}, "stride=11 and window=None"),
         ({"tile": 0}, "got tile below"),

@@ -20,6 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from methods.toys import CLASSES, TinyData, make_data
+from stages import small_run
 from stages.networks import photographs, tiny_network
 from tag2mask.classes import load_classes
 from tag2mask.cli import app
@@ -32,6 +33,7 @@ from tag2mask.run.folder import Run
 from tag2mask.segment.network import load_network
 from tag2mask.segment.test_time import TestTime
 from tag2mask.segment.test_time import predict as view
+from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.predict import predict, read_images
 from tag2mask.storybook import render
 from tag2mask.types import UserError
@@ -301,6 +303,17 @@ def test_eval_finds_the_truth_by_itself(predicted):
     assert found["images"] == 4
     assert found["thresholds"] == {}  # a network has no score maps
     assert sum(row["share"] for row in found["confidence"]["shares"]) == pytest.approx(1)
+
+
+def test_the_table_says_what_people_gave(tmp_path):
+    data = small_run.toys(tmp_path / "data")
+    net = tiny_network(tmp_path / "net", data.classes, supervision="tags+pixels(3)")
+    for use_tags, ending in ((False, "(3)\n"), (True, "(3); the network was given these images' tags")):
+        predict(net, data, tmp_path / str(use_tags), use_tags=use_tags, device="cpu", progress=False)
+        result = evaluate(tmp_path / str(use_tags), data, progress=False)
+        assert f"supervision: tags+pixels{ending}" in result.text() + "\n"
+        kept = json.loads((tmp_path / str(use_tags) / "metrics.json").read_text())
+        assert (kept["supervision"], kept["use_tags"]) == ("tags+pixels(3)", use_tags)
 
 
 def test_the_report_speaks_of_a_network(predicted):

@@ -279,6 +279,18 @@ def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(made, tmp_path, mon
     assert weights(tmp_path) == before
 
 
+def test_weights_that_are_no_numbers_are_not_kept(made, tmp_path, monkeypatch):
+    data, run = made
+    train(run, tmp_path, RECIPE, data=data, minutes=0, **HOW)
+    before = weights(tmp_path)
+    # a finite loss whose gradient is infinite
+    monkeypatch.setattr(supervised, "output_loss", lambda logits, *_, **__: (logits * 0).sum().abs().sqrt())
+    with pytest.raises(UserError, match="at step 2 there are weights that are not finite"):
+        train(run, tmp_path, RECIPE, data=data, **HOW)
+    assert steps_done(tmp_path) == 1
+    assert weights(tmp_path) == before
+
+
 # --- wrong input
 
 
@@ -312,6 +324,12 @@ def test_first_weights_for_other_classes_are_refused(unbroken, own, tmp_path):
     other = replace(data, classes=replace(CLASSES, names=("background", "cat", "dog", "cap")))
     with pytest.raises(UserError, match="class 3 is 'hat' there, 'cap' here"):
         train(run, tmp_path / "net", replace(RECIPE, init=str(unbroken[0])), data=other, **HOW)
+
+
+def test_a_batch_of_one_that_a_norm_cannot_use_is_named(made, tmp_path):
+    data, run = made
+    with pytest.raises(UserError, match="batch 1 of crops of 16: a norm of small"):
+        train(run, tmp_path, replace(RECIPE, batch=1, crop=16), data=data, **HOW)
 
 
 def test_a_batch_that_devices_cannot_share(made, tmp_path):

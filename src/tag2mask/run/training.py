@@ -61,7 +61,7 @@ def fit(
     Raises:
         UserError: no such device or precision, a batch that the devices cannot share, or a checkpoint that is damaged
             or does not fit.
-        KeyboardInterrupt: Ctrl-C; the state is saved. A second Ctrl-C stops at once, without saving.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved. A second one stops at once, without saving.
     """
     last = folder / LAST
     counts = getattr(dataset, "groups", (len(dataset),))
@@ -90,6 +90,8 @@ def fit(
                         f"{last} holds another network than the one to be trained; train into another folder"
                     ) from error
                 raise
+            except SystemExit as error:  # Lightning's answer to SIGTERM, which a shell would take for success
+                raise SystemExit(128 + signal.SIGTERM) from error
             except UserError as error:  # from a process that prepares samples it comes with its traceback
                 said = str(error).strip().splitlines()[-1]
                 raise UserError(said.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from error
@@ -190,6 +192,12 @@ class _Keeper(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._began = self._saved = time.monotonic()
         self._step = trainer.global_step
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ended)  # Lightning's own, put back by it afterwards, saves nothing
+
+    def _ended(self, *_: object) -> None:
+        self.ask()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_batch_end(
         self,

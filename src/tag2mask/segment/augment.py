@@ -10,6 +10,8 @@ standardised), 255 for the mask and 0 for the confidence: no loss ever sees it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,6 +121,20 @@ def _integer(u: float, low: int, high: int) -> int:
     return low + min(int(u * (high - low + 1)), high - low)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What torch resizes depends, in its last bits, on the number of threads, and processes that prepare batches have
+    one: without this, the same command with other workers would end in other weights.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def augment(example: Example, settings: Augment, generator: Generator) -> Example:
     """Scale, recolour, flip and crop one example.
 

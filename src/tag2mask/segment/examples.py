@@ -14,7 +14,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -292,8 +291,7 @@ class Examples:
             try:
                 example = self.read(position)
                 generator = torch.Generator().manual_seed(int(sample_generator(self.seed, draw).integers(2**63)))
-                with _one_thread():
-                    seen = augment(example, self.settings, generator)
+                seen = augment(example, self.settings, generator)
             except (BadImage, UserError, OSError, ValueError) as problem:
                 replaced.append((self.targets.sample(position).id, str(problem)))
                 continue
@@ -328,19 +326,6 @@ class Examples:
             step=drawn[0].draw.step,
             replaced=tuple(pair for each in drawn for pair in each.replaced),
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """What torch resizes depends, in its last bits, on the number of threads, and processes that prepare batches have
-    one: without this, the same command with other workers would end in other weights.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _from(start: int, count: int) -> Iterator[int]:

@@ -214,22 +214,24 @@ def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, 
     if before != about:  # another network's weights would look damaged beside the new config.json
         (folder / WEIGHTS).unlink(missing_ok=True)
     _write_about(folder / CONFIG, {**about, "weights": [*weights, *between]})
-    write_atomic(folder / WEIGHTS, data)
+    write_atomic(folder / WEIGHTS, data, token="weights")  # a training that is often killed must not fill the disk
     if between:
         _write_about(folder / CONFIG, {**about, "weights": weights})
 
 
-def load_network(folder: Path | str, device: str = "auto") -> SegmentationNet:
+def load_network(folder: Path | str | SavedNetwork, device: str = "auto") -> SegmentationNet:
     """The network of a folder, in evaluation mode.
 
     Args:
-        folder: that ``save_network`` wrote, or a training folder, which keeps one inside.
+        folder: that ``save_network`` wrote, or a training folder, which keeps one inside; or what ``read_saved`` said
+            of it, for those very weights.
         device: as ``find_device`` takes it.
 
     Raises:
-        UserError: there is none, it is damaged, or its parts do not fit together.
+        UserError: there is none, it is damaged, or its parts do not fit together; a training has meanwhile replaced
+            the weights.
     """
-    saved = read_saved(folder)
+    saved = folder if isinstance(folder, SavedNetwork) else read_saved(folder)
     options = read_options(saved.config.architecture, saved.config.options)
     kind = find_architecture(saved.config.architecture)
     with torch.random.fork_rng(devices=[]):
@@ -323,7 +325,10 @@ def _fill(net: SegmentationNet, saved: SavedNetwork) -> None:
             f"{saved.path}: is a {saved.config.architecture}, expected a {net.config.architecture}; choose the "
             "architecture that it has"
         )
-    state = safetensors.torch.load_file(saved.path / WEIGHTS)
+    data = (saved.path / WEIGHTS).read_bytes()
+    if hashlib.sha256(data).hexdigest() != saved.sha256:  # what is noted of them would be of others
+        raise UserError(f"{saved.path / WEIGHTS}: was replaced while it was read; give the same command again")
+    state = safetensors.torch.load(data)
     fit_state(net, state, saved.path / WEIGHTS)
     net.load_state_dict(state)  # again, for the counters of batch norms, which others' files may lack
 

@@ -15,6 +15,7 @@ from tag2mask.run.sampling import Training
 from tag2mask.segment.architectures import HUB, RANDOM, WHOLE, find_architecture, read_options
 from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, LongSide, Uniform
 from tag2mask.segment.cct import PUBLISHED, Kind, kinds
+from tag2mask.segment.network import find_network
 from tag2mask.types import UserError
 
 PIXEL_SETS = ("ade", "ade20k", "cityscapes", "coco", "cocostuff", "voc")
@@ -52,7 +53,7 @@ class TrainRecipe:
     architecture, options: of the network. init: where its weights come from; None: the architecture's own choice.
     init_pixels: the data set whose pixel labels those weights were trained on ("coco"), if they were: it is
     supervision, and is said wherever the network's numbers are shown.
-    steps: optimiser steps. batch: images a forward pass; the gradients of ``accumulate`` of them are summed up.
+    steps: optimiser steps. batch: images a forward pass; a step takes the mean gradient of ``accumulate`` of them.
     crop: side of the training images, pixels. scale: "choice:0.5,0.75,1", "uniform:0.5,1.5" (times the image's size),
     "long-side:200,800" (pixels), or None. flip: probability. colour: farthest moves of brightness, contrast,
     saturation and hue. place: of an image smaller than the crop. resample: of the images. fill: beside them, RGB.
@@ -229,6 +230,8 @@ def _check_start(recipe: TrainRecipe) -> None:
     start = recipe.start
     if start == RANDOM and recipe.init_pixels:
         raise UserError(f"init_pixels {recipe.init_pixels!r}: random weights were trained on nothing; leave it out")
+    if start != RANDOM and find_network(start) is not None:
+        return  # one of our own says itself what it was trained on, whatever its folder is called
     name = Path(start.removeprefix(WHOLE)).name
     if start == "pretrained":
         name = recipe.architecture.removeprefix(HUB)

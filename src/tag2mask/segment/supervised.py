@@ -119,7 +119,15 @@ class SupervisedTraining(lightning.LightningModule):
         """The sum of the batch's losses."""
         self._tell(batch.replaced)
         with _Dice(self.recipe.seed, batch.step, self.global_rank, self.device):
-            losses = self.batch_losses(batch)
+            try:
+                losses = self.batch_losses(batch)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise UserError(
+                    f"batch {self.recipe.batch} of crops of {self.recipe.crop}: a norm of {self.recipe.architecture} "
+                    "sees a single number of each channel; make the batch 2 or more (on each GPU), or the crop larger"
+                ) from error
         loss = torch.stack([*losses.values()]).sum()
         self.losses.append(loss.detach())
         self.log("loss", loss.detach())
@@ -172,14 +180,19 @@ class SupervisedTraining(lightning.LightningModule):
         return float(torch.stack([*self.losses]).float().mean()) if self.losses else None
 
     def check_loss(self) -> None:
-        """See that the last loss is a number.
+        """See that the last loss is a number, and so are the weights: a finite loss may have gradients that are not.
 
         Raises:
-            UserError: it is not; what was saved before is still good.
+            UserError: they are not; what was saved before is still good.
         """
+        wrong = ""
         if self.losses and not bool(self.losses[-1].isfinite()):
+            wrong = f"the loss is {float(self.losses[-1])}"
+        elif not all(bool(parameter.isfinite().all()) for parameter in self.parameters()):
+            wrong = "there are weights that are not finite"
+        if wrong:
             raise UserError(
-                f"at step {self.trainer.global_step} the loss is {float(self.losses[-1])}; the last checkpoint is "
+                f"at step {self.trainer.global_step} {wrong}; the last checkpoint is "
                 "from before: train into another folder with a lower lr, clip_norm=1, or in float32"
             )
 

@@ -13,6 +13,7 @@ stride of 341.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -67,7 +68,7 @@ class TestTime:
     fit: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):  # NaN is no scale either
             raise UserError(f"test time: got scales={self.scales}, expected one or more above 0; mend it")
         low = {"tile": self.tile, "batch": self.batch, "multiple": self.multiple, "margin": self.margin + 1}
         low |= {"window": self.window or 1, "longest": self.longest or 1, "fit": min(self.fit or (1,))}

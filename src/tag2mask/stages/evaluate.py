@@ -6,7 +6,7 @@ import heapq
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,8 @@ def evaluate(
         progress,
         run.confidence_path if confidence else None,
     )
-    result = _score(data, source, tally)
+    told = run.settings.get("supervision")
+    result = replace(_score(data, source, tally), supervision=told, use_tags=bool(run.settings.get("use_tags")))
     text = json.dumps(result.as_dict(), indent=2, allow_nan=False)
     write_atomic(run.path / "metrics.json", text.encode())
     return result

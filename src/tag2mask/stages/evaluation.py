@@ -74,7 +74,8 @@ class Evaluation:
 
     images: how many were scored. missing: how many with ground truth have no mask (``missing_ids`` names the
     first). without_truth: how many could not be scored. worst, best: by the mIoU of the single image. confidence:
-    pixels by how sure they are, where asked for.
+    pixels by how sure they are, where asked for. supervision: what people gave to the masks ("tags+pixels(100)"),
+    where that is known. use_tags: a network was given the tags of these images, too.
     """
 
     metrics: Metrics
@@ -88,6 +89,8 @@ class Evaluation:
     worst: tuple[ImageScore, ...] = ()
     best: tuple[ImageScore, ...] = ()
     confidence: ConfidenceTable | None = None
+    supervision: str | None = None
+    use_tags: bool = False
 
     @property
     def miou(self) -> float:
@@ -108,6 +111,9 @@ class Evaluation:
             f"{percent(m.pixel_accuracy)}, mean accuracy {percent(m.mean_accuracy)}, "
             f"frequency-weighted IoU {percent(m.fw_iou)}, on {self.images} images",
         ]
+        if self.supervision is not None:
+            given = "; the network was given these images' tags, so this is no test of it" if self.use_tags else ""
+            lines.append(f"supervision: {self.supervision}{given}")
         if m.ignored > 0:
             lines.append(
                 f"{percent(m.ignored)} % of the pixels are undecided and count as missed; "
@@ -133,6 +139,8 @@ class Evaluation:
         """Plain lists, strings and numbers for JSON; NaN becomes None."""
         m = self.metrics
         out: dict[str, Any] = {
+            "supervision": self.supervision,
+            "use_tags": self.use_tags,
             "images": self.images,
             "missing": self.missing,
             "missing_ids": list(self.missing_ids),

@@ -125,11 +125,11 @@ def export_network(folder: Path | str, to: str, out: Path | str) -> Exported:
     saved = read_saved(folder)
     if to == "onnx":
         refuse_foreign_file(out, MARK, "ONNX file of tag2mask", "network.onnx")
-        return _export_onnx(load_network(folder, "cpu"), saved, out)
+        return _export_onnx(load_network(saved, "cpu"), saved, out)
     if out.exists() and not (out.is_dir() and (find_network(out) == out or not any(out.iterdir()))):
         raise UserError(f"{out} exists and is no network of tag2mask; choose a new or empty folder")
     if out.resolve() != saved.path.resolve():
-        save_network(out, load_network(folder, "cpu"), supervision=saved.supervision, noted=saved.noted)
+        save_network(out, load_network(saved, "cpu"), supervision=saved.supervision, noted=saved.noted)
     return Exported(out)
 
 

@@ -81,7 +81,7 @@ def predict(
             f"({_listed(names)}); leave out --use-tags, or give the data in the network's classes (--classes)"
         )
     total, fingerprint = survey(data, shard, tags=use_tags)
-    net = load_network(network, device)
+    net = load_network(saved, device)
     where = next(net.parameters()).device
     test = test or TestTime()
     test = replace(test, align_output=test.align_output or net.align_corners)
