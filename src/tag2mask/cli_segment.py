@@ -20,7 +20,7 @@ def train(
     run: Annotated[
         Path | None,
         typer.Argument(
-            help="A run folder that `label` wrote; without one, true masks alone (--data, --pixel-labels)."
+            help="A run folder that `label` wrote; without one: --data and --pixel-labels."
         ),
     ] = None,
     out: Annotated[
