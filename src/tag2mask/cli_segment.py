@@ -19,9 +19,7 @@ segment_app = typer.Typer()
 def train(
     run: Annotated[
         Path | None,
-        typer.Argument(
-            help="A run folder that `label` wrote; without one: --data and --pixel-labels."
-        ),
+        typer.Argument(help="A run folder that `label` wrote; without one: --data and --pixel-labels."),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the training; made, or gone on with. `predict` takes it.")

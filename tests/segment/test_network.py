@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.models.classifier import load_backbone
+from tag2mask.models.classifier import load_backbone, load_classifier
 from tag2mask.models.hub_segmentation import query_logits
 from tag2mask.run import files
 from tag2mask.segment import network as module
@@ -240,6 +240,22 @@ def test_the_small_network_starts_from_storybook_resnet() -> None:
     for wrong in ({"width": 8}, {"blocks": (1, 1, 1, 1)}):
         with pytest.raises(UserError, match="got a ResNet of width 16, blocks"):
             build_network(NetworkConfig.of("small", TOYS, **wrong), init="storybook-resnet")
+
+
+def test_the_small_network_begins_with_its_classifiers_maps() -> None:
+    classifier, _ = load_classifier()
+    names = ("background", "dog", "unheard of", "boat")
+    config = NetworkConfig("small", names, ((0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3)))
+    net = build_network(config, init="storybook-resnet").eval()
+    inner: Any = net.network
+    images = torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        maps = classifier.eval().maps(net.standardise(images))[0]  # (C, h, w)
+        coarse = inner.head.coarse(inner.backbone(net.standardise(images)))[0]  # (K, h, w)
+    for value in (1, 3):
+        expected = maps[classifier.names.index(names[value])]
+        torch.testing.assert_close(coarse[value], expected, atol=1e-4, rtol=1e-4)
+    assert coarse[2].abs().max() < maps.abs().max() / 4  # a class that the classifier does not know
 
 
 def test_groups_of_the_deeplabs() -> None:

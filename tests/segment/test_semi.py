@@ -269,3 +269,8 @@ def test_cct_small_starts_from_storybook_resnet() -> None:
         assert torch.equal(built.network.backbone.state_dict()[name], value)  # type: ignore[union-attr, operator]
     with pytest.raises(UserError, match=r"a 7x7 stem, expected width 64, .* and a 3x3 stem"):
         build_network(NetworkConfig.of("cct-resnet50", CLASSES), init="storybook-resnet")
+
+
+def test_settings_of_cct_without_it_are_refused() -> None:
+    with pytest.raises(UserError, match="settings of semi=cct"):
+        check(TrainRecipe(cct=CCT(weak="none")))

@@ -371,6 +371,7 @@ def test_what_the_command_refuses(network, photos, tmp_path):
         (["--test", "deeplabv3"], "did you mean 'deeplabv2'"),
         (["--scales", "1;2"], "expected numbers with commas"),
         (["--scales", "0"], "one or more above 0"),
+        (["--scales", "50,100"], "at most 8 times"),
         (["--stride", "4"], "stride <= window"),
         (["--crf", "clip"], "no CRF preset"),
         (["--device", "toaster"], "expected auto"),

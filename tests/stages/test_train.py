@@ -198,7 +198,7 @@ def test_batches_from_other_processes_are_the_same(made, unbroken, tmp_path):
 def test_another_training_or_process_in_the_folder_is_refused(made, unbroken, tmp_path):
     data, run = made
     out = unbroken[0]
-    with pytest.raises(UserError, match=r"holds another training: lr is 0\.001 there and 0\.1 now"):
+    with pytest.raises(UserError, match=r"holds another training: lr is 0\.0005 there and 0\.1 now"):
         train(run, out, replace(RECIPE, lr=0.1), data=data, **HOW)
     fewer = replace(data, samples=data.samples[:4])
     with pytest.raises(UserError, match=r"examples\.images is 5 there and 4 now"):
@@ -211,6 +211,19 @@ def test_another_training_or_process_in_the_folder_is_refused(made, unbroken, tm
         lock.release()
 
 
+def test_a_mended_command_may_begin_where_nothing_was_learned(made, tmp_path):
+    data, run = made
+    with pytest.raises(UserError, match="batch"):
+        train(run, tmp_path / "net", replace(RECIPE, batch=1, crop=16), data=data, **HOW)
+    assert train(run, tmp_path / "net", RECIPE, data=data, **HOW).step == RECIPE.steps
+
+
+def test_a_network_does_not_go_into_a_run(own):
+    data, run = own
+    with pytest.raises(UserError, match="is a run of masks"):
+        train(run, Path(getattr(run, "path", run)), RECIPE, data=data, **HOW)
+
+
 # --- what is written
 
 
@@ -220,7 +233,7 @@ def test_the_schedule_is_followed_step_by_step(made, tmp_path):
     train(run, tmp_path, recipe, data=data, **HOW)
     rows = list(csv.DictReader((tmp_path / "log" / "version_0" / "metrics.csv").open()))
     found = {int(row["step"]): float(row["lr"]) for row in rows if row["lr"]}
-    expected = {step: 1e-3 * (1 - step // 10 * 10 / 23) ** 0.9 for step in range(23)}
+    expected = {step: RECIPE.lr * (1 - step // 10 * 10 / 23) ** 0.9 for step in range(23)}
     assert found == pytest.approx(expected)
 
 

@@ -188,12 +188,15 @@ def _has_mask(run: Run, id: str) -> bool:
         return False
 
 
-def check_targets(targets: Targets, advance: Callable[[], None] = lambda: None) -> list[str]:
+def check_targets(
+    targets: Targets, advance: Callable[[], None] = lambda: None, *, confidence: bool = False
+) -> list[str]:
     """Refuse masks that do not fit their images, from the headers of the files; values from up to 1000 masks.
 
     Args:
         targets: what is to be trained on.
         advance: called for each image.
+        confidence: the masks' confidence is trained on, too.
 
     Returns:
         what a user should know: images that cannot be read (others will stand in for them).
@@ -213,6 +216,8 @@ def check_targets(targets: Targets, advance: Callable[[], None] = lambda: None) 
                 return  # a true mask may have to be drawn; its size is seen when it is loaded
             labels = targets.labels(position) if position in few else None
             masked = image_size(targets.mask_path(sample)) if labels is None else tuple(labels.shape)
+            if confidence and targets.run is not None and not targets.pixels[position]:
+                image_size(targets.run.confidence_path(sample.id))
         except BadImage as problem:
             unreadable[sample.id] = str(problem)
             return

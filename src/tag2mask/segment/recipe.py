@@ -191,6 +191,8 @@ def check(recipe: TrainRecipe) -> None:
         raise UserError(f"divide=all belongs to loss=cross-entropy, not to {recipe.loss}; leave it out")
     if recipe.semi:
         _check_cct(recipe)
+    if recipe.semi is None and recipe.cct != CCT():
+        raise UserError("cct.* are settings of semi=cct; set that too (--semi cct), or leave them out")
     _check_start(recipe)
 
 

@@ -124,7 +124,7 @@ def label(
             **learned,
             "keep_scores": keep_scores,
             "crf_max_pixels": crf_max_pixels,
-            "supervision": "tags",
+            "supervision": "tags" if before is None else before.settings.get("supervision", "tags"),
             **(settings or {}),
         },
         noted={

@@ -33,6 +33,9 @@ from tag2mask.stages.store import Outcome
 from tag2mask.stages.work import Summary, Work, describe
 from tag2mask.types import ClassSet, Dataset, MaskRule, Sample, UserError
 
+MOST_SCALE = 8.0
+"""Larger views than that are a slip (50 for 0.5) that would fill the memory."""
+
 
 def predict(
     network: Path | str,
@@ -73,6 +76,8 @@ def predict(
     """
     if crf is not None:
         preset(crf)
+    if test is not None and max(test.scales) > MOST_SCALE:
+        raise UserError(f"scale {max(test.scales):g}: expected at most {MOST_SCALE:g} times an image's own size")
     saved = read_saved(network)
     names = saved.config.names
     if use_tags and data.classes.names != names:

@@ -27,7 +27,7 @@ from tag2mask.run.folder import Run
 from tag2mask.run.lock import Lock
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import claim, plain
-from tag2mask.run.training import first_process, fit, minutes_left, steps_done
+from tag2mask.run.training import LAST, first_process, fit, minutes_left, steps_done
 from tag2mask.run.warn import warn
 from tag2mask.segment.architectures import WHOLE
 from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
@@ -146,7 +146,7 @@ def train(
         done = steps_done(out)
         if not done:
             with show_progress(len(targets), "check masks", enabled=progress and first_process()) as bar:
-                for note in check_targets(targets, bar.advance):
+                for note in check_targets(targets, bar.advance, confidence=recipe.mu is not None):
                     warn(note)
         module = (CrossConsistency if recipe.semi else SupervisedTraining)(recipe, net)
         noted = {"recipe": plain(recipe), "examples": len(targets)}
@@ -231,6 +231,11 @@ def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, s
     """See that the folder is that of this very training."""
     if not first_process():
         return
+    recipe_file = out / "recipe.json"
+    if (out / "run.yaml").exists():
+        raise UserError(f"--out {out}: is a run of masks; choose a folder of its own for the network")
+    if not (out / LAST).exists() and not (out / INSIDE).exists():
+        recipe_file.unlink(missing_ok=True)  # nothing was learned yet: a mended command may begin here
     classes = targets.data.classes
     settings = {
         **plain(recipe),
@@ -240,7 +245,7 @@ def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, s
         "examples": {"images": len(targets), "fingerprint": targets.fingerprint},
         "run": None if targets.run is None else targets.run.digest,
     }
-    claim(out / "recipe.json", settings)
+    claim(recipe_file, settings)
 
 
 def _result(
