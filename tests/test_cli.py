@@ -140,6 +140,12 @@ def test_methods_doctor_version_and_help():
     assert call("storybook", "render", "--help").exit_code == 0
 
 
+def test_train_lists_and_explains_its_settings():
+    told = call("train", "--semi", "cct", "--list").output
+    assert 'architecture="cct-small"' in told
+    assert "steps: optimiser steps." in told
+
+
 def test_one_bad_image_is_counted_and_the_rest_is_done(photos, tmp_path):
     (photos / "holiday" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
     (photos / "holiday" / "empty.jpg").write_bytes(b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,10 @@ def train(
 
     chosen = [*(set_ or []), *([] if semi is None else [f"semi={semi}"])]
     recipe = read_recipe(TrainRecipe, chosen, config)
+    if recipe.semi and recipe.architecture == TrainRecipe.architecture:
+        recipe = replace(recipe, architecture="cct-small")  # the small network that has what CCT needs
     if list_:
+        typer.echo(f"{inspect.getdoc(TrainRecipe)}\n")
         for name, value in vars(recipe).items():
             typer.echo(f"{name}={json.dumps(plain(value))}")
         return

@@ -30,7 +30,7 @@ from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.ops.crf import dense_crf, preset, unary_from_probs
 from tag2mask.run import files
 from tag2mask.run.folder import Run
-from tag2mask.segment.network import load_network
+from tag2mask.segment.network import load_network, save_network
 from tag2mask.segment.test_time import TestTime
 from tag2mask.segment.test_time import predict as view
 from tag2mask.stages.evaluate import evaluate
@@ -67,6 +67,13 @@ def tensor(path: Path) -> torch.Tensor:
 
 def call(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_an_unfinished_network_is_told(network, photos, tmp_path):
+    noted = {"step": 3, "recipe": {"steps": 10}}
+    save_network(tmp_path / "net", load_network(network), supervision="tags", noted=noted)
+    with pytest.warns(UserWarning, match="at step 3 of 10 of its training"):
+        predict(tmp_path / "net", images(photos), tmp_path / "run", device="cpu", progress=False)
 
 
 def test_masks_are_the_networks_argmax_at_the_images_size(network, photos, tmp_path):

@@ -82,6 +82,11 @@ def sample_generator(seed: int, draw: Draw) -> np.random.Generator:
     return np.random.default_rng([seed, draw.step, draw.sample])
 
 
+def sample_dice(seed: int, draw: Draw) -> torch.Generator:
+    """The same for torch."""
+    return torch.Generator().manual_seed(int(sample_generator(seed, draw).integers(2**63)))
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The source of what is random about a batch as a whole, on the processor."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, 0xBA7C]).generate_state(1)[0]))

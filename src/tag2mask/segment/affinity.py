@@ -24,6 +24,7 @@ from tag2mask.ops.masks import background_score, normalise_maps, upsample
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress
+from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, Example, augment
 from tag2mask.types import Background, Constant, Dataset, MaskRule, Own, Power, Sample, Scores, UserError
@@ -232,14 +233,12 @@ class AffinityExamples:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Picture (3, H, W) float32 in 0-255 and labels (h, w)."""
-        step, position = draw
-        sample = self.data[self.indices[position]]
+        sample = self.data[self.indices[draw.sample]]
         image, _ = open_image(sample, self.max_pixels)
         example = self.unpack(image, read_label(label_path(self.folder, sample.id)))
-        seed = np.random.SeedSequence([self.seed, step, position]).generate_state(1, np.uint64)[0]
-        seen = augment(example, self.settings, torch.Generator().manual_seed(int(seed >> np.uint64(1))))
+        seen = augment(example, self.settings, sample_dice(self.seed, draw))
         return seen.image, self.pack(seen)
 
     @staticmethod

@@ -28,7 +28,7 @@ from tag2mask.data.image import BadImage, image_size, read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.data.voc import read_list
 from tag2mask.run.folder import Run
-from tag2mask.run.sampling import Draw, sample_generator
+from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.segment.augment import Augment, Example, augment
 from tag2mask.segment.losses import check_labels
 from tag2mask.types import IGNORE, Dataset, Sample, UserError
@@ -295,8 +295,7 @@ class Examples:
         for position in _from(draw.sample, len(self)):
             try:
                 example = self.read(position)
-                generator = torch.Generator().manual_seed(int(sample_generator(self.seed, draw).integers(2**63)))
-                seen = augment(example, self.settings, generator)
+                seen = augment(example, self.settings, sample_dice(self.seed, draw))
             except (BadImage, UserError, OSError, ValueError) as problem:
                 replaced.append((self.targets.sample(position).id, str(problem)))
                 continue

@@ -75,7 +75,7 @@ class TrainRecipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     init: str | None = None
     init_pixels: str | None = None
-    steps: int = 2000
+    steps: int = 600
     batch: int = 8
     accumulate: int = 1
     crop: int = 160

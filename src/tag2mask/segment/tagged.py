@@ -6,10 +6,10 @@ from array import array
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tag2mask.data.image import BadImage, read_image
-from tag2mask.run.sampling import Draw, sample_generator
+from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, Example, augment
 from tag2mask.types import Dataset
@@ -50,8 +50,7 @@ class TaggedImages:
             plain = torch.tensor(self.settings.fill)[:, None, None]
             side = self.settings.crop or 1
             return plain.expand(3, side, side).clone(), torch.zeros(0, dtype=torch.int64)
-        dice = Generator().manual_seed(int(sample_generator(self.seed, draw).integers(2**62)))
-        seen = augment(Example(image), self.settings, dice).image
+        seen = augment(Example(image), self.settings, sample_dice(self.seed, draw)).image
         return seen, torch.tensor(sample.tags, dtype=torch.int64)
 
     @staticmethod

@@ -24,6 +24,7 @@ from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import plain
 from tag2mask.run.shard import WHOLE, Shard, in_shard
+from tag2mask.run.warn import warn
 from tag2mask.segment.network import SegmentationNet, load_network, read_saved
 from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.stages.label import CRF_MAX_PIXELS
@@ -79,6 +80,9 @@ def predict(
     if test is not None and max(test.scales) > MOST_SCALE:
         raise UserError(f"scale {max(test.scales):g}: expected at most {MOST_SCALE:g} times an image's own size")
     saved = read_saved(network)
+    step, steps = saved.noted.get("step"), saved.noted.get("recipe", {}).get("steps")
+    if step and steps and step < steps:
+        warn(f"{network} is at step {step} of {steps} of its training; the masks are an unfinished network's")
     names = saved.config.names
     if use_tags and data.classes.names != names:
         raise UserError(

@@ -72,7 +72,7 @@ class Trained:
     def text(self) -> str:
         """For people, in a few lines."""
         speed = "" if self.images_per_second is None else f", {self.images_per_second:.3g} images/s"
-        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+        loss = "" if self.loss is None else f", loss {self.loss:.4f} (mean of this call's last batches)"
         lines = [f"step {self.step} of {self.steps}{loss}{speed}; network: {self.network}"]
         left = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
         lines.append(
