@@ -206,7 +206,7 @@ STORYBOOK: dict[str, Any] = {
     "lr": 2e-3,
     "epochs": 1,
 }
-"""For storybook-resnet, whose scenes are small. Longer fits, and pictures of 96 pixels for CLIP, were worse."""
+"""For storybook-resnet, whose scenes are small: the best of three settings that were tried on 60 scenes."""
 
 
 class CLIMS:
