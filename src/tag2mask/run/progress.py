@@ -36,6 +36,7 @@ class Bar(Generic[T]):
         self._total = work if isinstance(work, int) else len(work) if isinstance(work, Sized) else None
         self._label, self._unit, self._enabled = label, unit, enabled
         self._done = self._worked = 0
+        self._told = -1
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -56,7 +57,7 @@ class Bar(Generic[T]):
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._enabled:
+        elif self._enabled and self._told != self._done:
             self._line()
 
     def __iter__(self) -> Iterator[T]:
@@ -86,7 +87,7 @@ class Bar(Generic[T]):
         return text
 
     def _line(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._told = time.monotonic(), self._done
         count = f"{self._done}" + (f"/{self._total}" if self._total is not None else "")
         text = ", ".join(filter(None, [f"{self._label}: {count}", self._rate()]))
         print(text, file=sys.stderr, flush=True)
