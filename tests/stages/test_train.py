@@ -218,6 +218,14 @@ def test_a_mended_command_may_begin_where_nothing_was_learned(made, tmp_path):
     assert train(run, tmp_path / "net", RECIPE, data=data, **HOW).step == RECIPE.steps
 
 
+def test_another_kind_of_training_keeps_its_folder(made, tmp_path):
+    data, run = made
+    (tmp_path / "recipe.json").write_text('{"scenes": 60000}')  # as pretraining leaves it before its first step
+    with pytest.raises(UserError, match="holds another training"):
+        train(run, tmp_path, RECIPE, data=data, **HOW)
+    assert json.loads((tmp_path / "recipe.json").read_text()) == {"scenes": 60000}
+
+
 def test_a_network_does_not_go_into_a_run(own):
     data, run = own
     with pytest.raises(UserError, match="is a run of masks"):

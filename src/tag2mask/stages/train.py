@@ -234,8 +234,8 @@ def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, s
     recipe_file = out / "recipe.json"
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out}: is a run of masks; choose a folder of its own for the network")
-    if not (out / LAST).exists() and not (out / INSIDE).exists():
-        recipe_file.unlink(missing_ok=True)  # nothing was learned yet: a mended command may begin here
+    if not (out / LAST).exists() and not (out / INSIDE).exists() and _is_own(recipe_file):
+        recipe_file.unlink()  # nothing was learned yet: a mended command may begin here
     classes = targets.data.classes
     settings = {
         **plain(recipe),
@@ -246,6 +246,14 @@ def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, s
         "run": None if targets.run is None else targets.run.digest,
     }
     claim(recipe_file, settings)
+
+
+def _is_own(recipe_file: Path) -> bool:
+    """Whether it is of a training of this kind: other trainings keep a file of that name, too."""
+    try:
+        return "examples" in json.loads(recipe_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _result(
