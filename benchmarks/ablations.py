@@ -22,6 +22,7 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
+from page import section
 from scipy.stats import spearmanr
 
 from tag2mask import __version__
@@ -32,15 +33,6 @@ from tag2mask.models.weights import load_clip
 from tag2mask.run.progress import progress
 from tag2mask.stages.bench import Bench, Figures
 from tag2mask.storybook import render
-
-
-def table(title: str, head: list[str], rows: list[list[object]], note: str = "") -> str:
-    lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for row in rows:
-        lines.append(
-            "| " + " | ".join(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row) + " |"
-        )
-    return "\n".join([*lines, "", *([note, ""] if note else [])])
 
 
 def clip_es(bench: Bench, figure: Path) -> list[str]:
@@ -68,7 +60,7 @@ def clip_es(bench: Bench, figure: Path) -> list[str]:
             ["floor: untrained, CAA + dCRF", blank.masks, "", ""],
             ["floor: everything foreground", bench.everything_foreground(), "", ""],
         ]
-        out = [table("Table 2: refinement", ["", "one scale", "multi-scale*", "paper"], rows)]
+        out = [section("Table 2: refinement", ["", "one scale", "multi-scale*", "paper"], rows)]
 
         rows = []
         for softmax in (False, True):
@@ -78,7 +70,7 @@ def clip_es(bench: Bench, figure: Path) -> list[str]:
             paper = "53.3* / 58.6, boat n/a, train 57.5" if softmax else "49.4* / 49.4, boat n/a, train 43.8"
             rows.append([score, alone, both.maps, both.by_class["boat"], both.by_class["train"], paper])
         head = ["", "classes only*", "+ background set", "boat", "train", "paper"]
-        out.append(table("Table 6: softmax (initial CAM)", head, rows))
+        out.append(section("Table 6: softmax (initial CAM)", head, rows))
 
         plain = measure(affinity="none", synonyms="none")
         names = [name for name in ("bird", "chair", "person", "tvmonitor") if name in initial.by_class]
@@ -88,7 +80,7 @@ def clip_es(bench: Bench, figure: Path) -> list[str]:
             ["paper, original", 62.9, 40.7, 43.6, 37.0, ""],
             ["paper, fusion", 63.9, 44.1, 51.6, 40.3, ""],
         ]
-        out.append(table("Table 8: synonym fusion (initial CAM)", ["", *names, "all classes"], rows))
+        out.append(section("Table 8: synonym fusion (initial CAM)", ["", *names, "all classes"], rows))
 
         token = [measure(affinity=kind, readout="class").maps for kind in ("none", "caa")]
         template = ["a clean origami {}."]
@@ -98,7 +90,7 @@ def clip_es(bench: Bench, figure: Path) -> list[str]:
             ["ViT, class token", *token, f"{sharp['class']:.4f}", "43.8 / 62.4 / 0.021"],
             ["ViT, mean of patch tokens", initial.maps, caa.maps, f"{sharp['patches']:.4f}", "58.6 / 70.8 / 0.004"],
         ]
-        out.append(table("Table S1: architecture and token", ["", "initial", "CAA", "sharpness", "paper"], rows))
+        out.append(section("Table S1: architecture and token", ["", "initial", "CAA", "sharpness", "paper"], rows))
 
         rows = []
         for level in ("sentence", "feature", "cam"):
@@ -109,11 +101,11 @@ def clip_es(bench: Bench, figure: Path) -> list[str]:
             ["paper, feature", 76.7, 48.4, 63.8, 57.2, 70.8],
             ["paper, CAM", 76.6, 47.7, 65.8, 53.9, 70.6],
         ]
-        out.append(table("Table S2: level of synonym fusion (CAA)", ["", *names, "all classes"], rows))
+        out.append(section("Table S2: level of synonym fusion (CAA)", ["", *names, "all classes"], rows))
 
         steps = [round(0.1 * i, 1) for i in range(9)]
         rows = [["CAA", *(measure(box_threshold=step).maps for step in steps)]]
-        out.append(table("Figure S2: λ of the box mask", ["λ", *map(str, steps)], rows))
+        out.append(section("Figure S2: λ of the box mask", ["λ", *map(str, steps)], rows))
 
         seen = bench.sharpness(imagenet_templates())
         points = []
@@ -128,7 +120,7 @@ def clip_es(bench: Bench, figure: Path) -> list[str]:
             f"know and are left out). The paper finds a roughly negative relation.\n\n"
             f"![sharpness against mIoU]({figure.name})"
         )
-        out.append(table("Figure 3: sharpness and initial CAM", ["template", "sharpness", "mIoU"], rows, note))
+        out.append(section("Figure 3: sharpness and initial CAM", ["template", "sharpness", "mIoU"], rows, note))
     return out
 
 

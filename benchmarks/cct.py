@@ -23,6 +23,7 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
+from page import table
 from torch import Tensor
 
 from tag2mask import __version__
@@ -47,8 +48,12 @@ SHARE = 10
 """One of so many training scenes is labelled by pixels."""
 
 
+ONE_EACH = CCT(decoders=dict.fromkeys(PUBLISHED, 1))
+"""Seven auxiliary decoders, one of each kind, in the place of thirty: two cores, not a GPU."""
+
+
 def recipe(steps: int, crop: int, seed: int) -> TrainRecipe:
-    """Of every row. Seven auxiliary decoders, one of each kind, in the place of thirty: two cores, not a GPU."""
+    """Of every row."""
     return TrainRecipe(
         architecture="cct-small",
         steps=steps,
@@ -60,7 +65,6 @@ def recipe(steps: int, crop: int, seed: int) -> TrainRecipe:
         weight_decay=1e-4,
         warmup=0,
         seed=seed,
-        cct=CCT(decoders=dict.fromkeys(PUBLISHED, 1)),
     )
 
 
@@ -115,20 +119,21 @@ def measure(args: argparse.Namespace, work: Path) -> list[str]:
     listed = work / "pixel-labels.txt"
     listed.write_text("".join(f"{id}\n" for id in ids))
     plain = recipe(args.steps, args.crop, args.seed)
-    plain_cct = replace(plain, semi="cct", cct=replace(plain.cct, weak="none"))
+    cct_masks = replace(plain, semi="cct", cct=ONE_EACH)
+    cct_alone = replace(plain, semi="cct", cct=replace(ONE_EACH, weak="none"))
     rows = [
         (f"supervised only: {len(ids)} true masks", "supervised", None, plain, listed),
-        ("CCT: + the other images, without masks", "cct", run, plain_cct, listed),
-        ("CCT + pseudo masks of the other images", "cct-masks", run, replace(plain, semi="cct"), listed),
+        ("CCT: + the other images, without masks", "cct", run, cct_alone, listed),
+        ("CCT + pseudo masks of the other images", "cct-masks", run, cct_masks, listed),
         ("pseudo masks only, of all images", "pseudo", run, plain, None),
         ("true and pseudo masks in one cross entropy", "mixed", run, plain, listed),
     ]
-    lines = ["| | supervision | mIoU % | minutes |", "| --- | --- | --- | --- |"]
+    lines: list[list[object]] = []
     for name, folder, masks, how, pixels in rows:
         done = train(masks, work / folder, how, data=data, pixel_labels=pixels)
         miou = network_score(test, load_network(work / folder, "cpu"), folder)
-        lines.append(f"| {name} | {done.supervision} | {miou:.1f} | {done.seconds / 60:.1f} |")
-        print(lines[-1], flush=True)
+        lines.append([name, done.supervision, miou, done.seconds / 60])
+        print(*lines[-1], flush=True)
     config = NetworkConfig.of(plain.architecture, data.classes)
     blank = build_network(config, init=plain.start, seed=args.seed).eval()
     floors = [
@@ -136,8 +141,13 @@ def measure(args: argparse.Namespace, work: Path) -> list[str]:
         ("floor: every pixel is background", on_scenes(test, background, "floor")),
         ("floor: every pixel is the first tag", on_scenes(test, first_tag, "floor")),
     ]
-    lines += [f"| {name} | | {miou:.1f} | |" for name, miou in floors]
-    return [*lines, "", f"The pseudo masks themselves, on the training scenes: {100 * pseudo.miou:.1f} mIoU."]
+    lines += [[name, "", miou, ""] for name, miou in floors]
+    head = ["", "supervision", "mIoU %", "minutes"]
+    return [
+        table(head, lines),
+        "",
+        f"The pseudo masks themselves, on the training scenes: {100 * pseudo.miou:.1f} mIoU.",
+    ]
 
 
 def main() -> None:

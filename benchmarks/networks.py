@@ -1,6 +1,6 @@
 """From tags to a segmentation network on Storybook: label, train, predict held-out scenes, measure; as Markdown.
 
-    python benchmarks/networks.py [--scenes 400] [--held-out 100] [--steps 1500] [--work FOLDER] [--out FILE]
+    python benchmarks/networks.py [--scenes 400] [--held-out 100] [--steps 600] [--work FOLDER] [--out FILE]
 
 Every row is measured on scenes that no training saw. The networks get no tags there; the pseudo masks do. The work
 folder keeps runs and networks, and the same command goes on with what is in it.
@@ -21,6 +21,7 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
+from page import section
 
 from tag2mask import __version__
 from tag2mask.config import read_recipe
@@ -92,7 +93,7 @@ def tables(work: Path, scenes: int, held_out: int, recipe: TrainRecipe) -> list[
         ["floor: every pixel the first tag", "tags", "needs tags", measured(everything, unseen)],
     ]
     out = [
-        table(
+        section(
             f"Networks on {held_out} held-out scenes",
             ["", "supervision", "mIoU, no tags given", "mIoU, tags given"],
             rows,
@@ -103,7 +104,7 @@ def tables(work: Path, scenes: int, held_out: int, recipe: TrainRecipe) -> list[
     ]
     sure = evaluate(masks, seen, boundary=False, thresholds=False, confidence=True).confidence
     out.append(
-        table(
+        section(
             "Confidence of the pseudo masks of the training scenes",
             ["μ", "pixels kept, %", "mIoU of the masks on the kept pixels"],
             [[f"{row.mu:g}", 100 * row.share, 100 * row.miou] for row in sure.kept],
@@ -115,17 +116,11 @@ def tables(work: Path, scenes: int, held_out: int, recipe: TrainRecipe) -> list[
     return out
 
 
-def table(title: str, head: list[str], rows: list[list[object]], note: str = "") -> str:
-    cells = [[f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *cells)]
-    return "\n".join([f"## {title}", "", *([note, ""] if note else []), *lines, ""])
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=400)
     parser.add_argument("--held-out", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

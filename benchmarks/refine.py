@@ -26,6 +26,7 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
+from page import table
 from torch import Tensor
 
 from tag2mask import __version__
@@ -145,12 +146,6 @@ def random_weights(folder: Path) -> str:
     return str(folder)
 
 
-def cell(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return "" if value != value else f"{value:.1f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=100, help="scenes")
@@ -164,16 +159,15 @@ def main() -> None:
     with TemporaryDirectory() if args.work is None else nullcontext(args.work) as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scenes = render(Path(work) / "scenes", args.n, split="val", edition=1)
-        table = Table(read_voc(scenes, split="val", classes="storybook16"), Path(work), args.steps)
+        measured = Table(read_voc(scenes, split="val", classes="storybook16"), Path(work), args.steps)
         blank = random_weights(Path(work) / "random")
         rows = [
             row
             for seeds in args.seeds
-            for row in table.rows(seeds, floor=blank if seeds == "classifier CAM" else None)
+            for row in measured.rows(seeds, floor=blank if seeds == "classifier CAM" else None)
         ]
-        rows.append(["floor: everything foreground", table.everything_foreground(), "", "", ""])
+        rows.append(["floor: everything foreground", measured.everything_foreground(), "", "", ""])
     head = ["", "mIoU, fixed", "mIoU, best", "fit, s", "label, images/s"]
-    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
         f"""# Refinement: CRF, PSA and IRN on Storybook
@@ -187,7 +181,7 @@ test split); "best": with the best of {len(RULES)} rules, chosen with ground tru
 making of labels and {args.steps} steps; neither sees ground truth.
 
 """
-        + "\n".join(lines)
+        + table(head, rows)
         + "\n",
         encoding="utf-8",
     )

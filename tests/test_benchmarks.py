@@ -53,12 +53,13 @@ def test_refine(tmp_path):
 
 
 def test_clims(tmp_path):
-    few = ["-n", 4, "--steps", 1, "--ablation-steps", 1, "--batch", 2]
+    few = ["-n", 4, "--steps", 1, "--finetune", 1, "--batch", 2]
     python("benchmarks/clims.py", *few, "--out", tmp_path / "clims.md")
     page = (tmp_path / "clims.md").read_text(encoding="utf-8")
     for row in (
         "classifier CAM (the start)",
         "CLIMS, paper",
+        "CLIMS, paper, CLIP first fine-tuned on the tags",
         "floor: everything foreground",
         "L_OTM + L_BTM + L_CBS",
     ):

@@ -129,6 +129,16 @@ def test_the_published_settings():
     assert [(r.decay_as_momentum, r.own_statistics) for r in (paper, released)] == [(False, True), (True, False)]
 
 
+def test_the_settings_of_the_embedded_world():
+    own = {"classes": "storybook16", "name": "storybook-clip", "weights": "storybook-resnet"}
+    paper, released = recipe_of(**own), recipe_of(variant="released", **own)
+    assert paper.loss == replace(CAMERA_READY, suppression=5.0, area=5.0)
+    assert released.loss == replace(RELEASED, threshold=0.0)  # until it is calibrated
+    assert (paper.clip_size, paper.crop, paper.batch, paper.frozen_norm) == (128, 192, 8, True)
+    chosen = recipe_of(suppression=29.5, clip_size=64, **own)
+    assert (chosen.loss.suppression, chosen.loss.area, chosen.clip_size) == (29.5, 5.0, 64)
+
+
 def test_thresholds_belong_to_one_clip():
     assert recipe_of(variant="released").loss.threshold == 0.26
     assert recipe_of("coco14", "/weights/ViT-B-32.pt", variant="released").loss.threshold == 0.285

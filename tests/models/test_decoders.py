@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tag2mask.models.classifier import Classifier
 from tag2mask.models.decoders import CCT_RESNET50, PSP, CCTNet, Decoder, icnr_
 from tag2mask.types import UserError
 
@@ -75,6 +76,31 @@ def test_decoder_written_out() -> None:
     for c, i, j in np.ndindex(2, 2, 2):
         expected[:, c, i::2, j::2] = y[:, 4 * c + 2 * i + j]
     assert torch.allclose(decoder(x), expected, atol=1e-5)
+
+
+def test_a_decoder_that_passes_on_enlarges_its_first_inputs() -> None:
+    decoder = Decoder(7, 3)
+    decoder.pass_on()
+    x = torch.rand(2, 7, 3, 2)
+    assert torch.equal(decoder(x), x[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3))
+
+
+def test_a_network_that_starts_from_a_classifier_gives_its_maps() -> None:
+    torch.manual_seed(3)
+    layout = replace(CCT_RESNET50, blocks=(1, 1, 1, 1), width=4)
+    classifier = Classifier(("cow", "cat", "dog"), layout)
+    net = CCTNet(4, layout).eval()
+    net.backbone.load_state_dict(classifier.backbone.state_dict())
+    net.start_from(classifier, ("background", "dog", "unheard", "cat"))
+    x = torch.randn(1, 3, 40, 48)
+    with torch.no_grad():
+        maps = classifier.eval().maps(x) / (1 + 1e-5) ** 0.5  # the norm before it has seen anything
+        nothing = torch.zeros_like(maps[:, 0])
+        want = torch.stack([1 - maps.mean(1), maps[:, 2], nothing, maps[:, 1]], 1).clamp(min=0)  # (1, 4, 5, 6)
+        assert torch.allclose(net(x), want.repeat_interleave(8, 2).repeat_interleave(8, 3), atol=1e-5)
+        main, others = net.main, net.auxiliary_decoders(2)
+        z = net.encode(x)
+        assert all(torch.equal(other(z), main(z)) for other in others)
 
 
 def test_psp_golden(golden) -> None:

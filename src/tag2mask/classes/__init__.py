@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,7 +24,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tag2mask.safe_yaml import parse_yaml
 from tag2mask.types import MAX_CLASSES, ClassSet, Color, TextSet, UserError
 
-__all__ = ["BUILT_IN", "class_index", "color_map", "find_class", "fold", "load_classes", "nearest", "plain_classes"]
+__all__ = [
+    "BUILT_IN",
+    "class_index",
+    "color_map",
+    "find_class",
+    "fold",
+    "load_classes",
+    "named",
+    "nearest",
+    "plain_classes",
+]
+
+T = TypeVar("T")
 
 BUILT_IN = ("voc12", "coco14", "storybook16")
 
@@ -112,6 +124,19 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     by_fold = {fold(k): k for k in known}
     found = difflib.get_close_matches(fold(word), by_fold, n=1)
     return by_fold[found[0]] if found else None
+
+
+def named(table: Mapping[str, T], name: str, what: str) -> T:
+    """The entry of that name.
+
+    Raises:
+        UserError: there is none, with the nearest and all known names; ``what`` says of what kind.
+    """
+    if name in table:
+        return table[name]
+    near = nearest(name, table)
+    hint = f"did you mean {near!r}? " if near else ""
+    raise UserError(f"no {what} is called {name!r}: {hint}the known ones are {', '.join(sorted(table))}")
 
 
 @lru_cache

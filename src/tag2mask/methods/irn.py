@@ -24,7 +24,6 @@ The displacements are not needed for class masks, but are kept with the scores f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,20 +31,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from tag2mask.methods.refiners import (
-    FITTED,
-    RefinerOptions,
-    check_prior,
-    frame_of,
-    load_fitted,
-    open_prior,
-    save_fitted,
-    seeded,
-    working,
-)
+from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.classifier import MEAN, STD, load_backbone
 from tag2mask.models.irn import GRID, IRNHeads, boundary_map
-from tag2mask.models.state import fit_state, state_sha256
+from tag2mask.models.state import state_sha256
 from tag2mask.ops.affinity_labels import irn_labels, shrink_labels
 from tag2mask.ops.cam_fusion import cell_means, strided_frame, strided_size
 from tag2mask.ops.image import standardise, working_size
@@ -99,32 +88,24 @@ class IRNOptions(RefinerOptions):
         return self
 
 
-class IRN:
+class IRN(Refiner[IRNOptions, IRNHeads]):
     """IRN as a tag2mask method that is fitted on an earlier run's maps and refines them."""
 
     Options = IRNOptions
-    needs_clip = False
-    needs_prior = True
+    name = "irn"
     label_options = ("walk_radius", "beta", "walk_steps")
     mask_rule = MaskRule(background=Constant(0.25))
 
     def __init__(self, classes: ClassSet, clip: None = None, options: IRNOptions | None = None) -> None:
-        self.options = options = options or IRNOptions()
-        self.classes = classes
+        options = options or IRNOptions()
         self.backbone = load_backbone(options.weights, strides=(1, 2, 2, 1), frozen_norm=True).requires_grad_(False)
         self.sha256 = state_sha256(self.backbone)
-        self.heads = self._new_heads()
-        self.device = torch.device("cpu")
-        self.maps: PriorMaps | None = None
+        super().__init__(classes, options)
 
-    def _new_heads(self) -> IRNHeads:
+    def untrained(self) -> IRNHeads:
+        """The two heads, drawn from the seed."""
         with seeded(self.options.seed):
             return IRNHeads(self.backbone.layout.channels, displacement_width=self.options.displacement_width).eval()
-
-    @property
-    def released(self) -> bool:
-        """Whether the released code's faults are repeated."""
-        return self.options.variant == "released"
 
     @property
     def resolved(self) -> dict[str, object]:
@@ -134,26 +115,11 @@ class IRN:
     def to(self, device: torch.device) -> IRN:
         """Compute on that device."""
         self.backbone.to(device)
-        self.heads.to(device)
-        self.device = device
+        super().to(device)
         return self
 
-    def fit(self, data: Dataset, run: Run, prior: Run | None = None) -> None:
-        """Make labels of the prior's maps and train on them; called again after an interrupt, it goes on.
-
-        Keeps labels, checkpoints and the fitted heads under ``run.checkpoints``.
-
-        Raises:
-            UserError: no prior, one without maps, or no image to learn from.
-        """
-        before, maps = open_prior("irn", self.options, prior)
-        if not (run.checkpoints / FITTED).exists():
-            self.heads = self._new_heads().to(self.device)
-            self._train(data, before, maps, run)
-            save_fitted(run, self.heads.state_dict(), maps)
-        self.load(run)
-
-    def _train(self, data: Dataset, prior: Run, maps: PriorMaps, run: Run) -> None:
+    def train(self, data: Dataset, prior: Run, maps: PriorMaps, run: Run) -> None:
+        """Labels where a CRF is sure, and both heads on them."""
         from tag2mask.segment.affinity_training import AffinitySettings, IRNTraining, measure_displacement, train
 
         chosen = self.options
@@ -171,7 +137,7 @@ class IRN:
             self.released,
             chosen.displacement_lr,
         )
-        module = IRNTraining(self.heads, self.backbone, settings)
+        module = IRNTraining(self.net, self.backbone, settings)
         train(module, examples, run.checkpoints, self.device, "fit irn")
         measure_displacement(module, examples, chosen.crop)
 
@@ -179,24 +145,14 @@ class IRN:
         image, maps = image.to(self.device), maps.to(self.device)
         return irn_labels(image, maps, tags, foreground=self.options.foreground, background=self.options.background)
 
-    def load(self, run: Run) -> None:
-        """Take up what ``fit`` left. Raises UserError where there is nothing, or of other options."""
-        state, self.maps, path = load_fitted(run)
-        fit_state(self.heads, state, path)
-
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) in pixels -> (h, w): a cell is four pixels of the working size."""
         return strided_size(working_size(size, self.options.max_pixels), GRID)
 
-    def scores(self, items: Sequence[Item]) -> list[Scores]:
-        """The prior's maps after the walk, divided by the largest value of all of an image; one image at a time."""
-        return [self._one(item) for item in items]
-
-    @torch.no_grad()
-    def _one(self, item: Item) -> Scores:
+    def refine(self, item: Item, maps: PriorMaps) -> Scores:
+        """The maps after the walk, divided by the largest value of all of them."""
         chosen = self.options
-        reader = check_prior(item, self.maps, len(self.classes) - 1)
-        image, full = working(item, reader, chosen.max_pixels)  # (3, H, W), (K, H, W)
+        image, full = working(item, maps, chosen.max_pixels)  # (3, H, W), (K, H, W)
         within = (image.shape[1], image.shape[2])
         edge, displacement = self._seen(image)  # (h, w), (2, h, w)
         before = cell_means(full.to(self.device), GRID)  # (K, h, w)
@@ -226,7 +182,7 @@ class IRN:
         if self.released:
             below, beside = (max(0, _RELEASED_SIDE - side) for side in size)
             views = F.pad(views, (0, beside, 0, below))
-        edge, displacement = self.heads(self.backbone.features(views))
+        edge, displacement = self.net(self.backbone.features(views))
         edge, displacement = edge[..., :height, :width], displacement[0, :, :height, :width]
         return boundary_map(edge, size), displacement
 

@@ -23,7 +23,6 @@ Where ``variant="released"`` differs from "paper":
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -32,20 +31,10 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from tag2mask.config import parse_background
-from tag2mask.methods.refiners import (
-    FITTED,
-    RefinerOptions,
-    check_prior,
-    frame_of,
-    load_fitted,
-    open_prior,
-    save_fitted,
-    seeded,
-    working,
-)
+from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.psa import CELL, AffinityNet, load_affinity_net
-from tag2mask.models.state import fit_state, state_sha256
+from tag2mask.models.state import state_sha256
 from tag2mask.ops.affinity_labels import psa_labels, psa_scores
 from tag2mask.ops.cam_fusion import cell_means, strided_frame, strided_size
 from tag2mask.ops.image import standardise, working_size
@@ -103,31 +92,22 @@ class PSAOptions(RefinerOptions):
         return self.high if self.high is not None else (32.0 if self.variant == "released" else 24.0)
 
 
-class PSA:
+class PSA(Refiner[PSAOptions, AffinityNet]):
     """PSA as a tag2mask method that is fitted on an earlier run's maps and refines them."""
 
     Options = PSAOptions
-    needs_clip = False
-    needs_prior = True
+    name = "psa"
     label_options = ("background", "beta", "walk_steps")
     mask_rule = MaskRule(background=Own())
 
     def __init__(self, classes: ClassSet, clip: None = None, options: PSAOptions | None = None) -> None:
-        self.options = options = options or PSAOptions()
-        self.classes = classes
-        self.net = self._new_network()
+        super().__init__(classes, options or PSAOptions())
         self.sha256 = state_sha256(self.net.backbone)
-        self.device = torch.device("cpu")
-        self.maps: PriorMaps | None = None
 
-    def _new_network(self) -> AffinityNet:
+    def untrained(self) -> AffinityNet:
+        """The network over its backbone's weights, its head drawn from the seed."""
         with seeded(self.options.seed):
             return load_affinity_net(self.options.weights, self.options.backbone).eval()
-
-    @property
-    def released(self) -> bool:
-        """Whether the released code's faults are repeated."""
-        return self.options.variant == "released"
 
     @property
     def resolved(self) -> dict[str, object]:
@@ -138,28 +118,8 @@ class PSA:
             "high": self.options.alpha_high,
         }
 
-    def to(self, device: torch.device) -> PSA:
-        """Compute on that device."""
-        self.net.to(device)
-        self.device = device
-        return self
-
-    def fit(self, data: Dataset, run: Run, prior: Run | None = None) -> None:
-        """Make labels of the prior's maps and train on them; called again after an interrupt, it goes on.
-
-        Keeps labels, checkpoints and the fitted network under ``run.checkpoints``.
-
-        Raises:
-            UserError: no prior, one without maps, or no image to learn from.
-        """
-        before, maps = open_prior("psa", self.options, prior)
-        if not (run.checkpoints / FITTED).exists():
-            self.net = self._new_network().to(self.device)
-            self._train(data, before, maps, run)
-            save_fitted(run, self.net.state_dict(), maps)
-        self.load(run)
-
-    def _train(self, data: Dataset, prior: Run, maps: PriorMaps, run: Run) -> None:
+    def train(self, data: Dataset, prior: Run, maps: PriorMaps, run: Run) -> None:
+        """Scores of classes and of background by a CRF, and the network on what wins in them."""
         from tag2mask.segment.affinity_training import AffinitySettings, PSATraining, train
 
         chosen = self.options
@@ -185,31 +145,20 @@ class PSA:
         both = [psa_scores(image, maps, alpha) for alpha in (self.options.low, self.options.alpha_high)]
         return (torch.cat(both) * 255).round().to(torch.uint8)
 
-    def load(self, run: Run) -> None:
-        """Take up what ``fit`` left. Raises UserError where there is nothing, or of other options."""
-        state, self.maps, path = load_fitted(run)
-        fit_state(self.net, state, path)
-        self.net.eval()
-
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) in pixels -> (h, w): a cell is eight pixels of the working size."""
         return strided_size(working_size(size, self.options.max_pixels), CELL)
 
-    def scores(self, items: Sequence[Item]) -> list[Scores]:
-        """The prior's maps and the background after the walk, one image at a time."""
-        return [self._one(item) for item in items]
-
-    @torch.no_grad()
-    def _one(self, item: Item) -> Scores:
+    def refine(self, item: Item, maps: PriorMaps) -> Scores:
+        """The maps and the background after the walk."""
         chosen = self.options
-        reader = check_prior(item, self.maps, len(self.classes) - 1)
-        image, maps = working(item, reader, chosen.max_pixels)  # (3, H, W), (K, H, W)
+        image, full = working(item, maps, chosen.max_pixels)  # (3, H, W), (K, H, W)
         within = (image.shape[1], image.shape[2])
         high, wide = strided_frame(within, CELL)
         pixels = standardise(image[None].to(self.device), MEAN, STD)
         padded = F.pad(pixels, (0, wide - within[1], 0, high - within[0]))  # (1, 3, H', W') in whole cells
         walked = refine_with_features(
-            maps.to(self.device),
+            full.to(self.device),
             self.net(padded)[0],
             cell=CELL,
             background=parse_background(chosen.background),
@@ -225,7 +174,7 @@ class PSA:
             size,
             background=walked[0],
             frame=frame_of(size, (walked.shape[1], walked.shape[2]), CELL, chosen.max_pixels),
-            initial=cell_means(maps, CELL),
+            initial=cell_means(full, CELL),
         )
 
 

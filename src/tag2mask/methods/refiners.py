@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from tag2mask.models.classifier import STORYBOOK_RESNET
-from tag2mask.models.state import read_state
+from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.segment.affinity import PAPER_THRESHOLD, PriorMaps
-from tag2mask.types import Item, UserError
+from tag2mask.types import ClassSet, Dataset, Item, Scores, UserError
 
 FITTED = "refiner.safetensors"
 
@@ -35,6 +36,79 @@ class RefinerOptions(BaseModel):
     )
     seed: int = Field(0, ge=0, description="of everything random in the fit")
     max_pixels: int = Field(2_000_000, ge=1, description="an image with more is worked on at this size")
+
+
+Options = TypeVar("Options", bound=RefinerOptions)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Refiner(ABC, Generic[Options, Network]):
+    """A method that is fitted on an earlier run's maps and refines them."""
+
+    name: ClassVar[str]
+    needs_clip = False
+    needs_prior = True
+
+    def __init__(self, classes: ClassSet, options: Options) -> None:
+        self.classes, self.options = classes, options
+        self.net = self.untrained()
+        self.device = torch.device("cpu")
+        self.maps: PriorMaps | None = None
+
+    @abstractmethod
+    def untrained(self) -> Network:
+        """What the fit trains, before its first step."""
+
+    @abstractmethod
+    def train(self, data: Dataset, prior: Run, maps: PriorMaps, run: Run) -> None:
+        """Make labels of the prior's maps and train on them, from wherever that was stopped."""
+
+    @abstractmethod
+    def refine(self, item: Item, maps: PriorMaps) -> Scores:
+        """The maps of one image after the walk."""
+
+    @property
+    def released(self) -> bool:
+        """Whether the released code's faults are repeated."""
+        return self.options.variant == "released"
+
+    def to(self, device: torch.device) -> Refiner[Options, Network]:
+        """Compute on that device."""
+        self.net.to(device)
+        self.device = device
+        return self
+
+    def fit(self, data: Dataset, run: Run, prior: Run | None = None) -> None:
+        """Make labels of the prior's maps and train on them; called again after an interrupt, it goes on.
+
+        Keeps labels, checkpoints and what was fitted under ``run.checkpoints``.
+
+        Raises:
+            UserError: no prior, one without maps, or no image to learn from.
+        """
+        if prior is None:
+            raise UserError(f"{self.name} learns from an earlier run's maps; give its folder as the prior")
+        maps = PriorMaps.of(prior, self.options.threshold)
+        if not (run.checkpoints / FITTED).exists():
+            self.net = self.untrained().to(self.device)
+            self.train(data, prior, maps, run)
+            save_fitted(run, self.net.state_dict(), maps)
+        self.load(run)
+
+    def load(self, run: Run) -> None:
+        """Take up what ``fit`` left. Raises UserError where there is nothing, or of other options."""
+        state, self.maps, path = load_fitted(run)
+        fit_state(self.net, state, path)
+        self.net.eval()
+
+    @torch.no_grad()
+    def scores(self, items: Sequence[Item]) -> list[Scores]:
+        """The prior's maps after the walk, one image at a time.
+
+        Raises:
+            UserError: nothing was fitted or loaded, or an item has no prior, or no tags.
+        """
+        return [self.refine(item, check_prior(item, self.maps, len(self.classes) - 1)) for item in items]
 
 
 def check_prior(item: Item, maps: PriorMaps | None, channels: int) -> PriorMaps:
@@ -73,17 +147,6 @@ def frame_of(size: tuple[int, int], grid: tuple[int, int], cell: int, max_pixels
     """The pixels of an image of ``size`` that a grid over its working size spans."""
     within = working_size(size, max_pixels)
     return round(grid[0] * cell * size[0] / within[0]), round(grid[1] * cell * size[1] / within[1])
-
-
-def open_prior(name: str, options: RefinerOptions, prior: Run | None) -> tuple[Run, PriorMaps]:
-    """The earlier run, and the reader of its maps.
-
-    Raises:
-        UserError: no earlier run, or one without maps.
-    """
-    if prior is None:
-        raise UserError(f"{name} learns from an earlier run's maps; give its folder as the prior")
-    return prior, PriorMaps.of(prior, options.threshold)
 
 
 def save_fitted(run: Run, state: Mapping[str, Tensor], maps: PriorMaps) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.backbone import Layout, ResNet
+from tag2mask.models.classifier import Classifier
 from tag2mask.types import UserError
 
 CCT_RESNET50 = Layout(
@@ -96,6 +97,17 @@ class Decoder(nn.Module):
         nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
         self.upsample = nn.Sequential(first, *(Shuffle(classes) for _ in range(doublings)))
 
+    @torch.no_grad()
+    def pass_on(self) -> None:
+        """Become an enlargement of the first K inputs, which each shuffle repeats over its pixels."""
+        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        nn.init.eye_(convolutions[0].weight.flatten(1))
+        for shuffle in convolutions[1:]:
+            nn.init.eye_(shuffle.weight[::4].flatten(1))
+            shuffle.weight.copy_(shuffle.weight[::4].repeat_interleave(4, dim=0))
+            if shuffle.bias is not None:
+                shuffle.bias.zero_()
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> logits (B, K, 8 h, 8 w)."""
         return self.upsample(x)
@@ -113,6 +125,7 @@ class CCTNet(nn.Module):
         self.psp = PSP(layout.channels[-1])
         self.shape = (layout.channels[-1] // 4, classes)
         self.main = Decoder(*self.shape)
+        self.from_maps = False
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) standardised -> shared features (B, C, ceil(H / 8), ceil(W / 8)), 512 channels."""
@@ -122,6 +135,37 @@ class CCTNet(nn.Module):
         """(B, 3, H, W) standardised -> logits (B, K, H, W), those of the next multiples of 8 cut to size."""
         return self.main(self.encode(pixels))[..., : pixels.shape[2], : pixels.shape[3]]
 
+    @torch.no_grad()
+    def start_from(self, classifier: Classifier, names: Sequence[str]) -> None:
+        """Begin with the class maps of a classifier on the same backbone, where it knows a class of ``names``.
+
+        The first K shared features become the maps, the background's the opposite of their mean; the main decoder
+        enlarges them. The other features stay random, and begin to count as the decoder learns.
+
+        names: of the K classes, background first.
+        """
+        conv, norm = self.psp.bottleneck[0], self.psp.bottleneck[1]
+        assert isinstance(conv, nn.Conv2d)  # for the type checker, as the next one
+        assert isinstance(norm, nn.BatchNorm2d)
+        rows = classifier.head.weight.detach()[..., 0, 0]  # (C, channels)
+        conv.weight[: len(names)] = 0
+        centre = conv.weight[:, : rows.shape[1], 1, 1]
+        for value, name in enumerate(names):
+            if name in classifier.names:
+                centre[value] = rows[classifier.names.index(name)]
+        centre[0] = -rows.mean(0)
+        norm.bias[0] = 1
+        self.main.pass_on()
+        self.from_maps = True
+
     def auxiliary_decoders(self, count: int) -> nn.ModuleList:
-        """So many new decoders like the main one, each with weights of its own."""
-        return nn.ModuleList(Decoder(*self.shape) for _ in range(count))
+        """So many new decoders like the main one, each with weights of its own.
+
+        They are random, as published; after ``start_from`` they begin as the main one did: random ones would unlearn
+        the encoder's maps before they had learned to read them.
+        """
+        decoders = [Decoder(*self.shape) for _ in range(count)]
+        if self.from_maps:
+            for decoder in decoders:
+                decoder.pass_on()
+        return nn.ModuleList(decoders)

@@ -12,7 +12,6 @@ the authors' code that all the papers here ran. Filters are permutohedral lattic
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tag2mask.classes import named
 from tag2mask.ops import lattice
 from tag2mask.ops.lattice import Lattice
 from tag2mask.types import UserError
@@ -93,11 +93,7 @@ def preset(name: str) -> CRF:
     Raises:
         UserError: if there are none, with the known names and the nearest.
     """
-    if name in PRESETS:
-        return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no CRF preset is called {name!r}: {hint}the known ones are {', '.join(sorted(PRESETS))}")
+    return named(PRESETS, name, "CRF preset")
 
 
 def unary_from_probs(probs: Tensor, clip: float = 1e-5) -> Tensor:

@@ -149,8 +149,7 @@ def _build_small(name: str, names: Names, options: SmallOptions, init: str) -> n
     layout = Layout(blocks=options.blocks, width=options.width, strides=(1, 2, 2, 1))
     network = SmallNet(len(names), layout, options.channels)
     _load_resnet(network.backbone, init)
-    if init not in (RANDOM, LATER) and not Path(init).is_file():  # a folder is a classifier's, with names
-        network.start_from(load_classifier(init)[0], names)
+    _start(network, names, init)
     # twice as quick on a processor
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -158,7 +157,14 @@ def _build_small(name: str, names: Names, options: SmallOptions, init: str) -> n
 def _build_cct(name: str, names: Names, options: CCTOptions, init: str) -> nn.Module:
     network = CCTNet(len(names), replace(CCT_RESNET50, blocks=options.blocks, width=options.width, stem=options.stem))
     _load_resnet(network.backbone, init)
+    _start(network, names, init)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _start(network: SmallNet | CCTNet, names: Names, init: str) -> None:
+    """Take the class maps too where ``init`` is a classifier's folder: a public checkpoint has other classes."""
+    if init not in (RANDOM, LATER) and not Path(init).is_file():
+        network.start_from(load_classifier(init)[0], names)
 
 
 def _load_resnet(backbone: ResNet, init: str) -> None:

@@ -12,7 +12,6 @@ stride of 341.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tag2mask.classes import named
 from tag2mask.types import MAX_CLASSES, UserError
 
 Network = Callable[[Tensor], Tensor]
@@ -114,11 +114,7 @@ def find_preset(name: str) -> Preset:
     Raises:
         UserError: if there are none, with the known names and the nearest.
     """
-    if name in PRESETS:
-        return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no test time is called {name!r}: {hint}the known ones are {', '.join(sorted(PRESETS))}")
+    return named(PRESETS, name, "test time")
 
 
 def _fitted(settings: TestTime, size: tuple[int, int]) -> TestTime:
