@@ -210,9 +210,9 @@ def main() -> None:
             ["floor: everything foreground", *scenes.measure(None).cells()],
         ]
         note = (
-            f"{args.steps} steps of {chosen.recipe.batch} images, fine-tuning {args.finetune}; the fit of the second "
-            f"row took {seconds:.0f} s ({args.steps * chosen.recipe.batch / seconds:.2f} images/s). Precision of boat "
-            "and train: the share of the pixels called so that is no water, railway or other thing."
+            f"{args.steps} steps of {chosen.recipe.batch} images, fine-tuning {args.finetune}; the fit of the "
+            f"second row took {seconds:.0f} s ({args.steps * chosen.recipe.batch / seconds:.2f} images/s). Precision "
+            "of boat and train: the share of the pixels called so that is no water, railway or other thing."
         )
         parts = [section("Maps", ["", *HEAD], rows, note)]
         rows = [["none (the start)", *base.cells()]]
