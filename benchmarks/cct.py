@@ -61,7 +61,7 @@ def recipe(steps: int, crop: int, seed: int) -> TrainRecipe:
         crop=crop,
         scale="uniform:0.75,1.5",
         optimiser="sgd",
-        lr=0.01,
+        lr=0.003,
         weight_decay=1e-4,
         warmup=0,
         seed=seed,

@@ -125,7 +125,6 @@ class CCTNet(nn.Module):
         self.psp = PSP(layout.channels[-1])
         self.shape = (layout.channels[-1] // 4, classes)
         self.main = Decoder(*self.shape)
-        self.from_maps = False
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) standardised -> shared features (B, C, ceil(H / 8), ceil(W / 8)), 512 channels."""
@@ -156,16 +155,7 @@ class CCTNet(nn.Module):
         centre[0] = -rows.mean(0)
         norm.bias[0] = 1
         self.main.pass_on()
-        self.from_maps = True
 
     def auxiliary_decoders(self, count: int) -> nn.ModuleList:
-        """So many new decoders like the main one, each with weights of its own.
-
-        They are random, as published; after ``start_from`` they begin as the main one did: random ones would unlearn
-        the encoder's maps before they had learned to read them.
-        """
-        decoders = [Decoder(*self.shape) for _ in range(count)]
-        if self.from_maps:
-            for decoder in decoders:
-                decoder.pass_on()
-        return nn.ModuleList(decoders)
+        """So many new decoders like the main one, each with weights of its own."""
+        return nn.ModuleList(Decoder(*self.shape) for _ in range(count))
