@@ -161,7 +161,7 @@ def picture(scenes: Scenes, before: CLIMS, after: CLIMS, path: Path, count: int 
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.savefig(path, dpi=80, metadata={"Software": None})
+    figure.savefig(path, dpi=80, pil_kwargs={"quality": 85})
 
 
 def main() -> None:
@@ -224,14 +224,15 @@ def main() -> None:
             rows.append([" + ".join(names[:count]), *scenes.measure(method).cells()])
         rows.append([" + ".join(names), *after.cells()])
         parts.append(section("Ablation of the losses", ["losses", *HEAD], rows, f"Variant {args.variant}."))
-        figure = args.out.with_suffix(".png")
+        figure = args.out.with_suffix(".jpg")
         picture(scenes, before, chosen, figure)
         parts.append(f"## Train and boat\n\n![image, classifier CAM, CLIMS]({figure.name})\n")
     command = f"python benchmarks/clims.py -n {args.n} --steps {args.steps} --finetune {args.finetune}"
     head = f"""# CLIMS on Storybook
 
-Made by `{command} --variant {args.variant} --seed {args.seed}` on {date.today()}: {args.n} scenes of Storybook's val
-split, first edition, 256x192; weights {STORYBOOK_RESNET} (sha256 {before.resolved["weights_sha256"][:16]}) and
+Made by `{command} --variant {args.variant} --seed {args.seed}` on {date.today()}: {args.n} scenes
+of Storybook's val split, first edition, 256x192; weights {STORYBOOK_RESNET}
+(sha256 {before.resolved["weights_sha256"][:16]}) and
 storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch {torch.__version__},
 {platform.machine()} with 2 threads, {time.perf_counter() - began:.0f} s. All figures in %.
 """

@@ -127,6 +127,8 @@ def test_the_published_settings():
         (8, 5e-4, 16, 512, (320, 640), 224),
     ]
     assert [(r.decay_as_momentum, r.own_statistics) for r in (paper, released)] == [(False, True), (True, False)]
+    rest = [(r.baseline_lr, r.baseline_epochs, r.finetune_decay, r.momentum, r.inner_crop) for r in (paper, released)]
+    assert rest == [(0.01, 15, 0.003, 0, 448), (0.1, 5, 0.001, 0, 448)]
 
 
 def test_the_settings_of_the_embedded_world():
@@ -292,6 +294,45 @@ def test_what_clip_is_fed(clip, weights, variant):
 # --- the fit
 
 
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_the_classifier_before_it(variant, clip, weights):
+    """One step by hand: the tags' own rows are the targets, a picture without tags teaches nothing."""
+    options = {"baseline_lr": 0.2, "lr": 0.01, "weight_decay": 0.03, "variant": variant}
+    texts = {"clims": TEXTS, "clims-released": TEXTS}
+    method = make_method("clims", replace(CLASSES, texts=texts), clip=clip, weights=weights, **{**SMALL, **options})
+    network, _ = method.start()
+    module = subject.TagTraining(network, replace(method.recipe, frozen_norm=True), 0.03, 4)
+    pictures, _ = pictures_and_maps(3)
+    tags = [torch.tensor([1, 3]), torch.tensor([2]), torch.zeros(0, dtype=torch.int64)]
+    with pytest.warns(UserWarning, match="log"):
+        loss = module.training_step((pictures, tags), 0)
+    with torch.no_grad():
+        logits = network(standardise(pictures, MEAN, STD))[:2]
+        right = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+        p = logits.sigmoid()
+        expected = -(right * p.log() + (1 - right) * (1 - p).log()).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert {group["initial_lr"] for group in optimizer.param_groups} >= {0.2, 2.0}
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.03 if variant == "released" else 0.0}
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_what_each_part_is_cropped_to(variant, clip, weights, data, tmp_path, monkeypatch):
+    crops = {}
+    monkeypatch.setattr(subject, "part", lambda module, images, *rest: crops.update({rest[-1]: images.settings.crop}))
+    texts = {"clims": TEXTS, "clims-released": TEXTS}
+    classes = replace(CLASSES, texts=texts)
+    options = {**SMALL, "variant": variant, "baseline_epochs": 1, "finetune_clip": 1, "threshold": None}
+    if variant == "released":
+        options["threshold"] = 0.2
+    with Run.create(tmp_path / "run", {"method": "clims"}) as run:
+        subject.train(
+            make_method("clims", classes, clip=clip, weights=weights, allow_unknown=True, **options), data, run
+        )
+    assert crops == {"clip": 28, "clims start": 28 if variant == "paper" else 32, "clims": 32}
+
+
 def test_a_fit_is_what_its_steps_are(clip, weights, data, tmp_path):
     """Against a loop written here: SGD by hand, the head ten times as fast, poly decay, norms without decay."""
     decay = 0.01
@@ -399,7 +440,7 @@ def test_what_a_data_set_may_hold(clip, weights, data, tmp_path):
         Sample("unknown", data.samples[4].image, None, forbidden),
         small,
     ]
-    with pytest.warns(UserWarning, match="broken takes no part in the training"):
+    with pytest.warns(UserWarning, match="broken cannot be learned from"):
         summary = label(
             TinyData(mixed, data.root, CLASSES),
             "clims",

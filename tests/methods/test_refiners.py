@@ -119,7 +119,7 @@ def test_irn_refines_as_dense_arithmetic_does(seed, variant):
     method = make("irn", beta=3, walk_steps=5, walk_radius=3, variant=variant)
     with torch.no_grad():
         # boundaries that differ and are none of them sure; in a frame of 512 the norms make more of a small picture
-        method.heads.edge.edge.weight.mul_(8 if variant == "paper" else 0.2)
+        method.net.edge.edge.weight.mul_(8 if variant == "paper" else 0.2)
     method.maps = PriorMaps(MaskRule(background=Constant(0.15)))
     item = item_of(seed)
     (found,) = method.scores([item])
@@ -131,7 +131,7 @@ def test_irn_refines_as_dense_arithmetic_does(seed, variant):
         padded[..., :27, :38] = views
         views = padded
     with torch.no_grad():
-        logits, displacement = method.heads(method.backbone.features(views))
+        logits, displacement = method.net(method.backbone.features(views))
     logits = logits[:, 0, :7, :10].double().numpy()
     edge = 1 / (1 + np.exp(-(logits[0] + logits[1][:, ::-1]) / 2))
     full = class_probabilities(item.prior.scores(), MaskRule(background=Constant(0.15)))[1:].double().numpy()
@@ -245,8 +245,8 @@ def test_training_changes_what_it_should(name, seeds, tmp_path):
     method, _ = fitted(name, seeds, tmp_path / "run")
     new = make(name)
     if name == "irn":
-        learned, before = method.heads, new.heads
-        assert method.heads.displacement.mean_shift.running_mean.abs().sum() > 0
+        learned, before = method.net, new.net
+        assert method.net.displacement.mean_shift.running_mean.abs().sum() > 0
         assert all(not p.requires_grad for p in method.backbone.parameters())
     else:
         learned, before = method.net, new.net
@@ -272,11 +272,11 @@ def test_the_mean_shift_is_that_of_the_training_images(seeds, tmp_path):
             cut[..., : pixels.shape[2], : pixels.shape[3]] = pixels
             images.append(cut)
         with torch.no_grad():
-            method.heads.train()
-            _, displacement = method.heads(method.backbone.features(torch.cat(images)))
-            method.heads.eval()
+            method.net.train()
+            _, displacement = method.net(method.backbone.features(torch.cat(images)))
+            method.net.eval()
         means.append(displacement.mean((0, 2, 3)))
-    torch.testing.assert_close(method.heads.displacement.mean_shift.running_mean, torch.stack(means).mean(0))
+    torch.testing.assert_close(method.net.displacement.mean_shift.running_mean, torch.stack(means).mean(0))
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -286,7 +286,7 @@ def test_a_batch_without_a_pair_has_no_loss_and_moves_nothing(name):
     method = make(name)
     settings = AffinitySettings(2, 2, 0.1, 1e-4, 5, 0, False, 1.0)
     module = (
-        IRNTraining(method.heads, method.backbone, settings) if name == "irn" else PSATraining(method.net, settings)
+        IRNTraining(method.net, method.backbone, settings) if name == "irn" else PSATraining(method.net, settings)
     )
     module.log_dict = lambda *_: None
     cell = 4 if name == "irn" else 8

@@ -19,6 +19,8 @@ from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.types import Item, Scores, UserError
 
+_TINY = 1e-30
+
 
 class CAMOptions(BaseModel):
     """How maps are read from a trained network."""
@@ -90,6 +92,10 @@ class CAMReader:
             flip=self.options.flip,
             grid=self.grid(size),
         )
+        # the released code divides after it has cut the maps to the image; its largest pixel is our largest cell
+        inside = strided_size(within, self.options.map_stride)
+        highest = maps[:, : inside[0], : inside[1]].amax((1, 2), keepdim=True)
+        maps = (maps / highest.clamp_min(_TINY)).clamp(max=1) * (highest > 0)
         h, w = strided_size(within, self.stride)
         frame = (
             math.ceil(h * self.stride * size[0] / within[0]),

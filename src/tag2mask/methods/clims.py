@@ -65,7 +65,8 @@ if TYPE_CHECKING:
 WEIGHTS = "clims.safetensors"
 """In a run's checkpoints: the trained network."""
 
-_VIT_B32 = ("openai/clip-vit-base-patch32", "ViT-B-32.pt")
+_VIT_B32 = ("clip-vit-base-patch32", "ViT-B-32.pt")
+"""How OpenAI's files and folders of it are called, wherever they lie."""
 
 
 class CLIMSOptions(CAMOptions):
@@ -131,6 +132,11 @@ class CLIMSRecipe:
     frozen_norm: bool
     finetune_decay: float
 
+    @property
+    def inner_crop(self) -> int:
+        """Side of the crops of the camera-ready's classifier and of CLIP's fine-tuning: 448 of 512."""
+        return round(self.crop * 7 / 8)
+
 
 def make_recipe(
     options: CLIMSOptions, classes: ClassSet, *, knows_all: bool, clip_name: str, native_size: int, patch: int
@@ -157,7 +163,7 @@ def make_recipe(
     loss = replace(loss, **{name: value for name, value in given.items() if value is not None})
     calibrated = False
     if released:
-        published = Path(clip_name).name in _VIT_B32 or clip_name in _VIT_B32
+        published = Path(clip_name).name in _VIT_B32
         calibrated = options.threshold == "calibrated" or (options.threshold is None and not published)
         if calibrated or options.threshold is not None:
             loss = replace(loss, threshold=0.0 if calibrated else float(options.threshold or 0))

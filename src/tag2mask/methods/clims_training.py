@@ -81,6 +81,8 @@ def train(method: CLIMS, data: Dataset, run: Run) -> None:
     if recipe.baseline_epochs and not steps_done(folder):
         steps = steps_of(recipe.baseline_epochs, len(tagged), recipe.batch)
         start = TagTraining(network, recipe, options.weight_decay, steps)
+        if not recipe.decay_as_momentum:  # the camera-ready's crop; the current repository keeps the crop of CLIMS
+            tagged = TaggedImages(data, replace(shapes, crop=recipe.inner_crop), options.seed, tagged_only=True)
         part(start, tagged, _training(method, steps), folder / "baseline", "clims start")
     steps = options.steps or steps_of(recipe.epochs, len(images), recipe.batch)
     module = CLIMSTraining(network, critic, recipe, options.weight_decay, steps)
@@ -208,7 +210,7 @@ class _Poly(lightning.LightningModule):
         # Lightning leaves modes as they are
         self.network, self.recipe = network.train().requires_grad_(True), recipe
         if recipe.frozen_norm:
-            for module in network.modules():
+            for module in network.backbone.modules():  # a new head's norms have no statistics to keep
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
@@ -242,7 +244,9 @@ class TagTraining(_Poly):
         target = torch.zeros_like(logits)
         for row, own in zip(target, tags, strict=True):
             row[own - 1] = 1
-        loss = F.multilabel_soft_margin_loss(logits, target)
+        known = torch.tensor([bool(len(own)) for own in tags], device=logits.device)
+        losses = F.multilabel_soft_margin_loss(logits, target, reduction="none")  # (B,)
+        loss = losses[known].sum() / known.sum().clamp_min(1)  # an image that cannot be read has no tags
         self.log("loss", loss.detach())
         return loss
 
@@ -320,10 +324,16 @@ def finetuned(method: CLIMS, images: TaggedImages, folder: Path) -> CLIP:
     """
     clip = method.clip
     names = method.classes.foreground
-    words = [tag_caption([name]) for name in names] + [tag_caption(names[:2])]  # the last has "and"
+    most = max((images.data[i].tags or () for i in images.indices), key=len)
+    # "and" is in the last but one; the last may be longer than what CLIP reads
+    words = [
+        *(tag_caption([name]) for name in names),
+        tag_caption(names[:2]),
+        tag_caption([names[t - 1] for t in most]),
+    ]
     clip.text_features(words, allow_unknown=method.options.allow_unknown)  # unknown words are told now
     module = TagCaptions(method)
-    shape = replace(images.settings, crop=round(method.recipe.crop * 7 / 8))  # 448 of 512
+    shape = replace(images.settings, crop=method.recipe.inner_crop)
     part(
         module,
         TaggedImages(images.data, shape, method.options.seed, tagged_only=True),

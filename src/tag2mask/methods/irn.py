@@ -126,7 +126,9 @@ class IRN(Refiner[IRNOptions, IRNHeads]):
         folder = run.checkpoints / "labels"
         indices = make_labels(data, prior, maps, self._label, folder, max_pixels=chosen.max_pixels)
         seen = Augment(chosen.crop, scale=Uniform(*chosen.scale), place="anywhere", resample="bicubic")
-        examples = AffinityExamples(data, indices, folder, seen, chosen.seed, chosen.max_pixels, Example, _on_grid)
+        examples = AffinityExamples(
+            data, indices, folder, seen, chosen.seed, chosen.max_pixels, Example, _on_grid, GRID
+        )
         settings = AffinitySettings(
             chosen.steps,
             chosen.batch,

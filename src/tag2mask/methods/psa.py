@@ -127,7 +127,9 @@ class PSA(Refiner[PSAOptions, AffinityNet]):
         indices = make_labels(data, prior, maps, self._label, folder, max_pixels=chosen.max_pixels)
         colour = Colour(0.3, 0.3, 0.3, 0.1) if chosen.jitter else None
         seen = Augment(chosen.crop, colour=colour, place="anywhere")
-        examples = AffinityExamples(data, indices, folder, seen, chosen.seed, chosen.max_pixels, _unpack, _on_grid)
+        examples = AffinityExamples(
+            data, indices, folder, seen, chosen.seed, chosen.max_pixels, _unpack, _on_grid, CELL
+        )
         settings = AffinitySettings(
             chosen.steps,
             chosen.batch,

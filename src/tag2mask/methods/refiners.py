@@ -84,11 +84,14 @@ class Refiner(ABC, Generic[Options, Network]):
         Keeps labels, checkpoints and what was fitted under ``run.checkpoints``.
 
         Raises:
-            UserError: no prior, one without maps, or no image to learn from.
+            UserError: no prior, one that is unfinished or without maps, or no image to learn from.
         """
         if prior is None:
             raise UserError(f"{self.name} learns from an earlier run's maps; give its folder as the prior")
         maps = PriorMaps.of(prior, self.options.threshold)
+        images, done = prior.settings.get("data", {}).get("images", 0), len(prior.records())
+        if done < images:  # once it has learned from a part, it would not learn from the rest
+            raise UserError(f"{prior.path} is unfinished ({done} of {images} images); give its command again first")
         if not (run.checkpoints / FITTED).exists():
             self.net = self.untrained().to(self.device)
             self.train(data, prior, maps, run)
@@ -100,6 +103,14 @@ class Refiner(ABC, Generic[Options, Network]):
         state, self.maps, path = load_fitted(run)
         fit_state(self.net, state, path)
         self.net.eval()
+
+    def follow(self, prior: Run) -> None:
+        """Read maps as that run makes masks of them: what was learned elsewhere may have had another one.
+
+        Raises:
+            UserError: it has no maps.
+        """
+        self.maps = PriorMaps.of(prior, self.options.threshold)
 
     @torch.no_grad()
     def scores(self, items: Sequence[Item]) -> list[Scores]:

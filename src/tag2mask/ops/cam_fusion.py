@@ -14,9 +14,6 @@ from torch import Tensor
 
 from tag2mask.ops.masks import upsample
 
-SCALES = (1.0, 0.5, 1.5, 2.0)
-"""Sizes at which IRN and CLIMS look at a picture, relative to its own."""
-
 
 def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
     """The grid of a network of this stride over an image of ``size``: ceil(H / stride), ceil(W / stride)."""

@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tag2mask.data.image import read_image
+from tag2mask.data.image import BadImage, read_image
+from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.ops.masks import background_score, normalise_maps, upsample
 from tag2mask.run.files import write_atomic
@@ -27,7 +29,7 @@ from tag2mask.run.progress import progress
 from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, Example, augment
-from tag2mask.types import Background, Constant, Dataset, MaskRule, Own, Power, Sample, Scores, UserError
+from tag2mask.types import IGNORE, Background, Constant, Dataset, MaskRule, Own, Power, Sample, Scores, UserError
 
 PAPER_THRESHOLD = 0.15
 """The constant background under which classifier CAMs are best (IRN, CLIMS): what both papers' settings go with."""
@@ -166,7 +168,7 @@ def make_labels(
         if not path.exists():
             try:
                 made = _label_of(sample, prior, maps, label, max_pixels)
-            except Exception as error:  # one bad image never stops a run; a full disk, below, does
+            except (BadImage, OSError, UserError, ValueError) as error:  # one bad image never stops a run
                 left_out.append(f"{sample.id}: {error}")
                 continue
             write_atomic(path, encode_label(made), token="label")
@@ -174,7 +176,7 @@ def make_labels(
     if left_out:
         more = f" (and {len(left_out) - 3} more)" if len(left_out) > 3 else ""
         warn(f"{len(left_out)} images are not learned from: {'; '.join(left_out[:3])}{more}")
-    if not found:
+    if not any(data[index].tags for index in found):
         raise UserError(
             f"none of the {len(data)} images can be learned from: expected images with tags and with maps in "
             f"{prior.path}; label these images there first"
@@ -218,7 +220,7 @@ class AffinityExamples:
     """What a Trainer draws from: pictures, cut and mirrored, with labels on the network's grid.
 
     indices: in ``data``, of the images that have labels in ``folder``. unpack: a picture and what is kept of its
-    labels as an Example; pack: the augmented example's labels on the grid, (h, w) uint8.
+    labels as an Example; pack: the augmented example's labels on the grid, (h, w) uint8. cell: pixels of its cells.
     """
 
     data: Dataset
@@ -229,15 +231,23 @@ class AffinityExamples:
     max_pixels: int
     unpack: Callable[[Tensor, Tensor], Example]
     pack: Callable[[Example], Tensor]
+    cell: int
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Picture (3, H, W) float32 in 0-255 and labels (h, w)."""
+        """Picture (3, H, W) float32 in 0-255 and labels (h, w), all unsure where a file cannot be read any more."""
         sample = self.data[self.indices[draw.sample]]
-        image, _ = open_image(sample, self.max_pixels)
-        example = self.unpack(image, read_label(label_path(self.folder, sample.id)))
+        try:
+            image, _ = open_image(sample, self.max_pixels)
+            labels = read_label(label_path(self.folder, sample.id))
+        except (BadImage, OSError, ValueError, KeyError, BadZipFile) as error:
+            warn(f"{sample.id} is no longer learned from: {error}")
+            side = self.settings.crop or self.cell
+            cells = strided_size((side, side), self.cell)
+            return torch.zeros(3, side, side), torch.full(cells, IGNORE, dtype=torch.uint8)
+        example = self.unpack(image, labels)
         seen = augment(example, self.settings, sample_dice(self.seed, draw))
         return seen.image, self.pack(seen)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tag2mask.data.image import BadImage
 from tag2mask.models.backbone import ResNet
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.irn import IRNHeads
@@ -176,10 +177,14 @@ def measure_displacement(module: IRNTraining, examples: AffinityExamples, crop: 
         for start in batches:
             corners = []
             for index in examples.indices[start : min(start + batch, count)]:
-                image, _ = open_image(examples.data[index], examples.max_pixels)
+                try:
+                    image, _ = open_image(examples.data[index], examples.max_pixels)
+                except (BadImage, OSError):
+                    continue  # the training has told of it
                 pixels = standardise(image[None, :, :crop, :crop], MEAN, STD)  # (1, 3, h, w)
                 corners.append(F.pad(pixels, (0, crop - pixels.shape[3], 0, crop - pixels.shape[2])))
-            yield module.heads.displacement(backbone.features(torch.cat(corners).to(module.device)))
+            if corners:
+                yield module.heads.displacement(backbone.features(torch.cat(corners).to(module.device)))
 
     module.heads.train()  # in eval mode the layer would take its old mean away first
     module.heads.displacement.mean_shift.measure(displacements())

@@ -21,7 +21,7 @@ Batch = tuple[Tensor, list[Tensor]]
 class TaggedImages:
     """The images whose tags are known, augmented by (seed, step, sample).
 
-    An image that cannot be read is a plain one without tags, with a warning: it moves no map of any class.
+    An image that cannot be read is a plain one without tags, with a warning.
     """
 
     def __init__(self, data: Dataset, settings: Augment, seed: int, *, tagged_only: bool = False) -> None:
@@ -46,7 +46,7 @@ class TaggedImages:
         except (BadImage, OSError) as error:
             if index not in self.warned:
                 self.warned.add(index)
-                warn(f"{sample.id} takes no part in the training: {error}")
+                warn(f"{sample.id} cannot be learned from: {error}")
             plain = torch.tensor(self.settings.fill)[:, None, None]
             side = self.settings.crop or 1
             return plain.expand(3, side, side).clone(), torch.zeros(0, dtype=torch.int64)

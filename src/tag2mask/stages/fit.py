@@ -149,10 +149,11 @@ def open_fitted(
 ) -> tuple[Run, str]:
     """Another run whose fit this method may take, and the sha256 of what was learned there.
 
-    named: "method" and "options" of this method. Options that the method lists in ``label_options`` may differ.
+    named: "method", "options", "clip" and "resolved" of this method, as run.yaml keeps them. Options that the method
+        lists in ``label_options`` may differ, and the CLIP's precision.
 
     Raises:
-        UserError: no run, no finished fit, or one of another method, other options or other classes.
+        UserError: no run, no finished fit, or one of another method, other options, weights or classes.
     """
     run = fitted if isinstance(fitted, Run) else Run.open(fitted)
     if not isinstance(method, Trainable):
@@ -169,6 +170,8 @@ def open_fitted(
         return {
             "method": settings.get("method"),
             "options": {key: value for key, value in options.items() if key not in free},
+            "clip": (settings.get("clip") or {}).get("sha256"),
+            "resolved": settings.get("resolved"),
         }
 
     differences = describe_differences(deciding(run.settings), deciding(plain(named)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tag2mask.methods import known_methods, make_method, make_options, method_class
+from tag2mask.methods.refiners import Refiner
 from tag2mask.ops.crf import preset
 from tag2mask.run.ahead import ahead
 from tag2mask.run.device import find_device, find_precision
@@ -105,7 +106,8 @@ def label(
     learned: dict[str, Any] = {"fitted": "here"} if isinstance(method, Trainable) else {}
     elsewhere = None
     if fitted is not None:
-        elsewhere, digest = open_fitted(fitted, method, data.classes, named)
+        decided = {**named, "clip": _clip_of(method), **_resolved_of(method)}
+        elsewhere, digest = open_fitted(fitted, method, data.classes, decided)
         learned = {"fitted": {"sha256": digest}}
     if fit_only and learned.get("fitted") != "here":
         raise UserError(f"{named['method']} has nothing to fit here; leave fit_only (--fit-only) away")
@@ -144,6 +146,8 @@ def label(
     with run:
         if elsewhere is not None:
             method.load(elsewhere)  # type: ignore[attr-defined]  # open_fitted has seen that it can
+            if isinstance(method, Refiner) and before is not None:
+                method.follow(before)
         elif isinstance(method, Trainable):
             make_ready(method, data, run, before, shard=shard, progress=progress)
         if fit_only:
