@@ -202,6 +202,7 @@ def test_the_recorded_losses_and_their_gradient(golden):
         return table if len(names) == 20 else recorded["text_feat_bg_voc"]
 
     fake = SimpleNamespace(
+        unknown=lambda text: [],
         model=SimpleNamespace(vision=Projection(recorded["clip_image_proj"])),
         ensemble=ensemble,
         device=torch.device("cpu"),
@@ -469,6 +470,19 @@ def test_words_that_clip_does_not_know(clip, weights, data, tmp_path):
     method = make_method("clims", classes, clip=clip, weights=weights, **SMALL)
     with pytest.raises(UserError, match="gnu"):
         fitted(method, data, tmp_path / "run")
+
+
+def test_texts_of_the_context_that_clip_does_not_know_are_left_out(clip, weights):
+    phrases = tuple(dict.fromkeys(phrase for own in TEXTS.per_class.values() for phrase in own))
+    first = next(iter(TEXTS.per_class))
+    more = {**TEXTS.per_class, first: (*TEXTS.per_class[first], "gnu")}
+    with pytest.warns(UserWarning, match="does not know the words of gnu: L_CBS goes without"):
+        critic = Critic(CLASSES, replace(TEXTS, per_class=more), clip, method_of(clip, weights).recipe)
+    torch.testing.assert_close(critic.phrases, clip.ensemble(phrases, TEXTS.templates))
+    assert critic.relevant.shape == (3, len(phrases))
+    with pytest.warns(UserWarning, match="unknown token"):
+        kept = Critic(CLASSES, replace(TEXTS, per_class=more), clip, method_of(clip, weights).recipe, True)
+    assert kept.relevant.shape == (3, len(phrases) + 1)
 
 
 def test_no_texts_of_what_occurs_with_a_class_is_told(clip, weights):

@@ -126,7 +126,7 @@ def test_a_fit_of_another_run_must_suit(data, tmp_path):
         quiet(data, tmp_path / "x", TrainingFree(CLASSES, None, TrainingFree.Options()), fitted=tmp_path / "run")
     with pytest.raises(UserError, match="nothing to fit here"):
         quiet(data, tmp_path / "x", fitted=tmp_path / "run", fit_only=True)
-    with pytest.raises(UserError, match=r"other settings: method is"):
+    with pytest.raises(UserError, match=r"is a run of .*, not of"):
         quiet(data, tmp_path / "x", fitted=tmp_path / "free")
     with pytest.raises(UserError, match="no run of tag2mask"):
         quiet(data, tmp_path / "x", fitted=tmp_path / "images")

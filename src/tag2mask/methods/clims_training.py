@@ -134,6 +134,8 @@ class Critic:
         self.mean, self.std = (clip.mean, clip.std) if recipe.own_statistics else (MEAN, STD)
         self.class_texts = clip.ensemble(texts.names, texts.templates, allow_unknown=allow_unknown)  # (C, E)
         phrases, relevant = background_phrases(classes, texts, self.settings)
+        if not allow_unknown:
+            phrases, relevant = self._understood(phrases, relevant, texts.templates)
         if phrases:
             self.phrases = clip.ensemble(phrases, texts.templates, allow_unknown=allow_unknown)  # (L, E)
         else:
@@ -145,6 +147,20 @@ class Critic:
                 )
         self.relevant = relevant.to(clip.device)
         self.emphasis = class_emphasis(classes, self.settings).to(clip.device)
+
+    def _understood(
+        self, phrases: tuple[str, ...], relevant: Tensor, templates: Sequence[str]
+    ) -> tuple[tuple[str, ...], Tensor]:
+        """The phrases whose words CLIP knows; L_CBS does without the others, which the user may not have chosen."""
+        lost = [p for p in phrases if any(self.clip.unknown(t.replace("{}", p)) for t in templates)]
+        if not lost:
+            return phrases, relevant
+        warn(
+            f"{self.clip.name} does not know the words of {', '.join(lost)}: L_CBS goes without these texts of what "
+            "occurs with classes; --set allow_unknown=true keeps them"
+        )
+        kept = [i for i, phrase in enumerate(phrases) if phrase not in lost]
+        return tuple(phrases[i] for i in kept), relevant[:, kept]
 
     @property
     def size(self) -> tuple[int, int]:

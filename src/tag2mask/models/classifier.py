@@ -190,6 +190,8 @@ def _locate(source: str | Path) -> Path:
     else:
         folder = Path(source).expanduser()
         what = f"expected a folder that `tag2mask storybook pretrain-resnet` wrote, or {STORYBOOK_RESNET}"
+        if not folder.exists():
+            raise UserError(f"{folder} does not exist; {what}, or a public checkpoint (.pth, .safetensors)")
     lost = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
     if lost:
         raise UserError(f"{folder}: holds no {' and no '.join(lost)}; {what}")

@@ -158,17 +158,23 @@ def open_fitted(
     run = fitted if isinstance(fitted, Run) else Run.open(fitted)
     if not isinstance(method, Trainable):
         raise UserError(f"{named['method']} learns nothing, so it cannot take what was fitted in {run.path}")
+    theirs = run.settings.get("method")
+    if theirs != named["method"]:
+        raise UserError(f"{run.path} is a run of {theirs}, not of {named['method']}; give one of the same method")
+    digest = fitted_digest(run)
+    if digest is None:
+        raise UserError(f"{run.path} holds no finished fit; finish it with the command that began it")
     names = run.settings.get("classes", {}).get("names")
     if names != list(classes.names):
         raise UserError(
-            f"{run.path} was fitted for other classes than {classes.id}; give a run on the same class set"
+            f"{run.path} was fitted for other classes ({run.settings.get('classes', {}).get('id')}) than "
+            f"{classes.id}; give a run on the same class set, or name that one (--classes)"
         )
     free = getattr(method, "label_options", ())
 
     def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
         options = settings.get("options") or {}
         return {
-            "method": settings.get("method"),
             "options": {key: value for key, value in options.items() if key not in free},
             "clip": (settings.get("clip") or {}).get("sha256"),
             "resolved": settings.get("resolved"),
@@ -177,9 +183,6 @@ def open_fitted(
     differences = describe_differences(deciding(run.settings), deciding(plain(named)))
     if differences:
         raise UserError(f"{run.path} was fitted with other settings: {differences}; give these, or fit anew")
-    digest = fitted_digest(run)
-    if digest is None:
-        raise UserError(f"{run.path} holds no finished fit; finish it with the command that began it")
     return run, digest
 
 

@@ -20,6 +20,7 @@ from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
+from tag2mask.run.warn import warn
 from tag2mask.stages.fit import make_ready, open_fitted
 from tag2mask.stages.plan import load, plan, survey
 from tag2mask.stages.work import Labeller, Summary, Work, describe, device_of, place
@@ -103,6 +104,11 @@ def label(
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: expected 1 or more")
     before = _open_prior(prior, method, data.classes, Path(out))
+    made_from = None if before is None else before.noted.get("data_root")
+    if made_from is not None and Path(made_from) != Path(data.root).absolute():
+        warn(
+            f"the earlier run is of images in {made_from}, these are in {data.root}: equal names are taken for equal"
+        )
     learned: dict[str, Any] = {"fitted": "here"} if isinstance(method, Trainable) else {}
     elsewhere = None
     if fitted is not None:
@@ -220,9 +226,12 @@ def _open_prior(prior: Run | Path | str | None, method: Method, classes: ClassSe
     if prior is None:
         if method.needs_prior:
             raise UserError(
-                f"{type(method).__name__} starts from an earlier run's maps; give its folder as the prior"
+                f"{type(method).__name__} starts from an earlier run's maps; give its folder as the prior (--prior "
+                "RUN), or refine a method of your choice by it (--refine)"
             )
         return None
+    if not method.needs_prior:
+        raise UserError(f"{type(method).__name__} starts from no earlier run; leave the prior (--prior) away")
     run = prior if isinstance(prior, Run) else Run.open(prior)
     if run.path.resolve() == out.resolve():
         raise UserError(f"{out} cannot be both the earlier run and the new one; choose another folder for the new")
