@@ -43,8 +43,17 @@ def test_classes_are_found_by_name(weights) -> None:
     (found,) = method.scores([thing])
     with torch.no_grad():
         expected = class_maps(method.classifier, thing.image, torch.tensor([2, 0]), grid=(12, 20))
-    assert torch.equal(found.maps, expected)
+    torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-5)
     assert (found.tags.tolist(), found.size, found.frame) == ([1, 2], (45, 67), (48, 80))
+
+
+def test_what_lies_beyond_the_image_does_not_count_for_the_maximum(weights, monkeypatch) -> None:
+    made = torch.zeros(2, 12, 20)  # of 45 x 67 pixels: columns from 17 on are beyond
+    made[0, 3, 3], made[0, 0, 19], made[1, 11, 18] = 0.5, 1.0, 1.0
+    monkeypatch.setattr("tag2mask.methods.cam_reader.class_maps", lambda *_, **__: made)
+    (found,) = make_method("classifier-cam", CLASSES, weights=weights).scores([item(45, 67, [1, 2])])
+    assert (found.maps[0, 3, 3], found.maps[0, 0, 19]) == (1.0, 1.0)
+    assert (found.maps[1] == 0).all()
 
 
 def test_unknown_classes_are_named(weights) -> None:
