@@ -100,7 +100,7 @@ def pretrain(
     """
     from tag2mask.config import read_recipe
     from tag2mask.stages.pretrain import pretrain as run_pretrain
-    from tag2mask.storybook.pretrain import Pretrain
+    from tag2mask.storybook.pretrain_recipe import Pretrain
 
     recipe = read_recipe(Pretrain, set_ or [])
     if list_:

@@ -13,7 +13,8 @@ from tag2mask.stages.bench import WATCH_SEED, Bench
 from tag2mask.stages.measure import CLAIMS, ROWS, Claim, markdown, measure_clip
 from tag2mask.stages.pretrain import in_training
 from tag2mask.storybook import draw_scene, scene_seed
-from tag2mask.storybook.pretrain import Pretrain, build_clip
+from tag2mask.storybook.pretrain_recipe import Pretrain
+from tag2mask.storybook.towers import build_clip
 
 TINY = Pretrain(width=16, layers=2, heads=2, side=32, embed=16, text_width=16, text_layers=1, text_heads=2, patch=8)
 

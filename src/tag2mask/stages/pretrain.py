@@ -1,10 +1,11 @@
-"""Pretraining storybook-clip: render, train, watch, keep. One folder, which the same command goes on with.
+"""Pretraining storybook-clip: render, teach, train, watch, keep. One folder, which the same command goes on with.
 
 last.ckpt      the state of the training
 watch.csv      what the weights knew now and then, beside the floors
 best/, clip/   Hugging Face layout: the weights with the best watched CAM, and the last ones
 best/watch.json  the row of watch.csv that the best ones have
-recipe.json    the settings, and digests of what draws the scenes and writes the captions; log/ the losses
+recipe.json    the settings, and digests of the weights it began with, of the teacher, and of what draws the scenes
+               and writes the captions; log/ the losses
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ from tag2mask.run.settings import claim, plain
 from tag2mask.run.training import fit, minutes_left
 from tag2mask.stages.bench import WATCH_SEED, Bench
 from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
-from tag2mask.storybook.pretrain import ContrastiveCLIP, Pretrain, build_clip, check, warm_start
+from tag2mask.storybook.pretrain import ContrastiveCLIP
+from tag2mask.storybook.pretrain_recipe import Pretrain, check
+from tag2mask.storybook.scenes import CLASSES20
+from tag2mask.storybook.teacher import load_teacher, teach
+from tag2mask.storybook.towers import build_clip, warm_start
 from tag2mask.storybook.views import Pairs
 from tag2mask.storybook.vocabulary import (
     CONTEXT,
@@ -104,18 +109,29 @@ def pretrain(
         progress: show it on stderr.
 
     Raises:
-        UserError: an impossible recipe, or a folder that cannot be written, or that holds another training: of other
-            settings, or of other code that draws scenes or writes captions.
+        UserError: an impossible recipe, a teacher that is not there or lacks a class, or a folder that cannot be
+            written, or that holds another training: of other settings, or of other code that draws scenes or writes
+            captions.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     began = time.monotonic()
     check(recipe)
     find_precision(recipe.precision, find_device(device))
     model, started_from = _model(recipe)
-    settings = {"init_sha256": started_from, "drawing": drawing_version(), "words": words_version()}
+    teacher, taught_by = load_teacher(recipe.teacher, CLASSES20) if recipe.dense else (None, None)
+    settings = {
+        "init_sha256": started_from,
+        "teacher_sha256": taught_by,
+        "drawing": drawing_version(),
+        "words": words_version(),
+    }
     claim(out / "recipe.json", {**plain(recipe), **settings})
     with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
         scenes = render_cache(cache or out / "cache", Rendered(recipe.scenes, recipe.largest), progress=bar.advance)
+    masks = None
+    if teacher is not None and taught_by is not None:
+        with show_progress(recipe.scenes, "teach", unit="scenes", enabled=progress) as bar:
+            masks = teach(scenes, teacher, taught_by, CLASSES20, progress=bar.advance)
     module = ContrastiveCLIP(recipe, model, compiled=compiled)
     callbacks = []
     if watch and watch_scenes:
@@ -131,7 +147,7 @@ def pretrain(
                 say=lambda line: print(line, file=sys.stderr, flush=True) if progress else None,
             )
         )
-    pairs = Pairs(scenes, recipe.seed, recipe.crop, recipe.colour)
+    pairs = Pairs(scenes, recipe.seed, recipe.crop, recipe.colour, masks)
     left = minutes_left(minutes, began)
     training = recipe.training(device=device, workers=workers, minutes=left, save_steps=save_steps)
     trainer = fit(module, pairs, training, out, label="pretrain", unit="images", callbacks=callbacks, show=progress)

@@ -13,18 +13,22 @@ def alike(meanings: Tensor) -> Tensor:
 
 
 def contrastive(similarity: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's loss, both ways, where a row may have several positives, which share its probability.
+    """CLIP's loss, both ways, where a row may have several positives, which share its probability, or none.
 
     Args:
-        similarity: (B, B) of pictures (rows) and texts (columns), in [-1, 1].
-        positive: (B, B) bool, symmetric, true on the diagonal.
+        similarity: (B, T) of pictures (rows) and texts (columns), in [-1, 1].
+        positive: (B, T) bool. Rows and columns without any are passed over.
         scale: the inverse temperature.
     """
-    logits = scale * similarity.float()  # (B, B)
-    share = positive / positive.sum(1, keepdim=True)
-    by_picture = -(share * logits.log_softmax(1)).sum(1).mean()
-    by_text = -(share * logits.T.log_softmax(1)).sum(1).mean()
-    return (by_picture + by_text) / 2
+    logits = scale * similarity.float()  # (B, T)
+    return (_find(logits, positive) + _find(logits.T, positive.T)) / 2
+
+
+def _find(logits: Tensor, positive: Tensor) -> Tensor:
+    """Cross entropy of each row (Q, K) against its positives, on average over the rows that have some."""
+    count = positive.sum(1)  # (Q,)
+    each = -(positive * logits.log_softmax(1)).sum(1) / count.clamp(min=1)
+    return each.sum() / (count > 0).sum().clamp(min=1)
 
 
 def pairwise(similarity: Tensor, positive: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

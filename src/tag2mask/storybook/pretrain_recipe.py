@@ -1,0 +1,138 @@
+"""The recipe of storybook-clip's training, and what is refused before it begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tag2mask.run.sampling import Training
+from tag2mask.types import UserError
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """The whole recipe. Equal recipes on one machine's processor give equal weights.
+
+    width, layers, heads, patch, side, embed: the image tower; its positions are learned for side x side pixels.
+    text_width, text_layers, text_heads: the text tower.
+    scenes: pictures that are rendered once, at the largest size. sizes: (H, W) in pixels; each batch takes the next.
+    crop: the least share of a side that a view keeps. colour: the most that light and colours are shifted.
+    drop: share of the patches that a batch leaves out. class_weight, patch_weight, aligned_weight: of the three
+    readings' losses. sharpness: of the aligned reading's look at the patches.
+    loss: over the batch's captions ("softmax") or pair by pair ("sigmoid").
+    tag_weight: of the same loss over one text a class, which fits the pictures that show it.
+    dense_weight, value_weight: of what each patch shows, by pseudo masks that ``teacher`` makes from tags; read at
+    the last block's end, and on its value path alone (MaskCLIP's reading, along which CLIP-ES's gradients run).
+    teacher: a classifier, a folder or "storybook-resnet".
+    lr, warmup, weight_decay: AdamW's, with a cosine to nothing over ``steps``. ema: decay of the averaged weights
+    that are kept instead of the last; 0 keeps the last.
+    init: an existing CLIP, a folder or "storybook-clip", from which all that fits is taken.
+    """
+
+    width: int = 192
+    layers: int = 8
+    heads: int = 3
+    patch: int = 8
+    side: int = 192
+    embed: int = 128
+    text_width: int = 128
+    text_layers: int = 3
+    text_heads: int = 4
+    scenes: int = 60_000
+    sizes: tuple[Size, ...] = ((192, 192), (144, 192), (192, 144), (128, 160))
+    crop: float = 0.9
+    colour: float = 0.2
+    drop: float = 0.5
+    class_weight: float = 0.5
+    patch_weight: float = 1.0
+    aligned_weight: float = 0.5
+    sharpness: float = 10.0
+    tag_weight: float = 0.0
+    dense_weight: float = 0.0
+    value_weight: float = 0.0
+    teacher: str = "storybook-resnet"
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    steps: int = 5000
+    batch: int = 512
+    accumulate: int = 1
+    lr: float = 1e-3
+    warmup: int = 300
+    weight_decay: float = 0.1
+    ema: float = 0.0
+    precision: str = "float32"
+    seed: int = 0
+    init: str | None = None
+
+    @property
+    def largest(self) -> Size:
+        """The size of the rendered scenes: (H, W)."""
+        return max(height for height, _ in self.sizes), max(width for _, width in self.sizes)
+
+    @property
+    def dense(self) -> bool:
+        """Whether pseudo masks are needed."""
+        return bool(self.dense_weight or self.value_weight)
+
+    def training(self, **how: Any) -> Training:
+        """Steps, batch and seed of this recipe for the Trainer; ``how`` says the rest."""
+        return Training(
+            steps=self.steps,
+            batch=self.batch,
+            accumulate=self.accumulate,
+            seed=self.seed,
+            precision=self.precision,
+            **how,
+        )
+
+
+def check(recipe: Pretrain) -> None:
+    """Refuse a recipe that cannot be run, before anything is rendered.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    small = [name for name in _COUNTS if getattr(recipe, name) < 1]
+    if small:
+        raise UserError(f"{_named(recipe, small)}: expected at least 1")
+    odd = [name for name in _SHARES if not 0 <= getattr(recipe, name) < math.inf]  # false for nan, too
+    odd += [name for name in ("lr", "sharpness") if not 0 < getattr(recipe, name) < math.inf]
+    odd += [name for name in ("seed", "warmup") if not 0 <= getattr(recipe, name) < 2**63]  # what torch takes
+    if odd:
+        raise UserError(
+            f"{_named(recipe, odd)}: expected finite numbers, lr and sharpness above 0, the others at least 0"
+        )
+    wrong = [size for size in recipe.sizes if size[0] % recipe.patch or size[1] % recipe.patch or min(size) < 16]
+    if wrong or not recipe.sizes:
+        raise UserError(
+            f"sizes {list(recipe.sizes)}: expected heights and widths of at least 16, in multiples of {recipe.patch}"
+        )
+    if recipe.side % recipe.patch or recipe.width % recipe.heads or recipe.text_width % recipe.text_heads:
+        raise UserError(
+            f"side {recipe.side} has to be a multiple of the patch {recipe.patch}, width {recipe.width} of "
+            f"heads {recipe.heads}, text_width {recipe.text_width} of text_heads {recipe.text_heads}"
+        )
+    if not 0 <= recipe.drop < 1 or not 0 < recipe.crop <= 1 or not 0 <= recipe.ema < 1:
+        raise UserError(
+            f"drop {recipe.drop}, crop {recipe.crop}, ema {recipe.ema}: expected 0 <= drop < 1, 0 < crop <= 1, "
+            "0 <= ema < 1"
+        )
+    if not any(getattr(recipe, name) for name in _WEIGHTS):
+        raise UserError(f"{', '.join(_WEIGHTS)} are 0: expected one above")
+    if recipe.loss not in ("softmax", "sigmoid"):
+        raise UserError(f"loss {recipe.loss!r}: expected softmax or sigmoid")
+
+
+_COUNTS = (
+    *("width", "layers", "heads", "patch", "side", "embed", "text_width", "text_layers", "text_heads"),
+    *("scenes", "steps", "batch", "accumulate"),
+)
+_WEIGHTS = ("class_weight", "patch_weight", "aligned_weight", "tag_weight", "dense_weight", "value_weight")
+_SHARES = ("colour", "weight_decay", *_WEIGHTS)
+
+
+def _named(recipe: Pretrain, names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {getattr(recipe, name)}" for name in names)

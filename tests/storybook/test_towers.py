@@ -1,0 +1,81 @@
+"""The towers: what a training reads of them, which patches it sees, and what is taken from another CLIP."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from small_pretraining import TINY
+from tag2mask.models.weights import load_clip
+from tag2mask.storybook import CLASSES20, embedded_clip
+from tag2mask.storybook.pretrain_recipe import Pretrain
+from tag2mask.storybook.towers import build_clip, encode_image, kept_patches, readings, warm_start
+from tag2mask.storybook.vocabulary import vocabulary
+from tag2mask.types import UserError
+
+
+def test_readings_are_those_of_the_towers():
+    model = build_clip(TINY)
+    pixels = torch.randn(2, 3, 24, 32)
+    tokens, values = encode_image(model.vision, pixels, None)
+    torch.testing.assert_close(tokens, model.vision(pixels).tokens)
+    before = model.vision(pixels, taps=[0]).taps[0]  # into the last of two blocks
+    last = model.vision.blocks[-1]
+    torch.testing.assert_close(values, last.attn.value(last.ln_1(before)))
+    read = readings(model.vision, tokens, values)
+    torch.testing.assert_close(read.whole, model.vision.project(tokens[:, 0]))
+    torch.testing.assert_close(read.mean, model.vision.project(tokens[:, 1:]).mean(1))
+    torch.testing.assert_close(read.each, model.vision.project(tokens[:, 1:]))
+    torch.testing.assert_close(read.values, model.vision.project(values[:, 1:]))
+
+
+def test_left_out_patches_are_not_seen():
+    model = build_clip(TINY)
+    keep = kept_patches(3, 0, 2, 16, 0.5)
+    assert keep.shape == (2, 8)
+    assert torch.equal(keep, kept_patches(3, 0, 2, 16, 0.5))
+    assert not torch.equal(keep, kept_patches(4, 0, 2, 16, 0.5))
+    assert kept_patches(3, 0, 2, 16, 0.0) is None
+    pixels = torch.randn(2, 3, 32, 32)
+    other = pixels.clone()
+    blind = next(i for i in range(16) if i not in keep[0].tolist())
+    other[0, :, blind // 4 * 8 :, blind % 4 * 8 :][:, :8, :8] += 5
+    first = encode_image(model.vision, pixels, keep)
+    assert all(map(torch.equal, first, encode_image(model.vision, other, keep)))
+    seen = int(keep[0, 0])
+    other[0, :, seen // 4 * 8 :, seen % 4 * 8 :][:, :8, :8] += 5
+    assert not any(map(torch.equal, first, encode_image(model.vision, other, keep)))
+
+
+def test_warm_start_takes_all_that_fits():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other = load_clip("storybook-clip", cache=None)
+    old = other.model.state_dict()
+    words = other.tokenizer.backend.get_vocab()
+    for layers in (6, 10):
+        recipe = Pretrain(layers=layers, side=128)
+        model = build_clip(recipe)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        fresh = warm_start(model, other)
+        own = model.state_dict()
+        last = min(layers, 8) - 1
+        for name in ("conv1.weight", "proj", f"transformer.resblocks.{last}.mlp.c_fc.weight"):
+            assert torch.equal(own[f"vision.{name}"], old[f"vision.{name}"])
+        row, their_row = vocabulary()["dog"], words["dog"]
+        table = "text.token_embedding.weight"
+        assert torch.equal(own[table][row], old[table][their_row])
+        row = vocabulary()["sofa"]
+        assert "word sofa" in fresh
+        assert torch.equal(own[table][row], before[table][row])
+        left = [name for name in fresh if name.startswith("vision.")]
+        assert all(
+            name.startswith(("vision.transformer.resblocks.8", "vision.transformer.resblocks.9")) for name in left
+        )
+        assert len(left) == (0 if layers == 6 else 2 * 12)
+    with pytest.raises(UserError, match="another size or width"):
+        warm_start(build_clip(TINY), other)
+    assert embedded_clip().is_dir()
+    assert len(CLASSES20) == 20

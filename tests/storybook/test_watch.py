@@ -1,0 +1,60 @@
+"""What is watched of a training, and that the best weights and their row agree whatever happens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from small_pretraining import TINY, few_scenes, pairs_of
+from tag2mask.run.training import fit
+from tag2mask.storybook.pretrain import ContrastiveCLIP
+from tag2mask.storybook.towers import build_clip
+from tag2mask.storybook.watch import Watch, read_best, read_watch
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return few_scenes(tmp_path_factory.mktemp("cache"))
+
+
+def watch_all(folder, figures, scenes, number=60):
+    """A training of four steps that are watched one by one; what was kept, and the rows (step, scenes, figure)."""
+    figures, kept = iter(figures), []
+    path, best = folder / "watch.csv", folder / "watch.json"
+    how = {"scenes": number, "by": "initial", "best": best, "keep": lambda _: kept.append(1)}
+    watch = Watch(path, 1, lambda _: {"initial": next(figures)}, **how)
+    recipe = replace(TINY, accumulate=1)
+    module = ContrastiveCLIP(recipe, build_clip(recipe))
+    fit(module, pairs_of(scenes), recipe.training(device="cpu"), folder, callbacks=[watch], show=False)
+    rows = [(row["step"], row["scenes"], row["initial"]) for row in read_watch(path)]
+    top = read_best(best)
+    assert top in read_watch(path)
+    return len(kept), rows, top
+
+
+def test_watch_forgets_what_came_after_the_checkpoint(scenes, tmp_path):
+    (tmp_path / "watch.csv").write_text("step,samples,scenes,initial\n1,8,60,1\n50,400,60,99\n")
+    kept, rows, top = watch_all(tmp_path, [1.0, 3.0, 2.0, 9.0], scenes)
+    assert rows == [(1, 60, 1), (2, 60, 3), (3, 60, 2), (4, 60, 9)]
+    assert (kept, top["step"]) == (3, 4)
+
+
+def test_the_best_weights_agree_with_the_rows_after_a_resumption(scenes, tmp_path):
+    """Best at step 3, killed, gone on from the start; on a GPU, the second time is not as the first."""
+    first = watch_all(tmp_path, [1.0, 3.0, 9.0, 5.0], scenes)
+    assert (first[0], first[2]["step"]) == (3, 3)
+    (tmp_path / "last.ckpt").unlink()
+    kept, rows, top = watch_all(tmp_path, [1.0, 4.0, 8.0, 6.0], scenes)
+    assert (kept, top) == (0, first[2])
+    assert rows == [(1, 60, 1), (2, 60, 4), (3, 60, 9), (3, 60, 8), (4, 60, 6)]
+    (tmp_path / "last.ckpt").unlink()
+    kept, rows, top = watch_all(tmp_path, [1.0, 4.0, 9.5, 6.0], scenes)
+    assert (kept, top["initial"]) == (1, 9.5)
+    assert rows == [(1, 60, 1), (2, 60, 4), (3, 60, 9.5), (4, 60, 6)]
+
+
+def test_another_number_of_scenes_is_not_compared(scenes, tmp_path):
+    (tmp_path / "watch.json").write_text('{"step": 0, "samples": 0, "scenes": 3, "initial": 99}')
+    kept, rows, top = watch_all(tmp_path, [1.0, 3.0, 2.0, 2.0], scenes)
+    assert (kept, top["step"], rows[0]) == (2, 2, (0, 3, 99))
