@@ -14,7 +14,8 @@ The parts are kept apart: ``canvas`` (how strokes reach pixels and mask), ``figu
 ``places`` (the ground and what stands around), ``cast`` (who appears), ``layout`` (who stands where), ``light``
 and ``grain`` (what a camera does), ``scenes`` (all of it together), ``captions`` with ``phrases`` and
 ``vocabulary``, ``render``; ``first`` is the plainer world that the shipped CLIP was trained on. ``cache``, ``views``,
-``losses``, ``teacher``, ``lessons``, ``towers``, ``pretrain`` and ``watch`` train a CLIP on them; they are not loaded here, as they need Lightning.
+``losses``, ``teacher``, ``lessons``, ``towers``, ``pretrain`` and ``watch`` train a CLIP on them; they are not loaded
+here, as some need Lightning.
 """
 
 from __future__ import annotations
