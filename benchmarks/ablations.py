@@ -153,7 +153,7 @@ def main() -> None:
     start = time.perf_counter()
     with TemporaryDirectory() as scenes, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = read_voc(render(scenes, args.n, split="val"), split="val", classes="storybook16")
+        data = read_voc(render(scenes, args.n, split="val"), split="val", classes="voc12")
         clip = load_clip(args.clip, device="cpu")
         parts = clip_es(Bench.read(data, clip), args.out.with_suffix(".svg"))
     head = f"""# CLIP-ES: the paper's ablations on Storybook

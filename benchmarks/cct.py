@@ -109,7 +109,7 @@ def measure(args: argparse.Namespace, work: Path) -> list[str]:
         read_voc(
             render(work / f"{split}-{n}", n, split=split, size=(args.height, args.width)),
             split=split,
-            classes="storybook16",
+            classes="voc12",
         )
         for split, n in (("train", args.n), ("val", args.test))
     )

@@ -2,9 +2,8 @@
 
     python benchmarks/clims.py [-n 120] [--steps 45] [--variant paper] [--out docs/clims.md]
 
-The fit sees images and tags alone, of the scenes that are then labelled, as in the papers. Scenes are Storybook's
-first edition, which storybook-resnet and storybook-clip know. mIoU is over all classes and background, at the best
-background threshold (chosen with ground truth, as the papers do) and at CLIMS's own, 0.15.
+The fit sees images and tags alone, of the scenes that are then labelled, as in the papers. mIoU is over all classes
+and background, at the best background threshold (chosen with ground truth, as the papers do) and at CLIMS's own, 0.15.
 """
 
 from __future__ import annotations
@@ -182,7 +181,7 @@ def main() -> None:
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = render(f"{folder}/scenes", args.n, split="val", seed=args.seed)
-        data = read_voc(root, split="val", classes="storybook16")
+        data = read_voc(root, split="val", classes="voc12")
         scenes, clip = Scenes(data), load_clip("storybook-clip", device="cpu")
         batch = {} if args.batch is None else {"batch": args.batch}
 
@@ -231,7 +230,7 @@ def main() -> None:
     head = f"""# CLIMS on Storybook
 
 Made by `{command} --variant {args.variant} --seed {args.seed}` on {date.today()}: {args.n} scenes
-of Storybook's val split, first edition, 256x192; weights {STORYBOOK_RESNET}
+of Storybook's val split, 256x192; weights {STORYBOOK_RESNET}
 (sha256 {before.resolved["weights_sha256"][:16]}) and
 storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch {torch.__version__},
 {platform.machine()} with 2 threads, {time.perf_counter() - began:.0f} s. All figures in %.

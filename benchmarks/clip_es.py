@@ -148,7 +148,7 @@ def precision(n: int) -> None:
     """Share of mask pixels (CLIP-ES + CRF) that are the same in bfloat16 as in float32."""
     with TemporaryDirectory() as scenes, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = read_voc(render(scenes, n, split="val"), split="val", classes="storybook16")
+        data = read_voc(render(scenes, n, split="val"), split="val", classes="voc12")
         full, half = (
             ClipES(data.classes, load_clip("storybook-clip", device="cpu", precision=p))
             for p in ("float32", "bfloat16")
@@ -177,7 +177,7 @@ def memory(n: int, folder: Path | None) -> None:
     """
     with TemporaryDirectory() as there, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = read_voc(render(Path(there) / "scenes", n, split="val"), split="val", classes="storybook16")
+        data = read_voc(render(Path(there) / "scenes", n, split="val"), split="val", classes="voc12")
         method = ClipES(data.classes, load_clip("storybook-clip", device="cpu"))
         growth("Storybook scenes, storybook-clip", method, ((s.image, s.tags) for s in data if s.tags), 100)
         if folder is not None:

@@ -62,7 +62,7 @@ def measured(run: Run, data: Dataset) -> float:
 def tables(work: Path, scenes: int, held_out: int, recipe: TrainRecipe) -> list[str]:
     folder = render(work / "scenes", scenes, split="train")
     render(folder, held_out, split="val")
-    seen, unseen = (read_voc(folder, split=split, classes="storybook16") for split in ("train", "val"))
+    seen, unseen = (read_voc(folder, split=split, classes="voc12") for split in ("train", "val"))
     masks, masks_unseen = pseudo_masks(seen, work / "run-train"), pseudo_masks(unseen, work / "run-val")
     ids = work / "ids.txt"
     ids.write_text("".join(f"{sample.id}\n" for sample in seen), encoding="utf-8")

@@ -158,8 +158,8 @@ def main() -> None:
     start = time.perf_counter()
     with TemporaryDirectory() if args.work is None else nullcontext(args.work) as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scenes = render(Path(work) / "scenes", args.n, split="val", edition=1)
-        measured = Table(read_voc(scenes, split="val", classes="storybook16"), Path(work), args.steps)
+        scenes = render(Path(work) / "scenes", args.n, split="val")
+        measured = Table(read_voc(scenes, split="val", classes="voc12"), Path(work), args.steps)
         blank = random_weights(Path(work) / "random")
         rows = [
             row
@@ -173,7 +173,7 @@ def main() -> None:
         f"""# Refinement: CRF, PSA and IRN on Storybook
 
 Made by `python benchmarks/refine.py -n {args.n} --steps {args.steps}` on {date.today()}: {args.n} scenes of
-Storybook's `val` split, edition 1, at 256x192; weights storybook-clip (CLIP-ES) and storybook-resnet (classifier CAM,
+Storybook's `val` split at 256x192; weights storybook-clip (CLIP-ES) and storybook-resnet (classifier CAM,
 and the backbone of IRN and PSA); tag2mask {__version__}, torch {torch.__version__}, {platform.machine()} with 2
 threads, {time.perf_counter() - start:.0f} s in all. mIoU in %, over all classes and background. "fixed": with each
 method's own background rule (classifier CAM: {CAM_BACKGROUND.value}, chosen with ground truth on 100 scenes of the

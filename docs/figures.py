@@ -22,7 +22,7 @@ from tag2mask.data.image import read_image
 from tag2mask.methods.clip_es import ClipES
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.masks import pseudo_mask, upsample
-from tag2mask.storybook import CLASSES20, SPLITS, draw_scene, kind_of, render, scene_seed
+from tag2mask.storybook import CLASSES, SPLITS, draw_scene, kind_of, render, scene_seed
 from tag2mask.storybook.canvas import Canvas
 from tag2mask.storybook.figures import FIGURES
 from tag2mask.types import Item
@@ -42,7 +42,7 @@ def world() -> None:
     scene_height = scene_width * 3 // 4
     sheet = Image.new("RGB", (width, 10 * SIDE + len(SPLITS) * scene_height), "white")
     pen = ImageDraw.Draw(sheet)
-    for index, name in enumerate(CLASSES20):
+    for index, name in enumerate(CLASSES):
         left, top = index // 10 * half, index % 10 * SIDE
         pen.text((left + 4, top + SIDE // 2 - 6), name, "black")
         for seed in range(INSTANCES):
@@ -51,7 +51,7 @@ def world() -> None:
         top = 10 * SIDE + row * scene_height
         pen.text((4, top + scene_height // 2 - 6), split, "black")
         for index in range(INSTANCES):
-            scene = draw_scene(scene_seed(split, 0, index), (192, 256), CLASSES20, kind_of(split), 2)
+            scene = draw_scene(scene_seed(split, 0, index), (192, 256), CLASSES, kind_of(split))
             tile = Image.fromarray(scene.image).resize((scene_width, scene_height), Image.Resampling.BOX)
             sheet.paste(tile, (MARGIN + index * scene_width, top))
     sheet.save(Path(__file__).parent / "storybook-world.jpg", quality=82)
@@ -85,7 +85,7 @@ def method() -> None:
     titles = ("image, known by its tags", "initial CAM", "+ CAA", "+ dense CRF: mask", "exact mask")
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = read_voc(render(folder, SCENES, split="val"), split="val", classes="storybook16")
+        data = read_voc(render(folder, SCENES, split="val"), split="val", classes="voc12")
         method = ClipES(data.classes, load_clip("storybook-clip", device="cpu"))
         palette = np.array(data.classes.palette, np.uint8)
         figure, axes = plt.subplots(len(SHOWN), 5, figsize=(10, 1.62 * len(SHOWN)), layout="constrained")

@@ -12,7 +12,7 @@ import torch
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import Classifier
 from tag2mask.run.training import fit
-from tag2mask.storybook import CLASSES20
+from tag2mask.storybook import CLASSES
 from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
 from tag2mask.storybook.pretrain_recipe import Pretrain
 from tag2mask.storybook.teacher import teach
@@ -50,7 +50,7 @@ def few_scenes(folder: Path) -> SceneCache:
     return render_cache(folder, Rendered(16, (32, 32)), workers=1)
 
 
-def small_classifier(names: tuple[str, ...] = CLASSES20) -> Classifier:
+def small_classifier(names: tuple[str, ...] = CLASSES) -> Classifier:
     """Untrained, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -59,7 +59,7 @@ def small_classifier(names: tuple[str, ...] = CLASSES20) -> Classifier:
 
 def pairs_of(scenes: SceneCache, recipe: Pretrain = TINY) -> Pairs:
     """What the recipe is trained on."""
-    masks = teach(scenes, small_classifier(), "small", CLASSES20) if recipe.dense else None
+    masks = teach(scenes, small_classifier(), "small", CLASSES) if recipe.dense else None
     return Pairs(scenes, recipe.seed, recipe.crop, recipe.colour, masks)
 
 

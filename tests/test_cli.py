@@ -160,7 +160,7 @@ def test_one_bad_image_is_counted_and_the_rest_is_done(photos, tmp_path):
 def test_unknown_classes_are_listed_with_counts_before_any_work(photos, tmp_path):
     with (photos / "tags.csv").open("a") as file:
         file.write("holiday/val_000_000000.jpg,hrose\n")
-    message = error_of("label", photos, "--classes", "storybook16", "-o", tmp_path / "run", *CLIP)
+    message = error_of("label", photos, "--classes", "voc12", "-o", tmp_path / "run", *CLIP)
     assert "hrose" in message
     assert "horse" in message
     assert not (tmp_path / "run").exists()

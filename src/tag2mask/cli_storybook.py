@@ -17,31 +17,17 @@ storybook_app = typer.Typer(no_args_is_help=True, help="The embedded world: pict
 def render(
     n: Annotated[int, typer.Option("-n", min=1, help="How many scenes.")] = 200,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("storybook"),
-    split: Annotated[str, typer.Option(help="train, val, test; in edition 2 also adjacency, small, ...")] = "val",
+    split: Annotated[str, typer.Option(help="train, val, test, or a trap: adjacency, small, ...")] = "val",
     width: Annotated[int, typer.Option(min=16)] = 256,
     height: Annotated[int, typer.Option(min=16)] = 192,
-    edition: Annotated[
-        int, typer.Option(min=1, max=2, help="1: what storybook-clip was trained on; 2: all 20 classes, and traps.")
-    ] = 1,
     workers: Annotated[int | None, typer.Option(help="Processes; default: all cores.")] = None,
 ) -> None:
     """Draw a data set of scenes in VOC layout, with exact masks, tags and captions."""
     from tag2mask.run.progress import progress
-    from tag2mask.storybook import CLASSES16, CLASSES20
     from tag2mask.storybook import render as run_render
 
-    classes = CLASSES16 if edition == 1 else CLASSES20
     with progress(n, "render", unit="scenes") as bar:
-        written = run_render(
-            out,
-            n,
-            split=split,
-            size=(height, width),
-            classes=classes,
-            edition=edition,
-            workers=workers,
-            progress=bar.advance,
-        )
+        written = run_render(out, n, split=split, size=(height, width), workers=workers, progress=bar.advance)
     typer.echo(f"written: {written}")
 
 
@@ -126,11 +112,9 @@ def pretrain(
 def measure(
     clip: Annotated[str, typer.Argument(help="storybook-clip, or a folder in Hugging Face layout.")],
     n: Annotated[int, typer.Option("-n", min=1, help="How many scenes of the val split.")] = 500,
-    classes: Annotated[str, typer.Option(help="Class set that is drawn: storybook16 or voc12.")] = "storybook16",
-    edition: Annotated[int, typer.Option(min=1, max=2, help="Of Storybook, as in render.")] = 1,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a CLIP on held-out scenes, beside its floors: tags, CAMs, every comparison of CLIP-ES, as Markdown."""
     from tag2mask.stages.measure import measure as run_measure
 
-    typer.echo(run_measure(clip, n, classes=classes, edition=edition, device=device)[1])
+    typer.echo(run_measure(clip, n, device=device)[1])

@@ -28,7 +28,7 @@ class DataConfig(_Settings):
     tags: str | None = Field(None, description="tags.csv or tags.jsonl; default: found in the folder")
     images: str | None = Field(None, description="folder of the images (COCO)")
     truth: str | None = Field(None, description="folder of ground-truth masks, for evaluation only")
-    classes: str | None = Field(None, description="voc12, coco14, storybook16, or a YAML of your own")
+    classes: str | None = Field(None, description="voc12, coco14, or a YAML of your own")
     unknown: Literal["error", "skip"] = Field("error", description="what to do with tags that are no class")
 
 

@@ -132,7 +132,7 @@ def test_the_published_settings():
 
 
 def test_the_settings_of_the_embedded_world():
-    own = {"classes": "storybook16", "name": "storybook-clip", "weights": "storybook-resnet"}
+    own = {"classes": "voc12", "name": "storybook-clip", "weights": "storybook-resnet"}
     paper, released = recipe_of(**own), recipe_of(variant="released", **own)
     assert paper.loss == replace(CAMERA_READY, suppression=5.0, area=5.0)
     assert released.loss == replace(RELEASED, threshold=0.0)  # until it is calibrated

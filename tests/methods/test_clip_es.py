@@ -20,7 +20,7 @@ from tag2mask.ops.masks import pseudo_mask
 from tag2mask.storybook import draw_scene
 from tag2mask.types import Item, UserError
 
-CLASSES = load_classes("storybook16")
+CLASSES = load_classes("voc12")
 FROZEN = Path(__file__).parent / "regression" / "clip_es.npz"
 
 

@@ -16,7 +16,7 @@ from tag2mask.models.clip import CLIPModel, TextTransformer, VisionTransformer
 from tag2mask.models.untrained import draw_weights
 from tag2mask.types import Item, UserError
 
-CLASSES = load_classes("storybook16")
+CLASSES = load_classes("voc12")
 TEMPLATES = ("a {}.", "a photo of {}.", "the {} here.")
 
 

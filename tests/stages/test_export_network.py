@@ -17,10 +17,10 @@ from tag2mask.classes import load_classes
 from tag2mask.cli import app
 from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network, load_network, save_network
 from tag2mask.stages.export_network import WholeSize, compare, export_network
-from tag2mask.storybook.scenes import CLASSES16, draw_scene
+from tag2mask.storybook.scenes import draw_scene
 from tag2mask.types import UserError
 
-CLASSES = load_classes("storybook16")
+CLASSES = load_classes("voc12")
 TINY: dict[str, dict[str, Any]] = {
     "small": {},
     "deeplabv2-resnet101": {"width": 4, "blocks": (1, 1, 1, 1), "frozen_norm": False},
@@ -48,7 +48,7 @@ def tiny(tmp_path_factory) -> Path:
 def scenes() -> dict[tuple[int, int], torch.Tensor]:
     """Pictures (20, 3, H, W) of three sizes."""
     sizes = ((64, 96), (75, 101), (96, 64))
-    drawn = {size: np.stack([draw_scene(i, size, CLASSES16).image for i in range(20)]) for size in sizes}
+    drawn = {size: np.stack([draw_scene(i, size).image for i in range(20)]) for size in sizes}
     return {size: torch.from_numpy(images).permute(0, 3, 1, 2).float() for size, images in drawn.items()}
 
 

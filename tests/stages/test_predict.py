@@ -38,7 +38,7 @@ from tag2mask.stages.predict import predict, read_images
 from tag2mask.storybook import render
 from tag2mask.types import UserError
 
-STORYBOOK = load_classes("storybook16")
+STORYBOOK = load_classes("voc12")
 SIZES = [(40, 56), (64, 33), (24, 24), (1, 1)]
 
 

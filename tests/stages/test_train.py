@@ -29,7 +29,7 @@ from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.recipe import TrainRecipe
 from tag2mask.segment.supervised import SupervisedTraining
 from tag2mask.stages.train import train
-from tag2mask.storybook import CLASSES16, render
+from tag2mask.storybook import render
 from tag2mask.types import UserError
 
 RECIPE = TrainRecipe(
@@ -365,7 +365,7 @@ def test_a_batch_that_devices_cannot_share(made, tmp_path):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    return render(tmp_path_factory.mktemp("scenes") / "s", 6, split="train", size=(48, 64), classes=CLASSES16)
+    return render(tmp_path_factory.mktemp("scenes") / "s", 6, split="train", size=(48, 64))
 
 
 def test_the_loss_falls_on_a_few_scenes(scenes, tmp_path):

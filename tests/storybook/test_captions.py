@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tag2mask.classes import load_classes
-from tag2mask.storybook import CLASSES20, caption, draw_scene
+from tag2mask.storybook import CLASSES, caption, draw_scene
 from tag2mask.storybook.captions import Claim, describe, says, tokens
 from tag2mask.storybook.phrases import (
     BACKDROPS,
@@ -37,7 +37,7 @@ SUPER_CLASSES_COCO = ("indoor items", "outdoor item", "electronic item")
 def imagine(seed):
     """Classes with numbers and things of a scene that nobody draws."""
     rng = np.random.default_rng([seed, 7])
-    names = [str(name) for name in rng.permutation(CLASSES20)[: rng.integers(0, 4)]]
+    names = [str(name) for name in rng.permutation(CLASSES)[: rng.integers(0, 4)]]
     things = [str(thing) for thing in rng.permutation(THINGS)[: rng.integers(1, 6)]]
     return names, things, [int(count) for count in rng.integers(1, 6, len(names))]
 

@@ -15,7 +15,7 @@ import tag2mask
 from tag2mask.models.classifier import MEAN, STD, load_classifier
 from tag2mask.run.sampling import Draw, Training
 from tag2mask.run.training import fit
-from tag2mask.storybook import CLASSES16, EDITION, draw_scene, train_classifier
+from tag2mask.storybook import CLASSES, draw_scene, train_classifier
 from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
 from tag2mask.storybook.classifier import (
     DICE,
@@ -48,7 +48,7 @@ def scenes(tmp_path_factory):
 
 def test_tags_are_the_scenes_own(tmp_path) -> None:
     names = ("cat", "dog", "boat")
-    drawn = render_cache(tmp_path, Rendered(5, (24, 32), classes=names, edition=EDITION), workers=1)
+    drawn = render_cache(tmp_path, Rendered(5, (24, 32), classes=names), workers=1)
     data = TaggedPictures.of(drawn, names, seed=0)
     for i in range(5):
         scene = draw_scene(scene_seed("train", 0, i), (24, 32), names)
@@ -188,7 +188,7 @@ def test_the_weights_that_ship() -> None:
     assert len(data) <= 6 * 2**20
     classifier, sha256 = load_classifier()
     assert sha256 == digest
-    assert classifier.names == CLASSES16
+    assert classifier.names == CLASSES
     found = measure(classifier, 36, scales=(1.0,), flip=False)
     assert found.tag_map > 0.7
     assert found.miou > 0.28

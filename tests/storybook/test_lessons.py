@@ -11,7 +11,7 @@ import torch
 from small_pretraining import TAUGHT, few_scenes, pairs_of
 from tag2mask.classes import load_classes
 from tag2mask.run.sampling import Draw
-from tag2mask.storybook import CLASSES20
+from tag2mask.storybook import CLASSES
 from tag2mask.storybook.captions import tokens
 from tag2mask.storybook.lessons import class_texts, dense_loss, shares, told
 from tag2mask.storybook.phrases import PAPER_WORDS
@@ -22,18 +22,18 @@ from tag2mask.storybook.vocabulary import vocabulary
 
 
 def test_texts_name_the_background_set_and_then_every_class_in_one_sentence():
-    assert class_texts(CLASSES20, 0, 5) == class_texts(CLASSES20, 0, 5)
-    sentences, called = set(), {name: set() for name in CLASSES20}
+    assert class_texts(CLASSES, 0, 5) == class_texts(CLASSES, 0, 5)
+    sentences, called = set(), {name: set() for name in CLASSES}
     background = load_classes("voc12").texts["clip-es"].background
     for step in range(60):
-        texts, count = class_texts(CLASSES20, 0, step)
+        texts, count = class_texts(CLASSES, 0, step)
         assert (count, len(texts)) == (len(background), len(background) + 20)
         assert all(word in vocabulary() for text in texts for word in tokens(text))
         head, tail = texts[0].split("ground")
         sentences.add(head + "{}" + tail)
         words = [text.removeprefix(head).removesuffix(tail) for text in texts]
         assert words[:count] == list(background)
-        for name, word in zip(CLASSES20, words[count:], strict=True):
+        for name, word in zip(CLASSES, words[count:], strict=True):
             assert word in {singular for singular, _ in PAPER_WORDS[name]}
             called[name].add(word)
     assert len(sentences) > 10
@@ -91,7 +91,7 @@ def test_a_step_holds_the_kept_patches_against_their_own_cells(tmp_path, reading
     pixels = (look(batch["image"], batch["view"], size) - module.mean) / module.std
     with torch.no_grad():
         read = readings(module.model.vision, *encode_image(module.model.vision, pixels, keep))
-        names, count = class_texts(CLASSES20, recipe.seed, 3)
+        names, count = class_texts(CLASSES, recipe.seed, 3)
         texts = torch.cat([module.model.text(*ids_of(name)) for name in names])
         cells = shares(batch["labels"], batch["view"], size, 8, 20)
         target = torch.stack([cells[b, keep[b]] for b in range(8)])

@@ -26,7 +26,7 @@ from tag2mask.models.weights import load_clip
 from tag2mask.run.training import steps_done
 from tag2mask.stages import pretrain as stage
 from tag2mask.stages.pretrain import in_training, pretrain, write_clip
-from tag2mask.storybook import CLASSES20, cache
+from tag2mask.storybook import CLASSES, cache
 from tag2mask.storybook import vocabulary as vocabulary_of
 from tag2mask.storybook.cache import Rendered, render_cache
 from tag2mask.storybook.pretrain import ContrastiveCLIP
@@ -167,7 +167,7 @@ def test_stage_renders_trains_watches_and_goes_on(tmp_path, capsys):
 
 def test_stage_makes_lessons_by_the_teacher_that_is_named(tmp_path):
     recipe = replace(TAUGHT, accumulate=1, teacher=str(tmp_path / "teacher"))
-    save_classifier(small_classifier(CLASSES20[1:]), tmp_path / "teacher", "")
+    save_classifier(small_classifier(CLASSES[1:]), tmp_path / "teacher", "")
     with pytest.raises(UserError, match="does not know aeroplane"):
         pretrain(tmp_path / "run", recipe, device="cpu", progress=False)
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tag2mask.classes import load_classes
 from tag2mask.data.voc import read_voc
-from tag2mask.storybook import CLASSES16, SPLITS, TRAPS, draw_scene, kind_of, render, scene_seed
+from tag2mask.storybook import CLASSES, SPLITS, TRAPS, draw_scene, kind_of, render, scene_seed
 from tag2mask.types import UserError
 
 SIZE = (48, 64)
@@ -38,7 +38,7 @@ def test_folder_is_a_voc_devkit(folder):
     said = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert len(rows) == 21
     assert len(said) == 20
-    palette = load_classes("storybook16").palette
+    palette = load_classes("voc12").palette
     for index, name in enumerate(ids):
         scene = draw_scene(scene_seed("val", 3, index), SIZE)
         with Image.open(folder / "JPEGImages" / f"{name}.jpg") as image:
@@ -48,7 +48,7 @@ def test_folder_is_a_voc_devkit(folder):
             assert image.mode == "P"
             assert np.array_equal(np.asarray(image), scene.mask)
             flat = image.getpalette()
-            assert [tuple(flat[3 * v : 3 * v + 3]) for v in range(17)] == list(palette)
+            assert [tuple(flat[3 * v : 3 * v + 3]) for v in range(21)] == list(palette)
         with Image.open(folder / "SegmentationDetail" / f"{name}.png") as image:
             assert image.mode == "P"
             assert np.array_equal(np.asarray(image), scene.detail)
@@ -67,7 +67,7 @@ def test_folder_is_a_voc_devkit(folder):
 
 def test_the_voc_reader_takes_the_folder(folder):
     data = read_voc(folder, "val")
-    assert data.classes == load_classes("storybook16")
+    assert data.classes == load_classes("voc12")
     assert len(data) == 20
     for index, sample in enumerate(sorted(data, key=lambda sample: sample.id)):
         scene = draw_scene(scene_seed("val", 3, index), SIZE)
@@ -76,8 +76,8 @@ def test_the_voc_reader_takes_the_folder(folder):
 
 
 def test_folder_brings_its_classes(folder, tmp_path):
-    assert (folder / "classes.txt").read_text().split() == list(CLASSES16)
-    assert load_classes(folder / "classes.yaml") == load_classes("storybook16")
+    assert (folder / "classes.txt").read_text().split() == list(CLASSES)
+    assert load_classes(folder / "classes.yaml") == load_classes("voc12")
     render(tmp_path, 1, size=SIZE, classes=("sofa", "cat"))
     own, voc = load_classes(tmp_path / "classes.yaml"), load_classes("voc12")
     assert own.foreground == ("sofa", "cat")
@@ -115,15 +115,9 @@ def test_splits_never_share_a_seed_and_share_a_folder(tmp_path):
     assert len(set(pictures)) == 5
 
 
-def test_a_folder_holds_one_edition(tmp_path):
-    render(tmp_path, 1, size=SIZE, classes=CLASSES16, edition=1)
-    with pytest.raises(UserError, match="holds scenes of edition 1, not of edition 2"):
-        render(tmp_path, 1, size=SIZE, classes=CLASSES16, edition=2)
-
-
 def test_what_cannot_be_drawn_leaves_no_folder(tmp_path):
-    with pytest.raises(UserError, match="edition 1 draws no crowds scenes"):
-        render(tmp_path / "new", 1, size=SIZE, split="crowds")
+    with pytest.raises(UserError, match="no contact scene can be drawn of cat, bus"):
+        render(tmp_path / "new", 1, size=SIZE, split="contact", classes=("cat", "bus"))
     assert not (tmp_path / "new").exists()
 
 
@@ -138,9 +132,9 @@ def test_a_broken_render_leaves_no_list(tmp_path, monkeypatch):
 
 
 def test_a_trap_is_a_split(tmp_path):
-    render(tmp_path, 3, split="small", size=SIZE, edition=2)
+    render(tmp_path, 3, split="small", size=SIZE)
     for index in range(3):
-        scene = draw_scene(scene_seed("small", 0, index), SIZE, kind="small", edition=2)
+        scene = draw_scene(scene_seed("small", 0, index), SIZE, kind="small")
         with Image.open(tmp_path / "SegmentationClass" / f"small_000_{index:06d}.png") as image:
             assert np.array_equal(np.asarray(image), scene.mask)
     assert [kind_of(split) for split in ("train", "val", "test", *TRAPS)] == ["mixed"] * 3 + list(TRAPS)

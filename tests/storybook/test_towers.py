@@ -9,7 +9,7 @@ import torch
 
 from small_pretraining import TINY
 from tag2mask.models.weights import load_clip
-from tag2mask.storybook import CLASSES20, embedded_clip
+from tag2mask.storybook import CLASSES, embedded_clip
 from tag2mask.storybook.pretrain_recipe import Pretrain
 from tag2mask.storybook.towers import build_clip, encode_image, kept_patches, readings, warm_start
 from tag2mask.storybook.vocabulary import vocabulary
@@ -78,4 +78,4 @@ def test_warm_start_takes_all_that_fits():
     with pytest.raises(UserError, match="another size or width"):
         warm_start(build_clip(TINY), other)
     assert embedded_clip().is_dir()
-    assert len(CLASSES20) == 20
+    assert len(CLASSES) == 20

@@ -8,7 +8,7 @@ import torch
 
 from small_pretraining import TAUGHT, TINY, few_scenes, pairs_of
 from tag2mask.run.sampling import Draw
-from tag2mask.storybook import CLASSES20
+from tag2mask.storybook import CLASSES
 from tag2mask.storybook.captions import says
 from tag2mask.storybook.views import look, look_at_labels
 
@@ -78,7 +78,7 @@ def test_a_mask_is_seen_through_the_window_of_its_picture():
 def test_a_batch_has_tags_and_where_there_are_any_masks(scenes):
     pairs = pairs_of(scenes, TAUGHT)
     batch = pairs.collate([pairs[Draw(0, i)] for i in (3, 7)])
-    assert [[name in scenes.told[i].names for name in CLASSES20] for i in (3, 7)] == batch["tags"].tolist()
+    assert [[name in scenes.told[i].names for name in CLASSES] for i in (3, 7)] == batch["tags"].tolist()
     assert np.array_equal(batch["labels"].numpy(), pairs.masks[[3, 7]])
     for shown, labels in zip(batch["tags"], batch["labels"], strict=True):
         assert {*labels.unique().tolist()} <= {0, *(int(i) + 1 for i in shown.nonzero())}

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from tag2mask.classes import load_classes
 from tag2mask.models.text import read_tokenizer
-from tag2mask.storybook import CLASSES20
+from tag2mask.storybook import CLASSES
 from tag2mask.storybook.captions import describe
 from tag2mask.storybook.phrases import THINGS
 from tag2mask.storybook.vocabulary import CONTEXT, END, PAD, START, UNKNOWN, encode, vocabulary, write_tokenizer
@@ -38,7 +38,7 @@ def captions():
     out = []
     for seed in range(300):
         rng = np.random.default_rng(seed)
-        names = [str(name) for name in rng.permutation(CLASSES20)[:4]]
+        names = [str(name) for name in rng.permutation(CLASSES)[:4]]
         out.append(describe(names, [str(t) for t in rng.permutation(THINGS)[:5]], rng, [1, 2, 3, 6]).text)
     return out
 
@@ -53,7 +53,7 @@ def test_padding_unknown_and_words_are_apart():
 def test_every_caption_and_prompt_is_known(reader, captions):
     templates = resources.files("tag2mask.classes").joinpath("imagenet_templates.txt").read_text("utf-8").splitlines()
     texts = load_classes("voc12").texts["clip-es"]
-    phrases = [*texts.names, *texts.background, *CLASSES20, "dining table", "potted plant", "tv monitor", "player"]
+    phrases = [*texts.names, *texts.background, *CLASSES, "dining table", "potted plant", "tv monitor", "player"]
     phrases += ["background", "track", "stone", "rocks", "branches", "foods", "sports", "household item"]
     for text in (*captions, *(t.format("x") for t in templates), *(f"a clean origami {p}." for p in phrases)):
         assert reader.unknown(text) in ([], ["x"]), text

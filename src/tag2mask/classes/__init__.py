@@ -1,6 +1,6 @@
 """Class sets: the names and colours of the mask values, and what is said to CLIP about them.
 
-Built in are ``voc12``, ``coco14`` and ``storybook16``. Your own is a YAML file, as short as::
+Built in are ``voc12`` and ``coco14``. Your own is a YAML file, as short as::
 
     names: [cat, dog]
 
@@ -38,7 +38,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-BUILT_IN = ("voc12", "coco14", "storybook16")
+BUILT_IN = ("voc12", "coco14")
 
 _ALWAYS = ("clip-es", "clims", "clims-released")
 """The text sets that every class set has, whether its file gives them or not."""

@@ -18,7 +18,7 @@ from tag2mask.models.weights import CLIP
 from tag2mask.ops.masks import pseudo_mask, upsample
 from tag2mask.ops.metrics import BackgroundSweep, average_precision, confusion_matrix, metrics
 from tag2mask.stages.evaluate import CONSTANTS, POWERS
-from tag2mask.storybook import EDITION, draw_scene, scene_seed
+from tag2mask.storybook import draw_scene, scene_seed
 from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Power
 
 RULES: list[Power | Constant] = [*map(Power, POWERS), *map(Constant, CONSTANTS)]
@@ -70,15 +70,13 @@ class Bench:
         n: int,
         *,
         size: tuple[int, int] = (192, 256),
-        classes: str = "voc12",
         seed: int = 0,
-        edition: int = EDITION,
     ) -> Bench:
         """Of ``n`` scenes of Storybook's val split, drawn here; those that show no class are left out."""
-        names = load_classes(classes)
+        names = load_classes("voc12")
         items, truths = [], []
         for index in range(n):
-            scene = draw_scene(scene_seed("val", seed, index), size, names.foreground, edition=edition)
+            scene = draw_scene(scene_seed("val", seed, index), size, names.foreground)
             if scene.tags:
                 image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()  # (3, H, W)
                 items.append(Item(f"val_{seed:03d}_{index:06d}", image, torch.tensor(scene.tags)))

@@ -65,7 +65,7 @@ def demo(out: Path | str, n: int = 120, *, device: str = "auto", progress: bool 
     out = Path(out)
     with show_progress(n, "draw scenes", unit="scenes", enabled=progress) as bar:
         scenes = render(out / f"scenes-{n}", n, split="val", progress=bar.advance)
-    data = read_voc(scenes, split="val", classes="storybook16")
+    data = read_voc(scenes, split="val", classes="voc12")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
         clip = load_clip("storybook-clip", device=device)

@@ -16,7 +16,6 @@ from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages.bench import Bench
-from tag2mask.storybook import EDITION
 
 Size = tuple[int, int]
 
@@ -80,8 +79,6 @@ def measure_clip(
     n: int = 500,
     *,
     sizes: Sequence[Size] = SIZES,
-    classes: str = "storybook16",
-    edition: int = EDITION,
     progress: bool = True,
 ) -> dict[str, float]:
     """The figures of ``ROWS`` over ``n`` scenes of the val split, in per cent, and ``initial@HxW``, ``caa@HxW``.
@@ -93,12 +90,11 @@ def measure_clip(
         clip: a vision transformer.
         n: scenes.
         sizes: (H, W) of the scenes; the first is for all figures, the others for initial CAM and CAA.
-        classes: the class set that is drawn and asked for. edition: of Storybook.
         progress: show it on stderr.
     """
     found: dict[str, float] = {}
     with show_progress(9 + len(sizes), "measure", unit="settings", enabled=progress) as bar:
-        bench = Bench.draw(clip, n, size=sizes[0], classes=classes, edition=edition)
+        bench = Bench.draw(clip, n, size=sizes[0])
         blank = untrained(clip, seed=0)
         found["map_class"] = bench.tag_map()
         found["map_patches"] = bench.tag_map(readout="patches")
@@ -118,7 +114,7 @@ def measure_clip(
         found["floor_everything"] = bench.everything_foreground()
         bar.advance()
         for size in sizes[1:]:
-            figures = Bench.draw(clip, n, size=size, classes=classes, edition=edition).measure()
+            figures = Bench.draw(clip, n, size=size).measure()
             found[f"initial@{_name(size)}"], found[f"caa@{_name(size)}"] = figures.initial, figures.maps
             bar.advance()
     return found
@@ -171,8 +167,6 @@ def measure(
     source: str,
     n: int = 500,
     *,
-    classes: str = "storybook16",
-    edition: int = EDITION,
     device: str = "auto",
     progress: bool = True,
 ) -> tuple[dict[str, float], str]:
@@ -180,6 +174,6 @@ def measure(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
         clip = load_clip(source, device=device)
-    found = measure_clip(clip, n, classes=classes, edition=edition, progress=progress)
-    command = f"tag2mask storybook measure {source} -n {n} --classes {classes} --edition {edition}"
+    found = measure_clip(clip, n, progress=progress)
+    command = f"tag2mask storybook measure {source} -n {n}"
     return found, markdown(found, clip, n, command)

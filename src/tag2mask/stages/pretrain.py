@@ -31,7 +31,7 @@ from tag2mask.stages.bench import WATCH_SEED, Bench
 from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
 from tag2mask.storybook.pretrain import ContrastiveCLIP
 from tag2mask.storybook.pretrain_recipe import Pretrain, check
-from tag2mask.storybook.scenes import CLASSES20
+from tag2mask.storybook.scenes import CLASSES
 from tag2mask.storybook.teacher import load_teacher, teach
 from tag2mask.storybook.towers import build_clip, warm_start
 from tag2mask.storybook.views import Pairs
@@ -118,7 +118,7 @@ def pretrain(
     check(recipe)
     find_precision(recipe.precision, find_device(device))
     model, started_from = _model(recipe)
-    teacher, taught_by = load_teacher(recipe.teacher, CLASSES20) if recipe.dense else (None, None)
+    teacher, taught_by = load_teacher(recipe.teacher, CLASSES) if recipe.dense else (None, None)
     settings = {
         "init_sha256": started_from,
         "teacher_sha256": taught_by,
@@ -131,7 +131,7 @@ def pretrain(
     masks = None
     if teacher is not None and taught_by is not None:
         with show_progress(recipe.scenes, "teach", unit="scenes", enabled=progress) as bar:
-            masks = teach(scenes, teacher, taught_by, CLASSES20, progress=bar.advance)
+            masks = teach(scenes, teacher, taught_by, CLASSES, progress=bar.advance)
     module = ContrastiveCLIP(recipe, model, compiled=compiled)
     callbacks = []
     if watch and watch_scenes:
@@ -183,7 +183,7 @@ class _Measure:
     def __call__(self, model: CLIPModel) -> Mapping[str, float]:
         clip = in_training(model, self.device)
         if not self.floors:
-            self.bench = Bench.draw(clip, self.n, seed=WATCH_SEED, edition=2)
+            self.bench = Bench.draw(clip, self.n, seed=WATCH_SEED)
             fresh = build_clip(self.recipe).to(self.device).eval().requires_grad_(False)
             blank = self.bench.measure(clip=in_training(fresh, self.device))
             self.floors = {

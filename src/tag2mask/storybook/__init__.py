@@ -13,7 +13,7 @@ ones, and one picture may hold several classes.
 The parts are kept apart: ``canvas`` (how strokes reach pixels and mask), ``figures`` (what a cat looks like),
 ``places`` (the ground and what stands around), ``cast`` (who appears), ``layout`` (who stands where), ``light``
 and ``grain`` (what a camera does), ``scenes`` (all of it together), ``captions`` with ``phrases`` and
-``vocabulary``, ``render``; ``first`` is the plainer world that the shipped CLIP was trained on. ``cache``, ``views``,
+``vocabulary``, ``render``. ``cache``, ``views``,
 ``losses``, ``teacher``, ``lessons``, ``towers``, ``pretrain`` and ``watch`` train a CLIP on them; they are not loaded
 here, as some need Lightning.
 """
@@ -25,13 +25,10 @@ from tag2mask.storybook.cast import TRAPS
 from tag2mask.storybook.embedded import embedded_clip
 from tag2mask.storybook.places import THINGS
 from tag2mask.storybook.render import SPLITS, kind_of, render, scene_seed
-from tag2mask.storybook.scenes import CLASSES16, CLASSES20, DEFAULT_CLASSES, EDITION, Scene, draw_scene
+from tag2mask.storybook.scenes import CLASSES, Scene, draw_scene
 
 __all__ = [
-    "CLASSES16",
-    "CLASSES20",
-    "DEFAULT_CLASSES",
-    "EDITION",
+    "CLASSES",
     "SPLITS",
     "THINGS",
     "TRAPS",

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.lock import Lock
 from tag2mask.storybook.render import kind_of, scene_seed
-from tag2mask.storybook.scenes import CLASSES20, Scene, draw_scene
+from tag2mask.storybook.scenes import CLASSES, Scene, draw_scene
 from tag2mask.types import UserError
 
 _CHUNK = 64  # scenes drawn between two marks; what is lost by a kill
@@ -46,15 +46,14 @@ class Told(NamedTuple):
 class Rendered:
     """What a cache holds.
 
-    size: (H, W) in pixels. split, seed, edition: as in ``render``.
+    size: (H, W) in pixels. split, seed: as in ``render``.
     """
 
     n: int
     size: tuple[int, int]
     split: str = "train"
     seed: int = 0
-    classes: tuple[str, ...] = CLASSES20
-    edition: int = 2
+    classes: tuple[str, ...] = CLASSES
 
     @property
     def key(self) -> str:
@@ -83,8 +82,8 @@ def drawing_version() -> str:
     """A digest of the code that draws; a cache of other code is another cache."""
     room = resources.files("tag2mask.storybook")
     files = [room / name for name in _DRAWING]
-    for folder in ("figures", "first"):
-        files += sorted((f for f in (room / folder).iterdir() if f.name.endswith(".py")), key=lambda file: file.name)
+    figures = (f for f in (room / "figures").iterdir() if f.name.endswith(".py"))
+    files += sorted(figures, key=lambda file: file.name)
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -227,7 +226,7 @@ def _draw(job: tuple[Path, Rendered, int]) -> int:
     lines = []
     for index in range(first, last):
         seed = scene_seed(wanted.split, wanted.seed, index)
-        scene = draw_scene(seed, wanted.size, wanted.classes, kind_of(wanted.split), wanted.edition)
+        scene = draw_scene(seed, wanted.size, wanted.classes, kind_of(wanted.split))
         images[index] = scene.image
         lines.append(json.dumps(tell(scene)) + "\n")
     images.flush()

@@ -20,7 +20,7 @@ from tag2mask.ops.image import standardise
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.metrics import BackgroundSweep, average_precision, metrics
 from tag2mask.storybook.render import kind_of, scene_seed
-from tag2mask.storybook.scenes import CLASSES16, EDITION, Scene, draw_scene
+from tag2mask.storybook.scenes import CLASSES, Scene, draw_scene
 from tag2mask.types import Constant
 
 DICE = 9
@@ -52,8 +52,7 @@ class ClassifierRecipe:
     lr: float = 2e-3
     weight_decay: float = 0.05
     seed: int = 0
-    classes: tuple[str, ...] = CLASSES16
-    edition: int = EDITION
+    classes: tuple[str, ...] = CLASSES
 
 
 def make_classifier(recipe: ClassifierRecipe) -> Classifier:
@@ -132,7 +131,6 @@ def measure(
     *,
     size: tuple[int, int] = (192, 256),
     split: str = "val",
-    edition: int = EDITION,
     scales: Sequence[float] = SCALES,
     flip: bool = True,
 ) -> Measured:
@@ -144,7 +142,7 @@ def measure(
     floor = BackgroundSweep([Constant(0.0)], classes)
     logits, shown = torch.empty(n, classes - 1), torch.zeros(n, classes - 1, dtype=torch.bool)
     for i in range(n):
-        scene: Scene = draw_scene(scene_seed(split, 0, i), size, classifier.names, kind_of(split), edition)
+        scene: Scene = draw_scene(scene_seed(split, 0, i), size, classifier.names, kind_of(split))
         image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()  # (3, H, W)
         logits[i] = classifier(standardise(image[None].to(device), MEAN, STD))[0].cpu()
         if not scene.tags:

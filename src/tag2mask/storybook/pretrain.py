@@ -23,7 +23,7 @@ from tag2mask.run.schedule import warm_cosine
 from tag2mask.storybook.lessons import class_texts, dense_loss, shares
 from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
 from tag2mask.storybook.pretrain_recipe import Pretrain
-from tag2mask.storybook.scenes import CLASSES20
+from tag2mask.storybook.scenes import CLASSES
 from tag2mask.storybook.towers import Readings, encode_image, kept_patches, readings
 from tag2mask.storybook.views import look
 from tag2mask.storybook.vocabulary import encode
@@ -91,7 +91,7 @@ class ContrastiveCLIP(lightning.LightningModule):
     ) -> dict[str, Tensor]:
         """Pictures against one text a class, by their tags; patches against those texts, by pseudo masks."""
         recipe, scale, losses = self.recipe, self.model.logit_scale.exp(), {}
-        words, background = class_texts(CLASSES20, recipe.seed, int(batch["step"]))
+        words, background = class_texts(CLASSES, recipe.seed, int(batch["step"]))
         ids, ends = (torch.from_numpy(each).to(read.whole.device) for each in encode(words))
         texts = self.model.text(ids, ends)  # (T, E), background first
         if recipe.tag_weight:
@@ -99,7 +99,7 @@ class ContrastiveCLIP(lightning.LightningModule):
                 found = contrastive(cosine(reading, texts[background:]), batch["tags"], scale)
                 losses[f"tags_{name}"] = recipe.tag_weight / 2 * found
         if recipe.dense:
-            target = shares(batch["labels"], batch["view"], size, recipe.patch, len(CLASSES20))  # (B, N, 1 + C)
+            target = shares(batch["labels"], batch["view"], size, recipe.patch, len(CLASSES))  # (B, N, 1 + C)
             if keep is not None:
                 target = target.gather(1, keep[..., None].expand(-1, -1, target.shape[-1]))
             if recipe.dense_weight:

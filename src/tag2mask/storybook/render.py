@@ -5,7 +5,7 @@ SegmentationClass/<id>.png     the exact mask, indexed, VOC's colour for each cl
 SegmentationDetail/<id>.png    things of the background (1 up, as in THINGS) and faces and wheels (255), indexed
 Annotations/<id>.xml           one object a visible class, with the box around it
 ImageSets/Segmentation/<split>.txt
-tags.csv  captions.jsonl  classes.txt  classes.yaml  edition.txt
+tags.csv  captions.jsonl  classes.txt  classes.yaml
 """
 
 from __future__ import annotations
@@ -32,16 +32,7 @@ from tag2mask.data.png import encode_mask
 from tag2mask.run.files import write_atomic
 from tag2mask.storybook.captions import caption
 from tag2mask.storybook.cast import TRAPS
-from tag2mask.storybook.scenes import (
-    CLASSES16,
-    CLASSES20,
-    DEFAULT_CLASSES,
-    EDITION,
-    SMALLEST,
-    Scene,
-    check_classes,
-    draw_scene,
-)
+from tag2mask.storybook.scenes import CLASSES, SMALLEST, Scene, check_classes, draw_scene
 from tag2mask.types import Color, UserError
 
 SPLITS: dict[str, range] = {
@@ -75,7 +66,6 @@ class _Job:
     last: int
     size: tuple[int, int]
     classes: tuple[str, ...]
-    edition: int
 
 
 def render(
@@ -85,8 +75,7 @@ def render(
     seed: int = 0,
     split: str = "val",
     size: tuple[int, int] = (192, 256),
-    classes: Sequence[str] = DEFAULT_CLASSES,
-    edition: int = EDITION,
+    classes: Sequence[str] = CLASSES,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
@@ -100,7 +89,7 @@ def render(
         seed: other seeds give other scenes, 0 to 999.
         split: "train", "val", "test", or one of ``TRAPS``, whose scenes each hold that difficulty.
         size: (H, W) of every scene, in pixels.
-        classes, edition: as in ``draw_scene``; a folder holds scenes of one edition.
+        classes: as in ``draw_scene``.
         workers: processes; None is one a core, and only this one for a few scenes. A script that renders
             with more than one needs the usual ``if __name__ == "__main__":``.
         progress: called with the number of scenes just finished, now and then.
@@ -109,22 +98,20 @@ def render(
         The folder.
 
     Raises:
-        UserError: an impossible argument, or a folder that holds scenes of other classes or another edition.
+        UserError: an impossible argument, or a folder that holds scenes of other classes.
     """
     out = Path(out)
     classes = check_classes(classes)
     _check(n, seed, split, workers)
-    draw_scene(scene_seed(split, seed, 0), (SMALLEST, SMALLEST), classes, kind_of(split), edition)  # refuses early
+    draw_scene(scene_seed(split, seed, 0), (SMALLEST, SMALLEST), classes, kind_of(split))  # refuses early
     listing = "".join(f"{name}\n" for name in classes)
-    _check_folder(out, listing, edition)
+    _check_folder(out, listing)
     for folder in ("JPEGImages", "SegmentationClass", "SegmentationDetail", "Annotations", "ImageSets/Segmentation"):
         (out / folder).mkdir(parents=True, exist_ok=True)
 
     listed = out / "ImageSets" / "Segmentation" / f"{split}.txt"
     listed.unlink(missing_ok=True)  # a list is of finished scenes
-    jobs = [
-        _Job(out, split, seed, first, min(first + _CHUNK, n), size, classes, edition) for first in range(0, n, _CHUNK)
-    ]
+    jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in range(0, n, _CHUNK)]
     rows: list[_Row] = []
     for done in _run(jobs, _workers(n, workers)):
         rows += done
@@ -135,7 +122,6 @@ def render(
     tags = [f"JPEGImages/{row.id}.jpg,{';'.join(row.names)}" for row in rows]
     said = [json.dumps({"image": f"JPEGImages/{row.id}.jpg", "caption": row.caption}) for row in rows]
     write_atomic(out / "classes.txt", listing.encode())
-    write_atomic(out / "edition.txt", f"{edition}\n".encode())
     write_atomic(out / "classes.yaml", _class_file(classes))
     write_atomic(out / "tags.csv", _lines(["image,labels", *_of_other_splits(out / "tags.csv", split)[1:], *tags]))
     write_atomic(out / "captions.jsonl", _lines([*_of_other_splits(out / "captions.jsonl", split), *said]))
@@ -173,7 +159,7 @@ def _draw(job: _Job) -> list[_Row]:
     for index in range(job.first, job.last):
         name = f"{job.split}_{job.seed:03d}_{index:06d}"
         seed = scene_seed(job.split, job.seed, index)
-        scene = draw_scene(seed, job.size, job.classes, kind_of(job.split), job.edition)
+        scene = draw_scene(seed, job.size, job.classes, kind_of(job.split))
         # A second stream, so that the words do not depend on how many numbers the drawing took.
         words = caption(scene, np.random.default_rng([seed, 1]), scene.counts)
         write_atomic(job.out / "JPEGImages" / f"{name}.jpg", _jpeg(scene.image))
@@ -233,13 +219,7 @@ def _check(n: int, seed: int, split: str, workers: int | None) -> None:
         raise UserError(f"cannot draw with {workers} processes; take at least 1")
 
 
-def _check_folder(out: Path, listing: str, edition: int) -> None:
-    drawn = out / "edition.txt"
-    if drawn.is_file() and drawn.read_text(encoding="utf-8").strip() != str(edition):
-        raise UserError(
-            f"{out} holds scenes of edition {drawn.read_text(encoding='utf-8').strip()}, not of edition {edition}; "
-            "render into another folder"
-        )
+def _check_folder(out: Path, listing: str) -> None:
     held = out / "classes.txt"
     if held.is_file() and held.read_text(encoding="utf-8") != listing:
         raise UserError(
@@ -265,9 +245,8 @@ def _palette(classes: Sequence[str]) -> list[Color]:
 
 def _class_file(classes: tuple[str, ...]) -> bytes:
     """The class set that readers take for this folder."""
-    built_in = {CLASSES16: "storybook16", CLASSES20: "voc12"}.get(classes)
-    if built_in is not None:
-        return (resources.files("tag2mask.classes") / f"{built_in}.yaml").read_bytes()
+    if classes == CLASSES:
+        return (resources.files("tag2mask.classes") / "voc12.yaml").read_bytes()
     content = {"id": "storybook", "names": list(classes), "palette": [list(c) for c in _palette(classes)]}
     return yaml.safe_dump(content, sort_keys=False).encode()
 

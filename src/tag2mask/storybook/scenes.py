@@ -22,19 +22,8 @@ from tag2mask.storybook.light import develop
 from tag2mask.storybook.places import THINGS, Item
 from tag2mask.types import MAX_CLASSES, UserError
 
-CLASSES20: tuple[str, ...] = tuple(FIGURES)
+CLASSES: tuple[str, ...] = tuple(FIGURES)
 """All figures: the classes of VOC, in its order."""
-
-CLASSES16: tuple[str, ...] = tuple(
-    name for name in FIGURES if name not in ("bicycle", "diningtable", "motorbike", "sofa")
-)
-"""The classes that the embedded CLIP knows; class set ``storybook16``."""
-
-DEFAULT_CLASSES: tuple[str, ...] = CLASSES16
-"""What a scene shows when nobody says."""
-
-EDITION = 1
-"""The edition that the shipped storybook-clip was trained on, drawn when nobody says which."""
 
 SMALLEST = 16
 """Least height and width of a scene, in pixels."""
@@ -80,22 +69,20 @@ class Scene:
 def draw_scene(
     seed: int,
     size: tuple[int, int] = (192, 256),
-    classes: Sequence[str] = DEFAULT_CLASSES,
+    classes: Sequence[str] = CLASSES,
     kind: str = "mixed",
-    edition: int = EDITION,
 ) -> Scene:
     """Draws the scene of this seed; equal arguments give equal bytes.
 
     Args:
         seed: 0 or more.
         size: (H, W) in pixels, any aspect.
-        classes: the figures that may appear, of ``CLASSES20``; mask value v stands for ``classes[v - 1]``.
-        kind: "mixed", or one of ``TRAPS``, which the second edition draws.
-        edition: 1, plain figures, or 2, the world as it is described above.
+        classes: the figures that may appear, of ``CLASSES``; mask value v stands for ``classes[v - 1]``.
+        kind: "mixed", or one of ``TRAPS``.
 
     Raises:
-        UserError: an unknown or repeated class, no class, an unknown kind, one that these classes or the edition
-            cannot show, an unknown edition, or a side under ``SMALLEST`` pixels.
+        UserError: an unknown or repeated class, no class, an unknown kind, one that these classes cannot show, or a
+            side under ``SMALLEST`` pixels.
     """
     classes = check_classes(classes)
     if min(size) < SMALLEST:
@@ -104,14 +91,6 @@ def draw_scene(
         )
     if kind not in ("mixed", *TRAPS):
         raise UserError(f"no kind of scene {kind!r}; take mixed, {', '.join(TRAPS)}")
-    if edition not in (1, 2):
-        raise UserError(f"no edition {edition}; take 1 or 2")
-    if edition == 1:
-        if kind != "mixed":
-            raise UserError(f"edition 1 draws no {kind} scenes; take edition 2")
-        from tag2mask.storybook.first.scenes import draw_first  # it needs Scene, from here
-
-        return draw_first(seed, size, classes)
     rng = np.random.default_rng(seed)
     for _ in range(_TRIES):  # hardly ever more than two: a figure may hide what its trap is about
         stage, layers, trap = plan(rng, size, classes, kind)
@@ -153,9 +132,9 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """
     unknown = [name for name in classes if name not in FIGURES]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], CLASSES20, 1)
+        near = difflib.get_close_matches(unknown[0], CLASSES, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"no figure for class {unknown[0]!r}; {hint}known: {', '.join(CLASSES20)}")
+        raise UserError(f"no figure for class {unknown[0]!r}; {hint}known: {', '.join(CLASSES)}")
     if not classes or len(set(classes)) < len(classes) or len(classes) > MAX_CLASSES:
         raise UserError(f"got the classes {list(classes)}; name at least one class, and each only once")
     return tuple(classes)

@@ -138,9 +138,7 @@ def pretrain_resnet(
     module = TagTraining(recipe, make_classifier(recipe), compiled=compiled)
     claim(work / "recipe.json", {**plain(recipe), "drawing": drawing_version()})
     with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
-        wanted = Rendered(
-            recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes, edition=recipe.edition
-        )
+        wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
         drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)
     data = TaggedPictures.of(drawn, recipe.classes, recipe.seed)
     left = minutes_left(minutes, began)
@@ -150,8 +148,8 @@ def pretrain_resnet(
         return None
     save_classifier(module.model.cpu().eval(), out, "")
     classifier, _ = load_classifier(out)  # what was written, in half precision, is what is measured
-    trained = measure(classifier, scenes, edition=recipe.edition)
-    blank = measure(_settled(make_classifier(recipe), data, recipe), scenes, edition=recipe.edition)
+    trained = measure(classifier, scenes)
+    blank = measure(_settled(make_classifier(recipe), data, recipe), scenes)
     save_classifier(classifier, out, card(recipe, classifier, trained, blank, trainer.strategy.root_device.type))
     return trained
 

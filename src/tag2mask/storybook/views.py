@@ -14,7 +14,7 @@ from torch import Tensor
 from tag2mask.run.sampling import Draw, sample_generator
 from tag2mask.storybook.cache import SceneCache
 from tag2mask.storybook.captions import describe
-from tag2mask.storybook.scenes import CLASSES20
+from tag2mask.storybook.scenes import CLASSES
 from tag2mask.storybook.vocabulary import encode
 
 
@@ -56,7 +56,7 @@ class Pairs:
         told = self.cache.told[draw.sample]
         caption = describe(told.names, told.things, rng, told.counts)
         image = torch.from_numpy(np.array(self.cache.images[draw.sample]))
-        tags = torch.tensor([name in told.names for name in CLASSES20])
+        tags = torch.tensor([name in told.names for name in CLASSES])
         labels = None if self.masks is None else torch.from_numpy(np.array(self.masks[draw.sample]))
         return Pair(draw, image, self._view(rng), caption.text, caption.meaning, tags, labels)
 

@@ -36,7 +36,6 @@ PAD, START, UNKNOWN, END = "<pad>", "<s>", "<unk>", "</s>"
 CONTEXT = 48
 """Tokens of the longest text, start and end among them."""
 
-CLASS_SETS = ("voc12", "storybook16")
 _MARKS = ".,!?-';:()"
 _JOINTS = ("and", "with", "next", "to", "many", "several", "one", "in", "on", "beside")
 
@@ -52,7 +51,7 @@ def words_version() -> str:
 def vocabulary() -> dict[str, int]:
     """Token -> id: padding, start and unknown first, then the words in order, the end last.
 
-    The words are those of all captions, of the class sets' texts (VOC), of all ImageNet templates, and the
+    The words are those of all captions, of the texts of VOC's class set, of all ImageNet templates, and the
     super-classes.
     """
     texts = [*OWN_SENTENCES, *BACKDROPS, CLIP_ES_SENTENCE, *_JOINTS, *NUMBERS.values(), *MORE_WORDS, *THINGS]
@@ -60,12 +59,12 @@ def vocabulary() -> dict[str, int]:
     texts += [form for name in PAPER_WORDS for word in class_words(name) for form in word]
     texts += [word for thing in THINGS for word in thing_words(thing)]
     texts += [form for word in KINDS for form in word]
-    for each in map(load_classes, CLASS_SETS):
-        texts += each.foreground
-        texts += [name for group in each.superclasses.values() for name in group]
-        for said in each.texts.values():
-            texts += [*said.names, *said.templates, *said.background]
-            texts += [phrase for phrases in said.per_class.values() for phrase in phrases]
+    voc = load_classes("voc12")
+    texts += voc.foreground
+    texts += [name for group in voc.superclasses.values() for name in group]
+    for said in voc.texts.values():
+        texts += [*said.names, *said.templates, *said.background]
+        texts += [phrase for phrases in said.per_class.values() for phrase in phrases]
     words = {word for text in texts for word in tokens(text.replace("{}", " "))}
     known = [PAD, START, UNKNOWN, *sorted(words | set(_MARKS)), END]
     return {token: id for id, token in enumerate(known)}
