@@ -3,7 +3,7 @@
     python benchmarks/clims.py [-n 120] [--steps 45] [--variant paper] [--out docs/clims.md]
 
 The fit sees images and tags alone, of the scenes that are then labelled, as in the papers. mIoU is over all classes
-and background, at the best background threshold (chosen with ground truth, as the papers do) and at CLIMS's own, 0.15.
+and background, at the best background threshold (chosen with ground truth, as the papers do) and at CLIMS's own.
 """
 
 from __future__ import annotations
