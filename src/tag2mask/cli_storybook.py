@@ -41,6 +41,9 @@ def pretrain_resnet(
     seed: Annotated[int | None, typer.Option(min=0, max=999, help="Of scenes and weights.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so long; give it again to go on.")] = None,
     measure: Annotated[int, typer.Option(min=1, help="Held-out scenes that the result is measured on.")] = 300,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network; the first step takes two minutes.")
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train the small ResNet on scenes and their tags: weights, settings and a model card."""
@@ -49,7 +52,7 @@ def pretrain_resnet(
 
     given: dict[str, Any] = {"width": width, "scenes": scenes, "steps": steps, "batch": batch, "seed": seed}
     recipe = replace(ClassifierRecipe(), **{key: value for key, value in given.items() if value is not None})
-    found = run(out, recipe, device=device, minutes=minutes, scenes=measure)
+    found = run(out, recipe, device=device, minutes=minutes, scenes=measure, compiled=compiled)
     if found is None:
         typer.echo(f"time is up; the state is in {out}, and the same command goes on")
         return

@@ -137,6 +137,13 @@ def test_trains_measures_and_writes(tmp_path) -> None:
     assert json.loads((tmp_path / "training" / "recipe.json").read_text())["width"] == 2
 
 
+def test_a_compiled_loss_is_what_is_trained(tmp_path, monkeypatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    pretrain_resnet(tmp_path, TINY, device="cpu", minutes=0, scenes=2, workers=1, compiled=True, progress=False)
+    assert compiled == [loss_of]
+
+
 def test_other_drawings_are_another_training(tmp_path, monkeypatch) -> None:
     how = {"device": "cpu", "minutes": 0, "scenes": 2, "workers": 1, "progress": False}
     pretrain_resnet(tmp_path, TINY, **how)
