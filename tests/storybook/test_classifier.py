@@ -21,6 +21,7 @@ from tag2mask.storybook.classifier import (
     DICE,
     ClassifierRecipe,
     augment,
+    loss_of,
     make_classifier,
     make_optimizer,
     measure,
