@@ -1,4 +1,5 @@
-"""Dense lessons: what each patch shows, by pseudo masks that were made from tags, and the texts that say it."""
+"""Dense lessons: what each patch shows, by pseudo masks that were made from tags, the texts that say it, and which
+patches show the same."""
 
 from __future__ import annotations
 
@@ -73,3 +74,20 @@ def dense_loss(patches: Tensor, texts: Tensor, target: Tensor, background: int, 
     with torch.autocast(patches.device.type, enabled=False):
         similarity = F.normalize(patches.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # (B, n, T)
         return -(target * told(similarity, background, scale)).sum(-1).mean()
+
+
+def affinity_loss(attention: Tensor, target: Tensor) -> Tensor:
+    """How much of each patch's attention goes to patches that show something else, as a negative logarithm.
+
+    Things and background have equal weight, however large they are.
+
+    Args:
+        attention: (B, n, n), not negative; each row's share matters, not its sum.
+        target: (B, n, 1 + C) shares.
+    """
+    with torch.autocast(attention.device.type, enabled=False):
+        same = target @ target.transpose(1, 2)  # (B, n, n)
+        share = (attention.float() * same).sum(-1) / attention.float().sum(-1)  # (B, n)
+        missed = -share.clamp_min(1e-4).log()
+        parts = torch.stack([target[..., 0], target[..., 1:].sum(-1)])  # (2, B, n), background and things
+        return ((missed * parts).sum((1, 2)) / parts.sum((1, 2)).clamp_min(1)).mean()
