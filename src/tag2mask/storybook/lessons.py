@@ -64,7 +64,7 @@ def told(similarity: Tensor, background: int, scale: Tensor) -> Tensor:
 
 
 def dense_loss(patches: Tensor, texts: Tensor, target: Tensor, background: int, scale: Tensor) -> Tensor:
-    """Cross entropy between what each patch shows and what the texts say of it.
+    """Cross entropy between what each patch shows and what the texts say of it; see ``balanced``.
 
     Args:
         patches: (B, n, E). texts: (T, E), the first ``background`` of them of the background.
@@ -73,13 +73,11 @@ def dense_loss(patches: Tensor, texts: Tensor, target: Tensor, background: int, 
     """
     with torch.autocast(patches.device.type, enabled=False):
         similarity = F.normalize(patches.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # (B, n, T)
-        return -(target * told(similarity, background, scale)).sum(-1).mean()
+        return balanced(-(target * told(similarity, background, scale)).sum(-1), target)
 
 
 def affinity_loss(attention: Tensor, target: Tensor) -> Tensor:
     """How much of each patch's attention goes to patches that show something else, as a negative logarithm.
-
-    Things and background have equal weight, however large they are.
 
     Args:
         attention: (B, n, n), not negative; each row's share matters, not its sum.
@@ -88,6 +86,10 @@ def affinity_loss(attention: Tensor, target: Tensor) -> Tensor:
     with torch.autocast(attention.device.type, enabled=False):
         same = target @ target.transpose(1, 2)  # (B, n, n)
         share = (attention.float() * same).sum(-1) / attention.float().sum(-1)  # (B, n)
-        missed = -share.clamp_min(1e-4).log()
-        parts = torch.stack([target[..., 0], target[..., 1:].sum(-1)])  # (2, B, n), background and things
-        return ((missed * parts).sum((1, 2)) / parts.sum((1, 2)).clamp_min(1)).mean()
+        return balanced(-share.clamp_min(1e-4).log(), target)
+
+
+def balanced(each: Tensor, target: Tensor) -> Tensor:
+    """The mean of patches' losses (B, n), where things and background have equal weight, however large they are."""
+    parts = torch.stack([target[..., 0], target[..., 1:].sum(-1)])  # (2, B, n), background and things
+    return ((each * parts).sum((1, 2)) / parts.sum((1, 2)).clamp_min(1)).mean()
