@@ -64,10 +64,17 @@ class ContrastiveCLIP(lightning.LightningModule):
         encoded = self.encode(vision, pixels, keep, attention=bool(recipe.attention_weight))
         read = readings(vision, encoded)
         losses = self._captions(batch, read)
-        if recipe.tag_weight:
-            losses |= self._tags(batch, read)
-        if recipe.dense:
-            losses |= self._lessons(batch, read, encoded.attention, size, keep)
+        if recipe.dense or recipe.tag_weight:
+            words, background = class_texts(CLASSES20, recipe.seed, step)
+            ids, ends = (torch.from_numpy(each).to(pixels.device) for each in encode(words))
+            texts = self.model.text(ids, ends)  # (T, E), background first
+            if recipe.tag_weight:
+                losses |= self._tags(batch["tags"], read, texts[background:])
+            if recipe.dense:
+                target = shares(batch["labels"], batch["view"], size, recipe.patch, len(CLASSES20))  # (B, N, 1 + C)
+                if keep is not None:
+                    target = target.gather(1, keep[..., None].expand(-1, -1, target.shape[-1]))
+                losses |= self._lessons(target, read, encoded.attention, texts, background)
         loss = torch.stack([*losses.values()]).sum()
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()})
         self.log_dict({"loss": loss.detach(), "scale": self.model.logit_scale.detach().exp()})
@@ -89,35 +96,19 @@ class ContrastiveCLIP(lightning.LightningModule):
             losses["aligned"] = recipe.aligned_weight * self._loss(similarity, positive)
         return losses
 
-    def _class_texts(self, step: int) -> tuple[Tensor, int]:
-        """Embeddings (T, E) of background words and of classes; how many are of the background."""
-        words, background = class_texts(CLASSES20, self.recipe.seed, step)
-        ids, ends = (torch.from_numpy(each).to(self.mean.device) for each in encode(words))
-        return self.model.text(ids, ends), background
-
-    def _tags(self, batch: dict[str, Any], read: Readings) -> dict[str, Tensor]:
-        """Pictures against one text a class, by their tags."""
-        texts, background = self._class_texts(int(batch["step"]))
+    def _tags(self, tags: Tensor, read: Readings, texts: Tensor) -> dict[str, Tensor]:
+        """Pictures against one text a class (C, E), by their tags (B, C)."""
         weight, scale = self.recipe.tag_weight / 2, self.model.logit_scale.exp()
         return {
-            f"tags_{name}": weight * contrastive(cosine(reading, texts[background:]), batch["tags"], scale)
+            f"tags_{name}": weight * contrastive(cosine(reading, texts), tags, scale)
             for name, reading in (("class", read.whole), ("patch", read.mean))
         }
 
     def _lessons(
-        self,
-        batch: dict[str, Any],
-        read: Readings,
-        attention: Tensor | None,
-        size: tuple[int, int],
-        keep: Tensor | None,
+        self, target: Tensor, read: Readings, attention: Tensor | None, texts: Tensor, background: int
     ) -> dict[str, Tensor]:
-        """Patches against the classes' texts, and against each other, by pseudo masks."""
+        """Patches against the texts (T, E), and against each other, by what they show: target (B, n, 1 + C)."""
         recipe, scale, losses = self.recipe, self.model.logit_scale.exp(), {}
-        texts, background = self._class_texts(int(batch["step"]))
-        target = shares(batch["labels"], batch["view"], size, recipe.patch, len(CLASSES20))  # (B, N, 1 + C)
-        if keep is not None:
-            target = target.gather(1, keep[..., None].expand(-1, -1, target.shape[-1]))
         if recipe.dense_weight:
             losses["dense"] = recipe.dense_weight * dense_loss(read.each, texts, target, background, scale)
         if recipe.value_weight:
