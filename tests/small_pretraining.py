@@ -40,8 +40,9 @@ TINY = Pretrain(
     tag_weight=0.0,
     dense_weight=0.0,
     value_weight=0.0,
+    attention_weight=0.0,
 )
-TAUGHT = replace(TINY, tag_weight=0.5, dense_weight=1.0, value_weight=0.5)
+TAUGHT = replace(TINY, tag_weight=0.5, dense_weight=1.0, value_weight=0.5, attention_weight=0.25)
 """With every loss that there is."""
 
 

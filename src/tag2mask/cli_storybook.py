@@ -39,6 +39,9 @@ def pretrain_resnet(
     steps: Annotated[int | None, typer.Option(min=1, help="Of the optimiser.")] = None,
     batch: Annotated[int | None, typer.Option(min=2, help="Pictures a step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=999, help="Of scenes and weights.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Weights to begin with: a folder of this command, or storybook-resnet.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so long; give it again to go on.")] = None,
     measure: Annotated[int, typer.Option(min=1, help="Held-out scenes that the result is measured on.")] = 300,
     compiled: Annotated[
@@ -51,6 +54,7 @@ def pretrain_resnet(
     from tag2mask.storybook.train_classifier import pretrain_resnet as run
 
     given: dict[str, Any] = {"width": width, "scenes": scenes, "steps": steps, "batch": batch, "seed": seed}
+    given["init"] = init
     recipe = replace(ClassifierRecipe(), **{key: value for key, value in given.items() if value is not None})
     found = run(out, recipe, device=device, minutes=minutes, scenes=measure, compiled=compiled)
     if found is None:

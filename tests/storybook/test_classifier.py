@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tag2mask
-from tag2mask.models.classifier import MEAN, STD, load_classifier
+from tag2mask.models.classifier import MEAN, STD, load_classifier, save_classifier
 from tag2mask.run.sampling import Draw, Training
 from tag2mask.run.training import fit
 from tag2mask.storybook import CLASSES, draw_scene, train_classifier
@@ -143,6 +143,27 @@ def test_a_compiled_loss_is_what_is_trained(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
     pretrain_resnet(tmp_path, TINY, device="cpu", minutes=0, scenes=2, workers=1, compiled=True, progress=False)
     assert compiled == [loss_of]
+
+
+def test_begins_with_the_weights_it_is_given(tmp_path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    pretrain_resnet(first, TINY, device="cpu", scenes=2, workers=1, progress=False)
+    gone_on = dataclasses.replace(TINY, seed=1, steps=2, lr=1e-12, weight_decay=0.0, init=str(first))
+    pretrain_resnet(second, gone_on, device="cpu", scenes=2, workers=1, progress=False)
+    before, digest = load_classifier(first)
+    after, _ = load_classifier(second)
+    for name, value in before.named_parameters():
+        torch.testing.assert_close(after.get_parameter(name), value, rtol=2e-3, atol=1e-5, msg=name)
+    assert digest[:12] in (second / "MODEL_CARD.md").read_text()
+    assert json.loads((second / "training" / "recipe.json").read_text())["init_sha256"] == digest
+
+
+@pytest.mark.parametrize("other", [{"width": 3}, {"classes": ("cat", "dog")}])
+def test_weights_of_another_shape_cannot_begin(tmp_path, other) -> None:
+    save_classifier(make_classifier(dataclasses.replace(TINY, **other)).eval(), tmp_path / "other", "")
+    with pytest.raises(UserError, match="the recipe asks for 20 classes"):
+        pretrain_resnet(tmp_path / "out", dataclasses.replace(TINY, init=str(tmp_path / "other")), device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_drawings_are_another_training(tmp_path, monkeypatch) -> None:

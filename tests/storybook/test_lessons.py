@@ -13,7 +13,7 @@ from tag2mask.classes import load_classes
 from tag2mask.run.sampling import Draw
 from tag2mask.storybook import CLASSES
 from tag2mask.storybook.captions import tokens
-from tag2mask.storybook.lessons import class_texts, dense_loss, shares, told
+from tag2mask.storybook.lessons import affinity_loss, balanced, class_texts, dense_loss, shares, told
 from tag2mask.storybook.phrases import PAPER_WORDS
 from tag2mask.storybook.pretrain import ContrastiveCLIP
 from tag2mask.storybook.towers import build_clip, encode_image, kept_patches, readings
@@ -68,15 +68,40 @@ def test_dense_loss_is_cross_entropy_of_each_patch():
     torch.manual_seed(0)
     patches, texts = torch.randn(2, 3, 5), torch.randn(4, 5)
     target = torch.rand(2, 3, 3).softmax(-1)
-    total = 0.0
+    each = torch.zeros(2, 3)
     for b in range(2):
         for n in range(3):
             cosines = torch.stack([torch.cosine_similarity(patches[b, n], text, dim=0) for text in texts])
-            total -= float((target[b, n] * told(cosines, 2, torch.tensor(7.0))).sum())
-    assert float(dense_loss(patches, texts, target, 2, torch.tensor(7.0))) == pytest.approx(total / 6, rel=1e-5)
+            each[b, n] = -(target[b, n] * told(cosines, 2, torch.tensor(7.0))).sum()
+    found = dense_loss(patches, texts, target, 2, torch.tensor(7.0))
+    assert float(found) == pytest.approx(float(balanced(each, target)), rel=1e-5)
 
 
-@pytest.mark.parametrize("reading", ["dense", "value"])
+def test_things_weigh_as_much_as_background():
+    each = torch.tensor([[1.0, 2, 4, 8]])
+    target = torch.tensor([[[1.0, 0, 0], [1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]]])
+    expected = ((1 + 2 + 0.5 * 4) / 2.5 + (0.5 * 4 + 8) / 1.5) / 2
+    assert float(balanced(each, target)) == pytest.approx(expected)
+    empty = torch.tensor([[[1.0, 0, 0]]])
+    assert float(balanced(torch.tensor([[3.0]]), empty)) == pytest.approx(1.5)
+
+
+def test_affinity_loss_asks_for_attention_among_those_that_show_the_same():
+    torch.manual_seed(0)
+    attention, target = torch.rand(2, 4, 4), torch.rand(2, 4, 3).softmax(-1)
+    each = torch.zeros(2, 4)
+    for b in range(2):
+        for i in range(4):
+            row = attention[b, i] / attention[b, i].sum()
+            each[b, i] = -math.log(sum(float(row[j] * (target[b, i] * target[b, j]).sum()) for j in range(4)))
+    assert float(affinity_loss(attention, target)) == pytest.approx(float(balanced(each, target)), rel=1e-5)
+    hard = torch.eye(3)[[0, 0, 1, 2]][None]
+    among, away = (hard @ hard.transpose(1, 2)), 1 - hard @ hard.transpose(1, 2)
+    assert float(affinity_loss(among, hard)) == pytest.approx(0, abs=1e-6)
+    assert float(affinity_loss(away, hard)) > 5
+
+
+@pytest.mark.parametrize("reading", ["dense", "value", "attention"])
 def test_a_step_holds_the_kept_patches_against_their_own_cells(tmp_path, reading):
     """The module's loss is that of the parts put together by hand, under dropped patches and a cropped view."""
     recipe = TAUGHT
@@ -90,13 +115,18 @@ def test_a_step_holds_the_kept_patches_against_their_own_cells(tmp_path, reading
     keep = kept_patches(3, recipe.seed, 8, size[0] * size[1] // 64, recipe.drop)
     pixels = (look(batch["image"], batch["view"], size) - module.mean) / module.std
     with torch.no_grad():
-        read = readings(module.model.vision, *encode_image(module.model.vision, pixels, keep))
+        encoded = encode_image(module.model.vision, pixels, keep, attention=True)
+        read = readings(module.model.vision, encoded)
         names, count = class_texts(CLASSES, recipe.seed, 3)
         texts = torch.cat([module.model.text(*ids_of(name)) for name in names])
         cells = shares(batch["labels"], batch["view"], size, 8, 20)
         target = torch.stack([cells[b, keep[b]] for b in range(8)])
-        patches, weight = {"dense": (read.each, 1.0), "value": (read.values, 0.5)}[reading]
-        expected = weight * dense_loss(patches, texts, target, count, module.model.logit_scale.exp())
+        scale = module.model.logit_scale.exp()
+        expected = {
+            "dense": dense_loss(read.each, texts, target, count, scale),
+            "value": 0.5 * dense_loss(read.values, texts, target, count, scale),
+            "attention": 0.25 * affinity_loss(encoded.attention[:, 1:, 1:], target),
+        }[reading]
     torch.testing.assert_close(logged[f"loss_{reading}"], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -289,7 +289,7 @@ def test_weights_are_read_by_us_and_by_transformers(trained, tmp_path):
         words = tokenizer(texts, padding=True, return_tensors="pt")
         sentences = theirs.text_projection(theirs.text_model(**words).pooler_output)
         mine = ours.model.vision.project(ours.model.vision(pixels).tokens[:, 0])
-        trained_image = readings(trained.weights.vision, *encode_image(trained.weights.vision, pixels, None)).whole
+        trained_image = readings(trained.weights.vision, encode_image(trained.weights.vision, pixels, None)).whole
     torch.testing.assert_close(mine, images, atol=1e-3, rtol=0)
     torch.testing.assert_close(mine, trained_image, atol=1e-2, rtol=0)
     torch.testing.assert_close(ours.text_features(texts), F.normalize(sentences, dim=-1), atol=1e-3, rtol=0)

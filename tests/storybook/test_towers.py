@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from small_pretraining import TINY
+from tag2mask.models.clip import Mean
 from tag2mask.models.weights import load_clip
 from tag2mask.storybook import CLASSES, embedded_clip
 from tag2mask.storybook.pretrain_recipe import Pretrain
@@ -19,16 +20,27 @@ from tag2mask.types import UserError
 def test_readings_are_those_of_the_towers():
     model = build_clip(TINY)
     pixels = torch.randn(2, 3, 24, 32)
-    tokens, values = encode_image(model.vision, pixels, None)
+    encoded = encode_image(model.vision, pixels, None)
+    tokens, values, _ = encoded
     torch.testing.assert_close(tokens, model.vision(pixels).tokens)
     before = model.vision(pixels, taps=[0]).taps[0]  # into the last of two blocks
     last = model.vision.blocks[-1]
     torch.testing.assert_close(values, last.attn.value(last.ln_1(before)))
-    read = readings(model.vision, tokens, values)
+    read = readings(model.vision, encoded)
     torch.testing.assert_close(read.whole, model.vision.project(tokens[:, 0]))
     torch.testing.assert_close(read.mean, model.vision.project(tokens[:, 1:]).mean(1))
     torch.testing.assert_close(read.each, model.vision.project(tokens[:, 1:]))
     torch.testing.assert_close(read.values, model.vision.project(values[:, 1:]))
+
+
+def test_attention_is_the_mean_of_all_blocks():
+    model = build_clip(TINY)
+    pixels = torch.randn(2, 3, 24, 32)
+    encoded = encode_image(model.vision, pixels, None, attention=True)
+    plain = encode_image(model.vision, pixels, None)
+    assert plain.attention is None
+    torch.testing.assert_close(encoded.tokens, plain.tokens)
+    torch.testing.assert_close(encoded.attention, model.vision(pixels, attention=Mean(2)).attention)
 
 
 def test_left_out_patches_are_not_seen():
@@ -42,11 +54,11 @@ def test_left_out_patches_are_not_seen():
     other = pixels.clone()
     blind = next(i for i in range(16) if i not in keep[0].tolist())
     other[0, :, blind // 4 * 8 :, blind % 4 * 8 :][:, :8, :8] += 5
-    first = encode_image(model.vision, pixels, keep)
-    assert all(map(torch.equal, first, encode_image(model.vision, other, keep)))
+    first = encode_image(model.vision, pixels, keep, attention=True)
+    assert all(map(torch.equal, first, encode_image(model.vision, other, keep, attention=True)))
     seen = int(keep[0, 0])
     other[0, :, seen // 4 * 8 :, seen % 4 * 8 :][:, :8, :8] += 5
-    assert not any(map(torch.equal, first, encode_image(model.vision, other, keep)))
+    assert not any(map(torch.equal, first, encode_image(model.vision, other, keep, attention=True)))
 
 
 def test_warm_start_takes_all_that_fits():

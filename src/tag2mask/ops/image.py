@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +22,12 @@ def resize_bicubic(image: Tensor, size: tuple[int, int]) -> Tensor:
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, h, w)
+
+
+def shrink_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (B, 3, H, W) uint8 to a smaller ``size`` (h, w): bilinear, antialiased, rounded."""
+    small = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return small.round().clamp(0, 255).to(torch.uint8)
 
 
 def standardise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.ops.crf import dense_crf, preset, unary_from_probs, wrap_bgr
+from tag2mask.ops.image import shrink_images
 from tag2mask.types import BACKGROUND, IGNORE, Background, Constant, MaskRule, Power, Scores, UserError
 
 
@@ -97,8 +98,7 @@ def refine(image: Tensor, probs: Tensor, rule: MaskRule, crf_max_pixels: int | N
     if crf_max_pixels is not None and pixels > crf_max_pixels:
         shrink = math.sqrt(crf_max_pixels / pixels)
         small = (max(1, int(size[0] * shrink)), max(1, int(size[1] * shrink)))
-        image = F.interpolate(image[None].float(), size=small, mode="bilinear", antialias=True)[0]
-        image = image.round().clamp(0, 255).to(torch.uint8)  # (3, h', w')
+        image = shrink_images(image[None], small)[0]  # (3, h', w')
         probs = F.interpolate(probs[None], size=small, mode="bilinear", antialias=True)[0]  # (K + 1, h', w')
     if rule.crf_image == "wrapped-bgr":
         image = wrap_bgr(image)

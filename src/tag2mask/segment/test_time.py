@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.classes import named
+from tag2mask.ops.image import shrink_images
 from tag2mask.types import MAX_CLASSES, UserError
 
 Network = Callable[[Tensor], Tensor]
@@ -240,8 +241,7 @@ def predict_labels(
     if settings.longest is not None and max(height, width) > settings.longest:
         factor = settings.longest / max(height, width)
         size = (max(round(height * factor), 1), max(round(width * factor), 1))
-        small = F.interpolate(picture[None].float(), size, mode="bilinear", antialias=True)[0]
-        small = small.round().clamp(0, 255).to(torch.uint8)
+        small = shrink_images(picture[None], size)[0]
         whole = replace(settings, longest=None, tile=max(size))
         return _enlarged_labels(_refined(network, small, whole, refine), (height, width))
     settings = _fitted(settings, (height, width))  # by the whole picture, not by each tile

@@ -38,6 +38,7 @@ class ClassifierRecipe:
     network sees: a window of the scene whose sides are ``zoom`` times the scene's, brought to this size.
     steps: of ``batch`` pictures each. warmup: steps until the rate is ``lr``, from where it falls as a cosine.
     jitter: how far brightness, contrast and each colour may go from 1.
+    init: a classifier of the same classes, a folder or "storybook-resnet", to begin with; None draws weights.
     """
 
     width: int = 16
@@ -53,6 +54,7 @@ class ClassifierRecipe:
     weight_decay: float = 0.05
     seed: int = 0
     classes: tuple[str, ...] = CLASSES
+    init: str | None = None
 
 
 def make_classifier(recipe: ClassifierRecipe) -> Classifier:

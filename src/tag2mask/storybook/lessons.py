@@ -1,4 +1,5 @@
-"""Dense lessons: what each patch shows, by pseudo masks that were made from tags, and the texts that say it."""
+"""Dense lessons: what each patch shows, by pseudo masks that were made from tags, the texts that say it, and which
+patches show the same."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ def told(similarity: Tensor, background: int, scale: Tensor) -> Tensor:
 
 
 def dense_loss(patches: Tensor, texts: Tensor, target: Tensor, background: int, scale: Tensor) -> Tensor:
-    """Cross entropy between what each patch shows and what the texts say of it.
+    """Cross entropy between what each patch shows and what the texts say of it; see ``balanced``.
 
     Args:
         patches: (B, n, E). texts: (T, E), the first ``background`` of them of the background.
@@ -72,4 +73,23 @@ def dense_loss(patches: Tensor, texts: Tensor, target: Tensor, background: int, 
     """
     with torch.autocast(patches.device.type, enabled=False):
         similarity = F.normalize(patches.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # (B, n, T)
-        return -(target * told(similarity, background, scale)).sum(-1).mean()
+        return balanced(-(target * told(similarity, background, scale)).sum(-1), target)
+
+
+def affinity_loss(attention: Tensor, target: Tensor) -> Tensor:
+    """How much of each patch's attention goes to patches that show something else, as a negative logarithm.
+
+    Args:
+        attention: (B, n, n), not negative; each row's share matters, not its sum.
+        target: (B, n, 1 + C) shares.
+    """
+    with torch.autocast(attention.device.type, enabled=False):
+        same = target @ target.transpose(1, 2)  # (B, n, n)
+        share = (attention.float() * same).sum(-1) / attention.float().sum(-1)  # (B, n)
+        return balanced(-share.clamp_min(1e-4).log(), target)
+
+
+def balanced(each: Tensor, target: Tensor) -> Tensor:
+    """The mean of patches' losses (B, n), where things and background have equal weight, however large they are."""
+    parts = torch.stack([target[..., 0], target[..., 1:].sum(-1)])  # (2, B, n), background and things
+    return ((each * parts).sum((1, 2)) / parts.sum((1, 2)).clamp_min(1)).mean()

@@ -20,7 +20,7 @@ from tag2mask.models.average import follow
 from tag2mask.models.clip import CLIPModel, VisionTransformer
 from tag2mask.models.weights import MEAN, STD
 from tag2mask.run.schedule import warm_cosine
-from tag2mask.storybook.lessons import class_texts, dense_loss, shares
+from tag2mask.storybook.lessons import affinity_loss, class_texts, dense_loss, shares
 from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
 from tag2mask.storybook.pretrain_recipe import Pretrain
 from tag2mask.storybook.scenes import CLASSES
@@ -61,10 +61,20 @@ class ContrastiveCLIP(lightning.LightningModule):
         patches = size[0] * size[1] // recipe.patch**2
         keep = kept_patches(step, recipe.seed, len(pixels), patches, recipe.drop)
         keep = None if keep is None else keep.to(pixels.device)
-        read = readings(vision, *self.encode(vision, pixels, keep))
+        encoded = self.encode(vision, pixels, keep, attention=bool(recipe.attention_weight))
+        read = readings(vision, encoded)
         losses = self._captions(batch, read)
         if recipe.dense or recipe.tag_weight:
-            losses |= self._lessons(batch, read, size, keep)
+            words, background = class_texts(CLASSES, recipe.seed, step)
+            ids, ends = (torch.from_numpy(each).to(pixels.device) for each in encode(words))
+            texts = self.model.text(ids, ends)  # (T, E), background first
+            if recipe.tag_weight:
+                losses |= self._tags(batch["tags"], read, texts[background:])
+            if recipe.dense:
+                target = shares(batch["labels"], batch["view"], size, recipe.patch, len(CLASSES))  # (B, N, 1 + C)
+                if keep is not None:
+                    target = target.gather(1, keep[..., None].expand(-1, -1, target.shape[-1]))
+                losses |= self._lessons(target, read, encoded.attention, texts, background)
         loss = torch.stack([*losses.values()]).sum()
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()})
         self.log_dict({"loss": loss.detach(), "scale": self.model.logit_scale.detach().exp()})
@@ -86,28 +96,25 @@ class ContrastiveCLIP(lightning.LightningModule):
             losses["aligned"] = recipe.aligned_weight * self._loss(similarity, positive)
         return losses
 
+    def _tags(self, tags: Tensor, read: Readings, texts: Tensor) -> dict[str, Tensor]:
+        """Pictures against one text a class (C, E), by their tags (B, C)."""
+        weight, scale = self.recipe.tag_weight / 2, self.model.logit_scale.exp()
+        return {
+            f"tags_{name}": weight * contrastive(cosine(reading, texts), tags, scale)
+            for name, reading in (("class", read.whole), ("patch", read.mean))
+        }
+
     def _lessons(
-        self, batch: dict[str, Any], read: Readings, size: tuple[int, int], keep: Tensor | None
+        self, target: Tensor, read: Readings, attention: Tensor | None, texts: Tensor, background: int
     ) -> dict[str, Tensor]:
-        """Pictures against one text a class, by their tags; patches against those texts, by pseudo masks."""
+        """Patches against the texts (T, E), and against each other, by what they show: target (B, n, 1 + C)."""
         recipe, scale, losses = self.recipe, self.model.logit_scale.exp(), {}
-        words, background = class_texts(CLASSES, recipe.seed, int(batch["step"]))
-        ids, ends = (torch.from_numpy(each).to(read.whole.device) for each in encode(words))
-        texts = self.model.text(ids, ends)  # (T, E), background first
-        if recipe.tag_weight:
-            for name, reading in (("class", read.whole), ("patch", read.mean)):
-                found = contrastive(cosine(reading, texts[background:]), batch["tags"], scale)
-                losses[f"tags_{name}"] = recipe.tag_weight / 2 * found
-        if recipe.dense:
-            target = shares(batch["labels"], batch["view"], size, recipe.patch, len(CLASSES))  # (B, N, 1 + C)
-            if keep is not None:
-                target = target.gather(1, keep[..., None].expand(-1, -1, target.shape[-1]))
-            if recipe.dense_weight:
-                found = dense_loss(read.each, texts, target, background, scale)
-                losses["dense"] = recipe.dense_weight * found
-            if recipe.value_weight:
-                found = dense_loss(read.values, texts, target, background, scale)
-                losses["value"] = recipe.value_weight * found
+        if recipe.dense_weight:
+            losses["dense"] = recipe.dense_weight * dense_loss(read.each, texts, target, background, scale)
+        if recipe.value_weight:
+            losses["value"] = recipe.value_weight * dense_loss(read.values, texts, target, background, scale)
+        if attention is not None:
+            losses["attention"] = recipe.attention_weight * affinity_loss(attention[:, 1:, 1:], target)
         return losses
 
     def _loss(self, similarity: Tensor, positive: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ class Pretrain:
     tag_weight: of the same loss over one text a class, which fits the pictures that show it.
     dense_weight, value_weight: of what each patch shows, by pseudo masks that ``teacher`` makes from tags; read at
     the last block's end, and on its value path alone (MaskCLIP's reading, along which CLIP-ES's gradients run).
+    attention_weight: of the share of the attention (mean of all blocks) that stays among patches that show the same,
+    which CLIP-ES's CAA rests on.
     teacher: a classifier, a folder or "storybook-resnet".
     lr, warmup, weight_decay: AdamW's, with a cosine to nothing over ``steps``. ema: decay of the averaged weights
     that are kept instead of the last; 0 keeps the last.
@@ -54,6 +56,7 @@ class Pretrain:
     tag_weight: float = 0.0
     dense_weight: float = 0.0
     value_weight: float = 0.0
+    attention_weight: float = 0.0
     teacher: str = "storybook-resnet"
     loss: Literal["softmax", "sigmoid"] = "softmax"
     steps: int = 5000
@@ -75,7 +78,7 @@ class Pretrain:
     @property
     def dense(self) -> bool:
         """Whether pseudo masks are needed."""
-        return bool(self.dense_weight or self.value_weight)
+        return bool(self.dense_weight or self.value_weight or self.attention_weight)
 
     def training(self, **how: Any) -> Training:
         """Steps, batch and seed of this recipe for the Trainer; ``how`` says the rest."""
@@ -130,7 +133,10 @@ _COUNTS = (
     *("width", "layers", "heads", "patch", "side", "embed", "text_width", "text_layers", "text_heads"),
     *("scenes", "steps", "batch", "accumulate"),
 )
-_WEIGHTS = ("class_weight", "patch_weight", "aligned_weight", "tag_weight", "dense_weight", "value_weight")
+_WEIGHTS = (
+    *("class_weight", "patch_weight", "aligned_weight"),
+    *("tag_weight", "dense_weight", "value_weight", "attention_weight"),
+)
 _SHARES = ("colour", "weight_decay", *_WEIGHTS)
 
 

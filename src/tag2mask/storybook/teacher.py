@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier
-from tag2mask.ops.image import standardise
+from tag2mask.ops.cam_fusion import max_normalise, scaled_size, strided_size
+from tag2mask.ops.image import shrink_images, standardise
 from tag2mask.ops.masks import pseudo_mask
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.lock import Lock
@@ -101,7 +102,7 @@ def _fill(
     if not file.is_file():
         write_atomic(folder / "done.json", b"0")
         with atomic_path(file, token="labels") as partial:
-            open_memmap(partial, "w+", np.uint8, (len(scenes), *_half(scenes.images.shape[1:3]))).flush()
+            open_memmap(partial, "w+", np.uint8, (len(scenes), *strided_size(scenes.images.shape[1:3], 2))).flush()
     done = int(json.loads((folder / "done.json").read_text()))
     progress(done)
     labels = open_memmap(file, "r+")
@@ -128,18 +129,18 @@ def pseudo_masks(
 
     shown: the classes of each picture, as indices into ``classes``.
     """
-    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()  # (B, 3, H, W)
-    size = _half(images.shape[1:3])
-    small = resize(pixels, size).round().clamp(0, 255).to(torch.uint8)
+    pictures = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)  # (B, 3, H, W)
+    pixels = pictures.float()
+    size = strided_size(images.shape[1:3], 2)
+    small = shrink_images(pictures, size)
     order = torch.tensor([classifier.names.index(name) for name in classes])
     maps = torch.zeros(len(pixels), len(classes), *size)
     for scale in SCALES:
-        side = [max(1, round(scale * length)) for length in pixels.shape[2:]]
-        view = standardise(resize(pixels, side), MEAN, STD).contiguous(memory_format=torch.channels_last)
-        for mirror in (view, view.flip(-1)):
-            found = F.relu(classifier.maps(mirror)[:, order])
-            maps += resize(found if mirror is view else found.flip(-1), size)
-    maps /= maps.amax((2, 3), keepdim=True).clamp_min(1e-5)
+        view = standardise(_resize(pixels, scaled_size(images.shape[1:3], scale)), MEAN, STD)
+        view = view.contiguous(memory_format=torch.channels_last)
+        plain, mirrored = (F.relu(classifier.maps(each)[:, order]) for each in (view, view.flip(-1)))
+        maps += _resize(plain + mirrored.flip(-1), size)
+    maps = max_normalise(maps)
     out = np.zeros((len(images), *size), np.uint8)
     for mask, own, picture, each in zip(out, maps, small, shown, strict=True):
         if each:
@@ -148,10 +149,6 @@ def pseudo_masks(
     return out
 
 
-def resize(pixels: Tensor, size: Sequence[int]) -> Tensor:
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear, blurred before it is made smaller: (B, C, H, W) -> (B, C, h, w)."""
-    return F.interpolate(pixels, size=list(size), mode="bilinear", antialias=True)
-
-
-def _half(size: Sequence[int]) -> tuple[int, int]:
-    return -(-size[0] // 2), -(-size[1] // 2)
+    return F.interpolate(pixels, size=size, mode="bilinear", antialias=True)

@@ -128,21 +128,34 @@ def kept_patches(step: int, seed: int, batch: int, patches: int, drop: float) ->
     return dice.argsort(1)[:, :keep].sort(1).values
 
 
-def encode_image(vision: VisionTransformer, pixels: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The last block's tokens, class token first, and its value path, without the final norm.
+class Encoded(NamedTuple):
+    """What the image tower makes of a picture, class token first, without the final norm.
 
-    pixels: (B, 3, H, W). keep: (B, n), the patches that the network sees, or None for all.
-    Returns ((B, 1 + n, D), (B, 1 + n, D)).
+    tokens: (B, 1 + n, D), of the last block. values: (B, 1 + n, D), of its value path.
+    attention: (B, 1 + n, 1 + n), the mean over all heads and blocks, where it was asked for.
     """
+
+    tokens: Tensor
+    values: Tensor
+    attention: Tensor | None
+
+
+def encode_image(
+    vision: VisionTransformer, pixels: Tensor, keep: Tensor | None, *, attention: bool = False
+) -> Encoded:
+    """Of pixels (B, 3, H, W); keep: (B, n), the patches that the network sees, or None for all."""
     x, _ = vision.embed(pixels, Positions())  # (B, 1 + N, D)
     if keep is not None:
         rows = torch.cat([keep.new_zeros(len(keep), 1), keep + 1], 1)  # (B, 1 + n)
         x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))  # (B, 1 + n, D)
-    *first, last = vision.blocks
-    for block in first:
-        x, _ = block(x)
-    values: Tensor = last.attn.value(last.ln_1(x))
-    return last(x)[0], values
+    values, seen = x, []
+    for block in vision.blocks:
+        if block is vision.blocks[-1]:
+            values = block.attn.value(block.ln_1(x))
+        x, weights = block(x, need_weights=attention)
+        if weights is not None:
+            seen.append(weights)
+    return Encoded(x, values, torch.stack(seen).mean(0) if seen else None)
 
 
 class Readings(NamedTuple):
@@ -158,12 +171,9 @@ class Readings(NamedTuple):
     values: Tensor
 
 
-def readings(vision: VisionTransformer, tokens: Tensor, values: Tensor) -> Readings:
-    """Of tokens and values (B, 1 + n, D).
-
-    The mean is taken after the final norm and before the projection, as CLIP-ES takes it.
-    """
-    normed = vision.ln_post(tokens)
+def readings(vision: VisionTransformer, encoded: Encoded) -> Readings:
+    """The mean is taken after the final norm and before the projection, as CLIP-ES takes it."""
+    normed = vision.ln_post(encoded.tokens)
     each = normed @ vision.proj  # (B, 1 + n, E)
     mean = normed[:, 1:].mean(1) @ vision.proj
-    return Readings(each[:, 0], mean, each[:, 1:], vision.ln_post(values[:, 1:]) @ vision.proj)
+    return Readings(each[:, 0], mean, each[:, 1:], vision.ln_post(encoded.values[:, 1:]) @ vision.proj)

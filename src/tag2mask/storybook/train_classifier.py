@@ -34,6 +34,7 @@ from tag2mask.storybook.classifier import (
     make_optimizer,
     measure,
 )
+from tag2mask.types import UserError
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,15 @@ def pretrain_resnet(
 
     Raises:
         UserError: the folder cannot be written, or holds the training of another recipe or of other drawings;
-            or there is no such device.
+            there is no such device; or ``init`` is not there, or of other classes or another width.
     """
     began = time.monotonic()
     out, recipe = Path(out), recipe or ClassifierRecipe()
     work = out / "training"
     find_device(device)
-    module = TagTraining(recipe, make_classifier(recipe), compiled=compiled)
-    claim(work / "recipe.json", {**plain(recipe), "drawing": drawing_version()})
+    model, started_from = _start(recipe)
+    module = TagTraining(recipe, model, compiled=compiled)
+    claim(work / "recipe.json", {**plain(recipe), "init_sha256": started_from, "drawing": drawing_version()})
     with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
         wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
         drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)
@@ -150,18 +152,27 @@ def pretrain_resnet(
     classifier, _ = load_classifier(out)  # what was written, in half precision, is what is measured
     trained = measure(classifier, scenes)
     blank = measure(_settled(make_classifier(recipe), data, recipe), scenes)
-    save_classifier(classifier, out, card(recipe, classifier, trained, blank, trainer.strategy.root_device.type))
+    where = trainer.strategy.root_device.type
+    save_classifier(classifier, out, card(recipe, started_from, classifier, trained, blank, where))
     return trained
 
 
-def card(recipe: ClassifierRecipe, classifier: Classifier, trained: Measured, blank: Measured, device: str) -> str:
+def card(
+    recipe: ClassifierRecipe,
+    started_from: str | None,
+    classifier: Classifier,
+    trained: Measured,
+    blank: Measured,
+    device: str,
+) -> str:
     """What MODEL_CARD.md says: origin, recipe, figures beside their floors, limits."""
+    began = "random weights" if started_from is None else f"the weights {started_from[:12]} (sha256)"
     parameters = sum(p.numel() for p in classifier.parameters())
     settings = "\n".join(f"| {name} | {value} |" for name, value in dataclasses.asdict(recipe).items())
     return f"""# storybook-resnet
 
 A ResNet-50 of width {recipe.width} (the public one has 64) with one score for each of {len(recipe.classes)} classes:
-{parameters:,} parameters, convolutions in float16. It was trained from random weights on drawn Storybook scenes and
+{parameters:,} parameters, convolutions in float16. It was trained from {began} on drawn Storybook scenes and
 their tags, never on masks, and stands where ImageNet weights stand in the papers. It knows no photographs.
 
 Made by `tag2mask storybook pretrain-resnet`, on {platform.machine()} ({device}), PyTorch {torch.__version__}.
@@ -181,6 +192,21 @@ Made by `tag2mask storybook pretrain-resnet`, on {platform.machine()} ({device})
 | loss | multi-label soft margin |
 | optimiser | AdamW, warm-up, cosine to zero |
 """
+
+
+def _start(recipe: ClassifierRecipe) -> tuple[Classifier, str | None]:
+    """The network to begin with, and the digest of the weights that it was taken from."""
+    model = make_classifier(recipe)
+    if recipe.init is None:
+        return model, None
+    other, digest = load_classifier(recipe.init)
+    if (other.names, other.backbone.layout) != (model.names, model.backbone.layout):
+        raise UserError(
+            f"{recipe.init}: {len(other.names)} classes and {other.backbone.layout}; the recipe asks for "
+            f"{len(model.names)} classes ({', '.join(model.names[:3])}, ...) and {model.backbone.layout}"
+        )
+    model.load_state_dict(other.state_dict())
+    return model, digest
 
 
 def _settled(model: Classifier, data: TaggedPictures, recipe: ClassifierRecipe) -> Classifier:
