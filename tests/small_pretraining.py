@@ -10,7 +10,7 @@ import lightning.pytorch as lightning
 import torch
 
 from tag2mask.models.backbone import Layout
-from tag2mask.models.classifier import Classifier
+from tag2mask.models.classifier import Classifier, save_classifier
 from tag2mask.run.training import fit
 from tag2mask.storybook import CLASSES
 from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
@@ -31,6 +31,7 @@ TINY = Pretrain(
     sizes=((32, 32), (24, 32)),
     steps=4,
     batch=8,
+    drop=0.5,
     warmup=2,
     accumulate=2,
     ema=0.9,
@@ -60,7 +61,11 @@ def small_classifier(names: tuple[str, ...] = CLASSES) -> Classifier:
 
 def pairs_of(scenes: SceneCache, recipe: Pretrain = TINY) -> Pairs:
     """What the recipe is trained on."""
-    masks = teach(scenes, small_classifier(), "small", CLASSES) if recipe.dense else None
+    masks = None
+    if recipe.dense:
+        teacher = scenes.folder / "teacher"
+        save_classifier(small_classifier(), teacher, "")
+        masks = teach(scenes, str(teacher), CLASSES)
     return Pairs(scenes, recipe.seed, recipe.crop, recipe.colour, masks)
 
 

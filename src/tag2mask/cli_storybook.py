@@ -86,7 +86,7 @@ def pretrain(
     save_steps: Annotated[int, typer.Option(min=1, help="A checkpoint every so many steps.")] = 1000,
     list_: Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")] = False,
 ) -> None:
-    """Train a small CLIP on Storybook's pictures and captions; masks are never read.
+    """Train a small CLIP on Storybook's pictures, captions and tags; masks are never read.
 
     Example: `tag2mask storybook pretrain -o runs/clip --set steps=20000 --set batch=1024 --set precision=bfloat16
     --workers 12 --compile --minutes 10`

@@ -45,10 +45,12 @@ def test_tokenizer_knows_clip_es_words_and_shows_unknown_ones(loaded):
     for phrase in (*texts.names, *texts.background):
         ids = tokenizer(texts.templates[0].format(phrase)).input_ids
         assert ids[0] == 1
-        assert ids[-1] == 64
+        assert ids[-1] == tokenizer.eos_token_id
         assert tokenizer.unk_token_id not in ids, phrase
-    assert tokenizer("a zebra").input_ids == [1, 2, tokenizer.unk_token_id, 64]
-    assert tokenizer("A, bird.").input_ids == tokenizer("a bird").input_ids
+    assert tokenizer.unk_token_id not in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    known, unknown = (tokenizer(text).input_ids for text in ("a dog", "a zebra"))
+    assert unknown == [*known[:2], tokenizer.unk_token_id, tokenizer.eos_token_id]
+    assert tokenizer("A Bird.").input_ids == tokenizer("a bird .").input_ids
 
 
 def test_clip_recognises_the_figures(loaded):

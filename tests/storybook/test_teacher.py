@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from small_pretraining import few_scenes, small_classifier
-from tag2mask.models.classifier import MEAN, STD, save_classifier
+from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier, save_classifier
 from tag2mask.ops.image import standardise
 from tag2mask.ops.masks import pseudo_mask
 from tag2mask.storybook import CLASSES, teacher
@@ -21,10 +23,21 @@ def scenes(tmp_path):
     return few_scenes(tmp_path)
 
 
-def test_a_mask_holds_the_classes_shown_by_their_numbers(scenes):
+@pytest.fixture
+def source(tmp_path):
+    return saved(small_classifier(), tmp_path / "teacher")
+
+
+def saved(classifier: Classifier, folder: Path) -> str:
+    save_classifier(classifier, folder, "")
+    return str(folder)
+
+
+def test_a_mask_holds_the_classes_shown_by_their_numbers(scenes, tmp_path):
     """By loops over pictures, scales and classes; the classifier counts its classes otherwise than the masks do."""
-    classifier = small_classifier((*CLASSES[::-1], "zebra"))
-    masks = teach(scenes, classifier, "reversed", CLASSES)
+    source = saved(small_classifier((*CLASSES[::-1], "zebra")), tmp_path / "teacher")
+    classifier, _ = load_classifier(source)
+    masks = teach(scenes, source, CLASSES)
     assert (masks.shape, masks.dtype) == ((16, 16, 16), np.uint8)
     for told, image, mask in zip(scenes.told, scenes.images, masks, strict=True):
         if not told.names:
@@ -50,8 +63,8 @@ def test_a_mask_holds_the_classes_shown_by_their_numbers(scenes):
     assert len(np.unique(masks)) > 3
 
 
-def test_killed_it_goes_on_where_it_was(scenes, tmp_path, monkeypatch):
-    classifier, made = small_classifier(), []
+def test_killed_it_goes_on_where_it_was(scenes, source, tmp_path, monkeypatch):
+    made = []
     monkeypatch.setattr(teacher, "_SAVED", 4)
     monkeypatch.setattr(teacher, "_BATCH", 2)
 
@@ -63,23 +76,37 @@ def test_killed_it_goes_on_where_it_was(scenes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(teacher, "pseudo_masks", dying)
     with pytest.raises(KeyboardInterrupt):
-        teach(scenes, classifier, "small", CLASSES)
+        teach(scenes, source, CLASSES, workers=1)
     advanced = []
-    parts = teach(scenes, classifier, "small", CLASSES, progress=advanced.append)
+    parts = teach(scenes, source, CLASSES, workers=1, progress=advanced.append)
     assert len(made) == 6 + 8 - 4
     assert (advanced[0], sum(advanced)) == (8, 16)
     monkeypatch.setattr(teacher, "pseudo_masks", pseudo_masks)
-    other = teach(few_scenes(tmp_path / "other"), classifier, "small", CLASSES)
+    other = teach(few_scenes(tmp_path / "other"), source, CLASSES, workers=1)
     assert np.array_equal(parts, other)
     monkeypatch.delattr(teacher, "pseudo_masks")  # what is there is not made again
-    assert np.array_equal(teach(scenes, classifier, "small", CLASSES), parts)
+    assert np.array_equal(teach(scenes, source, CLASSES), parts)
 
 
-def test_other_weights_make_other_masks(scenes):
-    first = teach(scenes, small_classifier(), "one", CLASSES)
+def test_other_weights_make_other_masks(scenes, source):
+    first = teach(scenes, source, CLASSES).copy()
     other = small_classifier()
     torch.nn.init.normal_(other.head.weight)
-    assert not np.array_equal(first, teach(scenes, other, "two", CLASSES))
+    saved(other, Path(source))  # in the same place
+    assert not np.array_equal(first, teach(scenes, source, CLASSES))
+
+
+def test_several_processes_make_the_same_masks(scenes, source, tmp_path, monkeypatch):
+    alone = teach(scenes, source, CLASSES, workers=1)
+    monkeypatch.setattr(teacher, "_SAVED", 8)
+    together = teach(few_scenes(tmp_path / "other"), source, CLASSES, workers=2)
+    assert np.mean(alone == together) > 0.999
+
+
+def test_weights_that_change_meanwhile_are_refused(scenes, source):
+    job = teacher._Job(teacher._Teacher(source, "another", CLASSES), scenes.folder, 0, [[0]])
+    with pytest.raises(UserError, match="have changed"):
+        teacher._masks(job)
 
 
 def test_a_teacher_that_lacks_a_class_is_refused(tmp_path):

@@ -118,10 +118,10 @@ def pretrain(
     check(recipe)
     find_precision(recipe.precision, find_device(device))
     model, started_from = _model(recipe)
-    teacher = load_teacher(recipe.teacher, CLASSES) if recipe.dense else None
+    taught_by = load_teacher(recipe.teacher, CLASSES)[1] if recipe.dense else None
     settings = {
         "init_sha256": started_from,
-        "teacher_sha256": None if teacher is None else teacher[1],
+        "teacher_sha256": taught_by,
         "drawing": drawing_version(),
         "words": words_version(),
     }
@@ -129,9 +129,9 @@ def pretrain(
     with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
         scenes = render_cache(cache or out / "cache", Rendered(recipe.scenes, recipe.largest), progress=bar.advance)
     masks = None
-    if teacher is not None:
+    if recipe.dense:
         with show_progress(recipe.scenes, "teach", unit="scenes", enabled=progress) as bar:
-            masks = teach(scenes, *teacher, CLASSES, progress=bar.advance)
+            masks = teach(scenes, recipe.teacher, CLASSES, progress=bar.advance)
     module = ContrastiveCLIP(recipe, model, compiled=compiled)
     callbacks = []
     if watch and watch_scenes:

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -26,6 +23,7 @@ from numpy.typing import NDArray
 
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.lock import Lock
+from tag2mask.run.processes import in_order
 from tag2mask.storybook.render import kind_of, scene_seed
 from tag2mask.storybook.scenes import CLASSES, Scene, draw_scene
 from tag2mask.types import UserError
@@ -170,7 +168,7 @@ def _draw_missing(
                 progress(min(_CHUNK, wanted.n - first))
         else:
             jobs.append((folder, wanted, first))
-    for done in _run(jobs, workers):
+    for done in in_order(_draw, jobs, workers):
         if progress is not None:
             progress(done)
     parts = [_part(folder, first) for first in range(0, wanted.n, _CHUNK)]
@@ -204,18 +202,6 @@ def _make_images(folder: Path, wanted: Rendered) -> None:
 
 def _part(folder: Path, first: int) -> Path:
     return folder / f"part-{first:08d}.jsonl"
-
-
-def _run(jobs: Sequence[tuple[Path, Rendered, int]], workers: int | None) -> Iterator[int]:
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers, len(jobs))
-    if workers <= 1:
-        yield from map(_draw, jobs)
-        return
-    # spawned, not forked: the caller may hold threads (torch does), which a fork would break
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_draw, jobs)
 
 
 def _draw(job: tuple[Path, Rendered, int]) -> int:

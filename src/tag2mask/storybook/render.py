@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,6 +27,7 @@ from PIL import Image
 from tag2mask.classes import load_classes
 from tag2mask.data.png import encode_mask
 from tag2mask.run.files import write_atomic
+from tag2mask.run.processes import cores, in_order
 from tag2mask.storybook.captions import caption
 from tag2mask.storybook.cast import TRAPS
 from tag2mask.storybook.scenes import CLASSES, SMALLEST, Scene, check_classes, draw_scene
@@ -113,7 +111,7 @@ def render(
     listed.unlink(missing_ok=True)  # a list is of finished scenes
     jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in range(0, n, _CHUNK)]
     rows: list[_Row] = []
-    for done in _run(jobs, _workers(n, workers)):
+    for done in in_order(_draw, jobs, _workers(n, workers)):
         rows += done
         if progress is not None:
             progress(len(done))
@@ -141,15 +139,6 @@ def kind_of(split: str) -> str:
 
 
 # --- one process ---------------------------------------------------------------------------------------
-
-
-def _run(jobs: Sequence[_Job], workers: int) -> Iterable[list[_Row]]:
-    if workers == 1:
-        yield from map(_draw, jobs)
-        return
-    # Spawned, not forked: the caller may hold threads (torch does), which a fork would break.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_draw, jobs)
 
 
 def _draw(job: _Job) -> list[_Row]:
@@ -229,11 +218,8 @@ def _check_folder(out: Path, listing: str) -> None:
 
 
 def _workers(n: int, workers: int | None) -> int:
-    if workers is None:
-        # Not all of the machine's cores need be ours (taskset, containers); macOS and Windows cannot say.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, n // _FEW)
-    return max(1, min(workers, -(-n // _CHUNK)))
+    """So many that each has something to do: a process takes longer to start than to draw a few scenes."""
+    return max(1, min(cores(), n // _FEW)) if workers is None else workers
 
 
 def _palette(classes: Sequence[str]) -> list[Color]:

@@ -10,7 +10,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +25,10 @@ from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier
 from tag2mask.ops.cam_fusion import max_normalise, scaled_size, strided_size
 from tag2mask.ops.image import shrink_images, standardise
 from tag2mask.ops.masks import pseudo_mask
+from tag2mask.process import tune_process
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.lock import Lock
+from tag2mask.run.processes import in_order
 from tag2mask.storybook.cache import SceneCache
 from tag2mask.types import Constant, MaskRule, Scores, UserError
 
@@ -56,10 +60,10 @@ def load_teacher(source: str, classes: Sequence[str]) -> tuple[Classifier, str]:
 
 def teach(
     scenes: SceneCache,
-    classifier: Classifier,
-    digest: str,
+    source: str,
     classes: Sequence[str],
     *,
+    workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
     """The pseudo mask of every scene, made as far as it is not there yet: (n, H / 2, W / 2), a memory map.
@@ -69,13 +73,15 @@ def teach(
 
     Args:
         scenes: the pictures, and what is in them.
-        classifier: in evaluation mode. digest: of its weights.
-        classes: names, which the classifier knows (see ``load_teacher``).
+        source: the classifier, as ``load_teacher`` takes it.
+        classes: names, which the classifier knows.
+        workers: processes; None is one a core.
         progress: called with the number of masks just made.
 
     Raises:
-        UserError: there is no room, or another process makes them now.
+        UserError: there is no such classifier, no room, or another process makes the masks now.
     """
+    _, digest = load_teacher(source, classes)
     how = json.dumps([digest, list(classes), asdict(RULE), SCALES])
     folder = scenes.folder / f"pseudo-{hashlib.sha256(how.encode()).hexdigest()[:16]}"
     try:
@@ -86,17 +92,13 @@ def teach(
             f"{folder}: no masks can be kept there ({error}); choose another folder by --cache"
         ) from error
     try:
-        return _fill(folder, scenes, classifier, classes, progress or (lambda _: None))
+        return _fill(folder, scenes, _Teacher(source, digest, tuple(classes)), workers, progress or (lambda _: None))
     finally:
         lock.release()
 
 
 def _fill(
-    folder: Path,
-    scenes: SceneCache,
-    classifier: Classifier,
-    classes: Sequence[str],
-    progress: Callable[[int], None],
+    folder: Path, scenes: SceneCache, teacher: _Teacher, workers: int | None, progress: Callable[[int], None]
 ) -> NDArray[np.uint8]:
     file = folder / "labels.npy"
     if not file.is_file():
@@ -106,16 +108,61 @@ def _fill(
     done = int(json.loads((folder / "done.json").read_text()))
     progress(done)
     labels = open_memmap(file, "r+")
+    jobs = []
     for first in range(done, len(scenes), _SAVED):
-        last = min(first + _SAVED, len(scenes))
-        for at in range(first, last, _BATCH):
-            batch = slice(at, min(at + _BATCH, last))
-            shown = [[classes.index(name) for name in told.names] for told in scenes.told[batch]]
-            labels[batch] = pseudo_masks(classifier, scenes.images[batch], shown, classes)
-            progress(batch.stop - batch.start)
+        told = scenes.told[first : first + _SAVED]
+        shown = [[teacher.classes.index(name) for name in each.names] for each in told]
+        jobs.append(_Job(teacher, scenes.folder, first, shown))
+    for job, masks in zip(jobs, in_order(_masks, jobs, workers, prepare=_prepare), strict=True):
+        last = job.first + len(masks)
+        labels[job.first : last] = masks
         labels.flush()
         write_atomic(folder / "done.json", str(last).encode())
+        progress(len(masks))
     return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+class _Teacher(NamedTuple):
+    """A classifier to load, whose weights have this digest, and the classes that it is asked for."""
+
+    source: str
+    digest: str
+    classes: tuple[str, ...]
+
+
+class _Job(NamedTuple):
+    """Pictures of a cache's folder from ``first`` on, and the classes that each shows."""
+
+    teacher: _Teacher
+    folder: Path
+    first: int
+    shown: list[list[int]]
+
+
+def _prepare() -> None:
+    """One thread a process: several processes share the cores better than threads, as most tensors are small."""
+    tune_process()
+    torch.set_num_threads(1)
+
+
+def _masks(job: _Job) -> NDArray[np.uint8]:
+    images = np.load(job.folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    classifier, classes = _load(job.teacher), job.teacher.classes
+    parts = []
+    for at in range(0, len(job.shown), _BATCH):
+        shown = job.shown[at : at + _BATCH]
+        first = job.first + at
+        parts.append(pseudo_masks(classifier, images[first : first + len(shown)], shown, classes))
+    return np.concatenate(parts)
+
+
+@lru_cache(maxsize=1)
+def _load(teacher: _Teacher) -> Classifier:
+    """Once a process."""
+    classifier, digest = load_classifier(teacher.source)
+    if digest != teacher.digest:
+        raise UserError(f"{teacher.source}: its weights have changed since the masks were begun; begin again")
+    return classifier
 
 
 @torch.inference_mode()
