@@ -113,7 +113,7 @@ def _text(n: int, found: Evaluation, curves: dict[str, float], random: Evaluatio
     lines += [f"  {name:38} {100 * value:5.1f} %" for name, value in rows]
     lines += [
         "  * chosen with ground truth, as in the papers' tables",
-        "The embedded CLIP is small and early: read the figures against the floors, not against the papers.",
+        "The embedded CLIP is small and knows drawings alone: read the figures against the floors, not the papers.",
         "",
     ]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tag2mask.types import UserError
 
-CLIP_SHA256 = "3fb2c5b1c25cf12bb96f92a8f060f35185979e00dddee0c4b57baf90e567df2d"
+CLIP_SHA256 = "0f107c5aad28878988bc9d19e81d12e4a45a35c09a9c95bfa91114c5493d9923"
 """Of ``model.safetensors`` in the folder of ``embedded_clip``."""
 
 
