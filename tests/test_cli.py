@@ -117,15 +117,18 @@ def test_config_with_flags_on_top(scenes, tmp_path):
 
 
 def test_prompts_ranks_and_counts_what_it_left_out(scenes):
-    done = call("prompts", scenes, *CLIP, "--limit", "4")
+    done = call("prompts", scenes, *CLIP, "--limit", "4", "--top", "0")
     assert done.exit_code == 0, done.output
     rows = re.findall(r"^ +([\d.]+)  (.+)$", done.output, re.MULTILINE)
     values = [float(value) for value, _ in rows]
-    assert len(rows) >= 5
+    assert len(rows) == 81
+    assert "left out" not in done.output
     assert values == sorted(values)
     assert "a clean origami {}." in [template for _, template in rows]
-    left_out = int(re.search(r"left out: (\d+) templates", done.output)[1])
-    assert len(rows) + left_out == 81
+    some = ["--template", "a photo of the {}.", "--template", "a zoetrope of the {}."]
+    done = call("prompts", scenes, *CLIP, "--limit", "4", *some)
+    assert re.findall(r"^ +[\d.]+  (.+)$", done.output, re.MULTILINE) == ["a photo of the {}."]
+    assert re.search(r"left out: 1 templates .*zoetrope", done.output)
 
 
 def test_methods_doctor_version_and_help():

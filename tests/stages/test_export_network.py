@@ -69,7 +69,7 @@ def test_onnx_gives_the_same_classes(name: str, scenes: Any, tmp_path: Path) -> 
         theirs = session.run(["logits"], {"images": images.numpy()})[0]
         with torch.no_grad():
             ours = F.interpolate(net(images), size, mode="bilinear", align_corners=name.startswith("deeplabv1"))
-        assert theirs.shape == (20, 17, *size)
+        assert theirs.shape == (20, 21, *size)
         assert np.allclose(theirs, ours.numpy(), atol=1e-4 * float(ours.abs().max()))
         top = ours.topk(2, dim=1).values  # (20, 2, H, W)
         sure = (top[:, 0] - top[:, 1] > 1e-4 * float(ours.abs().max())).numpy()

@@ -292,7 +292,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predicted(scenes, tmp_path_factory):
-    net = tiny_network(tmp_path_factory.mktemp("net16"), STORYBOOK)
+    net = tiny_network(tmp_path_factory.mktemp("net"), STORYBOOK)
     out = tmp_path_factory.mktemp("runs") / "val"
     done = call(
         "predict", net, scenes, "--split", "val", "-o", out, "--scales", "0.5,1", "--flip", "--crf", "deeplab"
@@ -328,7 +328,7 @@ def test_the_report_speaks_of_a_network(predicted):
     assert done.exit_code == 0, done.output
     page = (predicted / "report.html").read_text()
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page))
-    assert "A network, small, found pixel masks of 16 classes in 4 images" in text
+    assert "A network, small, found pixel masks of 20 classes in 4 images" in text
     assert "It learned from tags alone" in text
     assert "images predicted" in text
     assert "How sure, and how right" in text
@@ -342,8 +342,8 @@ def test_exports_take_a_predicted_run(predicted, tmp_path):
     assert len(json.loads((tmp_path / "masks.json").read_text())["images"]) == 4
     assert call("export", predicted, "--to", "png", "-o", tmp_path / "png").exit_code == 0
     done = call("export", predicted, "--to", "voc-test", "-o", tmp_path / "a.tgz")
-    assert done.exit_code == 1
-    assert "expected VOC's 21" in done.output
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "a.tgz").is_file()
 
 
 def test_images_of_other_classes_are_shown_but_not_measured(network, scenes, tmp_path):
