@@ -337,13 +337,18 @@ def test_the_report_speaks_of_a_network(predicted):
     assert page.count("<figcaption>photograph") == 4
 
 
-def test_exports_take_a_predicted_run(predicted, tmp_path):
+def test_exports_take_a_predicted_run(predicted, network, photos, tmp_path):
     assert call("export", predicted, "--to", "coco", "-o", tmp_path / "masks.json").exit_code == 0
     assert len(json.loads((tmp_path / "masks.json").read_text())["images"]) == 4
     assert call("export", predicted, "--to", "png", "-o", tmp_path / "png").exit_code == 0
     done = call("export", predicted, "--to", "voc-test", "-o", tmp_path / "a.tgz")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "a.tgz").is_file()
+    assert call("predict", network, photos, "-o", tmp_path / "few").exit_code == 0
+    done = call("export", tmp_path / "few", "--to", "voc-test", "-o", tmp_path / "b.tgz")
+    assert done.exit_code == 1
+    assert "expected VOC's 21" in done.output
+    assert not (tmp_path / "b.tgz").exists()
 
 
 def test_images_of_other_classes_are_shown_but_not_measured(network, scenes, tmp_path):

@@ -221,4 +221,4 @@ def test_the_weights_that_ship() -> None:
     found = measure(classifier, 36, scales=(1.0,), flip=False)
     assert found.tag_map > 0.85  # 0.887
     assert found.miou > 0.36  # 0.388
-    assert found.miou > 2 * found.everything
+    assert found.miou > 2.5 * found.everything  # 2.7 times
