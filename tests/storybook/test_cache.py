@@ -87,14 +87,14 @@ def test_two_that_start_together_do_not_break_each_other(tmp_path, monkeypatch):
         patch.setattr(cache, "draw_scene", meanwhile)
         render_cache(tmp_path, wanted, workers=1)
     assert refused
-    lock, told = cache.Lock, []
+    lock, told = cache.locked, []
 
     def late(*args):  # cache.json appears between the look and the lock
         (tmp_path / f"scenes-{wanted.key}" / "away.json").rename(tmp_path / f"scenes-{wanted.key}" / "cache.json")
         return lock(*args)
 
     (tmp_path / f"scenes-{wanted.key}" / "cache.json").rename(tmp_path / f"scenes-{wanted.key}" / "away.json")
-    monkeypatch.setattr(cache, "Lock", late)
+    monkeypatch.setattr(cache, "locked", late)
     monkeypatch.setattr(cache, "draw_scene", None)
     assert len(render_cache(tmp_path, wanted, workers=1, progress=told.append)) == 4
     assert told == [4]
@@ -122,5 +122,5 @@ def test_too_small_a_disk_is_named_before_drawing(tmp_path, monkeypatch):
 
 def test_a_file_in_the_place_of_the_cache_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file.*--cache"):
+    with pytest.raises(UserError, match=r"--cache .*file.*cannot be written"):
         render_cache(tmp_path / "file", Rendered(4, (16, 16)))

@@ -13,6 +13,7 @@ import torch
 
 import tag2mask
 from tag2mask.models.classifier import MEAN, STD, load_classifier, save_classifier
+from tag2mask.run.lock import locked
 from tag2mask.run.sampling import Draw, Training
 from tag2mask.run.training import fit
 from tag2mask.storybook import CLASSES, draw_scene, train_classifier
@@ -136,6 +137,14 @@ def test_trains_measures_and_writes(tmp_path) -> None:
     with pytest.raises(UserError, match=r"another training: lr is 0\.002 there and 0\.1 now"):
         pretrain_resnet(tmp_path, dataclasses.replace(TINY, lr=0.1), progress=False)
     assert json.loads((tmp_path / "training" / "recipe.json").read_text())["width"] == 2
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with (
+        locked(tmp_path / "training", "x"),
+        pytest.raises(UserError, match=r"The training in .* is being written by process"),
+    ):
+        pretrain_resnet(tmp_path, TINY, device="cpu", progress=False)
 
 
 def test_a_compiled_loss_is_what_is_trained(tmp_path, monkeypatch) -> None:

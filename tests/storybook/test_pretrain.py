@@ -23,6 +23,7 @@ from tag2mask.cli import app
 from tag2mask.config import read_recipe
 from tag2mask.models.classifier import save_classifier
 from tag2mask.models.weights import load_clip
+from tag2mask.run.lock import locked
 from tag2mask.run.training import steps_done
 from tag2mask.stages import pretrain as stage
 from tag2mask.stages.pretrain import in_training, pretrain, write_clip
@@ -214,6 +215,15 @@ def test_minutes_count_from_the_start_of_the_command(tmp_path, monkeypatch):
     assert pretrain(tmp_path, replace(TINY, accumulate=1), **how).step == 1
     monkeypatch.setattr(stage, "render_cache", draw)
     assert pretrain(tmp_path, replace(TINY, accumulate=1), **how).step == TINY.steps
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with (
+        locked(tmp_path, "x"),
+        pytest.raises(UserError, match=r"The training in .* is being written by process"),
+    ):
+        pretrain(tmp_path, TINY, device="cpu", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_an_init_that_does_not_fit_leaves_no_folder(tmp_path):

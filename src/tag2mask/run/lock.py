@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tag2mask.types import UserError
@@ -53,6 +54,29 @@ class Lock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+@contextmanager
+def locked(folder: Path, what: str, option: str = "--out") -> Iterator[None]:
+    """``folder``, made where it is not there, for this process alone while the block runs.
+
+    what: is written there, for the message. option: by which another folder is chosen.
+
+    Raises:
+        UserError: another living process holds it, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder / ".lock", what)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(
+            f"{option} {folder}: cannot be written ({reason}); choose a folder that you may write to"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 if sys.platform == "win32":

@@ -24,6 +24,7 @@ from tag2mask.models.save import save_clip
 from tag2mask.models.text import FeatureCache, Tokenizer
 from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
 from tag2mask.run.device import find_device, find_precision
+from tag2mask.run.lock import locked
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import claim, plain
 from tag2mask.run.training import fit, minutes_left
@@ -32,7 +33,7 @@ from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
 from tag2mask.storybook.pretrain import ContrastiveCLIP
 from tag2mask.storybook.pretrain_recipe import Pretrain, check
 from tag2mask.storybook.scenes import CLASSES
-from tag2mask.storybook.teacher import load_teacher, teach
+from tag2mask.storybook.teacher import check_teacher, teach
 from tag2mask.storybook.towers import build_clip, warm_start
 from tag2mask.storybook.views import Pairs
 from tag2mask.storybook.vocabulary import (
@@ -118,44 +119,49 @@ def pretrain(
     check(recipe)
     find_precision(recipe.precision, find_device(device))
     model, started_from = _model(recipe)
-    taught_by = load_teacher(recipe.teacher, CLASSES)[1] if recipe.dense else None
+    taught_by = check_teacher(recipe.teacher, CLASSES) if recipe.dense else None
     settings = {
         "init_sha256": started_from,
         "teacher_sha256": taught_by,
         "drawing": drawing_version(),
         "words": words_version(),
     }
-    claim(out / "recipe.json", {**plain(recipe), **settings})
-    with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
-        scenes = render_cache(cache or out / "cache", Rendered(recipe.scenes, recipe.largest), progress=bar.advance)
-    masks = None
-    if recipe.dense:
-        with show_progress(recipe.scenes, "teach", unit="scenes", enabled=progress) as bar:
-            masks = teach(scenes, recipe.teacher, CLASSES, progress=bar.advance)
-    module = ContrastiveCLIP(recipe, model, compiled=compiled)
-    callbacks = []
-    if watch and watch_scenes:
-        callbacks.append(
-            Watch(
-                out / "watch.csv",
-                watch,
-                _Measure(recipe, watch_scenes, device),
-                scenes=watch_scenes,
-                by=WATCHED_BY,
-                best=out / "best" / BEST,
-                keep=lambda best: write_clip(out / "best", best),
-                say=lambda line: print(line, file=sys.stderr, flush=True) if progress else None,
+    with locked(out, f"The training in {out}"):
+        claim(out / "recipe.json", {**plain(recipe), **settings})
+        with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
+            scenes = render_cache(
+                cache or out / "cache", Rendered(recipe.scenes, recipe.largest), progress=bar.advance
             )
+        masks = None
+        if recipe.dense:
+            with show_progress(recipe.scenes, "teach", unit="scenes", enabled=progress) as bar:
+                masks = teach(scenes, recipe.teacher, CLASSES, progress=bar.advance)
+        module = ContrastiveCLIP(recipe, model, compiled=compiled)
+        callbacks = []
+        if watch and watch_scenes:
+            callbacks.append(
+                Watch(
+                    out / "watch.csv",
+                    watch,
+                    _Measure(recipe, watch_scenes, device),
+                    scenes=watch_scenes,
+                    by=WATCHED_BY,
+                    best=out / "best" / BEST,
+                    keep=lambda best: write_clip(out / "best", best),
+                    say=lambda line: print(line, file=sys.stderr, flush=True) if progress else None,
+                )
+            )
+        pairs = Pairs(scenes, recipe.seed, recipe.crop, recipe.colour, masks)
+        left = minutes_left(minutes, began)
+        training = recipe.training(device=device, workers=workers, minutes=left, save_steps=save_steps)
+        trainer = fit(
+            module, pairs, training, out, label="pretrain", unit="images", callbacks=callbacks, show=progress
         )
-    pairs = Pairs(scenes, recipe.seed, recipe.crop, recipe.colour, masks)
-    left = minutes_left(minutes, began)
-    training = recipe.training(device=device, workers=workers, minutes=left, save_steps=save_steps)
-    trainer = fit(module, pairs, training, out, label="pretrain", unit="images", callbacks=callbacks, show=progress)
-    write_clip(out / "clip", module.weights)
-    top = read_best(out / "best" / BEST)
-    best = None if top is None else out / "best"
-    rows = tuple(read_watch(out / "watch.csv"))
-    return Pretrained(trainer.global_step, recipe.steps, out / "clip", best, top, rows)
+        write_clip(out / "clip", module.weights)
+        top = read_best(out / "best" / BEST)
+        best = None if top is None else out / "best"
+        rows = tuple(read_watch(out / "watch.csv"))
+        return Pretrained(trainer.global_step, recipe.steps, out / "clip", best, top, rows)
 
 
 def write_clip(folder: Path, model: CLIPModel) -> None:

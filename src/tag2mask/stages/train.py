@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
-from tag2mask.run.lock import Lock
+from tag2mask.run.lock import locked
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import claim, plain
 from tag2mask.run.training import LAST, first_process, fit, minutes_left, steps_done
@@ -140,8 +140,7 @@ def train(
     net = build_network(
         NetworkConfig.of(recipe.architecture, data.classes, **recipe.options), init=recipe.start, seed=recipe.seed
     )
-    lock = _lock(out)
-    try:
+    with locked(out, f"The training in {out}") if first_process() else nullcontext():
         _claim(out, recipe, targets, supervision, start)
         done = steps_done(out)
         if not done:
@@ -168,9 +167,6 @@ def train(
                 write_atomic(out / SUMMARY, (json.dumps(asdict(result), indent=2, default=str) + "\n").encode())
         if trainer.is_global_zero and not (out / INSIDE).exists():
             keep.write(module, trainer.global_step)  # the training was over, and its network was deleted
-    finally:
-        if lock is not None:
-            lock.release()
     return result
 
 
@@ -198,18 +194,6 @@ class _Keep(lightning.Callback):
 
     def write(self, module: SupervisedTraining, step: int) -> None:
         save_network(self.folder, module.weights, supervision=self.supervision, noted={**self.noted, "step": step})
-
-
-def _lock(out: Path) -> Lock | None:
-    """The folder for this process alone, or for the first one of several that train together."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return Lock(out / ".lock", f"The training in {out}") if first_process() else None
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(
-            f"--out {out}: cannot be written ({reason}); choose a folder that you may write to"
-        ) from error
 
 
 def _supervision(targets: Targets, recipe: TrainRecipe) -> tuple[str, str | None]:

@@ -22,7 +22,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from tag2mask.run.files import atomic_path, write_atomic
-from tag2mask.run.lock import Lock
+from tag2mask.run.lock import locked
 from tag2mask.run.processes import in_order
 from tag2mask.storybook.render import kind_of, scene_seed
 from tag2mask.storybook.scenes import CLASSES, Scene, draw_scene
@@ -139,18 +139,11 @@ def tell(scene: Scene) -> Told:
 
 def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Callable[[int], None] | None) -> None:
     """Draw what is missing. Only one process does at a time: two would remove each other's files."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder / ".lock", f"The cache of scenes {folder}")
-    except OSError as error:
-        raise _no_place(folder, error) from error
-    try:
+    with locked(folder, f"The cache of scenes {folder}", "--cache"):
         if not _finished(folder):  # by another process, since we last looked
             _draw_missing(folder, wanted, workers, progress)
         elif progress is not None:
             progress(wanted.n)
-    finally:
-        lock.release()
 
 
 def _draw_missing(

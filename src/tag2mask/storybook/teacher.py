@@ -27,7 +27,7 @@ from tag2mask.ops.image import shrink_images, standardise
 from tag2mask.ops.masks import pseudo_mask
 from tag2mask.process import tune_process
 from tag2mask.run.files import atomic_path, write_atomic
-from tag2mask.run.lock import Lock
+from tag2mask.run.lock import locked
 from tag2mask.run.processes import in_order
 from tag2mask.storybook.cache import SceneCache
 from tag2mask.types import Constant, MaskRule, Scores, UserError
@@ -42,8 +42,8 @@ _BATCH = 16
 _SAVED = 64  # pictures between two marks; what is lost by a kill
 
 
-def load_teacher(source: str, classes: Sequence[str]) -> tuple[Classifier, str]:
-    """A classifier that knows these classes, by its folder or "storybook-resnet", and the digest of its weights.
+def check_teacher(source: str, classes: Sequence[str]) -> str:
+    """That a classifier, by its folder or "storybook-resnet", knows these classes; the digest of its weights.
 
     Raises:
         UserError: there is none, or it does not know a class.
@@ -55,7 +55,7 @@ def load_teacher(source: str, classes: Sequence[str]) -> tuple[Classifier, str]:
             f"the teacher {source} does not know {', '.join(unknown[:5])}; it knows {', '.join(classifier.names)}; "
             "train one by `tag2mask storybook pretrain-resnet -o DIR` and name DIR"
         )
-    return classifier, digest
+    return digest
 
 
 def teach(
@@ -73,7 +73,7 @@ def teach(
 
     Args:
         scenes: the pictures, and what is in them.
-        source: the classifier, as ``load_teacher`` takes it.
+        source: the classifier, as ``check_teacher`` takes it.
         classes: names, which the classifier knows.
         workers: processes; None is one a core.
         progress: called with the number of masks just made.
@@ -81,20 +81,11 @@ def teach(
     Raises:
         UserError: there is no such classifier, no room, or another process makes the masks now.
     """
-    _, digest = load_teacher(source, classes)
+    digest = check_teacher(source, classes)
     how = json.dumps([digest, list(classes), asdict(RULE), SCALES])
     folder = scenes.folder / f"pseudo-{hashlib.sha256(how.encode()).hexdigest()[:16]}"
-    try:
-        folder.mkdir(exist_ok=True)
-        lock = Lock(folder / ".lock", f"The pseudo masks {folder}")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: no masks can be kept there ({error}); choose another folder by --cache"
-        ) from error
-    try:
+    with locked(folder, f"The pseudo masks {folder}", "--cache"):
         return _fill(folder, scenes, _Teacher(source, digest, tuple(classes)), workers, progress or (lambda _: None))
-    finally:
-        lock.release()
 
 
 def _fill(

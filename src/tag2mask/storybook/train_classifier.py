@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.run.device import find_device
+from tag2mask.run.lock import locked
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.sampling import Draw, Training, sample_generator
 from tag2mask.run.schedule import warm_cosine
@@ -138,23 +139,24 @@ def pretrain_resnet(
     find_device(device)
     model, started_from = _start(recipe)
     module = TagTraining(recipe, model, compiled=compiled)
-    claim(work / "recipe.json", {**plain(recipe), "init_sha256": started_from, "drawing": drawing_version()})
-    with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
-        wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
-        drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)
-    data = TaggedPictures.of(drawn, recipe.classes, recipe.seed)
-    left = minutes_left(minutes, began)
-    training = Training(recipe.steps, recipe.batch, seed=recipe.seed, device=device, minutes=left, save_steps=200)
-    trainer = fit(module, data, training, work, label="train", unit="pictures", show=progress)
-    if trainer.global_step < recipe.steps:
-        return None
-    save_classifier(module.model.cpu().eval(), out, "")
-    classifier, _ = load_classifier(out)  # what was written, in half precision, is what is measured
-    trained = measure(classifier, scenes)
-    blank = measure(_settled(make_classifier(recipe), data, recipe), scenes)
-    where = trainer.strategy.root_device.type
-    save_classifier(classifier, out, card(recipe, started_from, classifier, trained, blank, where))
-    return trained
+    with locked(work, f"The training in {out}"):
+        claim(work / "recipe.json", {**plain(recipe), "init_sha256": started_from, "drawing": drawing_version()})
+        with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
+            wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
+            drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)
+        data = TaggedPictures.of(drawn, recipe.classes, recipe.seed)
+        left = minutes_left(minutes, began)
+        training = Training(recipe.steps, recipe.batch, seed=recipe.seed, device=device, minutes=left, save_steps=200)
+        trainer = fit(module, data, training, work, label="train", unit="pictures", show=progress)
+        if trainer.global_step < recipe.steps:
+            return None
+        save_classifier(module.model.cpu().eval(), out, "")
+        classifier, _ = load_classifier(out)  # what was written, in half precision, is what is measured
+        trained = measure(classifier, scenes)
+        blank = measure(_settled(make_classifier(recipe), data, recipe), scenes)
+        where = trainer.strategy.root_device.type
+        save_classifier(classifier, out, card(recipe, started_from, classifier, trained, blank, where))
+        return trained
 
 
 def card(
