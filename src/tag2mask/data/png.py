@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,7 @@ def encode_mask(mask: ArrayLike, palette: Sequence[Color]) -> bytes:
     if pixels.dtype != np.uint8 or pixels.ndim != 2:
         raise ValueError(f"a mask is (H, W) uint8, got {pixels.shape} {pixels.dtype}")
     image = Image.fromarray(pixels).convert("L")
-    image.putpalette(
-        # All 256 colours, or Pillow packs several pixels into a byte.
-        bytes(channel for color in (*palette, *color_map(256)[len(palette) :]) for channel in color)
-    )
+    image.putpalette(_palette(tuple(palette)))
     return _png(image)
 
 
@@ -83,6 +81,12 @@ def read_confidence(path: Path | str) -> NDArray[np.float32]:
         if image.mode != "L":
             raise BadImage(Path(path), f"is no confidence map: mode {image.mode}, but 8-bit grey (L) is expected")
         return np.array(image).astype(np.float32) / np.float32(255)  # (H, W)
+
+
+@lru_cache(maxsize=8)
+def _palette(palette: tuple[Color, ...]) -> bytes:
+    """All 256 colours, or Pillow packs several pixels into a byte."""
+    return bytes(channel for color in (*palette, *color_map(256)[len(palette) :]) for channel in color)
 
 
 def _png(image: Image.Image) -> bytes:

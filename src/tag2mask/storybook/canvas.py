@@ -236,8 +236,10 @@ class Canvas:
             if ya > yb:
                 xa, ya, xb, yb = xb, yb, xa, ya
                 chain = up
-            start = max(first, -((half - ya) // _FINE))
-            count = min(last, -((half - yb) // _FINE)) - start
+            start, stop = -((half - ya) // _FINE), -((half - yb) // _FINE)
+            if start < first:  # by hand: this is the innermost loop, and max() a call
+                start = first
+            count = (stop if stop < last else last) - start
             if count <= 0:
                 continue
             # The first column whose middle is right of the edge, in every row: a line in whole numbers.
@@ -285,21 +287,23 @@ class Canvas:
     def outline(self, figure: int, strength: float) -> None:
         """Darken the rim of a figure, inside its own pixels."""
         bytes_ = self._pixels.view(np.uint8).reshape(*self._pixels.shape, 4)
-        labels = bytes_[..., 3].copy()
-        own = np.zeros((labels.shape[0] + 2, labels.shape[1] + 2), np.bool_)
-        for label, byte in self._labels.items():
-            if label.figure == figure:
-                own[1:-1, 1:-1] |= labels == byte
+        mine = np.array([label.figure == figure for label in self._labels])
+        own = mine[bytes_[..., 3]]  # (2 H, 2 W)
+        rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
+        if not len(rows):
+            return
+        room = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        own = np.pad(own[room], 1)
         inner = own[:-2, 1:-1] & own[2:, 1:-1] & own[1:-1, :-2] & own[1:-1, 2:]
         rim = np.nonzero(own[1:-1, 1:-1] & ~inner)
-        colors = bytes_[..., :3]
+        colors = bytes_[room][..., :3]
         colors[rim] = colors[rim] * np.uint16(256 - int(256 * strength)) >> 8
 
     def image(self) -> NDArray[np.uint8]:
         """The picture so far, antialiased: (H, W, 3) uint8."""
         height, width = self._pixels.shape
         # RGBX, not RGBA: Pillow must not take the label for transparency.
-        picture = Image.frombytes("RGBX", (width, height), self._pixels.tobytes())
+        picture = Image.frombuffer("RGBX", (width, height), self._pixels, "raw", "RGBX", 0, 1)
         return np.asarray(picture.reduce(SUPERSAMPLING))[..., :3]
 
     def mask(self) -> NDArray[np.uint8]:

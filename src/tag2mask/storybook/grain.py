@@ -19,11 +19,12 @@ _NORMAL: NDArray[np.float32] = np.array(
     [round(NormalDist().inv_cdf((byte + 0.5) / 256) * 64) / 64 for byte in range(256)], np.float32
 )
 _NORMAL_BYTE: NDArray[np.uint8] = np.clip(np.round(_NORMAL * _STEP) + 128, 0, 255).astype(np.uint8)
+_OF_BYTE: NDArray[np.float32] = (np.arange(256, dtype=np.float32) - 128) / np.float32(_STEP)  # what such a byte means
 
 
 def white(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Independent normal deviates, float32."""
-    return _NORMAL[rng.integers(0, 256, shape, np.uint8)]
+    return np.take(_NORMAL, rng.integers(0, 256, shape, np.uint8))
 
 
 def smooth(rng: np.random.Generator, size: tuple[int, int], cell: float) -> NDArray[np.float32]:
@@ -31,8 +32,7 @@ def smooth(rng: np.random.Generator, size: tuple[int, int], cell: float) -> NDAr
     height, width = size
     grid = (max(2, int(height / cell)), max(2, int(width / cell)))
     lumps = Image.fromarray(_NORMAL_BYTE[rng.integers(0, 256, grid, np.uint8)])
-    grown = np.asarray(lumps.resize((width, height), Image.Resampling.BICUBIC))
-    return ((grown.astype(np.float32) - np.float32(128)) / np.float32(_STEP))[..., None]
+    return np.take(_OF_BYTE, np.asarray(lumps.resize((width, height), Image.Resampling.BICUBIC)))[..., None]
 
 
 def blur(image: NDArray[np.float32]) -> NDArray[np.float32]:
