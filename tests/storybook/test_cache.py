@@ -43,8 +43,10 @@ def test_cache_goes_on_after_a_kill_and_is_the_same(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no cache of scenes"):
         open_cache(tmp_path / "broken" / f"scenes-{wanted.key}")
     advanced = []
-    mended = render_cache(tmp_path / "broken", wanted, workers=2, progress=advanced.append)
-    assert sum(advanced) == 150
+    mended = render_cache(
+        tmp_path / "broken", wanted, workers=2, progress=lambda n=1, *, worked=True: advanced.append((n, worked))
+    )
+    assert sorted(advanced) == [(22, True), (64, False), (64, True)]
     assert np.array_equal(whole.images, mended.images)
     assert whole.told == mended.told
     assert len({each.tobytes() for each in whole.images}) == 150
@@ -55,7 +57,7 @@ def test_other_settings_and_other_drawings_are_another_cache(monkeypatch):
     keys = {
         replace(wanted, **other).key for other in ({}, {"n": 5}, {"size": (16, 24)}, {"seed": 1}, {"split": "val"})
     }
-    monkeypatch.setattr(cache, "drawing_version", lambda: "another")
+    monkeypatch.setattr(cache, "EDITION", cache.EDITION + 1)
     assert len(keys | {wanted.key}) == 6
 
 
@@ -96,8 +98,9 @@ def test_two_that_start_together_do_not_break_each_other(tmp_path, monkeypatch):
     (tmp_path / f"scenes-{wanted.key}" / "cache.json").rename(tmp_path / f"scenes-{wanted.key}" / "away.json")
     monkeypatch.setattr(cache, "locked", late)
     monkeypatch.setattr(cache, "draw_scene", None)
-    assert len(render_cache(tmp_path, wanted, workers=1, progress=told.append)) == 4
-    assert told == [4]
+    progress = lambda n=1, *, worked=True: told.append((n, worked))  # noqa: E731
+    assert len(render_cache(tmp_path, wanted, workers=1, progress=progress)) == 4
+    assert told == [(4, False)]
 
 
 def test_a_cache_is_pickled_as_its_folder(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from tag2mask.run.lock import locked
 from tag2mask.run.sampling import Draw, Training
 from tag2mask.run.training import fit
 from tag2mask.storybook import CLASSES, draw_scene, train_classifier
-from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
+from tag2mask.storybook.cache import EDITION, Rendered, render_cache
 from tag2mask.storybook.classifier import (
     DICE,
     ClassifierRecipe,
@@ -178,8 +178,8 @@ def test_weights_of_another_shape_cannot_begin(tmp_path, other) -> None:
 def test_other_drawings_are_another_training(tmp_path, monkeypatch) -> None:
     how = {"device": "cpu", "minutes": 0, "scenes": 2, "workers": 1, "progress": False}
     pretrain_resnet(tmp_path, TINY, **how)
-    monkeypatch.setattr(train_classifier, "drawing_version", lambda: "of tomorrow")
-    with pytest.raises(UserError, match=f"drawing is '{drawing_version()}' there and 'of tomorrow' now"):
+    monkeypatch.setattr(train_classifier, "EDITION", EDITION + 1)
+    with pytest.raises(UserError, match=f"drawing is {EDITION} there and {EDITION + 1} now"):
         pretrain_resnet(tmp_path, TINY, **how)
 
 

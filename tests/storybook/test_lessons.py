@@ -13,7 +13,7 @@ from tag2mask.classes import load_classes
 from tag2mask.run.sampling import Draw
 from tag2mask.storybook import CLASSES
 from tag2mask.storybook.captions import tokens
-from tag2mask.storybook.lessons import affinity_loss, balanced, class_texts, dense_loss, shares, told
+from tag2mask.storybook.lessons import affinity_loss, balanced, class_texts, dense_loss, log_probabilities, shares
 from tag2mask.storybook.phrases import PAPER_WORDS
 from tag2mask.storybook.pretrain import ContrastiveCLIP
 from tag2mask.storybook.towers import build_clip, encode_image, kept_patches, readings
@@ -61,7 +61,7 @@ def test_background_texts_share_one_probability():
     similarity = torch.tensor([0.5, -0.2, 0.1, 0.9])
     e = [math.exp(3 * float(s)) for s in similarity]
     expected = [math.log((e[0] + e[1]) / sum(e)), math.log(e[2] / sum(e)), math.log(e[3] / sum(e))]
-    assert told(similarity, 2, torch.tensor(3.0)).tolist() == pytest.approx(expected, rel=1e-5)
+    assert log_probabilities(similarity, 2, torch.tensor(3.0)).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_dense_loss_is_cross_entropy_of_each_patch():
@@ -72,7 +72,7 @@ def test_dense_loss_is_cross_entropy_of_each_patch():
     for b in range(2):
         for n in range(3):
             cosines = torch.stack([torch.cosine_similarity(patches[b, n], text, dim=0) for text in texts])
-            each[b, n] = -(target[b, n] * told(cosines, 2, torch.tensor(7.0))).sum()
+            each[b, n] = -(target[b, n] * log_probabilities(cosines, 2, torch.tensor(7.0))).sum()
     found = dense_loss(patches, texts, target, 2, torch.tensor(7.0))
     assert float(found) == pytest.approx(float(balanced(each, target)), rel=1e-5)
 

@@ -184,13 +184,13 @@ def test_stage_makes_lessons_by_the_teacher_that_is_named(tmp_path):
         pretrain(tmp_path / "run", recipe, device="cpu", progress=False)
 
 
-@pytest.mark.parametrize("what", ["drawing", "words"])
-def test_other_drawings_and_other_words_are_another_training(tmp_path, monkeypatch, what):
+@pytest.mark.parametrize(("what", "at"), [("drawing", "EDITION"), ("words", "words_version")])
+def test_other_drawings_and_other_words_are_another_training(tmp_path, monkeypatch, what, at):
     recipe = replace(TINY, accumulate=1)
     pretrain(tmp_path, recipe, device="cpu", minutes=0.0, watch=0, progress=False)
     before = json.loads((tmp_path / "recipe.json").read_text())[what]
-    monkeypatch.setattr(stage, f"{what}_version", lambda: "of tomorrow")
-    with pytest.raises(UserError, match=f"{what} is '{before}' there and 'of tomorrow' now"):
+    monkeypatch.setattr(stage, at, 99 if what == "drawing" else lambda: 99)
+    with pytest.raises(UserError, match=f"{what} is {before!r} there and 99 now"):
         pretrain(tmp_path, recipe, device="cpu", minutes=0.0, watch=0, progress=False)
 
 

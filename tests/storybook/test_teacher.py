@@ -14,6 +14,7 @@ from small_pretraining import few_scenes, small_classifier
 from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier, save_classifier
 from tag2mask.ops.image import standardise
 from tag2mask.ops.masks import pseudo_mask
+from tag2mask.run.lock import locked
 from tag2mask.storybook import CLASSES, teacher
 from tag2mask.storybook.teacher import RULE, SCALES, check_teacher, pseudo_masks, teach
 from tag2mask.types import Scores, UserError
@@ -79,14 +80,46 @@ def test_killed_it_goes_on_where_it_was(scenes, source, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         teach(scenes, source, CLASSES, workers=1)
     advanced = []
-    parts = teach(scenes, source, CLASSES, workers=1, progress=advanced.append)
+    parts = teach(
+        scenes, source, CLASSES, workers=1, progress=lambda n=1, *, worked=True: advanced.append((n, worked))
+    )
     assert len(made) == 6 + 8 - 4
-    assert (advanced[0], sum(advanced)) == (8, 16)
+    assert advanced == [(8, False), (4, True), (4, True)]
     monkeypatch.setattr(teacher, "pseudo_masks", pseudo_masks)
     other = teach(few_scenes(tmp_path / "other"), source, CLASSES, workers=1)
     assert np.array_equal(parts, other)
     monkeypatch.delattr(teacher, "pseudo_masks")  # what is there is not made again
     assert np.array_equal(teach(scenes, source, CLASSES), parts)
+
+
+def damage_labels(folder, how):
+    file = folder / "labels.npy"
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[:-500])
+    elif how == "fewer":
+        np.save(file, np.load(file)[:3])
+    elif how == "smaller":
+        np.save(file, np.load(file)[:, :4, :4])
+    elif how == "floats":
+        np.save(file, np.load(file).astype(np.float32))
+    else:
+        (folder / "done.json").write_text(how)
+
+
+@pytest.mark.parametrize("how", ["cut", "fewer", "smaller", "floats", "", "-3", "99", "[]"])
+def test_damaged_masks_are_named_not_taken(scenes, source, how):
+    teach(scenes, source, CLASSES, workers=1)
+    (folder,) = scenes.folder.glob("pseudo-*")
+    damage_labels(folder, how)
+    with pytest.raises(UserError, match=r"is damaged .* made again"):
+        teach(scenes, source, CLASSES, workers=1)
+
+
+def test_finished_masks_are_read_while_another_process_holds_them(scenes, source):
+    masks = teach(scenes, source, CLASSES, workers=1)
+    (folder,) = scenes.folder.glob("pseudo-*")
+    with locked(folder, "It"):
+        assert np.array_equal(teach(scenes, source, CLASSES), masks)
 
 
 def test_other_weights_make_other_masks(scenes, source):

@@ -12,7 +12,7 @@ from torch import nn
 from tag2mask.models.clip import Block, CLIPModel, Transformer, VisionTransformer
 from tag2mask.models.convert import hf_source
 from tag2mask.models.weights import MEAN, STD
-from tag2mask.run.files import atomic_path, write_atomic
+from tag2mask.run.files import write_atomic
 
 
 def save_clip(folder: Path, model: CLIPModel, *, start: int, end: int, pad: int) -> None:
@@ -72,8 +72,8 @@ def save_clip(folder: Path, model: CLIPModel, *, start: int, end: int, pad: int)
     }
     write_atomic(folder / "config.json", _json(config))
     write_atomic(folder / "preprocessor_config.json", _json(pixels))
-    with atomic_path(folder / "model.safetensors") as temporary:
-        safetensors.torch.save_file(hf_state(model), temporary, metadata={"format": "pt"})
+    # not save_file: that leaves a file which nobody but its owner may read
+    write_atomic(folder / "model.safetensors", safetensors.torch.save(hf_state(model), metadata={"format": "pt"}))
 
 
 def hf_state(model: CLIPModel) -> dict[str, torch.Tensor]:

@@ -106,7 +106,12 @@ def average_precision(scores: Tensor, present: Tensor) -> Tensor:
 
     Returns:
         (C,) float64, NaN for a class that no image holds. Its mean over the others is the data set's mAP.
+
+    Raises:
+        ValueError: a score that is no number has no rank.
     """
+    if bool(scores.isnan().any()):
+        raise ValueError(f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN")
     order = scores.argsort(dim=0, descending=True, stable=True)
     hit = present.gather(0, order).double()  # (n, C), best first
     rank = torch.arange(1, len(hit) + 1, dtype=torch.float64, device=hit.device)[:, None]

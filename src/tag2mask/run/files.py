@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from tag2mask.types import UserError
 
 
 @contextmanager
@@ -44,6 +51,29 @@ def write_atomic(path: Path | str, data: bytes, *, token: str | None = None, syn
     """Write ``data`` to ``path``, whole or not at all. Arguments as in :func:`atomic_path`."""
     with atomic_path(path, token=token, sync=sync) as temporary, open(temporary, "wb") as file:
         file.write(data)
+
+
+def make_array(path: Path, shape: tuple[int, ...], *, token: str) -> None:
+    """A .npy file of zeros, uint8, to be opened as a memory map and filled bit by bit.
+
+    Its room is reserved: where a write through a memory map finds none, the process is killed without a word.
+
+    Raises:
+        UserError: there is not so much room.
+        OSError: as ``atomic_path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size, free = math.prod(shape), shutil.disk_usage(path.parent).free
+    if size > free:
+        raise UserError(
+            f"{path}: {shape[0]} of {math.prod(shape[1:]):,} bytes take {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB "
+            "are free there; make room, take fewer or smaller ones, or choose another folder"
+        )
+    with atomic_path(path, token=token) as partial:
+        open_memmap(partial, "w+", np.uint8, shape).flush()
+        if hasattr(os, "posix_fallocate"):
+            with open(partial, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
 
 
 def _flush_to_disk(path: Path) -> None:

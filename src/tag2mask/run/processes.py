@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from tag2mask.types import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """Those that this process may use: not all of the machine's need be ours (taskset, containers)."""
+    """Those that this process may use: not all of the machine's need be ours (taskset, cpusets)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -30,6 +35,9 @@ def in_order(
         function: of a module, so that another process finds it; jobs and results are pickled.
         workers: processes; None is one a core. One works in this process.
         prepare: called as each other process begins.
+
+    Raises:
+        UserError: one of the processes was ended from outside, or could not begin.
     """
     workers = min(workers or cores(), len(jobs))
     if workers <= 1:
@@ -37,5 +45,25 @@ def in_order(
         return
     # spawned, not forked: the caller may hold threads (torch does), which a fork would break
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool:
-        yield from pool.map(function, jobs)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(prepare,)) as pool:
+        try:
+            yield from pool.map(function, jobs)
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"one of {workers} processes ended by itself: is there too little memory or disk, or does the script "
+                'that calls lack `if __name__ == "__main__":`? One process alone (workers=1) says more'
+            ) from error
+
+
+def _begin(prepare: Callable[[], None] | None) -> None:
+    threading.Thread(target=_follow, daemon=True).start()
+    if prepare is not None:
+        prepare()
+
+
+def _follow() -> None:
+    """End with the parent, however that ends: after a kill -9 nobody else would end this process."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -26,6 +26,18 @@ def silent() -> Iterator[None]:
         yield
     finally:
         _SILENT.reset(before)
+
+
+class Advance(Protocol):
+    """How a long call tells of its progress, as ``Bar.advance`` takes it."""
+
+    def __call__(self, count: int = 1, *, worked: bool = True) -> None:
+        """``count`` more are done. worked: False for those found finished."""
+        ...
+
+
+def unheard(count: int = 1, *, worked: bool = True) -> None:
+    """An ``Advance`` for where nobody listens."""
 
 
 class Bar(Generic[T]):

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ def fit(
         show: show progress.
 
     Raises:
-        UserError: no such device or precision, a batch that the devices cannot share, or a checkpoint that is damaged
-            or does not fit.
+        UserError: no such device or precision, a batch that the devices cannot share, a checkpoint that is damaged
+            or does not fit, or, where a checkpoint is due, a loss or weights that are not finite.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved. A second one stops at once, without saving.
     """
     last = folder / LAST
@@ -217,6 +217,7 @@ class _Keeper(lightning.Callback):
             self.stopped_by = "clock"
         due = step - self._step >= self.training.save_steps or now - self._saved >= 60 * self.training.save_minutes
         if _any(trainer, bool(due or self.stopped_by or step >= self.training.steps)):
+            self._check(pl_module, outputs, step)  # before good weights are written over
             if trainer.is_global_zero:
                 with atomic_path(self.path, token="checkpoint", sync=True) as temporary:
                     trainer.save_checkpoint(temporary)
@@ -225,6 +226,21 @@ class _Keeper(lightning.Callback):
             self._step, self._saved = step, time.monotonic()
         if self.stopped_by:
             trainer.should_stop = True
+
+    def _check(self, module: lightning.LightningModule, outputs: Any, step: int) -> None:
+        """See that the last loss is finite, and so are the weights: a finite loss may have gradients that are not."""
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        wrong = ""
+        if isinstance(loss, torch.Tensor) and not bool(loss.isfinite().all()):
+            wrong = f"the loss is {float(loss)}"
+        elif not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+            wrong = "there are weights that are not finite"
+        if wrong:
+            saved = f"{self.path} is from before" if self.path.exists() else "nothing was saved"
+            raise UserError(
+                f"at step {step} {wrong}; {saved}: train into another folder with a lower lr, with clip_norm=1, or "
+                "in float32"
+            )
 
 
 def _any(trainer: lightning.Trainer, here: bool) -> bool:

@@ -179,23 +179,6 @@ class SupervisedTraining(lightning.LightningModule):
         """The mean over the last batches of this call; None before the first."""
         return float(torch.stack([*self.losses]).float().mean()) if self.losses else None
 
-    def check_loss(self) -> None:
-        """See that the last loss is a number, and so are the weights: a finite loss may have gradients that are not.
-
-        Raises:
-            UserError: they are not; what was saved before is still good.
-        """
-        wrong = ""
-        if self.losses and not bool(self.losses[-1].isfinite()):
-            wrong = f"the loss is {float(self.losses[-1])}"
-        elif not all(bool(parameter.isfinite().all()) for parameter in self.parameters()):
-            wrong = "there are weights that are not finite"
-        if wrong:
-            raise UserError(
-                f"at step {self.trainer.global_step} {wrong}; the last checkpoint is "
-                "from before: train into another folder with a lower lr, clip_norm=1, or in float32"
-            )
-
 
 class _Dice:
     """While it lasts, dropout's dice are those of this batch, and the caller's are put back afterwards."""

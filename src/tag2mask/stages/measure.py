@@ -93,7 +93,7 @@ def measure_clip(
         progress: show it on stderr.
     """
     found: dict[str, float] = {}
-    with show_progress(9 + len(sizes), "measure", unit="settings", enabled=progress) as bar:
+    with show_progress(8 + len(sizes), "measure", unit="settings", enabled=progress) as bar:
         bench = Bench.draw(clip, n, size=sizes[0])
         blank = untrained(clip, seed=0)
         found["map_class"] = bench.tag_map()

@@ -28,11 +28,12 @@ from tag2mask.run.lock import locked
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import claim, plain
 from tag2mask.run.training import fit, minutes_left
+from tag2mask.run.warn import warn
 from tag2mask.stages.bench import WATCH_SEED, Bench
-from tag2mask.storybook.cache import Rendered, drawing_version, render_cache
+from tag2mask.storybook.cache import Rendered, render_cache
 from tag2mask.storybook.pretrain import ContrastiveCLIP
 from tag2mask.storybook.pretrain_recipe import Pretrain, check
-from tag2mask.storybook.scenes import CLASSES
+from tag2mask.storybook.scenes import CLASSES, EDITION
 from tag2mask.storybook.teacher import check_teacher, teach
 from tag2mask.storybook.towers import build_clip, warm_start
 from tag2mask.storybook.views import Pairs
@@ -123,7 +124,7 @@ def pretrain(
     settings = {
         "init_sha256": started_from,
         "teacher_sha256": taught_by,
-        "drawing": drawing_version(),
+        "drawing": EDITION,
         "words": words_version(),
     }
     with locked(out, f"The training in {out}"):
@@ -211,5 +212,8 @@ def _model(recipe: Pretrain) -> tuple[CLIPModel, str | None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
         other = load_clip(recipe.init, cache=None)
-    warm_start(model, other)
+    fresh = warm_start(model, other)
+    if fresh:
+        named = ", ".join(fresh[:4])
+        warn(f"{recipe.init}: {len(fresh)} of its parameters and words do not fit and begin fresh: {named}, ...")
     return model, other.sha256

@@ -187,8 +187,6 @@ class _Keep(lightning.Callback):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if isinstance(pl_module, SupervisedTraining):
-            pl_module.check_loss()  # before good weights are written over
         if trainer.is_global_zero and isinstance(pl_module, SupervisedTraining):
             self.write(pl_module, trainer.global_step)
 

@@ -2,7 +2,7 @@
 
 images.npy     (n, H, W, 3) uint8, read as a memory map
 scenes.jsonl   names, things and numbers of each scene, from which captions are drawn anew each time
-cache.json     the settings; written last, so who finds it finds everything
+cache.json     the settings; written last, so who finds it finds everything, and what was drawn by then
 .lock          held by the process that draws
 """
 
@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +18,15 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from tag2mask.run.files import atomic_path, write_atomic
+from tag2mask.run.files import make_array, write_atomic
 from tag2mask.run.lock import locked
 from tag2mask.run.processes import in_order
-from tag2mask.storybook.render import kind_of, scene_seed
-from tag2mask.storybook.scenes import CLASSES, Scene, draw_scene
+from tag2mask.run.progress import Advance, unheard
+from tag2mask.storybook.render import check_render, kind_of, scene_seed
+from tag2mask.storybook.scenes import CLASSES, EDITION, Scene, draw_scene
 from tag2mask.types import UserError
 
-_CHUNK = 64  # scenes drawn between two marks; what is lost by a kill
-_DRAWING = ("canvas.py", "cast.py", "grain.py", "layout.py", "light.py", "places.py", "scenes.py")
+_CHUNK = 64  # scenes that a process draws between two marks, and loses by a kill
 
 
 class Told(NamedTuple):
@@ -55,8 +52,8 @@ class Rendered:
 
     @property
     def key(self) -> str:
-        """Of these settings and of the code that draws: equal keys are equal pictures."""
-        text = json.dumps([asdict(self), drawing_version()], sort_keys=True)
+        """Of these settings and of the drawings' edition: equal keys are equal pictures."""
+        text = json.dumps([asdict(self), EDITION], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -76,21 +73,12 @@ class SceneCache:
         return len(self.told)
 
 
-def drawing_version() -> str:
-    """A digest of the code that draws; a cache of other code is another cache."""
-    room = resources.files("tag2mask.storybook")
-    files = [room / name for name in _DRAWING]
-    figures = (f for f in (room / "figures").iterdir() if f.name.endswith(".py"))
-    files += sorted(figures, key=lambda file: file.name)
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
 def render_cache(
     root: Path,
     wanted: Rendered,
     *,
     workers: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> SceneCache:
     """The cache of these scenes under ``root``, drawn as far as it is not there yet.
 
@@ -103,15 +91,15 @@ def render_cache(
         progress: called with the number of scenes just finished.
 
     Raises:
-        UserError: an impossible number of scenes, no room for them, or another process that draws them now.
+        UserError: scenes that cannot be drawn, no room for them, another process that draws them now, or what is
+            there is damaged.
     """
-    if wanted.n < 1:
-        raise UserError(f"cannot render {wanted.n} scenes; take at least 1")
-    folder = root / f"scenes-{wanted.key}"
-    if not _finished(folder):
-        _fill(folder, wanted, workers, progress)
-    elif progress is not None:
-        progress(wanted.n)
+    check_render(wanted.n, wanted.seed, wanted.split, wanted.size, wanted.classes, workers)
+    folder, tell_of = root / f"scenes-{wanted.key}", progress or unheard
+    if _finished(folder):
+        tell_of(wanted.n, worked=False)
+    else:
+        _fill(folder, wanted, workers, tell_of)
     return open_cache(folder)
 
 
@@ -125,10 +113,14 @@ def open_cache(folder: Path) -> SceneCache:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         lines = (folder / "scenes.jsonl").read_text(encoding="utf-8").splitlines()
         told = tuple(Told(*(tuple(part) for part in json.loads(line))) for line in lines)
-    except (OSError, ValueError, TypeError) as error:
+        wanted = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
+        there = (len(told), images.dtype.name, *images.shape)
+        if there != (expected := (wanted["n"], "uint8", wanted["n"], *wanted["size"], 3)):
+            raise ValueError(f"scenes and pictures are {there}, expected {expected}")
+        if strange := {name for scene in told for name in scene.names}.difference(wanted["classes"]):
+            raise ValueError(f"scenes of unknown classes: {', '.join(sorted(strange)[:5])}")
+    except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
         raise UserError(f"{folder}: is no cache of scenes ({error}); remove it, and it is drawn again") from error
-    if images.ndim != 4 or len(images) != len(told):
-        raise UserError(f"{folder}: {len(images)} pictures and {len(told)} scenes; remove it, and it is drawn again")
     return SceneCache(folder, images, told)
 
 
@@ -137,60 +129,42 @@ def tell(scene: Scene) -> Told:
     return Told(scene.names, scene.things, scene.counts)
 
 
-def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Callable[[int], None] | None) -> None:
+def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Advance) -> None:
     """Draw what is missing. Only one process does at a time: two would remove each other's files."""
     with locked(folder, f"The cache of scenes {folder}", "--cache"):
-        if not _finished(folder):  # by another process, since we last looked
+        if _finished(folder):  # by another process, since we last looked
+            progress(wanted.n, worked=False)
+        else:
             _draw_missing(folder, wanted, workers, progress)
-        elif progress is not None:
-            progress(wanted.n)
 
 
-def _draw_missing(
-    folder: Path, wanted: Rendered, workers: int | None, progress: Callable[[int], None] | None
-) -> None:
-    try:
-        if not (folder / "images.npy").is_file():
-            _make_images(folder, wanted)
-    except OSError as error:
-        raise _no_place(folder, error) from error
+def _draw_missing(folder: Path, wanted: Rendered, workers: int | None, progress: Advance) -> None:
+    if not (folder / "images.npy").is_file():
+        for part in folder.glob("part-*.jsonl"):
+            part.unlink()  # the pictures that it says are there are gone
+        try:
+            make_array(folder / "images.npy", (wanted.n, *wanted.size, 3), token="images")
+        except OSError as error:
+            raise UserError(
+                f"{folder}: no scenes can be kept there ({error}); choose another folder with --cache"
+            ) from error
     jobs = []
     for first in range(0, wanted.n, _CHUNK):
         if _part(folder, first).is_file():
-            if progress is not None:
-                progress(min(_CHUNK, wanted.n - first))
+            progress(min(_CHUNK, wanted.n - first), worked=False)
         else:
             jobs.append((folder, wanted, first))
     for done in in_order(_draw, jobs, workers):
-        if progress is not None:
-            progress(done)
+        progress(done)
     parts = [_part(folder, first) for first in range(0, wanted.n, _CHUNK)]
     write_atomic(folder / "scenes.jsonl", b"".join(part.read_bytes() for part in parts))
-    write_atomic(folder / "cache.json", json.dumps({**asdict(wanted), "drawing": drawing_version()}).encode())
+    write_atomic(folder / "cache.json", json.dumps({**asdict(wanted), "edition": EDITION}).encode())
     for part in parts:
         part.unlink()
 
 
-def _no_place(folder: Path, error: OSError) -> UserError:
-    return UserError(f"{folder}: no scenes can be kept there ({error}); choose another folder with --cache")
-
-
 def _finished(folder: Path) -> bool:
     return (folder / "cache.json").is_file()
-
-
-def _make_images(folder: Path, wanted: Rendered) -> None:
-    for part in folder.glob("part-*.jsonl"):
-        part.unlink()  # the pictures that it says are there are gone
-    size = wanted.n * wanted.size[0] * wanted.size[1] * 3
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(
-            f"{folder}: {wanted.n} scenes take {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; "
-            "make room, take fewer or smaller scenes, or choose another folder with --cache"
-        )
-    with atomic_path(folder / "images.npy", token="images") as partial:
-        open_memmap(partial, "w+", np.uint8, (wanted.n, *wanted.size, 3)).flush()
 
 
 def _part(folder: Path, first: int) -> Path:

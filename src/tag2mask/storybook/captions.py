@@ -65,9 +65,9 @@ class Caption:
     meaning: int
 
 
-def caption(scene: Scene, rng: np.random.Generator, counts: Sequence[int] | None = None) -> str:
+def caption(scene: Scene, rng: np.random.Generator) -> str:
     """One sentence naming some of what ``scene`` shows; see ``describe``."""
-    return describe(scene.names, scene.things, rng, counts).text
+    return describe(scene.names, scene.things, rng, scene.counts).text
 
 
 def describe(

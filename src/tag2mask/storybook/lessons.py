@@ -54,7 +54,7 @@ def shares(labels: Tensor, views: Tensor, size: tuple[int, int], patch: int, cla
     return out.scatter_add_(2, cells, torch.ones_like(cells, dtype=out.dtype)) / SAMPLES**2
 
 
-def told(similarity: Tensor, background: int, scale: Tensor) -> Tensor:
+def log_probabilities(similarity: Tensor, background: int, scale: Tensor) -> Tensor:
     """Log-probabilities of background and of each class: (..., T) cosine similarities -> (..., 1 + C).
 
     background: how many of the texts, the first ones, are of the background; their probabilities are added.
@@ -73,11 +73,11 @@ def dense_loss(patches: Tensor, texts: Tensor, target: Tensor, background: int, 
     """
     with torch.autocast(patches.device.type, enabled=False):
         similarity = F.normalize(patches.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # (B, n, T)
-        return balanced(-(target * told(similarity, background, scale)).sum(-1), target)
+        return balanced(-(target * log_probabilities(similarity, background, scale)).sum(-1), target)
 
 
 def affinity_loss(attention: Tensor, target: Tensor) -> Tensor:
-    """How much of each patch's attention goes to patches that show something else, as a negative logarithm.
+    """Minus the logarithm of the share of each patch's attention that goes to patches that show the same.
 
     Args:
         attention: (B, n, n), not negative; each row's share matters, not its sum.

@@ -30,7 +30,7 @@ from tag2mask.run.files import write_atomic
 from tag2mask.run.processes import cores, in_order
 from tag2mask.storybook.captions import caption
 from tag2mask.storybook.cast import TRAPS
-from tag2mask.storybook.scenes import CLASSES, SMALLEST, Scene, check_classes, draw_scene
+from tag2mask.storybook.scenes import CLASSES, SMALLEST, Scene, check_scene, draw_scene
 from tag2mask.types import Color, UserError
 
 SPLITS: dict[str, range] = {
@@ -99,9 +99,7 @@ def render(
         UserError: an impossible argument, or a folder that holds scenes of other classes.
     """
     out = Path(out)
-    classes = check_classes(classes)
-    _check(n, seed, split, workers)
-    draw_scene(scene_seed(split, seed, 0), (SMALLEST, SMALLEST), classes, kind_of(split))  # refuses early
+    classes = check_render(n, seed, split, size, classes, workers)
     listing = "".join(f"{name}\n" for name in classes)
     _check_folder(out, listing)
     for folder in ("JPEGImages", "SegmentationClass", "SegmentationDetail", "Annotations", "ImageSets/Segmentation"):
@@ -150,7 +148,7 @@ def _draw(job: _Job) -> list[_Row]:
         seed = scene_seed(job.split, job.seed, index)
         scene = draw_scene(seed, job.size, job.classes, kind_of(job.split))
         # A second stream, so that the words do not depend on how many numbers the drawing took.
-        words = caption(scene, np.random.default_rng([seed, 1]), scene.counts)
+        words = caption(scene, np.random.default_rng([seed, 1]))
         write_atomic(job.out / "JPEGImages" / f"{name}.jpg", _jpeg(scene.image))
         write_atomic(job.out / "Annotations" / f"{name}.xml", _annotation(name, scene))
         write_atomic(job.out / "SegmentationClass" / f"{name}.png", encode_mask(scene.mask, palette))
@@ -196,7 +194,14 @@ def _texts(parent: ElementTree.Element, **texts: object) -> None:
 # --- the folder ----------------------------------------------------------------------------------------
 
 
-def _check(n: int, seed: int, split: str, workers: int | None) -> None:
+def check_render(
+    n: int, seed: int, split: str, size: tuple[int, int], classes: Sequence[str], workers: int | None
+) -> tuple[str, ...]:
+    """The classes as a tuple, if such scenes can be drawn.
+
+    Raises:
+        UserError: they cannot.
+    """
     if split not in SPLITS:
         raise UserError(f"no split {split!r}; take one of {', '.join(SPLITS)}")
     if not 1 <= n <= MOST_SCENES:
@@ -206,6 +211,9 @@ def _check(n: int, seed: int, split: str, workers: int | None) -> None:
         raise UserError(f"no seed {seed}; take 0 to {most_seeds - 1}")
     if workers is not None and workers < 1:
         raise UserError(f"cannot draw with {workers} processes; take at least 1")
+    classes = check_scene(size, classes, kind_of(split))
+    draw_scene(scene_seed(split, seed, 0), (SMALLEST, SMALLEST), classes, kind_of(split))  # can they show the trap?
+    return classes
 
 
 def _check_folder(out: Path, listing: str) -> None:

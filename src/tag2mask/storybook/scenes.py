@@ -25,6 +25,9 @@ from tag2mask.types import MAX_CLASSES, UserError
 CLASSES: tuple[str, ...] = tuple(FIGURES)
 """All figures: the classes of VOC, in its order."""
 
+EDITION = 2
+"""Of the drawings: raised by hand whenever a seed gives other pixels, so that caches and trainings know."""
+
 SMALLEST = 16
 """Least height and width of a scene, in pixels."""
 
@@ -37,7 +40,7 @@ COUNTED = 0.001
 NOTED = 0.005
 """A thing of the background with a smaller share is not named."""
 
-_LARGEST = 0.62  # no class covers more than this share
+_LARGEST = 0.62  # no class covers more than this share, if a few tries suffice
 _TRIES = 24
 
 
@@ -84,13 +87,7 @@ def draw_scene(
         UserError: an unknown or repeated class, no class, an unknown kind, one that these classes cannot show, or a
             side under ``SMALLEST`` pixels.
     """
-    classes = check_classes(classes)
-    if min(size) < SMALLEST:
-        raise UserError(
-            f"a scene of {size[0]}x{size[1]} pixels is too small to draw; take at least {SMALLEST}x{SMALLEST}"
-        )
-    if kind not in ("mixed", *TRAPS):
-        raise UserError(f"no kind of scene {kind!r}; take mixed, {', '.join(TRAPS)}")
+    classes = check_scene(size, classes, kind)
     rng = np.random.default_rng(seed)
     for _ in range(_TRIES):  # hardly ever more than two: a figure may hide what its trap is about
         stage, layers, trap = plan(rng, size, classes, kind)
@@ -124,12 +121,14 @@ def paint(canvas: Canvas, layers: Sequence[Actor | Item], classes: Sequence[str]
             draw_item(canvas, layer)
 
 
-def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """The classes as a tuple, if every one of them can be drawn.
-
-    Raises:
-        UserError: an unknown or repeated class, or none at all.
-    """
+def check_scene(size: tuple[int, int], classes: Sequence[str], kind: str) -> tuple[str, ...]:
+    """The classes as a tuple, if such scenes can be drawn. Arguments and errors as ``draw_scene``."""
+    if min(size) < SMALLEST:
+        raise UserError(
+            f"a scene of {size[0]}x{size[1]} pixels is too small to draw; take at least {SMALLEST}x{SMALLEST}"
+        )
+    if kind not in ("mixed", *TRAPS):
+        raise UserError(f"no kind of scene {kind!r}; take mixed, {', '.join(TRAPS)}")
     unknown = [name for name in classes if name not in FIGURES]
     if unknown:
         near = difflib.get_close_matches(unknown[0], CLASSES, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -26,9 +26,10 @@ from tag2mask.ops.cam_fusion import max_normalise, scaled_size, strided_size
 from tag2mask.ops.image import shrink_images, standardise
 from tag2mask.ops.masks import pseudo_mask
 from tag2mask.process import tune_process
-from tag2mask.run.files import atomic_path, write_atomic
+from tag2mask.run.files import make_array, write_atomic
 from tag2mask.run.lock import locked
 from tag2mask.run.processes import in_order
+from tag2mask.run.progress import Advance, unheard
 from tag2mask.storybook.cache import SceneCache
 from tag2mask.types import Constant, MaskRule, Scores, UserError
 
@@ -39,7 +40,7 @@ SCALES = (0.4, 0.6, 0.8)
 """Of the picture, for the class maps: around the size of figures that the classifier was trained on."""
 
 _BATCH = 16
-_SAVED = 64  # pictures between two marks; what is lost by a kill
+_SAVED = 64  # pictures of a process between two marks, which a kill loses
 
 
 def check_teacher(source: str, classes: Sequence[str]) -> str:
@@ -64,7 +65,7 @@ def teach(
     classes: Sequence[str],
     *,
     workers: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> NDArray[np.uint8]:
     """The pseudo mask of every scene, made as far as it is not there yet: (n, H / 2, W / 2), a memory map.
 
@@ -79,25 +80,53 @@ def teach(
         progress: called with the number of masks just made.
 
     Raises:
-        UserError: there is no such classifier, no room, or another process makes the masks now.
+        UserError: there is no such classifier, no room, another process makes the masks now, or what is there is
+            damaged.
     """
     digest = check_teacher(source, classes)
     how = json.dumps([digest, list(classes), asdict(RULE), SCALES])
     folder = scenes.folder / f"pseudo-{hashlib.sha256(how.encode()).hexdigest()[:16]}"
-    with locked(folder, f"The pseudo masks {folder}", "--cache"):
-        return _fill(folder, scenes, _Teacher(source, digest, tuple(classes)), workers, progress or (lambda _: None))
+    shape = (len(scenes), *strided_size(scenes.images.shape[1:3], 2))
+    tell_of = progress or unheard
+    if _made(folder, shape) < len(scenes):
+        with locked(folder, f"The pseudo masks {folder}", "--cache"):
+            _fill(folder, shape, scenes, _Teacher(source, digest, tuple(classes)), workers, tell_of)
+    else:
+        tell_of(len(scenes), worked=False)
+    return np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False)
+
+
+def _made(folder: Path, shape: tuple[int, ...]) -> int:
+    """How many masks are there."""
+    if not (folder / "labels.npy").is_file():
+        return 0
+    try:
+        labels = np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False)
+        done = int(json.loads((folder / "done.json").read_text()))
+        if (labels.shape, labels.dtype) != (shape, np.uint8) or not 0 <= done <= len(labels):
+            raise ValueError(f"{done} of masks {labels.shape} {labels.dtype}, expected {shape} uint8")
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise UserError(f"{folder}: is damaged ({error}); remove it, and the masks are made again") from error
+    return done
 
 
 def _fill(
-    folder: Path, scenes: SceneCache, teacher: _Teacher, workers: int | None, progress: Callable[[int], None]
-) -> NDArray[np.uint8]:
+    folder: Path,
+    shape: tuple[int, ...],
+    scenes: SceneCache,
+    teacher: _Teacher,
+    workers: int | None,
+    progress: Advance,
+) -> None:
     file = folder / "labels.npy"
     if not file.is_file():
         write_atomic(folder / "done.json", b"0")
-        with atomic_path(file, token="labels") as partial:
-            open_memmap(partial, "w+", np.uint8, (len(scenes), *strided_size(scenes.images.shape[1:3], 2))).flush()
-    done = int(json.loads((folder / "done.json").read_text()))
-    progress(done)
+        try:
+            make_array(file, shape, token="labels")
+        except OSError as error:
+            raise UserError(f"{folder}: no masks can be kept there ({error}); choose another --cache") from error
+    done = _made(folder, shape)
+    progress(done, worked=False)
     labels = open_memmap(file, "r+")
     jobs = []
     for first in range(done, len(scenes), _SAVED):
@@ -108,9 +137,8 @@ def _fill(
         last = job.first + len(masks)
         labels[job.first : last] = masks
         labels.flush()
-        write_atomic(folder / "done.json", str(last).encode())
+        write_atomic(folder / "done.json", str(last).encode(), sync=True)
         progress(len(masks))
-    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 class _Teacher(NamedTuple):

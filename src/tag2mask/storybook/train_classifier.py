@@ -24,7 +24,7 @@ from tag2mask.run.sampling import Draw, Training, sample_generator
 from tag2mask.run.schedule import warm_cosine
 from tag2mask.run.settings import claim, plain
 from tag2mask.run.training import fit, minutes_left
-from tag2mask.storybook.cache import Rendered, SceneCache, drawing_version, render_cache
+from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
 from tag2mask.storybook.classifier import (
     DICE,
     ClassifierRecipe,
@@ -35,6 +35,7 @@ from tag2mask.storybook.classifier import (
     make_optimizer,
     measure,
 )
+from tag2mask.storybook.scenes import EDITION
 from tag2mask.types import UserError
 
 
@@ -140,7 +141,7 @@ def pretrain_resnet(
     model, started_from = _start(recipe)
     module = TagTraining(recipe, model, compiled=compiled)
     with locked(work, f"The training in {out}"):
-        claim(work / "recipe.json", {**plain(recipe), "init_sha256": started_from, "drawing": drawing_version()})
+        claim(work / "recipe.json", {**plain(recipe), "init_sha256": started_from, "drawing": EDITION})
         with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
             wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
             drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class Watch(lightning.Callback):
         samples = step * recipe.accumulate * recipe.batch
         row = {"step": float(step), "samples": float(samples), "scenes": float(self.scenes), **found}
         best = read_best(self.best)
-        if best is None or best["scenes"] != row["scenes"] or best[self.by] < row[self.by]:
+        if best is None or best["scenes"] != row["scenes"] or best.get(self.by, -math.inf) < row[self.by]:
             self.best.unlink(missing_ok=True)  # killed before both are written, neither says what the other is not
             self.keep(pl_module.weights)
             write_atomic(self.best, (json.dumps(row, indent=2) + "\n").encode())
@@ -101,11 +102,21 @@ class Watch(lightning.Callback):
 
 
 def read_watch(path: Path) -> list[dict[str, float]]:
-    """The rows of a watch file, earliest first; none where there is no file."""
+    """The rows of a watch file, earliest first; none where there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return sorted(rows, key=lambda row: row["step"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove it, and what is measured from now on is kept"
+        ) from error
 
 
 def read_best(path: Path) -> dict[str, float] | None:
@@ -118,6 +129,8 @@ def read_best(path: Path) -> dict[str, float] | None:
         return None
     try:
         row = {str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        if not all(math.isfinite(value) for value in row.values()):
+            raise ValueError("figures that are not finite")
         return {"step": row["step"], "scenes": row["scenes"], **row}
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); remove {path.parent}, and the next best is kept") from error
