@@ -60,8 +60,8 @@ def pretrain_resnet(
     if found is None:
         typer.echo(f"time is up; the state is in {out}, and the same command goes on")
         return
-    typer.echo(f"tag mAP {found.tag_map:.3f}; class maps {100 * found.miou:.1f} % mIoU at {found.threshold:.2f}")
-    typer.echo(f"written: {out}")
+    typer.echo(found.text())
+    typer.echo(f"written: {out}; a folder to name where storybook-resnet stands (`--set teacher=`, `--set weights=`, `--init`)")
 
 
 @storybook_app.command()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
 from tag2mask.run import processes
 from tag2mask.run.processes import cores, in_order
+from tag2mask.types import UserError
 
 WORK = """
 import os
+import time
 
 PREPARED = []
 
@@ -23,6 +28,21 @@ def told(job):
     if job < 0:
         raise ValueError(f"no job {job}")
     return job * job, os.getpid(), os.getpid() in PREPARED
+
+def die(job):
+    os._exit(7)
+
+def sleep(job):
+    if job:
+        time.sleep(600)
+    return os.getpid()
+"""
+SCRIPT = """
+import some_work
+from tag2mask.run.processes import in_order
+if __name__ == "__main__":
+    for pid in in_order(some_work.sleep, [0, 1, 1, 1], 2):
+        print(pid, flush=True)
 """
 
 
@@ -51,6 +71,52 @@ def test_one_works_here_and_is_not_prepared(work, jobs, workers):
 def test_a_failure_is_the_callers(work, workers):
     with pytest.raises(ValueError, match="no job -1"):
         list(in_order(work.told, [1, 2, -1], workers))
+
+
+def test_a_process_that_dies_is_named(work):
+    with pytest.raises(UserError, match="one of 2 processes ended by itself"):
+        list(in_order(work.die, [1, 2, 3], 2))
+
+
+def test_nobody_works_on_when_the_caller_stops_asking(work):
+    began = time.monotonic()
+    answers = in_order(work.sleep, [0, 1, 1, 1], 2)
+    pid = next(answers)
+    answers.close()
+    assert time.monotonic() - began < 300  # not the ten minutes of a job
+    assert _gone(pid)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_the_caller_and_without_a_word(work, tmp_path, how):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        start_new_session=True,
+    ) as script:
+        pid = int(script.stdout.readline())
+        if how == signal.SIGINT:
+            os.killpg(script.pid, how)  # as a terminal does it: to all of them
+        else:
+            script.kill()
+        _, said = script.communicate(timeout=300)
+    assert _gone(pid)
+    assert said.count("Traceback") == (how == signal.SIGINT)  # the script's own
+
+
+def _gone(pid: int) -> bool:
+    for _ in range(600):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_cores_are_ours(monkeypatch):

@@ -13,4 +13,6 @@ def test_it_warms_up_and_ends_at_nothing() -> None:
 
 
 def test_a_warm_up_longer_than_the_training_ends_with_it() -> None:
-    assert [warm_cosine(step, 4, 100) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert [warm_cosine(step, 40, 100) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert warm_cosine(39, 40, 100) < 0.01
+    assert warm_cosine(0, 4, 100) == 1.0

@@ -24,7 +24,6 @@ from tag2mask.storybook.classifier import (
     augment,
     loss_of,
     make_classifier,
-    make_optimizer,
     measure,
 )
 from tag2mask.storybook.render import scene_seed
@@ -100,7 +99,7 @@ def test_a_sample_depends_on_its_draw_alone(scenes) -> None:
 
 
 def test_norms_do_not_decay() -> None:
-    groups = make_optimizer(make_classifier(TINY), TINY).param_groups
+    groups = TagTraining(TINY, make_classifier(TINY)).configure_optimizers()["optimizer"].param_groups
     assert [{p.ndim for p in group["params"]} for group in groups] == [{4}, {1}]
     assert groups[0]["weight_decay"] > groups[1]["weight_decay"] == 0
 
@@ -126,17 +125,57 @@ def test_trains_measures_and_writes(tmp_path) -> None:
     assert pretrain_resnet(tmp_path, TINY, device="cpu", minutes=0, scenes=2, workers=1, progress=False) is None
     assert not (tmp_path / "model.safetensors").exists()
     found = pretrain_resnet(tmp_path, TINY, device="cpu", scenes=2, workers=1, progress=False)
-    assert 0 <= found.miou <= 1
+    assert 0 <= found.network.miou <= 1
+    assert found.untrained != found.network
     classifier, _ = load_classifier(tmp_path)
     assert classifier.names == TINY.classes
     assert classifier.backbone.layout.stride == 16
     card = (tmp_path / "MODEL_CARD.md").read_text()
-    assert f"{found.tag_map:.3f}" in card
+    assert f"{found.network.tag_map:.3f}" in card
+    assert f"{found.untrained.tag_map:.3f}" in card
     assert "random weights" in card
     assert "| pictures seen | 24 |" in card
     with pytest.raises(UserError, match=r"another training: lr is 0\.002 there and 0\.1 now"):
         pretrain_resnet(tmp_path, dataclasses.replace(TINY, lr=0.1), progress=False)
     assert json.loads((tmp_path / "training" / "recipe.json").read_text())["width"] == 2
+
+
+def test_figures_are_measured_once(tmp_path, monkeypatch) -> None:
+    how = {"device": "cpu", "scenes": 2, "workers": 1, "progress": False}
+    found = pretrain_resnet(tmp_path, TINY, **how)
+    monkeypatch.setattr(train_classifier, "measure", None)
+    assert pretrain_resnet(tmp_path, TINY, **how) == found
+    text = found.text()
+    assert f"tag mAP {100 * found.network.tag_map:.1f} (floor: untrained {100 * found.untrained.tag_map:.1f})" in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 0}, "expected width and steps of at least 1"),
+        ({"batch": 1}, "expected a batch of at least 2"),
+        ({"scenes": 0}, "cannot render 0 scenes"),
+        ({"crop": (8, 24)}, "at least 16 pixels"),
+        ({"zoom": (0.0, 1.0)}, "0 < zoom <= 1"),
+        ({"zoom": (0.9, float("nan"))}, "0 < zoom <= 1"),
+        ({"jitter": 1.0}, "jitter < 1"),
+        ({"lr": float("nan")}, "lr above 0"),
+        ({"weight_decay": -0.1}, "weight_decay of at least 0"),
+        ({"warmup": -1}, "warmup of at least 0"),
+        ({"seed": 1000}, "no seed 1000"),
+    ],
+)
+def test_impossible_recipes_are_refused(tmp_path, setting, message) -> None:
+    with pytest.raises(UserError, match=message):
+        pretrain_resnet(tmp_path / "out", dataclasses.replace(TINY, **setting), device="cpu", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_others_keep_in_the_folder_is_left_alone(tmp_path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"a CLIP")
+    with pytest.raises(UserError, match=r"holds other things \(model.safetensors\)"):
+        pretrain_resnet(tmp_path, TINY, device="cpu", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
@@ -192,7 +231,7 @@ def test_an_impossible_device_leaves_no_folder(tmp_path) -> None:
 def test_loss_falls(scenes) -> None:
     recipe = dataclasses.replace(TINY, steps=30, lr=1e-2, zoom=(1.0, 1.0), jitter=0.0)
     module = TagTraining(recipe, make_classifier(recipe))
-    optimizer = make_optimizer(module.model, recipe)
+    optimizer = module.configure_optimizers()["optimizer"]
     data = scenes
     batch = data.collate([data[Draw(0, i)] for i in range(12)])
     module.log = lambda *_: None

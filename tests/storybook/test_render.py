@@ -151,12 +151,42 @@ def test_a_trap_is_a_split(tmp_path):
         ),
         ({"n": 1, "seed": 1000}, "no seed 1000; take 0 to 999"),
         ({"n": 1, "workers": 0}, "at least 1"),
-        ({"n": 1, "classes": ("dog",)}, "holds scenes of the classes cat, not of dog"),
         ({"n": 1, "classes": ("dragon",)}, "no figure for class 'dragon'"),
     ],
 )
 def test_impossible_renders_are_refused(tmp_path, arguments, message):
-    (tmp_path / "classes.txt").write_text("cat\n")
     with pytest.raises(UserError, match=message):
-        render(tmp_path, **arguments)
-    assert [path.name for path in tmp_path.iterdir()] == ["classes.txt"]
+        render(tmp_path / "new", **arguments)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_others_keep_in_a_folder_is_left_alone(tmp_path):
+    (tmp_path / "tags.csv").write_text("mine")
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds other things \(photo.jpg, tags.csv\)"):
+        render(tmp_path, 1, size=SIZE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "photo.jpg", "tags.csv"]
+    with pytest.raises(UserError, match=r"photo\.jpg: cannot be written"):
+        render(tmp_path / "photo.jpg", 1, size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 2}, "there are 3 of val, and 2 now"),
+        ({"n": 3, "seed": 1}, "seed is 0 there and 1 now"),
+        ({"n": 3, "size": (SIZE[0], SIZE[1] + 2)}, "size is .* there and .* now"),
+        ({"n": 3, "split": "train", "classes": ("cat",)}, "classes is .* there and .* now"),
+    ],
+)
+def test_scenes_that_contradict_a_folder_are_refused(tmp_path, arguments, message):
+    render(tmp_path, 3, size=SIZE)
+    before = digest(tmp_path)
+    with pytest.raises(UserError, match=message):
+        render(tmp_path, **{"size": SIZE, **arguments})
+    assert digest(tmp_path) == before
+    render(tmp_path, 4, size=SIZE)  # more of the same are welcome
+    assert len((tmp_path / "tags.csv").read_text().splitlines()) == 5
+    (tmp_path / "storybook.json").write_text("{")
+    with pytest.raises(UserError, match=r"storybook\.json is damaged"):
+        render(tmp_path, 4, size=SIZE)

@@ -64,6 +64,7 @@ def locked(folder: Path, what: str, option: str = "--out") -> Iterator[None]:
 
     Raises:
         UserError: another living process holds it, or nothing can be written there.
+        KeyboardInterrupt: Ctrl-C; where the block says no more of it, that the same command goes on.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,12 @@ def locked(folder: Path, what: str, option: str = "--out") -> Iterator[None]:
         ) from error
     try:
         yield
+    except KeyboardInterrupt as stop:
+        if stop.args:
+            raise
+        raise KeyboardInterrupt(
+            f"stopped; what is done is in {folder}: give the same command again to go on"
+        ) from stop
     finally:
         lock.release()
 

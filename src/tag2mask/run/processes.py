@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tag2mask.types import UserError
@@ -31,6 +33,9 @@ def in_order(
 ) -> Iterator[Result]:
     """``map(function, jobs)``, in several processes where there is more than one job.
 
+    The others end with this one, however that ends, and when the caller stops asking for results. A terminal's Ctrl-C
+    reaches all of them, and is this one's to answer.
+
     Args:
         function: of a module, so that another process finds it; jobs and results are pickled.
         workers: processes; None is one a core. One works in this process.
@@ -45,25 +50,41 @@ def in_order(
         return
     # spawned, not forked: the caller may hold threads (torch does), which a fork would break
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(prepare,)) as pool:
+    watched, held = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(watched, prepare)) as pool:
         try:
-            yield from pool.map(function, jobs)
+            with _unheard():
+                results = pool.map(function, jobs)  # starts the processes
+            yield from results
         except BrokenProcessPool as error:
             raise UserError(
                 f"one of {workers} processes ended by itself: is there too little memory or disk, or does the script "
                 'that calls lack `if __name__ == "__main__":`? One process alone (workers=1) says more'
             ) from error
+        finally:
+            held.close()
 
 
-def _begin(prepare: Callable[[], None] | None) -> None:
-    threading.Thread(target=_follow, daemon=True).start()
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Ctrl-C waits until it is over; processes that are begun meanwhile never hear it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(watched: multiprocessing.connection.Connection, prepare: Callable[[], None] | None) -> None:
+    threading.Thread(target=_follow, args=(watched,), daemon=True).start()
     if prepare is not None:
         prepare()
 
 
-def _follow() -> None:
-    """End with the parent, however that ends: after a kill -9 nobody else would end this process."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
+def _follow(watched: multiprocessing.connection.Connection) -> None:
+    """End when the other end of the pipe is closed: by the caller, or by its death, after which nobody else would."""
+    multiprocessing.connection.wait([watched])
+    os._exit(1)

@@ -80,6 +80,20 @@ def _difference(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str
     return f"{key} is {_show(old, key)} there and {_show(new, key)} now"
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse a folder with things in it, which are somebody's; names that begin with a dot do not count.
+
+    Raises:
+        UserError: naming some of them.
+    """
+    held = sorted(each.name for each in folder.iterdir() if not each.name.startswith(".")) if folder.is_dir() else []
+    if held:
+        named = ", ".join(held[:4]) + (", ..." if len(held) > 4 else "")
+        raise UserError(
+            f"--out {folder} holds other things ({named}), and nothing is written over; choose a new folder"
+        )
+
+
 def claim(path: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder of ``path`` that of a training with these settings, or see that it already is.
 
@@ -88,12 +102,13 @@ def claim(path: Path, settings: Mapping[str, Any]) -> None:
         settings: all that decides what the training ends in; ``plain`` values.
 
     Raises:
-        UserError: the folder holds another training, is damaged, or cannot be written.
+        UserError: the folder holds another training or other things, is damaged, or cannot be written.
     """
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
+            check_empty(folder)
             write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())
             return
         if not os.access(folder, os.W_OK):

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -260,6 +261,7 @@ class _Listening:
             self.before = signal.signal(signal.SIGINT, self._heard)
 
     def _heard(self, *_: object) -> None:
+        print("\nstopping, saved, after this step; a second Ctrl-C stops at once", file=sys.stderr, flush=True)
         self.keeper.ask()
         signal.signal(signal.SIGINT, self.before)
 

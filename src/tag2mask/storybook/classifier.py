@@ -6,22 +6,24 @@ good the result is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import MEAN, SCALES, STD, Classifier, class_maps
 from tag2mask.ops.image import standardise
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.metrics import BackgroundSweep, average_precision, metrics
-from tag2mask.storybook.render import kind_of, scene_seed
+from tag2mask.run.progress import Advance, unheard
+from tag2mask.storybook.render import check_render, kind_of, scene_seed
 from tag2mask.storybook.scenes import CLASSES, Scene, draw_scene
-from tag2mask.types import Constant
+from tag2mask.types import Constant, UserError
 
 DICE = 9
 """Random numbers that decide how one picture is seen."""
@@ -36,7 +38,8 @@ class ClassifierRecipe:
 
     width: of the ResNet-50. scenes: how many different ones are drawn, at ``size`` (H, W). crop: (H, W) that the
     network sees: a window of the scene whose sides are ``zoom`` times the scene's, brought to this size.
-    steps: of ``batch`` pictures each. warmup: steps until the rate is ``lr``, from where it falls as a cosine.
+    steps: of ``batch`` pictures each. warmup: steps until the rate is ``lr`` (a tenth of all at most), from where it
+    falls as a cosine.
     jitter: how far brightness, contrast and each colour may go from 1.
     init: a classifier of the same classes, a folder or "storybook-resnet", to begin with; None draws weights.
     """
@@ -57,6 +60,29 @@ class ClassifierRecipe:
     init: str | None = None
 
 
+def check(recipe: ClassifierRecipe) -> None:
+    """Refuse a recipe that cannot be run, before anything is drawn.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    check_render(recipe.scenes, recipe.seed, "train", recipe.size, recipe.classes, None)
+    low, high = recipe.zoom
+    fits = {
+        "width and steps of at least 1": min(recipe.width, recipe.steps) >= 1,
+        "a batch of at least 2": recipe.batch >= 2,  # whose norms one picture does not give
+        "a crop of at least 16 pixels a side": min(recipe.crop) >= 16,
+        "0 < zoom <= 1, the lower end first": 0 < low <= high <= 1,
+        "0 <= jitter < 1": 0 <= recipe.jitter < 1,
+        "a finite lr above 0": 0 < recipe.lr < math.inf,
+        "a finite weight_decay of at least 0": 0 <= recipe.weight_decay < math.inf,
+        "a warmup of at least 0": recipe.warmup >= 0,
+    }
+    wrong = [expected for expected, kept in fits.items() if not kept]
+    if wrong:
+        raise UserError(f"{recipe}: expected {'; '.join(wrong)}")
+
+
 def make_classifier(recipe: ClassifierRecipe) -> Classifier:
     """The untrained network of a recipe; its weights depend on the recipe's seed alone."""
     with torch.random.fork_rng(devices=[]):
@@ -64,14 +90,6 @@ def make_classifier(recipe: ClassifierRecipe) -> Classifier:
         model = Classifier(recipe.classes, Layout(width=recipe.width, strides=(1, 2, 2, 1)))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # quicker on a processor
     return model
-
-
-def make_optimizer(model: nn.Module, recipe: ClassifierRecipe) -> torch.optim.Optimizer:
-    """AdamW that spares norms from weight decay."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.lr)
 
 
 def augment(images: Tensor, dice: Tensor, recipe: ClassifierRecipe) -> Tensor:
@@ -135,6 +153,7 @@ def measure(
     split: str = "val",
     scales: Sequence[float] = SCALES,
     flip: bool = True,
+    progress: Advance = unheard,
 ) -> Measured:
     """Tag mAP and class-map mIoU on the first ``n`` scenes of a split; masks are read here and nowhere else."""
     classifier.eval()
@@ -147,6 +166,7 @@ def measure(
         scene: Scene = draw_scene(scene_seed(split, 0, i), size, classifier.names, kind_of(split))
         image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()  # (3, H, W)
         logits[i] = classifier(standardise(image[None].to(device), MEAN, STD))[0].cpu()
+        progress()
         if not scene.tags:
             continue
         tags = torch.tensor(scene.tags)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tag2mask.models.average import follow
 from tag2mask.models.clip import CLIPModel, VisionTransformer
 from tag2mask.models.weights import MEAN, STD
-from tag2mask.run.schedule import warm_cosine
+from tag2mask.run.schedule import adamw
 from tag2mask.storybook.lessons import affinity_loss, class_texts, dense_loss, shares
 from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
 from tag2mask.storybook.pretrain_recipe import Pretrain
@@ -132,15 +132,13 @@ class ContrastiveCLIP(lightning.LightningModule):
                 follow(self.average, self.model, self.recipe.ema, self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, no decay on norms, biases and the temperature; warm-up, then a cosine to nothing."""
-        recipe = self.recipe
-        own = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in own if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warm_cosine(step, recipe.steps, recipe.warmup)
+        """AdamW with CLIP's moments (Radford et al. 2021, table 18), warm-up, then a cosine to nothing."""
+        return adamw(
+            self.parameters(),
+            lr=self.recipe.lr,
+            weight_decay=self.recipe.weight_decay,
+            steps=self.recipe.steps,
+            warmup=self.recipe.warmup,
+            betas=(0.9, 0.98),
+            eps=1e-6,
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

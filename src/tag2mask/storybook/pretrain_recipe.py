@@ -30,8 +30,9 @@ class Pretrain:
     attention_weight: of the share of the attention (mean of all blocks) that stays among patches that show the same,
     which CLIP-ES's CAA rests on.
     teacher: a classifier, a folder or "storybook-resnet".
-    lr, warmup, weight_decay: AdamW's, with a cosine to nothing over ``steps``. ema: decay of the averaged weights
-    that are kept instead of the last; 0 keeps the last.
+    lr, warmup, weight_decay: AdamW's; the rate rises over ``warmup`` steps, a tenth of ``steps`` at most, and falls
+    as a cosine to nothing.
+    ema: decay of the averaged weights that are kept instead of the last; 0 keeps the last.
     init: an existing CLIP, a folder or "storybook-clip", from which all that fits is taken.
     """
 
@@ -101,7 +102,7 @@ def check(recipe: Pretrain) -> None:
     small = [name for name in _COUNTS if getattr(recipe, name) < 1]
     if small:
         raise UserError(f"{_named(recipe, small)}: expected at least 1")
-    odd = [name for name in _SHARES if not 0 <= getattr(recipe, name) < math.inf]  # false for nan, too
+    odd = [name for name in _NOT_NEGATIVE if not 0 <= getattr(recipe, name) < math.inf]  # false for nan, too
     odd += [name for name in ("lr", "sharpness") if not 0 < getattr(recipe, name) < math.inf]
     odd += [name for name in ("seed", "warmup") if not 0 <= getattr(recipe, name) < 2**63]  # what torch takes
     if odd:
@@ -118,10 +119,10 @@ def check(recipe: Pretrain) -> None:
             f"side {recipe.side} has to be a multiple of the patch {recipe.patch}, width {recipe.width} of "
             f"heads {recipe.heads}, text_width {recipe.text_width} of text_heads {recipe.text_heads}"
         )
-    if not 0 <= recipe.drop < 1 or not 0 < recipe.crop <= 1 or not 0 <= recipe.ema < 1:
+    if not (0 <= recipe.drop < 1 and 0 < recipe.crop <= 1 and 0 <= recipe.ema < 1 and recipe.colour <= 1):
         raise UserError(
-            f"drop {recipe.drop}, crop {recipe.crop}, ema {recipe.ema}: expected 0 <= drop < 1, 0 < crop <= 1, "
-            "0 <= ema < 1"
+            f"drop {recipe.drop}, crop {recipe.crop}, ema {recipe.ema}, colour {recipe.colour}: expected "
+            "0 <= drop < 1, 0 < crop <= 1, 0 <= ema < 1, 0 <= colour <= 1"
         )
     if not any(getattr(recipe, name) for name in _WEIGHTS):
         raise UserError(f"{', '.join(_WEIGHTS)} are 0: expected one above")
@@ -137,7 +138,7 @@ _WEIGHTS = (
     *("class_weight", "patch_weight", "aligned_weight"),
     *("tag_weight", "dense_weight", "value_weight", "attention_weight"),
 )
-_SHARES = ("colour", "weight_decay", *_WEIGHTS)
+_NOT_NEGATIVE = ("colour", "weight_decay", *_WEIGHTS)
 
 
 def _named(recipe: Pretrain, names: Sequence[str]) -> str:

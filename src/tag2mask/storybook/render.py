@@ -6,6 +6,7 @@ SegmentationDetail/<id>.png    things of the background (1 up, as in THINGS) and
 Annotations/<id>.xml           one object a visible class, with the box around it
 ImageSets/Segmentation/<split>.txt
 tags.csv  captions.jsonl  classes.txt  classes.yaml
+storybook.json                 what is drawn there: edition, size, classes, and of each split its seed and number
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from PIL import Image
 from tag2mask.classes import load_classes
 from tag2mask.data.png import encode_mask
 from tag2mask.run.files import write_atomic
+from tag2mask.run.lock import locked
 from tag2mask.run.processes import cores, in_order
+from tag2mask.run.settings import check_empty, describe_differences
 from tag2mask.storybook.captions import caption
 from tag2mask.storybook.cast import TRAPS
-from tag2mask.storybook.scenes import CLASSES, SMALLEST, Scene, check_scene, draw_scene
+from tag2mask.storybook.scenes import CLASSES, EDITION, SMALLEST, Scene, check_scene, draw_scene
 from tag2mask.types import Color, UserError
 
 SPLITS: dict[str, range] = {
@@ -79,7 +82,7 @@ def render(
 ) -> Path:
     """Draws ``n`` scenes into a VOC-layout folder; equal arguments give equal bytes.
 
-    Every file is written under another name and renamed. Several splits may share a folder.
+    Every file is written under another name and renamed. Several splits may share a folder, and a split may grow.
 
     Args:
         out: the folder; it is made.
@@ -96,33 +99,41 @@ def render(
         The folder.
 
     Raises:
-        UserError: an impossible argument, or a folder that holds scenes of other classes.
+        UserError: an impossible argument; or a folder that cannot be written, or that holds other scenes or things.
     """
     out = Path(out)
     classes = check_render(n, seed, split, size, classes, workers)
-    listing = "".join(f"{name}\n" for name in classes)
-    _check_folder(out, listing)
-    for folder in ("JPEGImages", "SegmentationClass", "SegmentationDetail", "Annotations", "ImageSets/Segmentation"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    with locked(out, f"The scenes in {out}"):
+        _claim(out, n, seed, split, size, classes)
+        for folder in (
+            "JPEGImages",
+            "SegmentationClass",
+            "SegmentationDetail",
+            "Annotations",
+            "ImageSets/Segmentation",
+        ):
+            (out / folder).mkdir(parents=True, exist_ok=True)
 
-    listed = out / "ImageSets" / "Segmentation" / f"{split}.txt"
-    listed.unlink(missing_ok=True)  # a list is of finished scenes
-    jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in range(0, n, _CHUNK)]
-    rows: list[_Row] = []
-    for done in in_order(_draw, jobs, _workers(n, workers)):
-        rows += done
-        if progress is not None:
-            progress(len(done))
+        listed = out / "ImageSets" / "Segmentation" / f"{split}.txt"
+        listed.unlink(missing_ok=True)  # a list is of finished scenes
+        jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in range(0, n, _CHUNK)]
+        rows: list[_Row] = []
+        for done in in_order(_draw, jobs, _workers(n, workers)):
+            rows += done
+            if progress is not None:
+                progress(len(done))
 
-    ids = [row.id for row in rows]
-    tags = [f"JPEGImages/{row.id}.jpg,{';'.join(row.names)}" for row in rows]
-    said = [json.dumps({"image": f"JPEGImages/{row.id}.jpg", "caption": row.caption}) for row in rows]
-    write_atomic(out / "classes.txt", listing.encode())
-    write_atomic(out / "classes.yaml", _class_file(classes))
-    write_atomic(out / "tags.csv", _lines(["image,labels", *_of_other_splits(out / "tags.csv", split)[1:], *tags]))
-    write_atomic(out / "captions.jsonl", _lines([*_of_other_splits(out / "captions.jsonl", split), *said]))
-    # Last: who finds the list finds everything on it.
-    write_atomic(listed, _lines(ids))
+        ids = [row.id for row in rows]
+        tags = [f"JPEGImages/{row.id}.jpg,{';'.join(row.names)}" for row in rows]
+        said = [json.dumps({"image": f"JPEGImages/{row.id}.jpg", "caption": row.caption}) for row in rows]
+        write_atomic(out / "classes.txt", _lines(classes))
+        write_atomic(out / "classes.yaml", _class_file(classes))
+        write_atomic(
+            out / "tags.csv", _lines(["image,labels", *_of_other_splits(out / "tags.csv", split)[1:], *tags])
+        )
+        write_atomic(out / "captions.jsonl", _lines([*_of_other_splits(out / "captions.jsonl", split), *said]))
+        # Last: who finds the list finds everything on it.
+        write_atomic(listed, _lines(ids))
     return out
 
 
@@ -216,13 +227,30 @@ def check_render(
     return classes
 
 
-def _check_folder(out: Path, listing: str) -> None:
-    held = out / "classes.txt"
-    if held.is_file() and held.read_text(encoding="utf-8") != listing:
-        raise UserError(
-            f"{out} holds scenes of the classes {', '.join(held.read_text(encoding='utf-8').split())}, "
-            f"not of {', '.join(listing.split())}; render into another folder"
-        )
+def _claim(out: Path, n: int, seed: int, split: str, size: tuple[int, int], classes: tuple[str, ...]) -> None:
+    """Write down what the folder holds, before anything is drawn, or see that these scenes belong to it.
+
+    A list of fewer scenes than there are pictures, or of two sizes, would contradict what lies beside it.
+    """
+    path = out / "storybook.json"
+    own = {"edition": EDITION, "size": list(size), "classes": list(classes)}
+    splits: dict[str, dict[str, int]] = {}
+    if path.is_file():
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            splits = held.pop("splits")
+            there = splits.get(split, {"seed": seed, "n": 0})
+            differences = describe_differences({**held, "seed": there["seed"]}, {**own, "seed": seed})
+            fewer = there["n"] > n
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error!r}); render into another folder") from error
+        if fewer:
+            differences = differences or f"there are {there['n']} of {split}, and {n} now"
+        if differences:
+            raise UserError(f"{out} holds other scenes: {differences}; render into another folder")
+    else:
+        check_empty(out)
+    write_atomic(path, json.dumps({**own, "splits": {**splits, split: {"seed": seed, "n": n}}}).encode())
 
 
 def _workers(n: int, workers: int | None) -> int:

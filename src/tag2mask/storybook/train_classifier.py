@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import time
 from collections.abc import Sequence
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.run.device import find_device
+from tag2mask.run.files import write_atomic
 from tag2mask.run.lock import locked
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.sampling import Draw, Training, sample_generator
-from tag2mask.run.schedule import warm_cosine
-from tag2mask.run.settings import claim, plain
+from tag2mask.run.schedule import adamw
+from tag2mask.run.settings import check_empty, claim, plain
 from tag2mask.run.training import fit, minutes_left
 from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
 from tag2mask.storybook.classifier import (
@@ -30,9 +32,9 @@ from tag2mask.storybook.classifier import (
     ClassifierRecipe,
     Measured,
     augment,
+    check,
     loss_of,
     make_classifier,
-    make_optimizer,
     measure,
 )
 from tag2mask.storybook.scenes import EDITION
@@ -91,12 +93,31 @@ class TagTraining(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW under a warm-up and a cosine, by the step."""
-        optimizer = make_optimizer(self.model, self.recipe)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warm_cosine(step, self.recipe.steps, self.recipe.warmup)
+        """AdamW under a warm-up and a cosine."""
+        return adamw(
+            self.parameters(),
+            lr=self.recipe.lr,
+            weight_decay=self.recipe.weight_decay,
+            steps=self.recipe.steps,
+            warmup=self.recipe.warmup,
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What ``pretrain_resnet`` ended in: the network's figures, and those of random weights of the same shape."""
+
+    network: Measured
+    untrained: Measured
+
+    def text(self) -> str:
+        """For people, in two lines."""
+        network, blank = self.network, self.untrained
+        return (
+            f"tag mAP {100 * network.tag_map:.1f} (floor: untrained {100 * blank.tag_map:.1f})\n"
+            f"class maps {100 * network.miou:.1f} mIoU at {network.threshold:.2f} (floors: untrained "
+            f"{100 * blank.miou:.1f}, everything foreground {100 * network.everything:.1f})"
+        )
 
 
 def pretrain_resnet(
@@ -110,15 +131,15 @@ def pretrain_resnet(
     workers: int | None = None,
     compiled: bool = False,
     progress: bool = True,
-) -> Measured | None:
+) -> Trained | None:
     """Train a classifier on drawn scenes' tags; called again on the same folder, it goes on.
 
     Leaves config.json, model.safetensors and MODEL_CARD.md in ``out``, which ``load_classifier`` takes; beside them
-    ``training``, which may be deleted.
+    ``training``, which may be deleted once all is done.
 
     Args:
-        out: the folder.
-        recipe: default: that of the embedded weights.
+        out: the folder; new, empty, or of this training.
+        recipe: default: ``ClassifierRecipe()``.
         device: "auto", "cpu", "cuda", ...
         minutes: stop so long after the call, drawing included but not cut short; None runs to the end.
         cache: where drawn scenes lie; None is in the folder.
@@ -131,15 +152,20 @@ def pretrain_resnet(
         How good it is, or None if time was up before the last step.
 
     Raises:
-        UserError: the folder cannot be written, or holds the training of another recipe or of other drawings;
-            there is no such device; or ``init`` is not there, or of other classes or another width.
+        UserError: an impossible recipe; the folder cannot be written, or holds other things, or the training of
+            another recipe or of other drawings; there is no such device; or ``init`` is not there, or of other
+            classes or another width.
+        KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     began = time.monotonic()
     out, recipe = Path(out), recipe or ClassifierRecipe()
     work = out / "training"
+    check(recipe)
     find_device(device)
     model, started_from = _start(recipe)
     module = TagTraining(recipe, model, compiled=compiled)
+    if not work.is_dir():
+        check_empty(out)
     with locked(work, f"The training in {out}"):
         claim(work / "recipe.json", {**plain(recipe), "init_sha256": started_from, "drawing": EDITION})
         with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
@@ -151,24 +177,33 @@ def pretrain_resnet(
         trainer = fit(module, data, training, work, label="train", unit="pictures", show=progress)
         if trainer.global_step < recipe.steps:
             return None
-        save_classifier(module.model.cpu().eval(), out, "")
-        classifier, _ = load_classifier(out)  # what was written, in half precision, is what is measured
-        trained = measure(classifier, scenes)
-        blank = measure(_settled(make_classifier(recipe), data, recipe), scenes)
+        save_classifier(module.model.cpu().eval(), work / "weights", "")
+        classifier, digest = load_classifier(work / "weights")  # in half precision: what is kept is what is measured
+        found = _measured(work / f"measured-{digest[:16]}-{scenes}.json", classifier, data, recipe, scenes, progress)
         where = trainer.strategy.root_device.type
-        save_classifier(classifier, out, card(recipe, started_from, classifier, trained, blank, where))
-        return trained
+        save_classifier(classifier, out, card(recipe, started_from, classifier, found, where))
+        return found
+
+
+def _measured(
+    file: Path, classifier: Classifier, data: TaggedPictures, recipe: ClassifierRecipe, scenes: int, progress: bool
+) -> Trained:
+    """The figures of a network and of its floor, from the file where they are there: they take minutes."""
+    if file.is_file():
+        network, untrained = (Measured(**each) for each in json.loads(file.read_text(encoding="utf-8")))
+        return Trained(network, untrained)
+    with show_progress(2 * scenes, "measure", unit="scenes", enabled=progress) as bar:
+        network = measure(classifier, scenes, progress=bar.advance)
+        untrained = measure(_settled(make_classifier(recipe), data, recipe), scenes, progress=bar.advance)
+    write_atomic(file, json.dumps([dataclasses.asdict(network), dataclasses.asdict(untrained)]).encode())
+    return Trained(network, untrained)
 
 
 def card(
-    recipe: ClassifierRecipe,
-    started_from: str | None,
-    classifier: Classifier,
-    trained: Measured,
-    blank: Measured,
-    device: str,
+    recipe: ClassifierRecipe, started_from: str | None, classifier: Classifier, found: Trained, device: str
 ) -> str:
     """What MODEL_CARD.md says: origin, recipe, figures beside their floors, limits."""
+    trained, blank = found.network, found.untrained
     began = "random weights" if started_from is None else f"the weights {started_from[:12]} (sha256)"
     parameters = sum(p.numel() for p in classifier.parameters())
     settings = "\n".join(f"| {name} | {value} |" for name, value in dataclasses.asdict(recipe).items())
@@ -203,10 +238,12 @@ def _start(recipe: ClassifierRecipe) -> tuple[Classifier, str | None]:
     if recipe.init is None:
         return model, None
     other, digest = load_classifier(recipe.init)
-    if (other.names, other.backbone.layout) != (model.names, model.backbone.layout):
+    there, asked = other.backbone.layout, model.backbone.layout
+    if (other.names, there) != (model.names, asked):
         raise UserError(
-            f"{recipe.init}: {len(other.names)} classes and {other.backbone.layout}; the recipe asks for "
-            f"{len(model.names)} classes ({', '.join(model.names[:3])}, ...) and {model.backbone.layout}"
+            f"{recipe.init}: {len(other.names)} classes ({', '.join(other.names[:3])}, ...), width {there.width}, "
+            f"strides {there.strides}; the recipe asks for {len(model.names)} classes "
+            f"({', '.join(model.names[:3])}, ...), width {asked.width}, strides {asked.strides}"
         )
     model.load_state_dict(other.state_dict())
     return model, digest
