@@ -61,7 +61,7 @@ def pretrain_resnet(
         typer.echo(f"time is up; the state is in {out}, and the same command goes on")
         return
     typer.echo(found.text())
-    typer.echo(f"written: {out}; a folder to name where storybook-resnet stands (`--set teacher=`, `--set weights=`, `--init`)")
+    typer.echo(f"written: {out}; name it where storybook-resnet stands (--set teacher=, --set weights=, --init)")
 
 
 @storybook_app.command()

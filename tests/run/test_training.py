@@ -77,6 +77,26 @@ def unbroken(tmp_path_factory):
     return module
 
 
+@pytest.mark.parametrize("wrong", ["loss", "weights"])
+def test_what_is_not_finite_is_never_written_over_what_is(tmp_path, wrong):
+    class Exploding(Line):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if batch[1][0] == 17:  # the last; there is a checkpoint of step 4
+                if wrong == "loss":
+                    return loss * float("nan")
+                self.net[0].weight.register_hook(lambda grad: grad * float("inf"))
+            return loss
+
+    last = tmp_path / "last.ckpt"
+    named = "the loss is nan" if wrong == "loss" else "there are weights that are not finite"
+    with pytest.raises(UserError, match=f"at step . {named}; .* is from before"):
+        fit(Exploding(), Numbers(), HOW, tmp_path, show=False)
+    assert steps_done(tmp_path) == 4
+    state = torch.load(last, weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
 # --- samples
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+from itertools import combinations
+
 import pytest
 import torch
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from tag2mask.classes import load_classes
-from tag2mask.methods.clip_es import ClipES
+from tag2mask.data import read_voc
+from tag2mask.methods.clip_es import ClipES, ClipESOptions
+from tag2mask.models.weights import load_clip
 from tag2mask.ops.metrics import average_precision
 from tag2mask.stages.bench import WATCH_SEED, Bench
-from tag2mask.stages.measure import CLAIMS, ROWS, Claim, markdown, measure_clip
+from tag2mask.stages.evaluate import evaluate
+from tag2mask.stages.label import label
+from tag2mask.stages.measure import _INITIAL, CLAIMS, ROWS, Claim, markdown, measure_clip
 from tag2mask.stages.pretrain import in_training
-from tag2mask.storybook import draw_scene, scene_seed
+from tag2mask.storybook import draw_scene, render, scene_seed
 from tag2mask.storybook.pretrain_recipe import Pretrain
 from tag2mask.storybook.towers import build_clip
 
@@ -22,6 +30,15 @@ TINY = Pretrain(width=16, layers=2, heads=2, side=32, embed=16, text_width=16, t
 @pytest.fixture(scope="module")
 def clip():
     return in_training(build_clip(TINY).eval().requires_grad_(False), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """Eight small scenes on disk, and the weights that ship."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
+        clip = load_clip("storybook-clip")
+    return render(tmp_path_factory.mktemp("scenes"), 8, size=(96, 128)), clip
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +64,36 @@ def test_every_figure_is_there(found):
     assert all(0 <= value <= 100 for value in found.values())
     assert found["initial"] == found["initial@64x48"]
     assert found["floor_everything"] < found["initial"]
+
+
+@pytest.mark.parametrize("key", ["caa", "mhsa", *_INITIAL])
+def test_figures_are_those_of_label_and_eval(embedded, key, tmp_path):
+    """The same options, by way of files: pictures, tags, run folder, score maps, masks."""
+    folder, clip = embedded
+    options = {"affinity": "none", **_INITIAL[key]} if key in _INITIAL else {"affinity": key}
+    bench = Bench.read(read_voc(folder, split="val", classes="voc12"), clip)
+    found = bench.measure(crf=True, **options)
+    data = read_voc(folder, split="val", classes="voc12")
+    method = ClipES(data.classes, clip, ClipESOptions.model_validate(options))
+    label(data, method, tmp_path, rule=replace(method.mask_rule, mu=None), progress=False)
+    other = evaluate(tmp_path, data, boundary=False, progress=False)
+    best = {curve.source: 100 * curve.best[1] for curve in other.curves}
+    assert found.maps == pytest.approx(best["maps"], abs=0.3)  # score maps are kept in half precision
+    if "initial" in best:
+        assert found.initial == pytest.approx(best["initial"], abs=0.3)
+    assert found.masks == pytest.approx(100 * other.miou, abs=0.3)
+
+
+def test_every_row_is_of_options_of_its_own(embedded, clip):
+    """A row whose options were lost would equal another; floors are of other weights."""
+    found = measure_clip(embedded[1], 6, sizes=((64, 96), (96, 64)), progress=False)
+    own = [key for key in found if "map_" not in key and "@96x64" not in key]  # of so few scenes mAPs may be alike
+    assert [pair for pair in combinations(own, 2) if found[pair[0]] == pytest.approx(found[pair[1]])] == []
+    untrained = Bench.draw(clip, 8, size=(48, 64))
+    assert untrained.tag_map() != untrained.tag_map(readout="patches")
+    assert found["map_class"] > found["floor_map_class"]
+    assert found["initial"] > found["floor_initial"]
+    assert found["caa_crf"] != found["caa"]
 
 
 def test_scenes_to_choose_weights_by_are_not_those_of_the_card(clip):

@@ -123,6 +123,30 @@ def test_too_small_a_disk_is_named_before_drawing(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*images*"))
 
 
+@pytest.mark.parametrize("damage", ["count", "dtype", "size", "class", "line", "settings", "gone"])
+def test_a_damaged_cache_is_named(tmp_path, damage):
+    """Never trained on: pictures and what is told of them have to agree."""
+    folder = render_cache(tmp_path, Rendered(3, (32, 48)), workers=1).folder
+    lines = (folder / "scenes.jsonl").read_text().splitlines(keepends=True)
+    images = np.load(folder / "images.npy")
+    if damage == "count":
+        (folder / "scenes.jsonl").write_text("".join(lines[:2]))
+    elif damage == "dtype":
+        np.save(folder / "images.npy", images.astype(np.int16))
+    elif damage == "size":
+        np.save(folder / "images.npy", images[:, :16])
+    elif damage == "class":
+        (folder / "scenes.jsonl").write_text("".join(['[["dragon"], [], [1]]\n', *lines[1:]]))
+    elif damage == "line":
+        (folder / "scenes.jsonl").write_text("".join([lines[0][:5], "\n", *lines[1:]]))
+    elif damage == "settings":
+        (folder / "cache.json").write_text('{"n": 3}')
+    else:
+        (folder / "images.npy").unlink()
+    with pytest.raises(UserError, match=r"is no cache of scenes .*remove it, and it is drawn again"):
+        render_cache(tmp_path, Rendered(3, (32, 48)), workers=1)
+
+
 def test_a_file_in_the_place_of_the_cache_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--cache .*file.*cannot be written"):

@@ -14,7 +14,7 @@ from tag2mask.run.sampling import Draw
 from tag2mask.storybook import CLASSES
 from tag2mask.storybook.captions import tokens
 from tag2mask.storybook.lessons import affinity_loss, balanced, class_texts, dense_loss, log_probabilities, shares
-from tag2mask.storybook.phrases import PAPER_WORDS
+from tag2mask.storybook.phrases import CLIP_ES_SENTENCE, PAPER_WORDS
 from tag2mask.storybook.pretrain import ContrastiveCLIP
 from tag2mask.storybook.towers import build_clip, encode_image, kept_patches, readings
 from tag2mask.storybook.views import look
@@ -24,6 +24,7 @@ from tag2mask.storybook.vocabulary import vocabulary
 def test_texts_name_the_background_set_and_then_every_class_in_one_sentence():
     assert class_texts(CLASSES, 0, 5) == class_texts(CLASSES, 0, 5)
     sentences, called = set(), {name: set() for name in CLASSES}
+    clip_es = own = 0
     background = load_classes("voc12").texts["clip-es"].background
     for step in range(60):
         texts, count = class_texts(CLASSES, 0, step)
@@ -31,12 +32,17 @@ def test_texts_name_the_background_set_and_then_every_class_in_one_sentence():
         assert all(word in vocabulary() for text in texts for word in tokens(text))
         head, tail = texts[0].split("ground")
         sentences.add(head + "{}" + tail)
+        clip_es += head + "{}" + tail == CLIP_ES_SENTENCE
         words = [text.removeprefix(head).removesuffix(tail) for text in texts]
         assert words[:count] == list(background)
         for name, word in zip(CLASSES, words[count:], strict=True):
             assert word in {singular for singular, _ in PAPER_WORDS[name]}
             called[name].add(word)
+            own += len(PAPER_WORDS[name]) > 1 and word == PAPER_WORDS[name][0][0]
     assert len(sentences) > 10
+    assert 0.3 < clip_es / 60 < 0.7
+    several = [name for name in CLASSES if len(PAPER_WORDS[name]) > 1]
+    assert 0.5 < own / (60 * len(several)) < 0.8
     assert called["person"] == {singular for singular, _ in PAPER_WORDS["person"]}
 
 

@@ -18,22 +18,26 @@ from transformers import AutoTokenizer
 from transformers import CLIPModel as Theirs
 from typer.testing import CliRunner
 
-from small_pretraining import TAUGHT, TINY, few_scenes, small_classifier, train
+from small_pretraining import TAUGHT, TINY, few_scenes, pairs_of, small_classifier, train
 from tag2mask.cli import app
 from tag2mask.config import read_recipe
 from tag2mask.models.classifier import save_classifier
 from tag2mask.models.weights import load_clip
 from tag2mask.run.lock import locked
+from tag2mask.run.sampling import Draw
 from tag2mask.run.training import steps_done
 from tag2mask.stages import pretrain as stage
 from tag2mask.stages.pretrain import in_training, pretrain, write_clip
 from tag2mask.storybook import CLASSES, cache
 from tag2mask.storybook import vocabulary as vocabulary_of
 from tag2mask.storybook.cache import Rendered, render_cache
+from tag2mask.storybook.lessons import class_texts
+from tag2mask.storybook.losses import aligned_similarity, contrastive, cosine, pairwise
 from tag2mask.storybook.pretrain import ContrastiveCLIP
 from tag2mask.storybook.pretrain_recipe import Pretrain
-from tag2mask.storybook.towers import build_clip, encode_image, readings
-from tag2mask.storybook.vocabulary import END, vocabulary, words_version
+from tag2mask.storybook.towers import build_clip, encode_image, kept_patches, readings
+from tag2mask.storybook.views import look
+from tag2mask.storybook.vocabulary import END, encode, vocabulary, words_version
 from tag2mask.types import UserError
 
 
@@ -119,6 +123,68 @@ def test_killed_in_the_middle_it_ends_in_the_same_bits(trained, scenes, tmp_path
     whole, parts = trained.state_dict(), resumed.state_dict()
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
     assert any(name.startswith("average.") for name in whole)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_every_reading_is_held_against_captions_and_tags(scenes, loss):
+    """Each with its own weight: the class token, the mean of the patches, and the patches that fit."""
+    recipe = replace(TAUGHT, class_weight=0.7, patch_weight=0.6, aligned_weight=0.3, tag_weight=0.4, loss=loss)
+    pairs = pairs_of(scenes, recipe)
+    batch = pairs.collate([pairs[Draw(3, i)] for i in range(8)])
+    module = ContrastiveCLIP(recipe, build_clip(recipe))
+    logged = {}
+    module.log_dict = logged.update
+    total = module.training_step(batch, 0)
+    size = recipe.sizes[1]
+    keep = kept_patches(3, recipe.seed, 8, size[0] * size[1] // 64, recipe.drop)
+    pixels = (look(batch["image"], batch["view"], size) - module.mean) / module.std
+    with torch.no_grad():
+        model, scale = module.model, module.model.logit_scale.exp()
+        read = readings(model.vision, encode_image(model.vision, pixels, keep))
+        captions = model.text(batch["ids"], batch["end"])
+        names, count = class_texts(CLASSES, recipe.seed, 3)
+        classes = torch.cat([model.text(*map(torch.from_numpy, encode([name]))) for name in names[count:]])
+
+        def fits(similarity):
+            same = batch["meaning"][:, None] == batch["meaning"][None]
+            if loss == "sigmoid":
+                return pairwise(similarity, same, scale, module.bias)
+            return contrastive(similarity, same, scale)
+
+        expected = {
+            "class": 0.7 * fits(cosine(read.whole, captions)),
+            "patch": 0.6 * fits(cosine(read.mean, captions)),
+            "aligned": 0.3 * fits(aligned_similarity(read.each, captions, recipe.sharpness)),
+            "tags_class": 0.2 * contrastive(cosine(read.whole, classes), batch["tags"], scale),
+            "tags_patch": 0.2 * contrastive(cosine(read.mean, classes), batch["tags"], scale),
+        }
+    for name, value in expected.items():
+        torch.testing.assert_close(logged[f"loss_{name}"], value, rtol=1e-4, atol=1e-5, msg=name)
+    parts = [value for name, value in logged.items() if name.startswith("loss_")]
+    assert len(parts) == len(expected) + 3
+    assert float(total.detach()) == pytest.approx(float(sum(parts)), rel=1e-5)
+
+
+def test_the_temperature_stays_within_clips_bound(scenes, tmp_path):
+    module = ContrastiveCLIP(TINY, build_clip(TINY))
+    nn.init.constant_(module.model.logit_scale, 10.0)
+    train(module, scenes, tmp_path, minutes=0.0)
+    assert float(module.model.logit_scale.detach().exp()) == pytest.approx(100)
+
+
+def test_the_rate_warms_up(scenes, tmp_path):
+    recipe = replace(TINY, steps=40, warmup=4, accumulate=1)
+    trainer = train(ContrastiveCLIP(recipe, build_clip(recipe)), scenes, tmp_path, minutes=0.0)
+    assert trainer.global_step == 1
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [recipe.lr * 2 / 4] * 2
+    assert trainer.optimizers[0].param_groups[0]["weight_decay"] == recipe.weight_decay
+
+
+def test_what_others_keep_in_the_folder_is_left_alone(tmp_path):
+    (tmp_path / "clip").mkdir()
+    with pytest.raises(UserError, match=r"holds other things \(clip\)"):
+        pretrain(tmp_path, TINY, device="cpu", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "clip"]
 
 
 def test_average_follows_the_weights(trained):
@@ -252,6 +318,7 @@ def test_an_init_that_does_not_fit_leaves_no_folder(tmp_path):
         *(({name: value}, f"{name} ") for name in ("lr", "sharpness") for value in (0.0, -1.0, math.nan, math.inf)),
         ({"seed": 2**64}, "seed"),
         ({"colour": -0.1}, "colour -0.1"),
+        ({"colour": 1.1}, "colour 1.1"),
         ({"weight_decay": math.nan}, "weight_decay nan"),
         ({"loss": "triplet"}, "triplet"),
     ],

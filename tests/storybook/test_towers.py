@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from small_pretraining import TINY
 from tag2mask.models.clip import Mean
@@ -15,7 +16,7 @@ from tag2mask.models.weights import load_clip
 from tag2mask.storybook import CLASSES, embedded_clip
 from tag2mask.storybook.pretrain_recipe import Pretrain
 from tag2mask.storybook.towers import build_clip, encode_image, kept_patches, readings, warm_start
-from tag2mask.storybook.vocabulary import vocabulary
+from tag2mask.storybook.vocabulary import CONTEXT, vocabulary
 from tag2mask.types import UserError
 
 
@@ -81,6 +82,15 @@ def test_warm_start_takes_all_that_fits():
         last = min(layers, 8) - 1
         for name in ("conv1.weight", "proj", f"transformer.resblocks.{last}.mlp.c_fc.weight"):
             assert torch.equal(own[f"vision.{name}"], old[f"vision.{name}"])
+        rows = slice(None, CONTEXT)
+        text_positions = "text.positional_embedding"
+        assert torch.equal(own[text_positions][rows], old[text_positions][rows])
+        # 24 x 24 cells brought to 16 x 16: the corner's new cell lies between the old ones, the class token stays
+        positions, table = old["vision.positional_embedding"], own["vision.positional_embedding"]
+        grid = positions[1:].T.reshape(1, -1, 24, 24)
+        expected = F.interpolate(grid, size=(16, 16), mode="bilinear", align_corners=False)[0].flatten(1).T
+        assert torch.equal(table[0], positions[0])
+        torch.testing.assert_close(table[1:], expected, atol=1e-5, rtol=0)
         row, their_row = vocabulary()["dog"], words["dog"]
         table = "text.token_embedding.weight"
         assert torch.equal(own[table][row], old[table][their_row])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ import torch
 from small_pretraining import TAUGHT, TINY, few_scenes, pairs_of
 from tag2mask.run.sampling import Draw
 from tag2mask.storybook import CLASSES
+from tag2mask.storybook.cache import Told
 from tag2mask.storybook.captions import says
-from tag2mask.storybook.views import look, look_at_labels
+from tag2mask.storybook.views import Pairs, look, look_at_labels
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,15 @@ def test_a_sample_is_a_function_of_its_draw(scenes):
         assert TINY.crop <= width <= 1
         assert 0 <= top <= 1 - height + 1e-9
         assert 0 <= left <= 1 - width + 1e-9
+
+
+def test_captions_say_the_numbers_that_are_told(scenes):
+    """Two cats where there are two: the numbers reach the caption."""
+    told = (Told(("cat",), (), (2,)), *scenes.told[1:])
+    pairs = Pairs(replace(scenes, told=told), 0, TINY.crop, TINY.colour)
+    said = " ".join(pairs[Draw(step, 0)].text for step in range(200))
+    assert "two cats" in said
+    assert "one cat" not in said
 
 
 def test_a_view_is_a_crop_a_mirror_and_other_light():

@@ -11,6 +11,7 @@ from tag2mask.run.training import fit
 from tag2mask.storybook.pretrain import ContrastiveCLIP
 from tag2mask.storybook.towers import build_clip
 from tag2mask.storybook.watch import Watch, read_best, read_watch
+from tag2mask.types import UserError
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,22 @@ def test_the_best_weights_agree_with_the_rows_after_a_resumption(scenes, tmp_pat
     kept, rows, top = watch_all(tmp_path, [1.0, 4.0, 9.5, 6.0], scenes)
     assert (kept, top["initial"]) == (1, 9.5)
     assert rows == [(1, 60, 1), (2, 60, 4), (3, 60, 9.5), (4, 60, 6)]
+
+
+@pytest.mark.parametrize("text", ["step,initial\n1,much\n", "initial\n3\n", "step,initial\n1,2,3,4\n"])
+def test_damaged_rows_are_named(tmp_path, text):
+    (tmp_path / "watch.csv").write_text(text)
+    with pytest.raises(UserError, match=r"watch.csv is damaged .*remove it"):
+        read_watch(tmp_path / "watch.csv")
+    assert read_watch(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"step": 1}', '{"step": 1, "scenes": 3, "initial": NaN}'])
+def test_a_damaged_best_is_named(tmp_path, text):
+    (tmp_path / "watch.json").write_text(text)
+    with pytest.raises(UserError, match=r"watch.json is damaged"):
+        read_best(tmp_path / "watch.json")
+    assert read_best(tmp_path / "none.json") is None
 
 
 def test_another_number_of_scenes_is_not_compared(scenes, tmp_path):
