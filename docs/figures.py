@@ -1,5 +1,7 @@
 """Draws the pictures of the docs: ``python docs/figures.py`` both, ``python docs/figures.py world`` the second.
 
+It needs the development tools: ``pip install -e ".[dev]"``.
+
 docs/storybook.png          scene, initial CAM, refined map, mask, exact mask
 docs/storybook-world.jpg    what Storybook is made of: eight instances of every class, eight scenes of every split
 """
@@ -109,8 +111,8 @@ def method() -> None:
             axis.set_title(title, fontsize=10)
         path = Path(__file__).parent / "storybook.png"
         figure.savefig(path, dpi=110, metadata={"Software": None})
-    with Image.open(path) as picture:  # 128 colours show the same at a third of the bytes
-        picture.convert("RGB").quantize(128).save(path, optimize=True)
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(path, optimize=True)
 
 
 if __name__ == "__main__":

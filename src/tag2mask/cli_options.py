@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -90,3 +92,12 @@ def spell(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         return f"list of {spell(get_args(annotation)[0])}"
     return " | ".join(spell(part) for part in get_args(annotation) if part is not type(None))
+
+
+def list_settings(recipe: Any) -> None:
+    """Print what a recipe's class says of its settings, then each as `--set` takes it."""
+    from tag2mask.run.settings import plain
+
+    typer.echo(f"{inspect.getdoc(type(recipe))}\n")
+    for name, value in vars(recipe).items():
+        typer.echo(f"{name}={json.dumps(plain(value))}")

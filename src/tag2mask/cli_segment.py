@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tag2mask.cli_options import SOME_FAILED, DeviceOption
+from tag2mask.cli_options import SOME_FAILED, DeviceOption, list_settings
 from tag2mask.types import UserError
 
 segment_app = typer.Typer()
@@ -76,7 +74,6 @@ def train(
     """
     from tag2mask.config import DataConfig, read_recipe
     from tag2mask.run.folder import Run
-    from tag2mask.run.settings import plain
     from tag2mask.run.training import first_process
     from tag2mask.segment.recipe import TrainRecipe
     from tag2mask.stages.recipe import data_for, open_data
@@ -87,9 +84,7 @@ def train(
     if recipe.semi and recipe.architecture == TrainRecipe.architecture:
         recipe = replace(recipe, architecture="cct-small")  # the small network that has what CCT needs
     if list_:
-        typer.echo(f"{inspect.getdoc(TrainRecipe)}\n")
-        for name, value in vars(recipe).items():
-            typer.echo(f"{name}={json.dumps(plain(value))}")
+        list_settings(recipe)
         return
     opened = None if run is None else Run.open(run)
     if opened is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tag2mask.cli_options import DeviceOption
+from tag2mask.cli_options import DeviceOption, list_settings
 
 storybook_app = typer.Typer(no_args_is_help=True, help="The embedded world: picture-book scenes with exact masks.")
 
@@ -17,12 +17,18 @@ storybook_app = typer.Typer(no_args_is_help=True, help="The embedded world: pict
 def render(
     n: Annotated[int, typer.Option("-n", min=1, help="How many scenes.")] = 200,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("storybook"),
-    split: Annotated[str, typer.Option(help="train, val, test, or a trap: adjacency, small, ...")] = "val",
-    width: Annotated[int, typer.Option(min=16)] = 256,
-    height: Annotated[int, typer.Option(min=16)] = 192,
+    split: Annotated[
+        str, typer.Option(help="train, val, test, or a trap: cooccurrence, adjacency, contact, parts, small, crowds.")
+    ] = "val",
+    width: Annotated[int, typer.Option(min=16, help="Of every scene, in pixels.")] = 256,
+    height: Annotated[int, typer.Option(min=16, help="Of every scene, in pixels.")] = 192,
     workers: Annotated[int | None, typer.Option(help="Processes; default: all cores.")] = None,
 ) -> None:
-    """Draw a data set of scenes in VOC layout, with exact masks, tags and captions."""
+    """Draw a data set of scenes in VOC layout, with exact masks, tags and captions.
+
+    Several splits may share a folder, and a split may grow: the same command with a larger -n. Scenes of another
+    size, or fewer of them, want another folder.
+    """
     from tag2mask.run.progress import progress
     from tag2mask.storybook import render as run_render
 
@@ -34,22 +40,27 @@ def render(
 @storybook_app.command("pretrain-resnet")
 def pretrain_resnet(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights; given again, it goes on.")],
-    width: Annotated[int | None, typer.Option(min=1, help="Of the ResNet-50; the public one has 64.")] = None,
-    scenes: Annotated[int | None, typer.Option(min=1, help="How many different ones are drawn.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the optimiser.")] = None,
-    batch: Annotated[int | None, typer.Option(min=2, help="Pictures a step.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=999, help="Of scenes and weights.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the ResNet-50 (16); the public one has 64.")] = None,
+    scenes: Annotated[int | None, typer.Option(min=1, help="How many different ones are drawn (20000).")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the optimiser (1600).")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Pictures a step (64).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=999, help="Of scenes and weights (0).")] = None,
     init: Annotated[
         str | None, typer.Option(help="Weights to begin with: a folder of this command, or storybook-resnet.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so long; give it again to go on.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after so long, saved; the same command goes on.")
+    ] = None,
     measure: Annotated[int, typer.Option(min=1, help="Held-out scenes that the result is measured on.")] = 300,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the network; the first step takes two minutes.")
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train the small ResNet on scenes and their tags: weights, settings and a model card."""
+    """Train the small ResNet on scenes and their tags: weights, settings and a model card.
+
+    Stop it whenever you like; the same command goes on. The defaults take about half an hour on two cores.
+    """
     from tag2mask.storybook.classifier import ClassifierRecipe
     from tag2mask.storybook.train_classifier import pretrain_resnet as run
 
@@ -79,16 +90,23 @@ def pretrain(
         float | None, typer.Option(min=0, help="Stop after so long, saved; the same command goes on.")
     ] = None,
     watch: Annotated[int, typer.Option(min=0, help="Measure every so many steps; 0 never.")] = 1000,
-    watch_scenes: Annotated[int, typer.Option(min=0, help="On so many scenes.")] = 60,
+    watch_scenes: Annotated[int, typer.Option(min=0, help="Watch so many scenes of the val split.")] = 60,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the image tower, for long runs on a GPU.")
     ] = False,
     save_steps: Annotated[int, typer.Option(min=1, help="A checkpoint every so many steps.")] = 1000,
     list_: Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")] = False,
 ) -> None:
-    """Train a small CLIP on Storybook's pictures, captions and tags; masks are never read.
+    """Train a small CLIP on Storybook's pictures, captions and tags; exact masks teach it nothing.
 
-    Example: `tag2mask storybook pretrain -o runs/clip --set steps=20000 --set batch=1024 --set precision=bfloat16
+    Stop it whenever you like; the same command goes on. FOLDER/clip holds the last weights, FOLDER/best those with
+    the best watched CAM; each is a name for --clip. The defaults are for a GPU and take days on two cores, where a
+    leg from weights that are there is the better start:
+
+    `tag2mask storybook pretrain -o runs/leg --set init=storybook-clip --set scenes=16000 --set batch=64
+    --set steps=1000 --set lr=6e-4`
+
+    On a GPU: `tag2mask storybook pretrain -o runs/clip --set steps=20000 --set batch=1024 --set precision=bfloat16
     --workers 12 --compile --minutes 10`
     """
     from tag2mask.config import read_recipe
@@ -97,8 +115,7 @@ def pretrain(
 
     recipe = read_recipe(Pretrain, set_ or [])
     if list_:
-        for name, value in vars(recipe).items():
-            typer.echo(f"{name} = {value!r}")
+        list_settings(recipe)
         return
     result = run_pretrain(
         out,
@@ -118,7 +135,12 @@ def pretrain(
 @storybook_app.command()
 def measure(
     clip: Annotated[str, typer.Argument(help="storybook-clip, or a folder in Hugging Face layout.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many scenes of the val split.")] = 500,
+    n: Annotated[
+        int,
+        typer.Option(
+            "-n", min=1, help="How many scenes of the val split; 500 take a quarter of an hour on two cores."
+        ),
+    ] = 500,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a CLIP on held-out scenes, beside its floors: tags, CAMs, every comparison of CLIP-ES, as Markdown."""

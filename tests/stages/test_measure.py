@@ -116,7 +116,10 @@ def test_tag_map_follows_the_truth(clip, monkeypatch):
 
 
 def test_tables_say_what_was_found(found, clip):
-    text = markdown(found, clip, 4, "tag2mask storybook measure x -n 4")
+    few = markdown(found, clip, 4, "tag2mask storybook measure x -n 4")
+    assert "Of 4 scenes" in few
+    assert "reached |" not in few
+    text = markdown(found, clip, 500, "tag2mask storybook measure x -n 500")
     for key, name in ROWS.items():
         assert f"| {name} | {found[key]:.1f} |" in text
     for claim in CLAIMS:

@@ -380,7 +380,7 @@ def test_command_line_lists_the_recipe_and_names_what_is_wrong():
     run = CliRunner()
     listed = run.invoke(app, ["storybook", "pretrain", "--list", "--set", "layers=6"])
     assert listed.exit_code == 0
-    assert "layers = 6\n" in listed.output
+    assert "layers=6\n" in listed.output
     refused = run.invoke(app, ["storybook", "pretrain", "--set", "layer=6"])
     assert refused.exit_code == 1
     assert "did you mean layers" in refused.output

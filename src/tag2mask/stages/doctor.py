@@ -82,7 +82,7 @@ def _devices() -> list[str]:
 def _weights() -> list[str]:
     from tag2mask.models.weights import DEFAULT_CLIP, cached_clip
 
-    lines = ["weights: storybook-clip (embedded; knows no photographs)"]
+    lines = ["weights: storybook-clip, storybook-resnet (embedded; they know no photographs)"]
     if cached_clip(DEFAULT_CLIP) is None:
         lines.append(f"  {DEFAULT_CLIP}: not here; run: tag2mask fetch {DEFAULT_CLIP}")
     else:

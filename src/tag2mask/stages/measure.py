@@ -70,6 +70,9 @@ CLAIMS: tuple[Claim, ...] = (
 )
 """What is asked of storybook-clip."""
 
+FEWEST = 100
+"""Scenes, for a verdict on the claims."""
+
 MOST_LOST = 3.0
 """Points that a size may differ from the first one in CAA."""
 
@@ -139,7 +142,7 @@ def markdown(found: Mapping[str, float], clip: CLIP, n: int, command: str) -> st
         f"Made by `{command}` on {date.today()}: {n} scenes of Storybook's val split, weights {name}",
         f"(sha256 {digest}), tag2mask {__version__}, torch {torch.__version__}, {clip.device.type} of",
         f"{platform.machine()}. mIoU and mAP in %; of maps at the best background rule, chosen with ground truth;",
-        "of masks at CLIP-ES's own rule.",
+        "of masks after the CRF at CLIP-ES's own rule.",
         "",
         "| | % |",
         "| --- | --- |",
@@ -152,6 +155,9 @@ def markdown(found: Mapping[str, float], clip: CLIP, n: int, command: str) -> st
     for size in sizes:
         apart = found[f"caa@{size}"] - found[f"caa@{sizes[0]}"]
         lines.append(f"| {size} | {found[f'initial@{size}']:.1f} | {found[f'caa@{size}']:.1f} | {apart:+.1f} |")
+    if n < FEWEST:
+        few = f"Of {n} scenes each figure may be several points off: too few to say what of the asked-for is reached."
+        return "\n".join([*lines, "", few, ""])
     lines += ["", "| asked for | margin | reached |", "| --- | --- | --- |"]
     for claim in CLAIMS:
         margin = claim.margin(found)

@@ -75,9 +75,11 @@ class Pretrained:
             lines.append("the same command goes on")
         top = self.top
         if top is not None:
-            lines.append(f"best initial CAM {top[WATCHED_BY]:.1f} mIoU at step {top['step']:.0f}: {self.best}")
+            where = f"on {top['scenes']:.0f} scenes, at step {top['step']:.0f}"
+            lines.append(f"best initial CAM {top[WATCHED_BY]:.1f} mIoU {where}: {self.best}")
             floors = ", ".join(f"{name[6:]} {value:.1f}" for name, value in top.items() if name.startswith("floor_"))
             lines.append(f"floors: {floors}")
+        lines.append(f"to use them: --clip {self.clip}; to measure them: tag2mask storybook measure {self.clip}")
         return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Storybook: a small drawn world with exact masks and captions, and the CLIP that was trained on it.
 
-Every method runs on it offline in seconds, through the very code that runs on photographs, and its result
-can be checked to the pixel. Scenes are picture-book drawings of the VOC classes with the traps of
+Every method runs on it offline, through the very code that runs on photographs, and its result can be checked
+to the pixel. Scenes are picture-book drawings of the VOC classes with the traps of
 photographs: boats come with water, trains with rails, riders touch their horses, near figures hide far
 ones, and one picture may hold several classes.
 
@@ -12,10 +12,9 @@ ones, and one picture may hold several classes.
 
 The parts are kept apart: ``canvas`` (how strokes reach pixels and mask), ``figures`` (what a cat looks like),
 ``places`` (the ground and what stands around), ``cast`` (who appears), ``layout`` (who stands where), ``light``
-and ``grain`` (what a camera does), ``scenes`` (all of it together), ``captions`` with ``phrases`` and
-``vocabulary``, ``render``. ``cache``, ``views``,
-``losses``, ``teacher``, ``lessons``, ``towers``, ``pretrain`` and ``watch`` train a CLIP on them; they are not loaded
-here, as some need Lightning.
+and ``grain`` (what a camera does), ``scenes`` (all of it together), ``captions`` with ``phrases`` and ``vocabulary``,
+``render``. ``cache``, ``views``, ``losses``, ``teacher``, ``lessons``, ``towers``, ``pretrain`` and ``watch`` train
+a CLIP on them, ``classifier`` and ``train_classifier`` its teacher; they are not loaded here, as some need Lightning.
 """
 
 from __future__ import annotations

@@ -145,9 +145,7 @@ def _draw_missing(folder: Path, wanted: Rendered, workers: int | None, progress:
         try:
             make_array(folder / "images.npy", (wanted.n, *wanted.size, 3), token="images")
         except OSError as error:
-            raise UserError(
-                f"{folder}: no scenes can be kept there ({error}); choose another folder with --cache"
-            ) from error
+            raise UserError(f"{folder}: no scenes can be kept there ({error}); choose another folder") from error
     jobs = []
     for first in range(0, wanted.n, _CHUNK):
         if _part(folder, first).is_file():

@@ -1,4 +1,4 @@
-"""Training of a small CLIP on pictures, captions and tags of Storybook; masks are never read.
+"""Training of a small CLIP on pictures, captions and tags of Storybook; exact masks are not among what it gets.
 
 Contrastive, as Radford et al. 2021, on our own towers. Three readings of a picture may be held against the captions:
 the class token, the mean of the patch tokens (what CLIP-ES differentiates), and the patches that fit a text (PACL's

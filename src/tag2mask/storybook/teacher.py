@@ -1,4 +1,4 @@
-"""Pseudo masks of a cache's scenes, which a classifier that was trained on tags alone finds; truth is never read.
+"""Pseudo masks of a cache's scenes, which a classifier that was trained on tags alone finds; exact ones are not read.
 
 They are of half the pictures' size, and lie beside them in ``pseudo-<key>``: labels.npy (n, H / 2, W / 2) uint8, read
 as a memory map, and done.json, how many of them are there.
@@ -124,7 +124,7 @@ def _fill(
         try:
             make_array(file, shape, token="labels")
         except OSError as error:
-            raise UserError(f"{folder}: no masks can be kept there ({error}); choose another --cache") from error
+            raise UserError(f"{folder}: no masks can be kept there ({error}); choose another folder") from error
     done = _made(folder, shape)
     progress(done, worked=False)
     labels = open_memmap(file, "r+")

@@ -86,7 +86,7 @@ class Watch(lightning.Callback):
         # of this step there may be one row more, of weights that were kept and then left by a resumption
         rows = [each for each in read_watch(self.path) if each["step"] != step]
         self._write([*rows, row] if best == row or best["step"] != step else [*rows, best, row])
-        self.say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+        self.say(f"step {step}: " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
 
     def _write(self, rows: list[dict[str, float]]) -> None:
         if not rows:
