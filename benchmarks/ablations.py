@@ -60,16 +60,16 @@ def clip_es(bench: Bench, figure: Path) -> list[str]:
             ["floor: untrained, CAA + dCRF", blank.masks, "", ""],
             ["floor: everything foreground", bench.everything_foreground(), "", ""],
         ]
-        out = [section("Table 2: refinement", ["", "one scale", "multi-scale*", "paper"], rows)]
+        out = [section("Table 2: refinement", ["", "one scale", "multi-scale", "paper"], rows)]
 
         rows = []
         for softmax in (False, True):
             score = "softmax" if softmax else "logits"
             alone = measure(affinity="none", score=score, background=False).maps
             both = initial if softmax else measure(affinity="none", score=score)
-            paper = "53.3* / 58.6, boat n/a, train 57.5" if softmax else "49.4* / 49.4, boat n/a, train 43.8"
+            paper = "53.3 / 58.6, boat n/a, train 57.5" if softmax else "49.4 / 49.4, boat n/a, train 43.8"
             rows.append([score, alone, both.maps, both.by_class["boat"], both.by_class["train"], paper])
-        head = ["", "classes only*", "+ background set", "boat", "train", "paper"]
+        head = ["", "classes only", "+ background set", "boat", "train", "paper"]
         out.append(section("Table 6: softmax (initial CAM)", head, rows))
 
         plain = measure(affinity="none", synonyms="none")
@@ -115,9 +115,9 @@ def clip_es(bench: Bench, figure: Path) -> list[str]:
         rows = [[f"`{prompt.template}`", f"{prompt.sharpness:.5f}", miou] for prompt, miou in points]
         scatter(points, figure)
         note = (
-            f"Spearman's rank correlation of sharpness and mIoU: {rho.statistic:.2f} (p = {rho.pvalue:.2f}, "
-            f"{len(points)} templates; {len(seen.left_out)} of CLIP's templates have words that this CLIP does not "
-            f"know and are left out). The paper finds a roughly negative relation.\n\n"
+            f"Spearman's rank correlation of sharpness and mIoU: {rho.statistic:.2f} (p = {rho.pvalue:.1g}, "
+            f"{len(points)}\ntemplates; {len(seen.left_out)} of CLIP's templates have words that this CLIP does not "
+            f"know and are left out).\nThe paper finds a roughly negative relation.\n\n"
             f"![sharpness against mIoU]({figure.name})"
         )
         out.append(section("Figure 3: sharpness and initial CAM", ["template", "sharpness", "mIoU"], rows, note))

@@ -53,7 +53,7 @@ class Seen(ContrastiveCLIP):
         self.seen, self.die_at = [], die_at
 
     def training_step(self, batch, batch_idx):
-        self.seen.append((batch["step"], batch["index"].tolist(), batch["ids"].tolist(), batch["view"].tolist()))
+        self.seen.append((batch["step"], batch["ids"].tolist(), batch["view"].tolist()))
         if len(self.seen) == self.die_at:
             raise Killed
         return super().training_step(batch, batch_idx)

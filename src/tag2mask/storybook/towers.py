@@ -148,13 +148,13 @@ def encode_image(
     if keep is not None:
         rows = torch.cat([keep.new_zeros(len(keep), 1), keep + 1], 1)  # (B, 1 + n)
         x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))  # (B, 1 + n, D)
-    values, seen = x, []
+    seen = []
     for block in vision.blocks:
-        if block is vision.blocks[-1]:
-            values = block.attn.value(block.ln_1(x))
-        x, weights = block(x, need_weights=attention)
+        before = x
+        x, weights = block(before, need_weights=attention)
         if weights is not None:
             seen.append(weights)
+    values = block.attn.value(block.ln_1(before))
     return Encoded(x, values, torch.stack(seen).mean(0) if seen else None)
 
 

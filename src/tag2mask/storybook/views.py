@@ -77,7 +77,6 @@ class Pairs:
         labels = [sample.labels for sample in samples if sample.labels is not None]
         return {
             "step": samples[0].draw.step,
-            "index": torch.tensor([sample.draw.sample for sample in samples]),
             "image": torch.stack([sample.image for sample in samples]),
             "view": torch.tensor([sample.view for sample in samples]),
             "ids": torch.from_numpy(ids),
