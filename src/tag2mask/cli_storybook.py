@@ -22,18 +22,22 @@ def render(
     ] = "val",
     width: Annotated[int, typer.Option(min=16, help="Of every scene, in pixels.")] = 256,
     height: Annotated[int, typer.Option(min=16, help="Of every scene, in pixels.")] = 192,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: all cores.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=999, help="Other seeds give other scenes.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
 ) -> None:
     """Draw a data set of scenes in VOC layout, with exact masks, tags and captions.
 
-    Several splits may share a folder, and a split may grow: the same command with a larger -n. Scenes of another
-    size, or fewer of them, want another folder.
+    FOLDER/JPEGImages holds the pictures, SegmentationClass the masks, tags.csv and captions.jsonl what is in them.
+    Stop it whenever you like; the same command goes on. Several splits may share a folder, and a split may grow: the
+    same command with a larger -n. Scenes of another size, or fewer of them, want another folder. What you change in
+    the folder by hand is drawn anew when you give the command again.
     """
     from tag2mask.run.progress import progress
     from tag2mask.storybook import render as run_render
 
     with progress(n, "render", unit="scenes") as bar:
-        written = run_render(out, n, split=split, size=(height, width), workers=workers, progress=bar.advance)
+        size = (height, width)
+        written = run_render(out, n, seed=seed, split=split, size=size, workers=workers, progress=bar.advance)
     typer.echo(f"written: {written}")
 
 
@@ -52,6 +56,7 @@ def pretrain_resnet(
         float | None, typer.Option(min=0, help="Stop after so long, saved; the same command goes on.")
     ] = None,
     measure: Annotated[int, typer.Option(min=1, help="Held-out scenes that the result is measured on.")] = 300,
+    cache: Annotated[Path | None, typer.Option(help="Where drawn scenes lie; default: in the folder.")] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the network; the first step takes two minutes.")
     ] = False,
@@ -67,7 +72,7 @@ def pretrain_resnet(
     given: dict[str, Any] = {"width": width, "scenes": scenes, "steps": steps, "batch": batch, "seed": seed}
     given["init"] = init
     recipe = replace(ClassifierRecipe(), **{key: value for key, value in given.items() if value is not None})
-    found = run(out, recipe, device=device, minutes=minutes, scenes=measure, compiled=compiled)
+    found = run(out, recipe, device=device, minutes=minutes, scenes=measure, cache=cache, compiled=compiled)
     if found is None:
         typer.echo(f"time is up; the state is in {out}, and the same command goes on")
         return

@@ -167,6 +167,8 @@ def read_recipe(kind: type[T], options: Sequence[str] = (), file: Path | None = 
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
+    if name in known:
+        return f"give it a value: {name}=..."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 

@@ -28,6 +28,14 @@ def test_a_folder_is_let_go_after_an_error(tmp_path):
     Lock(tmp_path / ".lock", "The work").release()
 
 
+def test_a_stop_says_how_to_go_on(tmp_path):
+    said = r"what is done is in .*: give the same command again to go on"
+    with pytest.raises(KeyboardInterrupt, match=said), locked(tmp_path, "The work"):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt, match=r"^said$"), locked(tmp_path, "The work"):
+        raise KeyboardInterrupt("said")
+
+
 def test_where_nothing_can_be_written_the_option_is_named(tmp_path):
     (tmp_path / "file").touch()
     place = tmp_path / "file" / "inside"

@@ -32,15 +32,27 @@ def told(job):
 def die(job):
     os._exit(7)
 
+def large(job):
+    return bytes(1_000_000)
+
+class Odd(Exception):
+    def __init__(self, one, two):
+        super().__init__(one)
+
+def odd(job):
+    raise Odd(1, 2)
+
 def sleep(job):
     if job:
         time.sleep(600)
     return os.getpid()
 """
 SCRIPT = """
+import signal
 import some_work
 from tag2mask.run.processes import in_order
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     for pid in in_order(some_work.sleep, [0, 1, 1, 1], 2):
         print(pid, flush=True)
 """
@@ -76,6 +88,19 @@ def test_a_failure_is_the_callers(work, workers):
 def test_a_process_that_dies_is_named(work):
     with pytest.raises(UserError, match="one of 2 processes ended by itself"):
         list(in_order(work.die, [1, 2, 3], 2))
+
+
+def test_large_results_and_a_stop_in_their_middle(work):
+    for _ in range(6):
+        answers = in_order(work.large, range(50), 2)
+        assert len(next(answers)) == 1_000_000
+        answers.close()
+    assert len(list(in_order(work.large, range(5), 2))) == 5
+
+
+def test_an_error_that_cannot_be_sent_is_told(work):
+    with pytest.raises(RuntimeError, match="Odd: 1"):
+        list(in_order(work.odd, [1, 2], 2))
 
 
 def test_nobody_works_on_when_the_caller_stops_asking(work):

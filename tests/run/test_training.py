@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -75,6 +76,18 @@ def unbroken(tmp_path_factory):
     module = Line()
     fit(module, Numbers(), HOW, tmp_path_factory.mktemp("whole"), show=False)
     return module
+
+
+def test_ctrl_c_saves_also_where_nobody_reads_the_messages(tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    module = Line(at=13, action=lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 5 of 6"):
+        fit(module, Numbers(), HOW, tmp_path, show=False)
+    assert steps_done(tmp_path) == 5
 
 
 @pytest.mark.parametrize("wrong", ["loss", "weights"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tag2mask.storybook import cache
+from tag2mask.storybook import cache, draw_scene, kind_of, scene_seed
 from tag2mask.storybook.cache import Rendered, open_cache, render_cache
 from tag2mask.types import UserError
 
@@ -121,6 +121,27 @@ def test_too_small_a_disk_is_named_before_drawing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"take 1\.20 GB, and 1\.00 GB are free"):
         render_cache(tmp_path, Rendered(4000, (200, 500)), workers=1)
     assert not list(tmp_path.rglob("*images*"))
+
+
+def test_pictures_that_were_cut_short_are_drawn_again(tmp_path, monkeypatch):
+    """Opened for writing they would be made longer, by black."""
+    wanted = Rendered(130, (16, 16))
+    with monkeypatch.context() as patch:
+        kill_at(patch, 129)
+        with pytest.raises(Killed):
+            render_cache(tmp_path, wanted, workers=1)
+    file = tmp_path / f"scenes-{wanted.key}" / "images.npy"
+    file.write_bytes(file.read_bytes()[:5000])
+    assert render_cache(tmp_path, wanted, workers=1).images.any((1, 2, 3)).all()
+
+
+@pytest.mark.parametrize(("split", "seed"), [("small", 0), ("train", 3)])
+def test_a_cache_holds_the_scenes_of_its_split_and_seed(tmp_path, split, seed):
+    found = render_cache(tmp_path, Rendered(2, (32, 48), split=split, seed=seed), workers=1)
+    for index in range(2):
+        scene = draw_scene(scene_seed(split, seed, index), (32, 48), kind=kind_of(split))
+        assert np.array_equal(found.images[index], scene.image)
+        assert found.told[index].names == scene.names
 
 
 @pytest.mark.parametrize("damage", ["count", "dtype", "size", "class", "line", "settings", "gone"])

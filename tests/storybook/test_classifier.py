@@ -143,6 +143,12 @@ def test_trains_measures_and_writes(tmp_path) -> None:
 def test_figures_are_measured_once(tmp_path, monkeypatch) -> None:
     how = {"device": "cpu", "scenes": 2, "workers": 1, "progress": False}
     found = pretrain_resnet(tmp_path, TINY, **how)
+    other = pretrain_resnet(tmp_path, TINY, **{**how, "scenes": 3})
+    assert (found.network.scenes, other.network.scenes) == (2, 3)
+    assert found.network == measure(load_classifier(tmp_path)[0], 2)  # of what was written, in half precision
+    for file in (tmp_path / "training").glob("measured-*-2.json"):
+        file.write_text("{")
+    assert pretrain_resnet(tmp_path, TINY, **how) == found
     monkeypatch.setattr(train_classifier, "measure", None)
     assert pretrain_resnet(tmp_path, TINY, **how) == found
     text = found.text()
@@ -173,9 +179,17 @@ def test_impossible_recipes_are_refused(tmp_path, setting, message) -> None:
 
 def test_what_others_keep_in_the_folder_is_left_alone(tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"a CLIP")
+    (tmp_path / "training").mkdir()
     with pytest.raises(UserError, match=r"holds other things \(model.safetensors\)"):
         pretrain_resnet(tmp_path, TINY, device="cpu", progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert (tmp_path / "model.safetensors").read_bytes() == b"a CLIP"
+    assert list((tmp_path / "training").iterdir()) == []
+
+
+def test_nothing_to_measure_on_is_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="measured on 0 scenes"):
+        pretrain_resnet(tmp_path / "out", TINY, scenes=0, device="cpu", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
@@ -226,6 +240,23 @@ def test_an_impossible_device_leaves_no_folder(tmp_path) -> None:
     with pytest.raises(UserError, match="gpu7"):
         pretrain_resnet(tmp_path / "run", TINY, device="gpu7", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_floor_is_of_norms_that_have_seen_pictures(scenes) -> None:
+    fresh = make_classifier(TINY)
+    settled = train_classifier._settled(make_classifier(TINY), scenes, TINY)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), settled.parameters(), strict=True))
+    means = [name for name, _ in fresh.named_buffers() if name.endswith("running_mean")]
+    assert means
+    assert not any(torch.equal(fresh.get_buffer(name), settled.get_buffer(name)) for name in means)
+
+
+def test_the_guess_is_the_share_of_pictures_that_show_a_class() -> None:
+    found = measure(make_classifier(TINY), 6, size=(32, 32), scales=(1.0,))
+    tags = [draw_scene(scene_seed("val", 0, i), (32, 32), TINY.classes).tags for i in range(6)]
+    counts = [sum(number in each for each in tags) for number in range(1, 21)]
+    shown = [count / 6 for count in counts if count]
+    assert found.chance == pytest.approx(sum(shown) / len(shown))
 
 
 def test_loss_falls(scenes) -> None:

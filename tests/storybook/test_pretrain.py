@@ -184,7 +184,37 @@ def test_what_others_keep_in_the_folder_is_left_alone(tmp_path):
     (tmp_path / "clip").mkdir()
     with pytest.raises(UserError, match=r"holds other things \(clip\)"):
         pretrain(tmp_path, TINY, device="cpu", progress=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "clip"]
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+
+
+def test_where_nothing_was_learned_a_mended_command_begins(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise UserError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "render_cache", full)
+        with pytest.raises(UserError, match="no room"):
+            pretrain(tmp_path, replace(TINY, scenes=32), device="cpu", progress=False)
+    found = pretrain(tmp_path, replace(TINY, accumulate=1), device="cpu", minutes=0.0, watch=0, progress=False)
+    assert found.step == 1
+    assert json.loads((tmp_path / "recipe.json").read_text())["scenes"] == TINY.scenes
+
+
+def test_watched_are_other_scenes_than_those_of_the_card(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(stage.Bench, "draw", lambda clip, n, *, seed=0: drawn.append(seed) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stage._Measure(TINY, 3, "cpu")(build_clip(TINY))
+    assert drawn == [stage.WATCH_SEED]
+    assert stage.WATCH_SEED != 0
+
+
+def test_what_is_kept_are_the_averaged_weights(tmp_path):
+    found = pretrain(tmp_path, replace(TINY, accumulate=1), device="cpu", watch=0, progress=False)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    kept = load_clip(found.clip, cache=None).model.vision.proj
+    torch.testing.assert_close(kept, state["average.vision.proj"].half().float(), rtol=0, atol=0)
+    assert not torch.equal(kept, state["model.vision.proj"].half().float())
 
 
 def test_average_follows_the_weights(trained):
@@ -317,6 +347,8 @@ def test_an_init_that_does_not_fit_leaves_no_folder(tmp_path):
         *(({name: -1}, f"{name} -1") for name in ("side", "width", "text_width", "text_layers", "seed", "warmup")),
         *(({name: value}, f"{name} ") for name in ("lr", "sharpness") for value in (0.0, -1.0, math.nan, math.inf)),
         ({"seed": 2**64}, "seed"),
+        ({"scenes": 2_000_000}, "cannot render 2000000 scenes"),
+        ({"init": "nowhere"}, "init: nowhere: is no folder"),
         ({"colour": -0.1}, "colour -0.1"),
         ({"colour": 1.1}, "colour 1.1"),
         ({"weight_decay": math.nan}, "weight_decay nan"),

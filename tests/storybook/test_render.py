@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
+import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,6 +17,7 @@ from tag2mask.storybook import CLASSES, SPLITS, TRAPS, draw_scene, kind_of, rend
 from tag2mask.types import UserError
 
 SIZE = (48, 64)
+scenes_of = sys.modules["tag2mask.storybook.render"]  # the package has the function under this name
 
 
 def digest(folder):
@@ -90,7 +93,7 @@ def test_again_and_by_two_processes_gives_the_same_bytes(folder, tmp_path):
     render(folder, 20, seed=3, size=SIZE, workers=1)
     assert digest(folder) == before
     done = []
-    render(tmp_path, 20, seed=3, size=SIZE, workers=2, progress=done.append)
+    render(tmp_path, 20, seed=3, size=SIZE, workers=2, progress=lambda count=1, *, worked=True: done.append(count))
     assert digest(tmp_path) == before
     assert sum(done) == 20
     assert not list(tmp_path.rglob("*.tmp"))
@@ -121,14 +124,53 @@ def test_what_cannot_be_drawn_leaves_no_folder(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_broken_render_leaves_no_list(tmp_path, monkeypatch):
-    """A list of the split is of finished scenes: drawn again and stopped in the middle, the old one is gone."""
-    render(tmp_path, 2, size=SIZE)
+def test_a_stopped_render_goes_on(tmp_path, monkeypatch):
+    """What is drawn is not drawn again; the list is of finished scenes, and the old one stays until there is more."""
     listed = tmp_path / "ImageSets" / "Segmentation" / "val.txt"
-    assert listed.is_file()
+
+    def stop_at_work(count=1, *, worked=True):
+        if worked:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt, match="give the same command again to go on"):
+            render(tmp_path, 40, size=SIZE, workers=1, progress=stop_at_work)
+        assert not listed.exists()
+    seen, drawn, draw = [], [], scenes_of.draw_scene
+    monkeypatch.setattr(scenes_of, "draw_scene", lambda seed, *how: drawn.append(seed) or draw(seed, *how))
+    render(tmp_path, 40, size=SIZE, workers=1, progress=lambda count=1, *, worked=True: seen.append((count, worked)))
+    assert seen == [(32, False), (8, True)]
+    assert len(drawn) == 8 + 1  # one to see that the trap can be shown
+    before = listed.read_text()
     with pytest.raises(KeyboardInterrupt):
-        render(tmp_path, 2, size=SIZE, progress=lambda n: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert not listed.exists()
+        render(tmp_path, 60, size=SIZE, workers=1, progress=stop_at_work)
+    assert listed.read_text() == before
+    render(tmp_path, 60, size=SIZE, workers=1)
+    render(tmp_path / "whole", 60, size=SIZE, workers=1)
+    assert {name: value for name, value in digest(tmp_path).items() if "whole" not in name} == digest(
+        tmp_path / "whole"
+    )
+
+
+def test_a_split_does_not_forget_another(tmp_path):
+    render(tmp_path, 3, size=SIZE)
+    render(tmp_path, 1, split="train", size=SIZE)
+    with pytest.raises(UserError, match="3 scenes of val"):
+        render(tmp_path, 2, size=SIZE)
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path, monkeypatch):
+    def full(path, data, **how):
+        if "000001" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, data, **how)
+
+    write = scenes_of.write_atomic
+    monkeypatch.setattr(scenes_of, "write_atomic", full)
+    with pytest.raises(UserError, match=r"no room is left \(No space left on device\); make some, and give the same"):
+        render(tmp_path, 2, size=SIZE, workers=1)
+    monkeypatch.setattr(scenes_of, "write_atomic", write)
+    render(tmp_path, 2, size=SIZE, workers=1)
 
 
 def test_a_trap_is_a_split(tmp_path):
@@ -165,15 +207,15 @@ def test_what_others_keep_in_a_folder_is_left_alone(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"holds other things \(photo.jpg, tags.csv\)"):
         render(tmp_path, 1, size=SIZE)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "photo.jpg", "tags.csv"]
-    with pytest.raises(UserError, match=r"photo\.jpg: cannot be written"):
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.jpg", "tags.csv"]
+    with pytest.raises(UserError, match=r"photo\.jpg: cannot be written \(there is a file in its place\)"):
         render(tmp_path / "photo.jpg", 1, size=SIZE)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 2}, "there are 3 of val, and 2 now"),
+        ({"n": 2}, "3 scenes of val were drawn or begun there, and 2 are asked for; give 3 or more"),
         ({"n": 3, "seed": 1}, "seed is 0 there and 1 now"),
         ({"n": 3, "size": (SIZE[0], SIZE[1] + 2)}, "size is .* there and .* now"),
         ({"n": 3, "split": "train", "classes": ("cat",)}, "classes is .* there and .* now"),

@@ -115,6 +115,14 @@ def test_damaged_masks_are_named_not_taken(scenes, source, how):
         teach(scenes, source, CLASSES, workers=1)
 
 
+def test_lost_masks_are_made_again(scenes, source):
+    masks = np.array(teach(scenes, source, CLASSES, workers=1))
+    (folder,) = scenes.folder.glob("pseudo-*")
+    (folder / "labels.npy").unlink()
+    assert masks.any()
+    assert np.array_equal(teach(scenes, source, CLASSES, workers=1), masks)
+
+
 def test_finished_masks_are_read_while_another_process_holds_them(scenes, source):
     masks = teach(scenes, source, CLASSES, workers=1)
     (folder,) = scenes.folder.glob("pseudo-*")

@@ -55,6 +55,51 @@ def test_the_best_weights_agree_with_the_rows_after_a_resumption(scenes, tmp_pat
     assert rows == [(1, 60, 1), (2, 60, 4), (3, 60, 9.5), (4, 60, 6)]
 
 
+def watched(folder, scenes, measure, *, every, keep=lambda _: None, **changes):
+    """The rows of a training with one watch."""
+    recipe = replace(TINY, **changes)
+    path, best = folder / "watch.csv", folder / "watch.json"
+    watch = Watch(path, every, measure, scenes=3, by="initial", best=best, keep=keep)
+    module = ContrastiveCLIP(recipe, build_clip(recipe))
+    fit(module, pairs_of(scenes), recipe.training(device="cpu"), folder, callbacks=[watch], show=False)
+    return read_watch(path)
+
+
+def test_a_step_is_measured_once_and_the_last_one_always(scenes, tmp_path):
+    """Two batches a step, every third step of four; a third has no end in decimals, and is what it was when read."""
+    rows = watched(tmp_path, scenes, lambda _: {"initial": 1 / 3}, every=3)
+    assert [(row["step"], row["samples"]) for row in rows] == [(3, 48), (4, 64)]
+    assert read_best(tmp_path / "watch.json") == rows[0]
+
+
+def test_a_kill_while_weights_are_kept_leaves_no_row_of_others(scenes, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def keep(_):
+        if (tmp_path / "kept").exists():
+            raise Killed
+        (tmp_path / "kept").touch()
+
+    figures = iter([1.0, 2.0])
+    with pytest.raises(Killed):
+        watched(tmp_path, scenes, lambda _: {"initial": next(figures)}, every=2, keep=keep)
+    assert read_best(tmp_path / "watch.json") is None
+
+
+def test_what_is_not_finite_is_not_measured(scenes, tmp_path):
+    finite = []
+
+    def measure(model):
+        finite.append(all(bool(each.isfinite().all()) for each in model.parameters()))
+        return {"initial": 1.0}
+
+    with pytest.raises(UserError, match=r"at step 4 "):
+        watched(tmp_path, scenes, measure, every=1, lr=1e30, accumulate=1)
+    assert all(finite)
+    assert len(finite) < 4
+
+
 @pytest.mark.parametrize("text", ["step,initial\n1,much\n", "initial\n3\n", "step,initial\n1,2,3,4\n"])
 def test_damaged_rows_are_named(tmp_path, text):
     (tmp_path / "watch.csv").write_text(text)

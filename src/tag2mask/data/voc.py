@@ -96,8 +96,10 @@ def _list_file(top: Path, split: str | Path) -> Path:
     found = next((path for path in (*lists, Path(split)) if path.is_file()), None)
     if found is None:
         have = sorted({path.stem for path in (top / "ImageSets").glob("*/*.txt") if "_" not in path.stem})
+        drawn = (top / "storybook.json").is_file()
+        hint = "; a render that was stopped goes on by the same `tag2mask storybook render`" if drawn else ""
         raise UserError(
-            f"no list of the split {str(split)!r} (looked at {lists[0]}): there is {listing(have) or 'none'}"
+            f"no list of the split {str(split)!r} (looked at {lists[0]}): there is {listing(have) or 'none'}{hint}"
         )
     return found
 

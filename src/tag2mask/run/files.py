@@ -59,9 +59,15 @@ def make_array(path: Path, shape: tuple[int, ...], *, token: str) -> None:
     Its room is reserved: where a write through a memory map finds none, the process is killed without a word.
 
     Raises:
-        UserError: there is not so much room.
-        OSError: as ``atomic_path``.
+        UserError: there is not so much room, or nothing can be written there.
     """
+    try:
+        _make_array(path, shape, token)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _make_array(path: Path, shape: tuple[int, ...], token: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     size, free = math.prod(shape), shutil.disk_usage(path.parent).free
     if size > free:

@@ -63,7 +63,7 @@ def locked(folder: Path, what: str, option: str = "--out") -> Iterator[None]:
     what: is written there, for the message. option: by which another folder is chosen.
 
     Raises:
-        UserError: another living process holds it, or nothing can be written there.
+        UserError: another living process holds it, nothing can be written there, or the disk gets full meanwhile.
         KeyboardInterrupt: Ctrl-C; where the block says no more of it, that the same command goes on.
     """
     try:
@@ -71,6 +71,8 @@ def locked(folder: Path, what: str, option: str = "--out") -> Iterator[None]:
         lock = Lock(folder / ".lock", what)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "there is a file in its place"
         raise UserError(
             f"{option} {folder}: cannot be written ({reason}); choose a folder that you may write to"
         ) from error
@@ -82,6 +84,13 @@ def locked(folder: Path, what: str, option: str = "--out") -> Iterator[None]:
         raise KeyboardInterrupt(
             f"stopped; what is done is in {folder}: give the same command again to go on"
         ) from stop
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{error.filename or folder}: no room is left ({error.strerror}); make some, and give the same command "
+            "again: what is done is kept"
+        ) from error
     finally:
         lock.release()
 

@@ -80,13 +80,18 @@ def _difference(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str
     return f"{key} is {_show(old, key)} there and {_show(new, key)} now"
 
 
-def check_empty(folder: Path) -> None:
-    """Refuse a folder with things in it, which are somebody's; names that begin with a dot do not count.
+def check_own(folder: Path, mark: str) -> None:
+    """Refuse a folder with things in it but without ``mark``, the file in it that says they are ours.
+
+    Called before anything is written there. Names that begin with a dot do not count.
 
     Raises:
         UserError: naming some of them.
     """
-    held = sorted(each.name for each in folder.iterdir() if not each.name.startswith(".")) if folder.is_dir() else []
+    if (folder / mark).is_file() or not folder.is_dir():
+        return
+    own = Path(mark).parts[0]
+    held = sorted(each.name for each in folder.iterdir() if not each.name.startswith(".") and each.name != own)
     if held:
         named = ", ".join(held[:4]) + (", ..." if len(held) > 4 else "")
         raise UserError(
@@ -94,21 +99,21 @@ def check_empty(folder: Path) -> None:
         )
 
 
-def claim(path: Path, settings: Mapping[str, Any]) -> None:
+def claim(path: Path, settings: Mapping[str, Any], *, begun: bool = True) -> None:
     """Make the folder of ``path`` that of a training with these settings, or see that it already is.
 
     Args:
         path: a JSON file, written where there is none.
         settings: all that decides what the training ends in; ``plain`` values.
+        begun: whether something was learned there; if not, other settings may take the folder over.
 
     Raises:
-        UserError: the folder holds another training or other things, is damaged, or cannot be written.
+        UserError: the folder holds another training, is damaged, or cannot be written.
     """
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            check_empty(folder)
             write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())
             return
         if not os.access(folder, os.W_OK):
@@ -124,8 +129,10 @@ def claim(path: Path, settings: Mapping[str, Any]) -> None:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove {folder}, or choose another --out") from error
     differences = describe_differences(there, settings)
-    if differences:
+    if differences and begun:
         raise UserError(f"{folder} holds another training: {differences}; choose another --out")
+    if differences:
+        write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 _ABSENT = object()

@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def fit(
     last = folder / LAST
     counts = getattr(dataset, "groups", (len(dataset),))
     steps_done(folder)  # a damaged checkpoint is named before anything is set up
-    keeper = _Keeper(last, training)
+    keeper = _Keeper(last, training, show)
     with _quiet():
         trainer = make_trainer(training, folder, [*callbacks, keeper, _Progress(training, label, unit, show)])
         sampler = StepSampler(
@@ -178,8 +179,8 @@ def steps_done(folder: Path) -> int:
 class _Keeper(lightning.Callback):
     """Saves the state between two steps, never with half a step's gradients, and stops when asked to."""
 
-    def __init__(self, path: Path, training: Training) -> None:
-        self.path, self.training = path, training
+    def __init__(self, path: Path, training: Training, show: bool) -> None:
+        self.path, self.training, self.show = path, training, show
         self.stopped_by: str | None = None
         self._asked = False
         self._step = -1
@@ -239,8 +240,8 @@ class _Keeper(lightning.Callback):
         if wrong:
             saved = f"{self.path} is from before" if self.path.exists() else "nothing was saved"
             raise UserError(
-                f"at step {step} {wrong}; {saved}: train into another folder with a lower lr, with clip_norm=1, or "
-                "in float32"
+                f"at step {step} {wrong}; {saved}: train into another folder with a lower lr (where they are "
+                "settings, clip_norm=1 and float32 help, too)"
             )
 
 
@@ -261,9 +262,13 @@ class _Listening:
             self.before = signal.signal(signal.SIGINT, self._heard)
 
     def _heard(self, *_: object) -> None:
-        print("\nstopping, saved, after this step; a second Ctrl-C stops at once", file=sys.stderr, flush=True)
         self.keeper.ask()
         signal.signal(signal.SIGINT, self.before)
+        if self.keeper.show:
+            with suppress(OSError):  # who reads it may have been stopped, too
+                print(
+                    "\nstopping, saved, after this step; a second Ctrl-C stops at once", file=sys.stderr, flush=True
+                )
 
     def __exit__(self, *_: object) -> None:
         if self.here:

@@ -26,8 +26,8 @@ from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.lock import locked
 from tag2mask.run.progress import progress as show_progress
-from tag2mask.run.settings import claim, plain
-from tag2mask.run.training import fit, minutes_left
+from tag2mask.run.settings import check_own, claim, plain
+from tag2mask.run.training import LAST, fit, minutes_left
 from tag2mask.run.warn import warn
 from tag2mask.stages.bench import WATCH_SEED, Bench
 from tag2mask.storybook.cache import Rendered, render_cache
@@ -48,6 +48,7 @@ from tag2mask.storybook.vocabulary import (
     write_tokenizer,
 )
 from tag2mask.storybook.watch import Watch, read_best, read_watch
+from tag2mask.types import UserError
 
 WATCHED_BY = "initial"
 BEST = "watch.json"
@@ -129,8 +130,9 @@ def pretrain(
         "drawing": EDITION,
         "words": words_version(),
     }
+    check_own(out, "recipe.json")
     with locked(out, f"The training in {out}"):
-        claim(out / "recipe.json", {**plain(recipe), **settings})
+        claim(out / "recipe.json", {**plain(recipe), **settings}, begun=(out / LAST).exists())
         with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
             scenes = render_cache(
                 cache or out / "cache", Rendered(recipe.scenes, recipe.largest), progress=bar.advance
@@ -213,7 +215,10 @@ def _model(recipe: Pretrain) -> tuple[CLIPModel, str | None]:
         return model, None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
-        other = load_clip(recipe.init, cache=None)
+        try:
+            other = load_clip(recipe.init, cache=None)
+        except UserError as error:
+            raise UserError(f"init: {error}; expected storybook-clip, or a folder of `storybook pretrain`") from error
     fresh = warm_start(model, other)
     if fresh:
         named = ", ".join(fresh[:4])

@@ -26,7 +26,7 @@ from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.lock import locked
 from tag2mask.run.progress import progress as show_progress
-from tag2mask.run.settings import claim, plain
+from tag2mask.run.settings import check_own, claim, plain
 from tag2mask.run.training import LAST, first_process, fit, minutes_left, steps_done
 from tag2mask.run.warn import warn
 from tag2mask.segment.architectures import WHOLE
@@ -140,6 +140,8 @@ def train(
     net = build_network(
         NetworkConfig.of(recipe.architecture, data.classes, **recipe.options), init=recipe.start, seed=recipe.seed
     )
+    if first_process() and not (out / "run.yaml").exists():
+        check_own(out, "recipe.json")
     with locked(out, f"The training in {out}") if first_process() else nullcontext():
         _claim(out, recipe, targets, supervision, start)
         done = steps_done(out)

@@ -139,13 +139,11 @@ def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Advance
 
 
 def _draw_missing(folder: Path, wanted: Rendered, workers: int | None, progress: Advance) -> None:
-    if not (folder / "images.npy").is_file():
+    shape = (wanted.n, *wanted.size, 3)
+    if not _fits(folder / "images.npy", shape):
         for part in folder.glob("part-*.jsonl"):
             part.unlink()  # the pictures that it says are there are gone
-        try:
-            make_array(folder / "images.npy", (wanted.n, *wanted.size, 3), token="images")
-        except OSError as error:
-            raise UserError(f"{folder}: no scenes can be kept there ({error}); choose another folder") from error
+        make_array(folder / "images.npy", shape, token="images")
     jobs = []
     for first in range(0, wanted.n, _CHUNK):
         if _part(folder, first).is_file():
@@ -159,6 +157,15 @@ def _draw_missing(folder: Path, wanted: Rendered, workers: int | None, progress:
     write_atomic(folder / "cache.json", json.dumps({**asdict(wanted), "edition": EDITION}).encode())
     for part in parts:
         part.unlink()
+
+
+def _fits(file: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the pictures' file is there and whole: one that is too short would be made longer, by black."""
+    try:
+        images = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return bool(images.shape == shape and images.dtype == np.uint8)
 
 
 def _finished(folder: Path) -> bool:
@@ -181,5 +188,5 @@ def _draw(job: tuple[Path, Rendered, int]) -> int:
         images[index] = scene.image
         lines.append(json.dumps(tell(scene)) + "\n")
     images.flush()
-    write_atomic(_part(folder, first), "".join(lines).encode())
+    write_atomic(_part(folder, first), "".join(lines).encode(), token=f"part-{first}")
     return last - first

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tag2mask.run.sampling import Training
+from tag2mask.storybook.render import check_render
+from tag2mask.storybook.scenes import CLASSES
 from tag2mask.types import UserError
 
 Size = tuple[int, int]
@@ -24,6 +26,9 @@ class Pretrain:
     drop: share of the patches that a batch leaves out. class_weight, patch_weight, aligned_weight: of the three
     readings' losses. sharpness: of the aligned reading's look at the patches.
     loss: over the batch's captions ("softmax") or pair by pair ("sigmoid").
+    steps: of the optimiser; each takes the mean gradient of ``accumulate`` batches of ``batch`` pictures.
+    precision: float32, bfloat16 or float16. seed: of fresh weights and of the order, views and captions; the scenes
+    are the same ones for every seed.
     tag_weight: of the same loss over one text a class, which fits the pictures that show it.
     dense_weight, value_weight: of what each patch shows, by pseudo masks that ``teacher`` makes from tags; read at
     the last block's end, and on its value path alone (MaskCLIP's reading, along which CLIP-ES's gradients run).
@@ -106,24 +111,26 @@ def check(recipe: Pretrain) -> None:
     odd += [name for name in ("lr", "sharpness") if not 0 < getattr(recipe, name) < math.inf]
     odd += [name for name in ("seed", "warmup") if not 0 <= getattr(recipe, name) < 2**63]  # what torch takes
     if odd:
-        raise UserError(
-            f"{_named(recipe, odd)}: expected finite numbers, lr and sharpness above 0, the others at least 0"
-        )
+        least = "above 0" if set(odd) <= {"lr", "sharpness"} else "of at least 0 (lr and sharpness above 0)"
+        raise UserError(f"{_named(recipe, odd)}: expected finite numbers {least}")
     wrong = [size for size in recipe.sizes if size[0] % recipe.patch or size[1] % recipe.patch or min(size) < 16]
     if wrong or not recipe.sizes:
         raise UserError(
             f"sizes {list(recipe.sizes)}: expected heights and widths of at least 16, in multiples of {recipe.patch}"
         )
-    if recipe.side % recipe.patch or recipe.width % recipe.heads or recipe.text_width % recipe.text_heads:
-        raise UserError(
-            f"side {recipe.side} has to be a multiple of the patch {recipe.patch}, width {recipe.width} of "
-            f"heads {recipe.heads}, text_width {recipe.text_width} of text_heads {recipe.text_heads}"
-        )
-    if not (0 <= recipe.drop < 1 and 0 < recipe.crop <= 1 and 0 <= recipe.ema < 1 and recipe.colour <= 1):
-        raise UserError(
-            f"drop {recipe.drop}, crop {recipe.crop}, ema {recipe.ema}, colour {recipe.colour}: expected "
-            "0 <= drop < 1, 0 < crop <= 1, 0 <= ema < 1, 0 <= colour <= 1"
-        )
+    for whole, part in (("side", "patch"), ("width", "heads"), ("text_width", "text_heads")):
+        if getattr(recipe, whole) % getattr(recipe, part):
+            raise UserError(f"{_named(recipe, [whole, part])}: expected a multiple of {part} for {whole}")
+    ranges = {
+        "0 <= drop < 1": 0 <= recipe.drop < 1,
+        "0 < crop <= 1": 0 < recipe.crop <= 1,
+        "0 <= ema < 1": 0 <= recipe.ema < 1,
+        "0 <= colour <= 1": recipe.colour <= 1,
+    }
+    for expected, kept in ranges.items():
+        if not kept:
+            raise UserError(f"{_named(recipe, [expected.split()[2]])}: expected {expected}")
+    check_render(recipe.scenes, 0, "train", recipe.largest, CLASSES, None)
     if not any(getattr(recipe, name) for name in _WEIGHTS):
         raise UserError(f"{', '.join(_WEIGHTS)} are 0: expected one above")
     if recipe.loss not in ("softmax", "sigmoid"):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,7 +30,8 @@ from tag2mask.data.png import encode_mask
 from tag2mask.run.files import write_atomic
 from tag2mask.run.lock import locked
 from tag2mask.run.processes import cores, in_order
-from tag2mask.run.settings import check_empty, describe_differences
+from tag2mask.run.progress import Advance, unheard
+from tag2mask.run.settings import check_own, describe_differences
 from tag2mask.storybook.captions import caption
 from tag2mask.storybook.cast import TRAPS
 from tag2mask.storybook.scenes import CLASSES, EDITION, SMALLEST, Scene, check_scene, draw_scene
@@ -43,6 +44,9 @@ SPLITS: dict[str, range] = {
 
 MOST_SCENES = 10**6
 """Scenes of one render; render ``seed`` s takes the split's seeds from ``s * MOST_SCENES`` on."""
+
+HELD = "storybook.json"
+"""In a folder of scenes: what is drawn there, or is being drawn."""
 
 _CHUNK = 16
 _FEW = 64  # starting a process takes as long as drawing about this many scenes
@@ -68,6 +72,11 @@ class _Job:
     size: tuple[int, int]
     classes: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """Of the chunk."""
+        return f"{self.first:06d}-{self.last:06d}"
+
 
 def render(
     out: Path | str,
@@ -78,11 +87,12 @@ def render(
     size: tuple[int, int] = (192, 256),
     classes: Sequence[str] = CLASSES,
     workers: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance = unheard,
 ) -> Path:
     """Draws ``n`` scenes into a VOC-layout folder; equal arguments give equal bytes.
 
-    Every file is written under another name and renamed. Several splits may share a folder, and a split may grow.
+    Every file is written under another name and renamed; a call that was stopped goes on. Several splits may share a
+    folder, and a split may grow. What was changed there by hand is drawn anew.
 
     Args:
         out: the folder; it is made.
@@ -93,7 +103,7 @@ def render(
         classes: as in ``draw_scene``.
         workers: processes; None is one a core, and only this one for a few scenes. A script that renders
             with more than one needs the usual ``if __name__ == "__main__":``.
-        progress: called with the number of scenes just finished, now and then.
+        progress: called with the number of scenes just finished, or found finished, now and then.
 
     Returns:
         The folder.
@@ -103,6 +113,7 @@ def render(
     """
     out = Path(out)
     classes = check_render(n, seed, split, size, classes, workers)
+    check_own(out, HELD)
     with locked(out, f"The scenes in {out}"):
         _claim(out, n, seed, split, size, classes)
         for folder in (
@@ -114,14 +125,7 @@ def render(
         ):
             (out / folder).mkdir(parents=True, exist_ok=True)
 
-        listed = out / "ImageSets" / "Segmentation" / f"{split}.txt"
-        listed.unlink(missing_ok=True)  # a list is of finished scenes
-        jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in range(0, n, _CHUNK)]
-        rows: list[_Row] = []
-        for done in in_order(_draw, jobs, _workers(n, workers)):
-            rows += done
-            if progress is not None:
-                progress(len(done))
+        rows = _draw_missing(out, n, seed, split, size, classes, workers, progress)
 
         ids = [row.id for row in rows]
         tags = [f"JPEGImages/{row.id}.jpg,{';'.join(row.names)}" for row in rows]
@@ -132,8 +136,10 @@ def render(
             out / "tags.csv", _lines(["image,labels", *_of_other_splits(out / "tags.csv", split)[1:], *tags])
         )
         write_atomic(out / "captions.jsonl", _lines([*_of_other_splits(out / "captions.jsonl", split), *said]))
-        # Last: who finds the list finds everything on it.
-        write_atomic(listed, _lines(ids))
+        # Last: who finds the list finds everything on it. One of fewer scenes, from before, was true as long.
+        write_atomic(out / "ImageSets" / "Segmentation" / f"{split}.txt", _lines(ids))
+        for part in out.glob(_part(out, split, "*").name):
+            part.unlink()
     return out
 
 
@@ -147,11 +153,36 @@ def kind_of(split: str) -> str:
     return split if split in TRAPS else "mixed"
 
 
+def _draw_missing(
+    out: Path,
+    n: int,
+    seed: int,
+    split: str,
+    size: tuple[int, int],
+    classes: tuple[str, ...],
+    workers: int | None,
+    progress: Advance,
+) -> list[_Row]:
+    """What the lists say of each scene. Chunks that a stopped call has drawn are not drawn again."""
+    firsts = range(0, n, _CHUNK)
+    jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in firsts]
+    left = [job for job in jobs if not _part(out, split, job.name).is_file()]
+    progress(n - sum(job.last - job.first for job in left), worked=False)
+    for done in in_order(_draw, left, _workers(n, workers)):
+        progress(done)
+    rows = []
+    for job in jobs:
+        for line in _part(out, split, job.name).read_text(encoding="utf-8").splitlines():
+            name, names, said = json.loads(line)
+            rows.append(_Row(name, tuple(names), said))
+    return rows
+
+
 # --- one process ---------------------------------------------------------------------------------------
 
 
-def _draw(job: _Job) -> list[_Row]:
-    """Draws and writes some scenes."""
+def _draw(job: _Job) -> int:
+    """Draws and writes some scenes; then, that they are there and what the lists say of them."""
     palette = _palette(job.classes)
     rows = []
     for index in range(job.first, job.last):
@@ -160,12 +191,21 @@ def _draw(job: _Job) -> list[_Row]:
         scene = draw_scene(seed, job.size, job.classes, kind_of(job.split))
         # A second stream, so that the words do not depend on how many numbers the drawing took.
         words = caption(scene, np.random.default_rng([seed, 1]))
-        write_atomic(job.out / "JPEGImages" / f"{name}.jpg", _jpeg(scene.image))
-        write_atomic(job.out / "Annotations" / f"{name}.xml", _annotation(name, scene))
-        write_atomic(job.out / "SegmentationClass" / f"{name}.png", encode_mask(scene.mask, palette))
-        write_atomic(job.out / "SegmentationDetail" / f"{name}.png", encode_mask(scene.detail, ()))
+        for path, data in (
+            (f"JPEGImages/{name}.jpg", _jpeg(scene.image)),
+            (f"Annotations/{name}.xml", _annotation(name, scene)),
+            (f"SegmentationClass/{name}.png", encode_mask(scene.mask, palette)),
+            (f"SegmentationDetail/{name}.png", encode_mask(scene.detail, ())),
+        ):
+            write_atomic(job.out / path, data, token=name)  # what a kill leaves is written over
         rows.append(_Row(name, scene.names, words))
-    return rows
+    write_atomic(_part(job.out, job.split, job.name), _lines(map(json.dumps, rows)), token=f"{job.split}-{job.name}")
+    return len(rows)
+
+
+def _part(out: Path, split: str, name: str) -> Path:
+    """The rows of a chunk, from its end to the end of the render."""
+    return out / f".{split}-{name}.jsonl"
 
 
 def _jpeg(image: NDArray[np.uint8]) -> bytes:
@@ -232,7 +272,7 @@ def _claim(out: Path, n: int, seed: int, split: str, size: tuple[int, int], clas
 
     A list of fewer scenes than there are pictures, or of two sizes, would contradict what lies beside it.
     """
-    path = out / "storybook.json"
+    path = out / HELD
     own = {"edition": EDITION, "size": list(size), "classes": list(classes)}
     splits: dict[str, dict[str, int]] = {}
     if path.is_file():
@@ -244,12 +284,13 @@ def _claim(out: Path, n: int, seed: int, split: str, size: tuple[int, int], clas
             fewer = there["n"] > n
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error!r}); render into another folder") from error
-        if fewer:
-            differences = differences or f"there are {there['n']} of {split}, and {n} now"
         if differences:
             raise UserError(f"{out} holds other scenes: {differences}; render into another folder")
-    else:
-        check_empty(out)
+        if fewer:
+            raise UserError(
+                f"{out}: {there['n']} scenes of {split} were drawn or begun there, and {n} are asked for; give "
+                f"{there['n']} or more to go on, or render into another folder"
+            )
     write_atomic(path, json.dumps({**own, "splits": {**splits, split: {"seed": seed, "n": n}}}).encode())
 
 

@@ -121,10 +121,7 @@ def _fill(
     file = folder / "labels.npy"
     if not file.is_file():
         write_atomic(folder / "done.json", b"0")
-        try:
-            make_array(file, shape, token="labels")
-        except OSError as error:
-            raise UserError(f"{folder}: no masks can be kept there ({error}); choose another folder") from error
+        make_array(file, shape, token="labels")
     done = _made(folder, shape)
     progress(done, worked=False)
     labels = open_memmap(file, "r+")

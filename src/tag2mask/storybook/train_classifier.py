@@ -7,6 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from tag2mask.run.lock import locked
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.sampling import Draw, Training, sample_generator
 from tag2mask.run.schedule import adamw
-from tag2mask.run.settings import check_empty, claim, plain
-from tag2mask.run.training import fit, minutes_left
+from tag2mask.run.settings import check_own, claim, plain
+from tag2mask.run.training import LAST, fit, minutes_left
 from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
 from tag2mask.storybook.classifier import (
     DICE,
@@ -164,10 +165,12 @@ def pretrain_resnet(
     find_device(device)
     model, started_from = _start(recipe)
     module = TagTraining(recipe, model, compiled=compiled)
-    if not work.is_dir():
-        check_empty(out)
+    if scenes < 1:
+        raise UserError(f"the result is measured on {scenes} scenes: expected at least 1")
+    check_own(out, "training/recipe.json")
     with locked(work, f"The training in {out}"):
-        claim(work / "recipe.json", {**plain(recipe), "init_sha256": started_from, "drawing": EDITION})
+        settings = {**plain(recipe), "init_sha256": started_from, "drawing": EDITION}
+        claim(work / "recipe.json", settings, begun=(work / LAST).exists())
         with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
             wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
             drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)
@@ -189,7 +192,7 @@ def _measured(
     file: Path, classifier: Classifier, data: TaggedPictures, recipe: ClassifierRecipe, scenes: int, progress: bool
 ) -> Trained:
     """The figures of a network and of its floor, from the file where they are there: they take minutes."""
-    if file.is_file():
+    with suppress(OSError, ValueError, TypeError):  # where there is none, or not one of ours, it is measured again
         network, untrained = (Measured(**each) for each in json.loads(file.read_text(encoding="utf-8")))
         return Trained(network, untrained)
     with show_progress(2 * scenes, "measure", unit="scenes", enabled=progress) as bar:

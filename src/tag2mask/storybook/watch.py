@@ -73,6 +73,8 @@ class Watch(lightning.Callback):
         recipe, step = pl_module.recipe, trainer.global_step
         if (batch_idx + 1) % recipe.accumulate or (step % self.every and step != recipe.steps):
             return
+        if not all(bool(each.isfinite().all()) for each in pl_module.weights.parameters()):
+            return  # nothing to measure; at the next checkpoint the training is refused, with a reason
         with torch.no_grad():
             found = {name: _rounded(value) for name, value in self.measure(pl_module.weights).items()}
         samples = step * recipe.accumulate * recipe.batch
