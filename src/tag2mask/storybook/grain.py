@@ -28,11 +28,11 @@ def white(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float3
 
 
 def smooth(rng: np.random.Generator, size: tuple[int, int], cell: float) -> NDArray[np.float32]:
-    """Normal noise whose lumps are about ``cell`` pixels wide: (H, W, 1) float32."""
+    """Normal noise whose lumps are about ``cell`` pixels wide: (H, W) float32."""
     height, width = size
     grid = (max(2, int(height / cell)), max(2, int(width / cell)))
     lumps = Image.fromarray(_NORMAL_BYTE[rng.integers(0, 256, grid, np.uint8)])
-    return np.take(_OF_BYTE, np.asarray(lumps.resize((width, height), Image.Resampling.BICUBIC)))[..., None]
+    return np.take(_OF_BYTE, np.asarray(lumps.resize((width, height), Image.Resampling.BICUBIC)))
 
 
 def blur(image: NDArray[np.float32]) -> NDArray[np.float32]:

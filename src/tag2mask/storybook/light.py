@@ -38,17 +38,22 @@ def develop(
     height, width = image.shape[:2]
     y = np.arange(height, dtype=np.float32)[:, None]  # (H, 1)
     x = np.arange(width, dtype=np.float32)  # (W,)
-    light = 1 + np.float32(0.05) * grain.smooth(rng, (height, width), height / 3)[..., 0]  # (H, W)
+    light = 1 + np.float32(0.05) * grain.smooth(rng, (height, width), height / 3)  # (H, W)
     if len(spots) > 1:  # every figure has its light and its dark side
         side = np.float32(between(rng, -0.22, 0.22))
-        at = spots[figures]  # (H, W, 3)
-        slope = (side * (x - at[..., 0]) - np.float32(0.12) * (y - at[..., 1])) / at[..., 2]
-        light += np.where(figures > 0, np.clip(slope, -0.18, 0.18), 0).astype(np.float32)
+        for number, (middle, level, reach) in enumerate(spots[1:], 1):
+            own = figures == number
+            rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
+            if not len(rows):
+                continue
+            room = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            slope = (side * (x[room[1]] - middle) - np.float32(0.12) * (y[room[0]] - level)) / reach
+            np.add(light[room], np.clip(slope, -0.18, 0.18), out=light[room], where=own[room])
     if chance(rng, 0.2):  # vignetting
         far = ((x / width - np.float32(0.5)) ** 2 + (y / height - np.float32(0.5)) ** 2) * 2  # (H, W)
         light *= 1 - np.float32(between(rng, 0.25, 0.7)) * far
     light *= np.float32(between(rng, 0.85, 1.12))
-    shot = image.astype(np.float32) * light[..., None]  # (H, W, 3)
+    shot = image.astype(np.float32) * np.repeat(light, 3).reshape(height, width, 3)
     if chance(rng, 0.25):  # colour cast
         shot *= np.array([between(rng, 0.85, 1.12) for _ in range(3)], np.float32)
     if chance(rng, 0.15):  # mist, old paper

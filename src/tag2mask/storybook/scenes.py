@@ -103,8 +103,8 @@ def draw_scene(
     gone = (mask > 0) & ~seen[mask]
     return Scene(
         image=develop(rng, stage.canvas.image(), figures, spots),
-        mask=np.where(gone, 0, mask).astype(np.uint8),
-        detail=np.where(gone, 0, detail).astype(np.uint8),
+        mask=mask * ~gone,
+        detail=detail * ~gone,
         tags=tuple(int(value) for value in np.flatnonzero(seen)),
         counts=tuple(instances(mask == value, figures) for value in np.flatnonzero(seen)),
         things=_things(detail),
