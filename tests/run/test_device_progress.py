@@ -97,6 +97,16 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     assert "files/s" in err
 
 
+def test_what_is_refused_before_it_began_shows_no_progress(capsys):
+    with pytest.raises(ZeroDivisionError), progress(3, "render"):
+        raise ZeroDivisionError
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ZeroDivisionError), progress(3, "render") as bar:
+        bar.advance()
+        raise ZeroDivisionError
+    assert "render: 1/3" in capsys.readouterr().err
+
+
 def test_silence(capsys):
     assert list(progress(iter("abc"), "read", enabled=False)) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")

@@ -66,9 +66,11 @@ class Bar(Generic[T]):
             self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object = None, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        elif error is not None and not self._done:
+            return  # refused before it began
         elif self._enabled and self._told != self._done:
             self._line()
 

@@ -122,7 +122,11 @@ def paint(canvas: Canvas, layers: Sequence[Actor | Item], classes: Sequence[str]
 
 
 def check_scene(size: tuple[int, int], classes: Sequence[str], kind: str) -> tuple[str, ...]:
-    """The classes as a tuple, if such scenes can be drawn. Arguments and errors as ``draw_scene``."""
+    """The classes as a tuple, if such scenes can be drawn. Arguments as ``draw_scene``.
+
+    Raises:
+        UserError: they cannot; that these classes cannot show a trap, only the drawing tells.
+    """
     if min(size) < SMALLEST:
         raise UserError(
             f"a scene of {size[0]}x{size[1]} pixels is too small to draw; take at least {SMALLEST}x{SMALLEST}"
