@@ -6,7 +6,7 @@ import pytest
 
 from tag2mask.stages.demo import demo
 
-MEASURED = 0.458
+MEASURED = 0.467
 """mIoU of the masks of these 30 scenes by the weights that ship."""
 
 

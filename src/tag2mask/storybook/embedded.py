@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tag2mask.types import UserError
 
-CLIP_SHA256 = "0f107c5aad28878988bc9d19e81d12e4a45a35c09a9c95bfa91114c5493d9923"
+CLIP_SHA256 = "3ff319885d1cedaed42cf0320618ed4730f5619f4b2373e1c8e34732235a4c61"
 """Of ``model.safetensors`` in the folder of ``embedded_clip``."""
 
 
