@@ -90,6 +90,23 @@ def test_ctrl_c_saves_also_where_nobody_reads_the_messages(tmp_path, monkeypatch
     assert steps_done(tmp_path) == 5
 
 
+def test_a_second_ctrl_c_stops_at_once_and_says_what_is_saved(tmp_path, request):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    module = Line(at=14, action=twice)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at once; .* holds all up to step 4 of 6") as stop:
+        fit(module, Numbers(), HOW, tmp_path, show=False)
+    assert not isinstance(stop.value, subject.Stopped)
+    assert steps_done(tmp_path) == 4
+    module = Line(at=3, action=lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(subject.Stopped, match="stopped at step 5 of 6; all of it is saved"):
+        fit(module, Numbers(), HOW, tmp_path, show=False)
+
+
 @pytest.mark.parametrize("wrong", ["loss", "weights"])
 def test_what_is_not_finite_is_never_written_over_what_is(tmp_path, wrong):
     class Exploding(Line):

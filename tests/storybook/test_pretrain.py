@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import signal
 import time
 import warnings
 from dataclasses import replace
@@ -198,6 +200,27 @@ def test_where_nothing_was_learned_a_mended_command_begins(tmp_path, monkeypatch
     found = pretrain(tmp_path, replace(TINY, accumulate=1), device="cpu", minutes=0.0, watch=0, progress=False)
     assert found.step == 1
     assert json.loads((tmp_path / "recipe.json").read_text())["scenes"] == TINY.scenes
+
+
+def test_a_stop_leaves_the_weights_of_its_step(tmp_path, monkeypatch):
+    """As far as it came, not those of an earlier leg."""
+    recipe, step = replace(TINY, accumulate=1), ContrastiveCLIP.training_step
+
+    def interrupted(module, batch, batch_idx):
+        if batch["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(module, batch, batch_idx)
+
+    pretrain(tmp_path, recipe, device="cpu", minutes=0.0, watch=0, progress=False)
+    before = (tmp_path / "clip" / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(ContrastiveCLIP, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="stopped at step 3 of 4"):
+            pretrain(tmp_path, recipe, device="cpu", watch=0, progress=False)
+    assert (tmp_path / "clip" / "model.safetensors").read_bytes() != before
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    kept = load_clip(tmp_path / "clip", cache=None).model.vision.proj
+    torch.testing.assert_close(kept, state["average.vision.proj"].half().float(), rtol=0, atol=0)
 
 
 def test_watched_are_other_scenes_than_those_of_the_card(monkeypatch):

@@ -116,6 +116,12 @@ def test_a_damaged_best_is_named(tmp_path, text):
     assert read_best(tmp_path / "none.json") is None
 
 
+def test_columns_keep_their_order_when_the_best_row_alone_is_left(scenes, tmp_path):
+    rows = watched(tmp_path, scenes, lambda _: {"initial": 1.0}, every=4)
+    header = (tmp_path / "watch.csv").read_text().splitlines()[0]
+    assert list(read_best(tmp_path / "watch.json")) == list(rows[0]) == header.split(",")
+
+
 def test_another_number_of_scenes_is_not_compared(scenes, tmp_path):
     (tmp_path / "watch.json").write_text('{"step": 0, "samples": 0, "scenes": 3, "initial": 99}')
     kept, rows, top = watch_all(tmp_path, [1.0, 3.0, 2.0, 2.0], scenes)

@@ -35,6 +35,10 @@ from tag2mask.types import UserError
 LAST = "last.ckpt"
 
 
+class Stopped(KeyboardInterrupt):
+    """A training was asked to stop, and ended its step; all of it is saved."""
+
+
 def fit(
     module: lightning.LightningModule,
     dataset: Any,
@@ -63,7 +67,8 @@ def fit(
     Raises:
         UserError: no such device or precision, a batch that the devices cannot share, a checkpoint that is damaged
             or does not fit, or, where a checkpoint is due, a loss or weights that are not finite.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved. A second one stops at once, without saving.
+        Stopped: Ctrl-C or SIGTERM; the state is saved.
+        KeyboardInterrupt: a second Ctrl-C, which stops at once, without saving.
     """
     last = folder / LAST
     counts = getattr(dataset, "groups", (len(dataset),))
@@ -92,13 +97,18 @@ def fit(
                         f"{last} holds another network than the one to be trained; train into another folder"
                     ) from error
                 raise
-            except SystemExit as error:  # Lightning's answer to SIGTERM, which a shell would take for success
-                raise SystemExit(128 + signal.SIGTERM) from error
+            except SystemExit as error:  # Lightning's answer to SIGTERM and to a second Ctrl-C
+                if keeper.ended:
+                    raise SystemExit(128 + signal.SIGTERM) from error  # a shell would take Lightning's for success
+                raise KeyboardInterrupt(
+                    f"stopped at once; {folder} holds all up to step {steps_done(folder)} of {training.steps}: give "
+                    "the same command again to go on"
+                ) from error
             except UserError as error:  # from a process that prepares samples it comes with its traceback
                 said = str(error).strip().splitlines()[-1]
                 raise UserError(said.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from error
     if keeper.stopped_by == "ctrl-c":
-        raise KeyboardInterrupt(
+        raise Stopped(
             f"stopped at step {trainer.global_step} of {training.steps}; all of it is saved in {folder}: "
             "give the same command again to go on"
         )
@@ -182,6 +192,7 @@ class _Keeper(lightning.Callback):
     def __init__(self, path: Path, training: Training, show: bool) -> None:
         self.path, self.training, self.show = path, training, show
         self.stopped_by: str | None = None
+        self.ended = False  # by SIGTERM
         self._asked = False
         self._step = -1
 
@@ -198,6 +209,7 @@ class _Keeper(lightning.Callback):
             signal.signal(signal.SIGTERM, self._ended)  # Lightning's own, put back by it afterwards, saves nothing
 
     def _ended(self, *_: object) -> None:
+        self.ended = True
         self.ask()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -27,7 +27,7 @@ from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.lock import locked
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import check_own, claim, plain
-from tag2mask.run.training import LAST, fit, minutes_left
+from tag2mask.run.training import LAST, Stopped, fit, minutes_left
 from tag2mask.run.warn import warn
 from tag2mask.stages.bench import WATCH_SEED, Bench
 from tag2mask.storybook.cache import Rendered, render_cache
@@ -159,9 +159,13 @@ def pretrain(
         pairs = Pairs(scenes, recipe.seed, recipe.crop, recipe.colour, masks)
         left = minutes_left(minutes, began)
         training = recipe.training(device=device, workers=workers, minutes=left, save_steps=save_steps)
-        trainer = fit(
-            module, pairs, training, out, label="pretrain", unit="images", callbacks=callbacks, show=progress
-        )
+        try:
+            trainer = fit(
+                module, pairs, training, out, label="pretrain", unit="images", callbacks=callbacks, show=progress
+            )
+        except Stopped:
+            write_clip(out / "clip", module.weights)
+            raise
         write_clip(out / "clip", module.weights)
         top = read_best(out / "best" / BEST)
         best = None if top is None else out / "best"

@@ -49,7 +49,10 @@ def check_teacher(source: str, classes: Sequence[str]) -> str:
     Raises:
         UserError: there is none, or it does not know a class.
     """
-    classifier, digest = load_classifier(source)
+    try:
+        classifier, digest = load_classifier(source)
+    except UserError as error:
+        raise UserError(f"teacher: {error}") from error
     unknown = [name for name in classes if name not in classifier.names]
     if unknown:
         raise UserError(

@@ -240,13 +240,20 @@ def _start(recipe: ClassifierRecipe) -> tuple[Classifier, str | None]:
     model = make_classifier(recipe)
     if recipe.init is None:
         return model, None
-    other, digest = load_classifier(recipe.init)
+    try:
+        other, digest = load_classifier(recipe.init)
+    except UserError as error:
+        raise UserError(f"init: {error}") from error
     there, asked = other.backbone.layout, model.backbone.layout
+    if there.width != asked.width:
+        raise UserError(
+            f"init: {recipe.init} is of width {there.width}, the recipe of width {asked.width}; "
+            f"give --width {there.width}"
+        )
     if (other.names, there) != (model.names, asked):
         raise UserError(
-            f"{recipe.init}: {len(other.names)} classes ({', '.join(other.names[:3])}, ...), width {there.width}, "
-            f"strides {there.strides}; the recipe asks for {len(model.names)} classes "
-            f"({', '.join(model.names[:3])}, ...), width {asked.width}, strides {asked.strides}"
+            f"init: {recipe.init} knows {', '.join(other.names)}, with {there}; expected {', '.join(model.names)}, "
+            f"with {asked}"
         )
     model.load_state_dict(other.state_dict())
     return model, digest

@@ -133,8 +133,10 @@ def read_best(path: Path) -> dict[str, float] | None:
         row = {str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
         if not all(math.isfinite(value) for value in row.values()):
             raise ValueError("figures that are not finite")
-        return {"step": row["step"], "scenes": row["scenes"], **row}
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        if lost := {"step", "scenes"}.difference(row):
+            raise ValueError(f"no {' and no '.join(sorted(lost))}")
+        return row
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); remove {path.parent}, and the next best is kept") from error
 
 
