@@ -132,7 +132,7 @@ if __name__ == "__main__":
         f"Made by `python benchmarks/networks.py --scenes {given.scenes} --held-out {given.held_out} --steps "
         f"{given.steps}` on {date.today()}: {platform.machine()}, {torch.get_num_threads()} threads, tag2mask "
         f"{__version__}, torch {torch.__version__}. Weights: storybook-clip (labels), storybook-resnet (start of the "
-        "networks). mIoU in %, over background and 16 classes.\n"
+        "networks). mIoU in %, over background and VOC's 20 classes.\n"
     )
     page = "\n".join([head, *parts])
     print(page)

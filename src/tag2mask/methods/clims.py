@@ -218,11 +218,11 @@ STORYBOOK: dict[str, Any] = {
     "epochs": 2,
 }
 """For storybook-resnet, whose scenes are small: two epochs of 200 scenes are 50 steps. After 100 the maps of boats
-were worse again, on the 60 scenes of ``val`` (seed 1) that all of these settings were chosen on."""
+were worse again, on 60 scenes of ``val`` (seed 1) and with earlier weights; docs/clims.md has what today's do."""
 
 STORYBOOK_LOSS: dict[str, Any] = {"suppression": 5.0, "area": 5.0}
 """For storybook-clip, whose cosines with water or railway move over a wide range (OpenAI's: some hundredths): at the
-paper's 29.5, L_CBS alone decided, and boats shrank to their sails."""
+paper's 29.5, L_CBS alone decides where the rate lets it, and boats shrink to their sails."""
 
 
 class CLIMS:
