@@ -23,7 +23,7 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
-from page import section
+from page import section, write_page
 from scipy.stats import spearmanr
 
 from tag2mask import __version__
@@ -171,7 +171,7 @@ for the maps. "paper" columns are copied from CLIP-ES (VOC 2012 train, OpenAI's 
 another world and another CLIP, there to compare orderings. Of {args.n} scenes a figure may be a few points off those
 of many. Multi-scale is 0.5, 1 and 1.5 with mirrored images.
 """
-    args.out.write_text("\n".join([head, *parts]), encoding="utf-8")
+    write_page(args.out, "\n".join([head, *parts]))
     print(f"written: {args.out}")
 
 

@@ -23,7 +23,7 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
-from page import table
+from page import table, write_page
 from torch import Tensor
 
 from tag2mask import __version__
@@ -180,7 +180,7 @@ the last weights, one scale.
     page = "\n".join([head, *lines, ""])
     print(page)
     if args.out:
-        args.out.write_text(page, encoding="utf-8")
+        write_page(args.out, page)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ tune_process()  # as the command line does, before torch is loaded
 
 import numpy as np
 import torch
-from page import section
+from page import section, write_page
 
 from tag2mask import __version__
 from tag2mask.data import read_voc
@@ -208,10 +208,13 @@ def main() -> None:
             ["floor: untrained classifier's CAM", *scenes.measure(blank).cells()],
             ["floor: everything foreground", *scenes.measure(None).cells()],
         ]
+        paper = (chosen if args.variant == "paper" else second).recipe.loss
+        weights = f"{paper.object:g}, {paper.background:g}, {paper.suppression:g}, {paper.area:g}"
         note = (
             f"{args.steps} steps of {chosen.recipe.batch} images, fine-tuning {args.finetune}; the fit of the "
             f"second row took {seconds:.0f} s ({args.steps * chosen.recipe.batch / seconds:.2f} images/s). Precision "
-            "of boat and train: the share of the pixels called so that is no water, railway or other thing."
+            "of boat and train: the share of the pixels called so that is no water, railway or other thing. Variant "
+            f"paper\nhas the losses' weights that are the default for storybook-clip, not the paper's: {weights}."
         )
         parts = [section("Maps", ["", *HEAD], rows, note)]
         rows = [["none (the start)", *base.cells()]]
@@ -235,7 +238,7 @@ of Storybook's val split, 256x192; weights {STORYBOOK_RESNET}
 storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch {torch.__version__},
 {platform.machine()} with 2 threads, {time.perf_counter() - began:.0f} s. All figures in %.
 """
-    args.out.write_text("\n".join([head, *parts]), encoding="utf-8")
+    write_page(args.out, "\n".join([head, *parts]))
     print(f"written: {args.out}")
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/networks.py [--scenes 400] [--held-out 100] [--steps 600] [--work FOLDER] [--out FILE]
 
-Every row is measured on scenes that no training saw. The networks get no tags there; the pseudo masks do. The work
-folder keeps runs and networks, and the same command goes on with what is in it.
+Every row is measured on scenes that no training saw. The pseudo masks get the tags there, the networks in the last
+column alone. The work folder keeps runs and networks, and the same command goes on with what is in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
-from page import section
+from page import section, write_page
 
 from tag2mask import __version__
 from tag2mask.config import read_recipe
@@ -137,4 +137,4 @@ if __name__ == "__main__":
     page = "\n".join([head, *parts])
     print(page)
     if given.out:
-        given.out.write_text(page, encoding="utf-8")
+        write_page(given.out, page)

@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+NOTES = "\n## Notes\n"
+"""Begins what a person wrote on a page, at its end."""
+
+
+def write_page(path: Path, page: str) -> None:
+    """Put ``page`` in the place of what a command made before; the notes of a person stay, to be read again."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    kept = before[before.index(NOTES) :] if NOTES in before else ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page.rstrip("\n") + "\n" + kept, encoding="utf-8")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

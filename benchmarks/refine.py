@@ -26,7 +26,7 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
-from page import table
+from page import table, write_page
 from torch import Tensor
 
 from tag2mask import __version__
@@ -169,7 +169,8 @@ def main() -> None:
         rows.append(["floor: everything foreground", measured.everything_foreground(), "", "", ""])
     head = ["", "mIoU, fixed", "mIoU, best", "fit, s", "label, images/s"]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(
+    write_page(
+        args.out,
         f"""# Refinement: CRF, PSA and IRN on Storybook
 
 Made by `python benchmarks/refine.py -n {args.n} --steps {args.steps}` on {date.today()}: {args.n} scenes of
@@ -181,9 +182,7 @@ test split); "best": with the best of {len(RULES)} rules, chosen with ground tru
 making of labels and {args.steps} steps; neither sees ground truth.
 
 """
-        + table(head, rows)
-        + "\n",
-        encoding="utf-8",
+        + table(head, rows),
     )
     print(f"written: {args.out}")
 

@@ -26,6 +26,19 @@ def python(*arguments, cwd=ROOT):
     return done.stdout
 
 
+def test_a_page_that_is_made_again_keeps_what_a_person_wrote(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from page import write_page
+
+    path = tmp_path / "new" / "page.md"
+    write_page(path, "# One\n\n")
+    assert path.read_text() == "# One\n"
+    path.write_text("# One\n\n## Notes\n\nby hand\n")
+    for _ in range(2):
+        write_page(path, "# Two\n")
+    assert path.read_text() == "# Two\n\n## Notes\n\nby hand\n"
+
+
 def test_ablations(tmp_path):
     python("benchmarks/ablations.py", "clip-es", "-n", 2, "--out", tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text(encoding="utf-8")

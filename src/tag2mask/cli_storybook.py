@@ -143,7 +143,7 @@ def measure(
     n: Annotated[
         int,
         typer.Option(
-            "-n", min=1, help="How many scenes of the val split; 500 take a quarter of an hour on two cores."
+            "-n", min=1, help="How many scenes of the val split; 500 take about twenty minutes on two cores."
         ),
     ] = 500,
     device: DeviceOption = "auto",

@@ -361,7 +361,9 @@ def test_a_fit_is_what_its_steps_are(clip, weights, data, tmp_path):
                 shrink = decay * p if p.ndim == 4 else 0
                 p -= (10 if name.startswith("head.") else 1) * rate * (p.grad + shrink)
     for name, value in network.state_dict().items():
-        torch.testing.assert_close(got[name], value, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            got[name], value, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
     start = method.start()[0].state_dict()
     assert not torch.equal(got["backbone.layer4.0.conv1.weight"], start["backbone.layer4.0.conv1.weight"])
     assert torch.equal(got["backbone.conv1.weight"], start["backbone.conv1.weight"])

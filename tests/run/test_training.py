@@ -107,6 +107,27 @@ def test_a_second_ctrl_c_stops_at_once_and_says_what_is_saved(tmp_path, request)
         fit(module, Numbers(), HOW, tmp_path, show=False)
 
 
+def test_the_bar_ends_with_the_training_however_it_ends(tmp_path, monkeypatch):
+    """A bar that goes on hides the terminal's cursor."""
+    ends = []
+
+    class Noted(subject.Bar):
+        def __exit__(self, error=None, *rest):
+            ends.append(type(error))
+            super().__exit__(error, *rest)
+
+    monkeypatch.setattr(subject, "progress", lambda work, label, unit, enabled: Noted(work, label, unit, False))
+
+    def broken():
+        raise UserError("no such luck")
+
+    with pytest.raises(UserError, match="no such luck"):
+        fit(Line(at=3, action=broken), Numbers(), HOW, tmp_path, show=False)
+    assert ends == [UserError]
+    fit(Line(), Numbers(), HOW, tmp_path, show=False)
+    assert ends == [UserError, type(None)]
+
+
 @pytest.mark.parametrize("wrong", ["loss", "weights"])
 def test_what_is_not_finite_is_never_written_over_what_is(tmp_path, wrong):
     class Exploding(Line):

@@ -13,6 +13,7 @@ from torchmetrics.classification import MultilabelAveragePrecision
 from tag2mask.classes import load_classes
 from tag2mask.data import read_voc
 from tag2mask.methods.clip_es import ClipES, ClipESOptions
+from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.metrics import average_precision
 from tag2mask.stages.bench import WATCH_SEED, Bench
@@ -102,6 +103,55 @@ def test_every_row_is_of_options_of_its_own(embedded, clip):
     assert len({found[key] for key in ("caa", "caa_crf", "caa_own", "caa_crf_own")}) == 4
 
 
+def test_every_row_is_of_what_it_says(embedded):
+    clip = embedded[1]
+    found = measure_clip(clip, 5, sizes=((64, 96), (96, 64)), progress=False)
+    bench = Bench.draw(clip, 5, size=(64, 96))
+    whole, blank = bench.measure(crf=True), bench.measure(crf=True, clip=untrained(clip, seed=0))
+    initial = {
+        "logits": {"score": "logits"},
+        "no_background": {"background": False},
+        "class_token": {"readout": "class"},
+        "plain_names": {"synonyms": "none"},
+    }
+    expected = {
+        "map_class": bench.tag_map(readout="class"),
+        "map_patches": bench.tag_map(readout="patches"),
+        "initial": whole.initial,
+        "mhsa": bench.measure(affinity="mhsa").maps,
+        "caa": whole.maps,
+        "caa_crf": whole.masks,
+        "caa_own": whole.maps_own,
+        "caa_crf_own": whole.masks_own,
+        **{key: bench.measure(affinity="none", **options).maps for key, options in initial.items()},
+        "floor_map_class": bench.tag_map(clip=untrained(clip, seed=0)),
+        "floor_initial": blank.initial,
+        "floor_caa": blank.maps,
+        "floor_caa_crf": blank.masks,
+        "floor_caa_own": blank.maps_own,
+        "floor_caa_crf_own": blank.masks_own,
+        "floor_everything": bench.everything_foreground(),
+    }
+    assert expected.keys() == ROWS.keys()
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+    assert (found["initial@96x64"], found["caa@96x64"]) == pytest.approx((whole.initial, whole.maps))
+    other = Bench.draw(clip, 5, size=(96, 64)).measure()
+    assert (found["initial@64x96"], found["caa@64x96"]) == pytest.approx((other.initial, other.maps))
+
+
+def test_the_floor_is_the_first_tag_everywhere(clip):
+    bench = Bench.draw(clip, 6, size=(32, 32))
+    counts = torch.zeros(21, 21, dtype=torch.int64)
+    for item, truth in zip(bench.items, bench.truths, strict=True):
+        for value in truth.unique().tolist():
+            if value < 21:
+                counts[value, item.tags[0]] += (truth == value).sum()
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    there = counts.sum(1) > 0
+    assert any(len(item.tags) > 1 for item in bench.items)
+    assert bench.everything_foreground() == pytest.approx(100 * float((counts.diagonal() / union)[there].mean()))
+
+
 def test_scenes_to_choose_weights_by_are_not_those_of_the_card(clip):
     card, watch = (Bench.draw(clip, 3, size=(32, 32), seed=seed) for seed in (0, WATCH_SEED))
     assert not {item.id for item in card.items} & {item.id for item in watch.items}
@@ -117,6 +167,11 @@ def test_tag_map_follows_the_truth(clip, monkeypatch):
     rows = {item.id: method.class_features[0][item.tags - 1].sum(0, keepdim=True) for item in bench.items}
     monkeypatch.setattr(ClipES, "embeddings", lambda self, items: torch.cat([rows[item.id] for item in items]))
     right = bench.tag_map()
+    longer = {item.id: 10.0**index for index, item in enumerate(bench.items)}  # a picture's length says nothing
+    monkeypatch.setattr(
+        ClipES, "embeddings", lambda self, items: torch.cat([longer[item.id] * rows[item.id] for item in items])
+    )
+    assert bench.tag_map() == pytest.approx(right)
     monkeypatch.setattr(ClipES, "embeddings", lambda self, items: -torch.cat([rows[item.id] for item in items]))
     assert bench.tag_map() < right
 
@@ -133,5 +188,8 @@ def test_tables_say_what_was_found(found, clip):
         verdict = "yes" if claim.margin(found) >= claim.least else "no"
         assert f"| {claim.text} | {claim.margin(found):+.1f} | {verdict} |" in text
     assert "| 48x64 |" in text
+    for apart, verdict in ((2.9, "yes"), (3.1, "no")):
+        moved = {**found, "caa@64x48": 40.0, "caa@48x64": 40.0 - apart}
+        assert f"| sizes within 3 points (CAA) | {apart} | {verdict} |" in markdown(moved, clip, 500, "x")
     assert Claim("", "a", "b", 3.0).margin({"a": 10.0, "b": 4.0}) == 6.0
     assert Claim("", "a", 12.0).margin({"a": 10.0}) == -2.0

@@ -202,6 +202,28 @@ def test_where_nothing_was_learned_a_mended_command_begins(tmp_path, monkeypatch
     assert json.loads((tmp_path / "recipe.json").read_text())["scenes"] == TINY.scenes
 
 
+def test_weights_that_were_watched_but_not_saved_keep_their_folder(tmp_path, monkeypatch):
+    """A mended command would report the best weights of another recipe as its own."""
+    recipe, step = replace(TINY, accumulate=1), ContrastiveCLIP.training_step
+
+    def broken(module, batch, batch_idx):
+        if batch["step"] == 2:
+            raise UserError("no such luck")
+        return step(module, batch, batch_idx)
+
+    how = {"device": "cpu", "watch": 1, "watch_scenes": 2, "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(ContrastiveCLIP, "training_step", broken)
+        with pytest.raises(UserError, match="no such luck"):
+            pretrain(tmp_path, recipe, **how)
+    assert not (tmp_path / "last.ckpt").exists()
+    kept = (tmp_path / "best" / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"holds another training: lr is 0.001 there and 0.0005 now"):
+        pretrain(tmp_path, replace(recipe, lr=5e-4), **how)
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == kept
+    assert pretrain(tmp_path, recipe, **how).step == 4
+
+
 def test_a_stop_leaves_the_weights_of_its_step(tmp_path, monkeypatch):
     """As far as it came, not those of an earlier leg."""
     recipe, step = replace(TINY, accumulate=1), ContrastiveCLIP.training_step

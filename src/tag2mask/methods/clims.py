@@ -87,7 +87,12 @@ class CLIMSOptions(CAMOptions):
     baseline_lr: float | None = Field(None, gt=0, description="the same, of the classifier's training")
     weight_decay: float = Field(1e-4, ge=0, description="of all convolutions")
     momentum: float | None = Field(None, ge=0, lt=1, description="of the updates; not for released")
-    object: float | None = Field(None, ge=0, description="weight of L_OTM: the object is what its text says")
+    object: float | None = Field(
+        None,
+        ge=0,
+        description="weight of L_OTM: the object is what its text says; default of it and the next three: paper "
+        "10, 25, 29.5, 1.15 (with storybook-clip 10, 25, 5, 5), released 10, 24, 1, 0.2 (coco14 2, 14, 1.25, 0.2)",
+    )
     background: float | None = Field(None, ge=0, description="weight of L_BTM: what is left is not")
     suppression: float | None = Field(None, ge=0, description="weight of L_CBS: what occurs with it stays out")
     area: float | None = Field(None, ge=0, description="weight of L_REG: maps are small")
@@ -97,7 +102,9 @@ class CLIMSOptions(CAMOptions):
     crop: int | None = Field(None, ge=16, description="side of the square that the network sees, in pixels")
     long_side: tuple[int, int] | None = Field(None, description="the image's longer side before the crop: from, to")
     clip_size: int | None = Field(
-        None, ge=16, description="side of what CLIP sees; default: what it was trained on (storybook-clip: 128)"
+        None,
+        ge=16,
+        description="side of what CLIP sees; default: what it was trained on (storybook-clip: 128, quicker)",
     )
     finetune_clip: int = Field(0, ge=0, description="steps in which CLIP first learns the data set's tags")
     finetune_lr: float = Field(5e-5, gt=0, description="learning rate of these")
@@ -218,11 +225,11 @@ STORYBOOK: dict[str, Any] = {
     "epochs": 2,
 }
 """For storybook-resnet, whose scenes are small: two epochs of 200 scenes are 50 steps. After 100 the maps of boats
-were worse again, on 60 scenes of ``val`` (seed 1) and with earlier weights; docs/clims.md has what today's do."""
+were worse again, on 60 scenes of ``val`` (seed 1) and with earlier weights."""
 
 STORYBOOK_LOSS: dict[str, Any] = {"suppression": 5.0, "area": 5.0}
 """For storybook-clip, whose cosines with water or railway move over a wide range (OpenAI's: some hundredths): at the
-paper's 29.5, L_CBS alone decides where the rate lets it, and boats shrink to their sails."""
+paper's 29.5 and a rate of 0.004, L_CBS alone decides, and boats shrink to their sails (docs/clims.md)."""
 
 
 class CLIMS:

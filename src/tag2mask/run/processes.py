@@ -50,7 +50,8 @@ def in_order(
         return
     # spawned, not forked: the caller may hold threads (torch does), which a fork would break
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # begun by the first process, it would let that one hear Ctrl-C
+    if os.name == "posix":  # there is none on Windows
+        resource_tracker.ensure_running()  # begun by the first process, it would let that one hear Ctrl-C
     pipes: list[Any] = []  # Connection; on Windows of another class
     begun = []
     try:

@@ -24,6 +24,7 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from tag2mask.run.device import find_device, find_precision
@@ -67,7 +68,8 @@ def fit(
     Raises:
         UserError: no such device or precision, a batch that the devices cannot share, a checkpoint that is damaged
             or does not fit, or, where a checkpoint is due, a loss or weights that are not finite.
-        Stopped: Ctrl-C or SIGTERM; the state is saved.
+        Stopped: Ctrl-C; the state is saved.
+        SystemExit: SIGTERM; on one device the state is saved.
         KeyboardInterrupt: a second Ctrl-C, which stops at once, without saving.
     """
     last = folder / LAST
@@ -98,7 +100,7 @@ def fit(
                     ) from error
                 raise
             except SystemExit as error:  # Lightning's answer to SIGTERM and to a second Ctrl-C
-                if keeper.ended:
+                if keeper.ended or isinstance(error, SIGTERMException):
                     raise SystemExit(128 + signal.SIGTERM) from error  # a shell would take Lightning's for success
                 raise KeyboardInterrupt(
                     f"stopped at once; {folder} holds all up to step {steps_done(folder)} of {training.steps}: give "
@@ -311,9 +313,19 @@ class _Progress(lightning.Callback):
         if self.bar is not None:
             self.bar.advance(self.training.batch)
 
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Lightning calls no teardown then, and a bar that goes on hides the terminal's cursor."""
+        self._end(exception)
+
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._end()
+
+    def _end(self, error: BaseException | None = None) -> None:
         if self.bar is not None:
-            self.bar.__exit__()
+            self.bar.__exit__(error)
+            self.bar = None
 
 
 def _deaf(_: int) -> None:

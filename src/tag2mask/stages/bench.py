@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -23,9 +23,6 @@ from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Power, S
 
 RULES: list[Power | Constant] = [*map(Power, POWERS), *map(Constant, CONSTANTS)]
 
-OWN = Power(1.0)
-"""CLIP-ES's own background rule."""
-
 WATCH_SEED = 1
 """Of the scenes that weights are chosen by; those of seed 0 are for figures, and no choice is made on them."""
 
@@ -34,8 +31,8 @@ class Figures(NamedTuple):
     """mIoU in %; "best" is the best background rule of ``RULES``, "own" CLIP-ES's, background 1 - max.
 
     maps, by_class: at the best rule, and IoU (%) by class there; maps_own: at the own one.
-    initial: of the maps before refinement, at their own best rule.
-    masks, masks_own: after the dense CRF. "best" is here the rule that was best for the maps before it.
+    initial: of the maps before refinement, at their own best rule; NaN where nothing refines them.
+    masks, masks_own: after the dense CRF; NaN without. "best" is here the rule that was best for the maps before it.
     """
 
     maps: float
@@ -102,19 +99,19 @@ class Bench:
             kept.append(scores)
         by_rule = dict(zip(RULES, map(metrics, sweep.confusion()), strict=True))
         best = max(by_rule, key=lambda rule: by_rule[rule].miou)
+        own = replace(method.mask_rule, mu=None)  # every pixel gets a label
         return Figures(
             maps=100 * by_rule[best].miou,
-            maps_own=100 * by_rule[OWN].miou,
+            maps_own=self._masked(kept, replace(own, crf=None)),
             by_class={name: 100 * float(v) for name, v in zip(self.classes.names, by_rule[best].iou, strict=True)},
             initial=100 * max(metrics(confusion).miou for confusion in before.confusion()),
-            masks=self._refined(kept, best) if crf else float("nan"),
-            masks_own=self._refined(kept, OWN) if crf else float("nan"),
+            masks=self._masked(kept, replace(own, background=best)) if crf else float("nan"),
+            masks_own=self._masked(kept, own) if crf else float("nan"),
         )
 
-    def _refined(self, maps: Sequence[Scores], background: Power | Constant) -> float:
-        rule = MaskRule(background=background, crf="clip-es")
+    def _masked(self, kept: Sequence[Scores], rule: MaskRule) -> float:
         total = torch.zeros(len(self.classes), len(self.classes) + 1, dtype=torch.int64)
-        for item, truth, scores in zip(self.items, self.truths, maps, strict=True):
+        for item, truth, scores in zip(self.items, self.truths, kept, strict=True):
             mask, _ = pseudo_mask(scores, item.image, rule)
             total += confusion_matrix(truth, mask, len(self.classes))
         return 100 * metrics(total).miou

@@ -16,7 +16,7 @@ from tag2mask.models.weights import load_clip
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages.evaluate import evaluate
-from tag2mask.stages.evaluation import Evaluation
+from tag2mask.stages.evaluation import Curve, Evaluation
 from tag2mask.stages.label import label
 from tag2mask.stages.report import report
 from tag2mask.storybook import render
@@ -83,11 +83,11 @@ def demo(out: Path | str, n: int = 120, *, device: str = "auto", progress: bool 
         title="tag2mask demo: Storybook, CLIP-ES",
         progress=progress,
     )
-    curves = {curve.source: curve.best[1] for curve in found.curves}
+    curves = {curve.source: curve for curve in found.curves}
     return DemoResult(
         miou=found.miou,
-        initial=curves["initial"],
-        refined=curves["maps"],
+        initial=curves["initial"].best[1],
+        refined=curves["maps"].best[1],
         floor_random=random.miou,
         floor_everything=everything.miou,
         report=page,
@@ -101,11 +101,12 @@ def _measure(data: Dataset, method: Method, rule: MaskRule, out: Path, progress:
     return evaluate(run, data, progress=progress), run
 
 
-def _text(n: int, found: Evaluation, curves: dict[str, float], random: Evaluation, everything: Evaluation) -> str:
+def _text(n: int, found: Evaluation, curves: dict[str, Curve], random: Evaluation, everything: Evaluation) -> str:
     rows = [
         ("CLIP-ES + dense CRF: the masks", found.miou),
-        ("CLIP-ES maps (CAA), best threshold*", curves["maps"]),
-        ("initial CAM, best threshold*", curves["initial"]),
+        ("its maps (CAA) without the CRF", curves["maps"].at_used),
+        ("its maps (CAA), best threshold*", curves["maps"].best[1]),
+        ("initial CAM, best threshold*", curves["initial"].best[1]),
         ("floor: untrained weights, same code", random.miou),
         ("floor: every pixel foreground", everything.miou),
     ]

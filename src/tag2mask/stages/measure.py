@@ -90,7 +90,7 @@ def measure_clip(
     sizes: Sequence[Size] = SIZES,
     progress: bool = True,
 ) -> dict[str, float]:
-    """The figures of ``ROWS`` over ``n`` scenes of the val split, in per cent, and ``initial@HxW``, ``caa@HxW``.
+    """The figures of ``ROWS`` over ``n`` scenes of the val split, in per cent, and ``initial@WxH``, ``caa@WxH``.
 
     mIoU is at the best background rule, chosen with ground truth as the papers do (before the CRF: the CRF gets the
     rule that was best for the maps), and where a row says so at CLIP-ES's own. Every pixel is labelled.
@@ -110,7 +110,7 @@ def measure_clip(
         found["floor_map_class"] = bench.tag_map(clip=blank)
         bar.advance(2)
         whole = bench.measure(crf=True)
-        found |= {"initial": whole.initial, **_refined(whole)}
+        found |= {"initial": whole.initial, **_caa_rows(whole)}
         found[f"initial@{_name(sizes[0])}"], found[f"caa@{_name(sizes[0])}"] = whole.initial, whole.maps
         bar.advance()
         found["mhsa"] = bench.measure(affinity="mhsa").maps
@@ -119,7 +119,8 @@ def measure_clip(
             found[name] = bench.measure(affinity="none", **options).maps
             bar.advance()
         floor = bench.measure(clip=blank, crf=True)
-        found |= {"floor_initial": floor.initial, **{f"floor_{key}": value for key, value in _refined(floor).items()}}
+        found["floor_initial"] = floor.initial
+        found |= {f"floor_{key}": value for key, value in _caa_rows(floor).items()}
         found["floor_everything"] = bench.everything_foreground()
         bar.advance()
         for size in sizes[1:]:
@@ -137,7 +138,7 @@ _INITIAL: dict[str, dict[str, Any]] = {
 }
 
 
-def _refined(found: Figures) -> dict[str, float]:
+def _caa_rows(found: Figures) -> dict[str, float]:
     return {
         "caa": found.maps,
         "caa_crf": found.masks,
@@ -196,5 +197,5 @@ def measure(
         warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
         clip = load_clip(source, device=device)
     found = measure_clip(clip, n, progress=progress)
-    command = f"tag2mask storybook measure {source} -n {n}"
+    command = f"tag2mask storybook measure {Path(source).name} -n {n}"
     return found, markdown(found, clip, n, command)

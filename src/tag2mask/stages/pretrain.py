@@ -4,8 +4,9 @@ last.ckpt      the state of the training
 watch.csv      what the weights knew now and then, beside the floors
 best/, clip/   Hugging Face layout: the weights with the best watched CAM, and the last ones
 best/watch.json  the row of watch.csv that the best ones have
-recipe.json    the settings, and digests of the weights it began with, of the teacher, and of what draws the scenes
-               and writes the captions; log/ the losses
+recipe.json    the settings, digests of the weights it began with, of the teacher and of the captions' words, and the
+               edition of the drawings
+cache/, log/   the rendered scenes, unless they lie elsewhere, and the losses
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def pretrain(
     }
     check_own(out, "recipe.json")
     with locked(out, f"The training in {out}"):
-        claim(out / "recipe.json", {**plain(recipe), **settings}, begun=(out / LAST).exists())
+        begun = (out / LAST).exists() or (out / "best").exists()  # weights may be watched before they are saved
+        claim(out / "recipe.json", {**plain(recipe), **settings}, begun=begun)
         with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
             scenes = render_cache(
                 cache or out / "cache", Rendered(recipe.scenes, recipe.largest), progress=bar.advance
@@ -225,6 +227,6 @@ def _model(recipe: Pretrain) -> tuple[CLIPModel, str | None]:
             raise UserError(f"init: {error}; expected storybook-clip, or a folder of `storybook pretrain`") from error
     fresh = warm_start(model, other)
     if fresh:
-        named = ", ".join(fresh[:4])
-        warn(f"{recipe.init}: {len(fresh)} of its parameters and words do not fit and begin fresh: {named}, ...")
+        named = ", ".join([*fresh[:4], *(["..."] if len(fresh) > 4 else [])])
+        warn(f"{recipe.init} has nothing that fits {len(fresh)} parameters and words; these begin fresh: {named}")
     return model, other.sha256

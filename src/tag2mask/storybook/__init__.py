@@ -22,7 +22,7 @@ from __future__ import annotations
 from tag2mask.storybook.captions import caption
 from tag2mask.storybook.cast import TRAPS
 from tag2mask.storybook.embedded import embedded_clip
-from tag2mask.storybook.places import THINGS
+from tag2mask.storybook.phrases import THINGS
 from tag2mask.storybook.render import SPLITS, kind_of, render, scene_seed
 from tag2mask.storybook.scenes import CLASSES, Scene, draw_scene
 

@@ -10,12 +10,7 @@ from numpy.typing import NDArray
 from tag2mask.storybook import grain
 from tag2mask.storybook.canvas import Canvas, Color
 from tag2mask.storybook.figures.colors import between, chance, darker, one, pick, vary
-
-THINGS: tuple[str, ...] = (
-    *("sky", "cloud", "water", "grass", "road", "railway", "tree", "building", "house", "mountain", "rock", "wall"),
-    *("floor", "fence", "lamp", "sign", "box", "bridge", "snow", "keyboard", "helmet", "window", "door", "field"),
-)
-"""What a scene may show that is no class."""
+from tag2mask.storybook.phrases import THINGS
 
 THING = {name: index + 1 for index, name in enumerate(THINGS)}
 """Name of a thing -> its value in ``Scene.detail``."""

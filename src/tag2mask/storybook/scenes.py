@@ -19,7 +19,8 @@ from tag2mask.storybook.cast import TRAPS
 from tag2mask.storybook.figures import FIGURES
 from tag2mask.storybook.layout import Actor, draw_actor, draw_item, holds_trap, plan
 from tag2mask.storybook.light import develop
-from tag2mask.storybook.places import THINGS, Item
+from tag2mask.storybook.phrases import THINGS
+from tag2mask.storybook.places import Item
 from tag2mask.types import MAX_CLASSES, UserError
 
 CLASSES: tuple[str, ...] = tuple(FIGURES)

@@ -33,6 +33,9 @@ from tag2mask.run.progress import Advance, unheard
 from tag2mask.storybook.cache import SceneCache
 from tag2mask.types import Constant, MaskRule, Scores, UserError
 
+EDITION = 1
+"""Raised by whoever changes what maps, CRF or masks come out as: older pseudo masks are then made anew."""
+
 RULE = MaskRule(background=Constant(0.2), crf="irn")
 """How class maps become a mask; constant and scales were chosen with ground truth, on 60 scenes of the test split."""
 
@@ -87,7 +90,7 @@ def teach(
             damaged.
     """
     digest = check_teacher(source, classes)
-    how = json.dumps([digest, list(classes), asdict(RULE), SCALES])
+    how = json.dumps([EDITION, digest, list(classes), asdict(RULE), SCALES])
     folder = scenes.folder / f"pseudo-{hashlib.sha256(how.encode()).hexdigest()[:16]}"
     shape = (len(scenes), *strided_size(scenes.images.shape[1:3], 2))
     tell_of = progress or unheard
