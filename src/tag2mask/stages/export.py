@@ -16,6 +16,7 @@ from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.folder import CHECKPOINTS, CONFIDENCE, MASKS, SCORES, Run
 from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.warn import warn
 from tag2mask.stages.evaluate import check_classes, stored_classes
 from tag2mask.types import Dataset, UserError
 
@@ -34,8 +35,8 @@ def export(
 ) -> Path:
     """Write the masks of a run in another form and return where they are.
 
-    Only images of ``data`` that have a mask are written; memory does not grow with their number. Nothing is
-    replaced but what an earlier export wrote.
+    Only images of ``data`` that have a mask are written, with a warning if others have none; memory does not grow
+    with their number. Nothing is replaced but what an earlier export wrote.
 
     Args:
         run: the run, or its folder.
@@ -135,13 +136,17 @@ def _run_masks(run: Run, progress: bool) -> Iterator[tuple[str, str, NDArray[np.
 
 def _masks(run: Run, data: Dataset, progress: bool) -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
     """(id, file name relative to the data set's folder, mask)."""
+    without = 0
     for sample in show_progress(data, "export", enabled=progress):
         if not run.mask_path(sample.id).exists():
+            without += 1
             continue
         mask = _read(run, sample.id)
         inside = sample.image.is_relative_to(data.root)
         name = sample.image.relative_to(data.root).as_posix() if inside else sample.image.as_posix()
         yield sample.id, name, mask
+    if 0 < without < len(data):
+        warn(f"{without} of {len(data)} images have no mask in {run.path} and are left out; label them, export again")
 
 
 def _read(run: Run, id: str) -> NDArray[np.uint8]:
