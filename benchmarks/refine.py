@@ -168,7 +168,6 @@ def main() -> None:
         ]
         rows.append(["floor: everything foreground", measured.everything_foreground(), "", "", ""])
     head = ["", "mIoU, fixed", "mIoU, best", "fit, s", "label, images/s"]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_page(
         args.out,
         f"""# Refinement: CRF, PSA and IRN on Storybook

@@ -96,8 +96,8 @@ def test_every_row_is_of_options_of_its_own(embedded, clip):
     found = measure_clip(embedded[1], 6, sizes=((64, 96), (96, 64)), progress=False)
     own = [key for key in found if "map_" not in key and "@96x64" not in key]  # of so few scenes mAPs may be alike
     assert [pair for pair in combinations(own, 2) if found[pair[0]] == pytest.approx(found[pair[1]])] == []
-    untrained = Bench.draw(clip, 8, size=(48, 64))
-    assert untrained.tag_map() != untrained.tag_map(readout="patches")
+    blank = Bench.draw(clip, 8, size=(48, 64))
+    assert blank.tag_map() != blank.tag_map(readout="patches")
     assert found["map_class"] > found["floor_map_class"]
     assert found["initial"] > found["floor_initial"]
     assert len({found[key] for key in ("caa", "caa_crf", "caa_own", "caa_crf_own")}) == 4

@@ -16,10 +16,10 @@ from tag2mask.methods.clip_es import ClipES, ClipESOptions
 from tag2mask.methods.prompts import Sharpness
 from tag2mask.models.weights import CLIP
 from tag2mask.ops.masks import pseudo_mask, upsample
-from tag2mask.ops.metrics import BackgroundSweep, average_precision, confusion_matrix, metrics
+from tag2mask.ops.metrics import BackgroundSweep, Metrics, average_precision, confusion_matrix, metrics
 from tag2mask.stages.evaluate import CONSTANTS, POWERS
 from tag2mask.storybook import draw_scene, scene_seed
-from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Power, Scores
+from tag2mask.types import Background, ClassSet, Constant, Dataset, Item, Power, Scores
 
 RULES: list[Power | Constant] = [*map(Power, POWERS), *map(Constant, CONSTANTS)]
 
@@ -97,19 +97,21 @@ class Bench:
             if scores.initial is not None:
                 before.update(truth, upsample(scores.initial, scores.size), scores.tags)
             kept.append(scores)
-        by_rule = dict(zip(RULES, map(metrics, sweep.confusion()), strict=True))
+        by_rule: dict[Background, Metrics] = dict(zip(RULES, map(metrics, sweep.confusion()), strict=True))
         best = max(by_rule, key=lambda rule: by_rule[rule].miou)
-        own = replace(method.mask_rule, mu=None)  # every pixel gets a label
+        own = method.mask_rule.background
+        masks = {rule: self._refined(kept, method, rule) for rule in {best, own}} if crf else {}
         return Figures(
             maps=100 * by_rule[best].miou,
-            maps_own=self._masked(kept, replace(own, crf=None)),
+            maps_own=100 * by_rule[own].miou,
             by_class={name: 100 * float(v) for name, v in zip(self.classes.names, by_rule[best].iou, strict=True)},
             initial=100 * max(metrics(confusion).miou for confusion in before.confusion()),
-            masks=self._masked(kept, replace(own, background=best)) if crf else float("nan"),
-            masks_own=self._masked(kept, own) if crf else float("nan"),
+            masks=masks.get(best, float("nan")),
+            masks_own=masks.get(own, float("nan")),
         )
 
-    def _masked(self, kept: Sequence[Scores], rule: MaskRule) -> float:
+    def _refined(self, kept: Sequence[Scores], method: ClipES, background: Background) -> float:
+        rule = replace(method.mask_rule, background=background, mu=None)  # every pixel gets a label
         total = torch.zeros(len(self.classes), len(self.classes) + 1, dtype=torch.int64)
         for item, truth, scores in zip(self.items, self.truths, kept, strict=True):
             mask, _ = pseudo_mask(scores, item.image, rule)
