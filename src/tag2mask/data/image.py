@@ -181,7 +181,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         if rgba.getextrema()[3] == (0, 0):
             raise ValueError(
-                "every pixel is transparent (alpha is 0), so the picture is blank: save it without alpha"
+                "every pixel is transparent (alpha 0), so the picture is blank: save it without alpha"
             )
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")

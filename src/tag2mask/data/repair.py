@@ -67,7 +67,7 @@ def _large_texts(file: BinaryIO) -> Iterator[tuple[int, int]]:
 
 
 def _unpacked(kind: bytes, content: bytes) -> tuple[int, bool]:
-    """How many bytes a chunk holds, and whether it unpacks to more than one may; plain text has no limit of its own."""
+    """How many bytes a chunk holds, and whether it unpacks to more than one may. Plain text has no such limit."""
     _, _, rest = content.partition(b"\0")  # after the keyword: method, data
     packed = rest[1:]
     if kind == b"iTXt":  # after the keyword: whether it is packed, method, language, translated keyword, data
