@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from tag2mask.data import read_voc
+from tag2mask.data.boxes import object_names
 from tag2mask.data.png import encode_mask
-from tag2mask.data.voc import object_names
 from tag2mask.types import UserError
 
 

@@ -179,10 +179,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        if rgba.getextrema()[3] == (0, 0):
-            raise ValueError(
-                "every pixel is transparent (alpha 0), so the picture is blank: save it without alpha"
-            )
+        if rgba.getchannel("A").getextrema() == (0, 0):
+            raise ValueError("every pixel is transparent (alpha 0), so the picture is blank: save it without alpha")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
