@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,12 +27,14 @@ class Boxes:
 
     labels: the names of each image's objects, None where one has no name: it could be anything. absent: images
     without a file. broken: why a file cannot be read. background: images in which "background" is called an object.
+    names: in how many images each name is, also where the tags are not known.
     """
 
     labels: Labels = field(default_factory=dict)
     absent: set[int] = field(default_factory=set)
     broken: dict[int, str] = field(default_factory=dict)
     background: set[int] = field(default_factory=set)
+    names: Counter[str] = field(default_factory=Counter)
 
     def notes(self, where: str, ids: Sequence[str], wanted: Iterable[int]) -> list[str]:
         """What a user should know of the wanted images."""
@@ -42,9 +45,7 @@ class Boxes:
         return [
             f"tags from the boxes in {where}",
             *counted(f"images without a file in {where}, tags unknown", [ids[n] for n in wanted if n in self.absent]),
-            *counted(
-                f"unreadable files in {where}, tags unknown", [self.broken[n] for n in wanted if n in self.broken]
-            ),
+            *counted(f"unreadable files in {where}, tags unknown", broken),
             *counted(f"images with an object without a name in {where}, tags unknown", nameless),
             *counted("'background' as an object, left out", [ids[n] for n in wanted if n in self.background]),
             *counted("images without objects, taken as background only", empty),
@@ -71,6 +72,7 @@ def read_boxes(folder: Path, ids: Sequence[str], which: Iterable[int]) -> Boxes:
             boxes.broken[position] = f"{path.name} ({error})"
             continue
         kept = tuple(sorted(name for name in names if fold(name) != "background"))
+        boxes.names.update(name for name in kept if name)
         if len(kept) < len(names):
             boxes.background.add(position)
         boxes.labels[position] = None if "" in names else shared.setdefault(kept, kept)
@@ -89,7 +91,7 @@ def is_annotation(path: Path) -> bool:
 def _xml_files(folder: Path) -> dict[str, Path]:
     """The XML files in a folder by their names without suffix."""
     try:
-        names = sorted(os.listdir(folder), reverse=True)  # "a.XML" before "a.xml", which is the one that counts
+        names = sorted(os.listdir(folder))  # "a.XML" before "a.xml", which is the one that counts
     except OSError:
         return {}
     return {normalize("NFC", name[:-4]): folder / name for name in names if name.lower().endswith(".xml")}

@@ -35,8 +35,8 @@ class ImageList:
 def read_list(path: Path, ids: Sequence[str]) -> ImageList:
     """Finds the images that a list names.
 
-    A line is an id, an id and a number (ImageSets/Main), or an image and its mask. Paths may have "/" or "\\\\", begin
-    with "./" or with the folders of another machine, and end with a suffix; "#" begins a comment.
+    A line is an id, an id and a number (ImageSets/Main), or an image and its mask. Paths may have "/" or a backslash,
+    begin with "./" or with the folders of another machine, and end with a suffix; "#" begins a comment.
 
     Args:
         path: a text file, UTF-8 or with a byte order mark.
@@ -58,8 +58,8 @@ def read_list(path: Path, ids: Sequence[str]) -> ImageList:
             continue
         entries += 1
         words = text.split()
-        if len(words) == 2 and words[1] in _FLAGS:
-            flags[words[1]] += 1
+        if len(words) > 1 and words[-1] in _FLAGS:
+            flags[words[-1]] += 1
         if position is None:
             missing.append(text if len(words) == 1 and text.isprintable() else f"line {number}: {text[:80]!r}")
         elif position in found:
@@ -91,8 +91,11 @@ def _spellings(line: str) -> Iterator[str]:
     """The ids that a line could mean, from the strictest reading to the loosest."""
     line = normalize("NFC", line)
     readings = [line, line.partition("#")[0].strip()]
-    for mark in (",", ";", "\t", None):
-        readings += [part.strip() for part in readings[1].split(mark)[:1]]
+    readings += [readings[1].partition(mark)[0].strip() for mark in (",", ";", "\t")]
+    words = readings[1].split()
+    readings += [
+        readings[1].rsplit(maxsplit=less)[0] for less in range(1, len(words))
+    ]  # what is called "my cat", too
     for reading in dict.fromkeys(readings):
         for text in (reading, reading.strip("\"'")):
             yield text

@@ -138,7 +138,7 @@ def _select(path: Path, ids: Sequence[str], notes: list[str]) -> list[int]:
     if listed.missing and not listed.positions:
         raise UserError(
             f"{path}: none of its {len(listed.missing)} entries is an image that is there: it says "
-            f"{listing(listed.missing, 3)}, and the ids of the images look like {listing(ids, 1) or 'nothing'!r}"
+            f"{listing(listed.missing, 3)}, and the ids of the images look like {ids[0] if ids else 'nothing'!r}"
         )
     if listed.flags:
         said = ", ".join(f"{flag}: {count}" for flag, count in sorted(listed.flags.items(), reverse=True))
@@ -164,7 +164,7 @@ def _from_boxes(
         why = [read.broken[n] for n in wanted if n in read.broken] or [ids[n] for n in wanted]
         raise UserError(f"no readable annotation in {boxes} for any of {len(wanted)} images: {listing(why)}")
     notes += read.notes(layout.where if boxes == layout.boxes else boxes.name, ids, wanted)
-    return read.labels, Counter(name for labels in read.labels.values() for name in labels or ())
+    return read.labels, read.names
 
 
 def _from_file(
