@@ -253,7 +253,9 @@ def test_vocs_classes_are_taken_where_they_fit_and_it_is_said(devkit):
     assert said(read_voc(devkit), "the classes are voc12's, which has every name in Annotations")
 
 
-@pytest.mark.parametrize("names", [("person", "dog", "persn"), ("person", "persn"), ("dog", "oak", "cat")])
+@pytest.mark.parametrize(
+    "names", [("person", "dog", "persn"), ("person", "oak", "persn", "pine"), ("dog", "oak", "cat")]
+)
 def test_a_few_names_that_are_not_vocs_are_asked_about(devkit, names):
     (devkit / "Annotations/two.xml").unlink()
     put(devkit / "Annotations/one.xml", xml(*names))
