@@ -13,7 +13,8 @@ from tag2mask.data.coco import read_coco
 from tag2mask.data.columns import Columns, listing
 from tag2mask.data.folder import read_folder
 from tag2mask.data.tags import Unknown, choose_classes, find_tag_file
-from tag2mask.data.voc import find_devkit, read_voc
+from tag2mask.data.voc import read_voc
+from tag2mask.data.voc_layout import find_layout
 from tag2mask.types import ClassSet, UserError
 
 __all__ = ["read_coco", "read_dataset", "read_folder", "read_voc"]
@@ -47,7 +48,7 @@ def read_dataset(
         UserError: nothing there, an argument that this kind has no use for, or what the reader finds.
     """
     path = Path(path)
-    chosen, reason = (kind, "as asked") if kind is not None else _guess(path)
+    chosen, reason = (kind, "as asked") if kind is not None else _guess(path, tags)
     given = {"tags": tags, "split": split, "images": images, "truth": truth}
     useful = {"voc": ("tags", "split"), "coco": ("split", "images", "truth"), "folder": ("tags", "truth")}[chosen]
     idle = [name for name, value in given.items() if value is not None and name not in useful]
@@ -62,7 +63,7 @@ def read_dataset(
         numbered = truth is not None and (tags is not None or find_tag_file(path) is not None)
         classes = choose_classes(None, path) or (None if numbered else network)
     if chosen == "voc":
-        dataset = read_voc(path, split, classes, tags, unknown, tagged=tagged)
+        dataset = read_voc(path, split, classes, tags, unknown, network=network)
     elif chosen == "coco":
         dataset = read_coco(_annotations(path, split), images, classes, truth, unknown, tagged=tagged)
     else:
@@ -70,7 +71,7 @@ def read_dataset(
     return dataset.with_notes(f"read as {chosen} ({reason})", *dataset.notes)
 
 
-def _guess(path: Path) -> tuple[Kind, str]:
+def _guess(path: Path, tags: Path | str | None) -> tuple[Kind, str]:
     if path.is_file():
         if path.suffix.lower() == ".json":
             return "coco", "a JSON file"
@@ -79,10 +80,14 @@ def _guess(path: Path) -> tuple[Kind, str]:
         )
     if not path.is_dir():
         raise UserError(f"{path} does not exist: give a folder of images, a VOC devkit, or a COCO annotations file")
-    if find_devkit(path) is not None:
-        return "voc", "it has JPEGImages"
+    layout = find_layout(path)
+    if layout is not None and layout.images == "JPEGImages":
+        return "voc", layout.reason
     if any((path / "annotations").glob("instances_*.json")):
         return "coco", "it has annotations/instances_*.json"
+    tagged = (tags is not None and not Path(tags).is_dir()) or find_tag_file(path) is not None
+    if layout is not None and not tagged:  # else a folder of images and its tags, whatever XML lies there
+        return "voc", layout.reason
     return "folder", "it is a folder"
 
 

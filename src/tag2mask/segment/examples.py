@@ -25,8 +25,8 @@ from torch import Tensor
 
 from tag2mask.data.columns import counted, listing
 from tag2mask.data.image import BadImage, image_size, read_image
+from tag2mask.data.lists import read_list
 from tag2mask.data.png import read_confidence, read_mask
-from tag2mask.data.voc import read_list
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.segment.augment import Augment, Example, augment
@@ -164,9 +164,10 @@ def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = Non
 
 def _listed(path: Path, data: Dataset) -> set[int]:
     try:
-        positions, missing, _ = read_list(path, [sample.id for sample in data])
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--pixel-labels {path}: cannot be read ({error}); give a text file of image ids") from None
+        listed = read_list(path, [sample.id for sample in data])
+    except UserError as error:
+        raise UserError(f"--pixel-labels {error}") from None
+    positions, missing = listed.positions, listed.missing
     if missing:
         raise UserError(
             f"--pixel-labels {path}: {len(missing)} images are not in {data.root}: {listing(missing)}; its ids look "
