@@ -26,7 +26,10 @@ TagsOption = Annotated[Path | None, typer.Option(help="tags.csv or tags.jsonl; d
 ImagesOption = Annotated[Path | None, typer.Option(help="COCO: the folder of the images.")]
 TruthOption = Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")]
 ClassesOption = Annotated[
-    str | None, typer.Option(help="voc12, coco14, or a YAML file of your own; default: from the data.")
+    str | None,
+    typer.Option(
+        help="voc12, coco14, a YAML file of your own, or file: a COCO file's categories; default: from the data."
+    ),
 ]
 UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]
 ClipOption = Annotated[
