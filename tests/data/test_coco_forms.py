@@ -6,8 +6,8 @@ import json
 import unicodedata
 
 import pytest
-from coco_files import BOX, content, write
 
+from coco_files import BOX, content, write
 from tag2mask.classes import load_classes, plain_classes
 from tag2mask.data import read_coco, read_dataset
 from tag2mask.types import UserError
@@ -18,7 +18,7 @@ def noted(dataset, *words):
     return any(all(word in note for word in words) for note in dataset.notes)
 
 
-# --- ids -------------------------------------------------------------------------------------------------------------
+# --- ids ---
 
 
 @pytest.mark.parametrize("part", ["image_id", "category_id"])
@@ -98,7 +98,7 @@ def test_one_file_under_two_ids_is_one_image(tmp_path):
     del what["annotations"][2]["segmentation"]
     assert read_coco(write(tmp_path, what))[0].truth is None
     what["images"][2]["height"] = 21
-    with pytest.raises(UserError, match="several ids, with different sizes .*1: 30 x 20, 3: 30 x 21"):
+    with pytest.raises(UserError, match=r"several ids, with different sizes .*1: 30 x 20, 3: 30 x 21"):
         read_coco(write(tmp_path, what))
 
 
@@ -125,12 +125,12 @@ def test_category_ids_with_two_names(tmp_path):
         read_coco(write(tmp_path, what))
 
 
-# --- JSON ------------------------------------------------------------------------------------------------------------
+# --- JSON ---
 
 
 @pytest.mark.parametrize("odd", ["[" * 100_000, '{"images": [' + "9" * 5000 + "]}", '{"images": []', "\xff"])
 def test_what_is_no_json(tmp_path, odd):
-    with pytest.raises(UserError, match="not JSON|has no 'images'"):
+    with pytest.raises(UserError, match=r"not JSON|has no 'images'"):
         read_coco(write(tmp_path, odd))
 
 
@@ -152,9 +152,10 @@ def test_categories_without_a_name(tmp_path, name):
         read_coco(write(tmp_path, what))
 
 
-# --- paths -----------------------------------------------------------------------------------------------------------
+# --- paths ---
 
-ELSEWHERE = ["/data/upload/1/{}", "images/{}", "images\\1/{}", "..\\..\\label-studio\\media\\{}", "C:\\pictures\\{}",
+ELSEWHERE = ["/data/upload/1/{}", "images/{}",
+             "images\\1/{}", "..\\..\\label-studio\\media\\{}", "C:\\pictures\\{}",
              "../{}", "s3://bucket/some/{}", "http://host/data/{}?x=1", "1a2b3c4d-{}", "/data/7/1a2b3c4d-{}"]  # fmt: skip
 
 
@@ -240,7 +241,7 @@ def test_rows_without_a_file(tmp_path, name):
         read_coco(write(tmp_path, what))
 
 
-# --- classes ---------------------------------------------------------------------------------------------------------
+# --- classes ---
 
 
 def test_the_categories_are_the_classes(tmp_path):

@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from coco_files import BOX, H, W, content, write
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
 
+from coco_files import BOX, H, W, content, write
 from tag2mask.data import read_coco
 from tag2mask.data.coco_outline import draw, has_outline, read_outline, run_lengths
 from tag2mask.types import UserError
@@ -222,7 +222,7 @@ def test_flags_that_are_not_set(tmp_path, key, value):
 
 
 def test_odd_flags_are_named(tmp_path):
-    with pytest.raises(UserError, match="annotation 10 .*iscrowd is 'maybe'"):
+    with pytest.raises(UserError, match=r"annotation 10 .*iscrowd is 'maybe'"):
         truth(tmp_path, BOX, iscrowd="maybe")
 
 
@@ -232,7 +232,7 @@ def test_background_outlines_draw_nothing(tmp_path):
     np.testing.assert_array_equal(read_coco(write(tmp_path, what))[0].truth(), SQUARE)
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------
+# --- sizes ---
 
 
 def sized(tmp_path, row, orientation=1):
