@@ -156,7 +156,8 @@ def test_categories_without_a_name(tmp_path, name):
 
 ELSEWHERE = ["/data/upload/1/{}", "images/{}",
              "images\\1/{}", "..\\..\\label-studio\\media\\{}", "C:\\pictures\\{}",
-             "../{}", "s3://bucket/some/{}", "http://host/data/{}?x=1", "1a2b3c4d-{}", "/data/7/1a2b3c4d-{}"]  # fmt: skip
+             "../{}", "s3://bucket/some/{}", "http://host/data/{}?x=1",
+             "1a2b3c4d-{}", "/data/7/1a2b3c4d-{}"]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ELSEWHERE)
