@@ -28,7 +28,7 @@ TruthOption = Annotated[Path | None, typer.Option(help="Folder of ground-truth m
 ClassesOption = Annotated[
     str | None,
     typer.Option(
-        help="voc12, coco14, a YAML file of your own, file (VOC's or COCO's own names); default: from the data."
+        help="voc12, coco14, a YAML file of your own, or file (VOC's or COCO's own names); default: from the data."
     ),
 ]
 UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]

@@ -28,7 +28,9 @@ class DataConfig(_Settings):
     tags: str | None = Field(None, description="tags.csv or tags.jsonl; default: found in the folder")
     images: str | None = Field(None, description="folder of the images (COCO)")
     truth: str | None = Field(None, description="folder of ground-truth masks, for evaluation only")
-    classes: str | None = Field(None, description="voc12, coco14, or a YAML of your own")
+    classes: str | None = Field(
+        None, description="voc12, coco14, a YAML of your own, or file: a COCO file's categories"
+    )
     unknown: Literal["error", "skip"] = Field("error", description="what to do with tags that are no class")
 
 

@@ -42,7 +42,7 @@ def read_dataset(
         classes, tags, split, images, truth, unknown: as for the reader of that kind. For a COCO folder ``split``
             chooses among its annotation files ("val2017").
         network: the classes of a network that shall look at the images, which needs no tags: where the data has none
-            they are unknown, and a folder that brings no classes along has these.
+            they are unknown, and a folder that brings no classes along, or a COCO file of the same ones, has these.
 
     Raises:
         UserError: nothing there, an argument that this kind has no use for, or what the reader finds.
@@ -65,7 +65,7 @@ def read_dataset(
     if chosen == "voc":
         dataset = read_voc(path, split, classes, tags, unknown, network=network)
     elif chosen == "coco":
-        dataset = read_coco(_annotations(path, split), images, classes, truth, unknown, tagged=tagged)
+        dataset = read_coco(_annotations(path, split), images, classes, truth, unknown, network=network)
     else:
         dataset = read_folder(path, tags, classes, truth, unknown)
     return dataset.with_notes(f"read as {chosen} ({reason})", *dataset.notes)
