@@ -57,7 +57,6 @@ def read_dataset(
             f"{path} is read as {chosen} ({reason}), which has no use for {', '.join(idle)}: leave it out, "
             "or name another kind"
         )
-    tagged = network is None
     if network is not None and chosen == "folder" and classes is None:
         # what is tagged and has truth besides numbers its classes by its own tags
         numbered = truth is not None and (tags is not None or find_tag_file(path) is not None)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from tag2mask.classes import class_index, fold, load_classes, plain_classes
+from tag2mask.classes import class_index, fold, load_classes
 from tag2mask.data.boxes import Labels, read_boxes
 from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
 from tag2mask.data.folder import image_ids, row_notes, walk_images
@@ -213,11 +213,7 @@ def _classes_of(
         return voc, []
     called = top.resolve().name or "voc"
     if own:
-        first = {fold(name): name for name in reversed(words)}
-        chosen = plain_classes([first[key] for key in sorted(first)], called)
-        return chosen, [
-            f"the {len(first)} classes are those named in {source.name}: {listing(chosen.foreground, 10)}"
-        ]
+        return classes_of_names(words, called, source.name, None, whole=False)
     index = class_index(voc)
     known = [name for name in words if fold(name) in index]
     others = [name for name in words if fold(name) not in index]
