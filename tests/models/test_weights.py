@@ -326,7 +326,8 @@ def test_a_tokenizer_from_the_hub_cache_serves_openai_s_pt(tmp_path) -> None:
     (tmp_path / "tok").mkdir()
     write_tokenizer(tmp_path / "tok")
     into_hub_cache(tmp_path / "tok", "openai/clip-vit-base-patch32", tmp_path / "hub")
-    assert load_clip(tmp_path / "ViT.pt").tokenizer.encode("a cat").ids == (1, 2, 5, 9)
+    clip = load_clip(tmp_path / "ViT.pt", activation="quick_gelu")
+    assert clip.tokenizer.encode("a cat").ids == (1, 2, 5, 9)
 
 
 def test_pt_files_of_other_models(tmp_path) -> None:
@@ -345,7 +346,7 @@ def test_pt_files_of_other_models(tmp_path) -> None:
     with pytest.raises(UserError, match=r"visual\.positional_embedding is \(12, 128\), expected \(10, 128\)"):
         load_clip(path, tokenizer=tmp_path)
     (tmp_path / "x.onnx").write_bytes(b"x")
-    with pytest.raises(UserError, match="no CLIP that can be loaded"):
+    with pytest.raises(UserError, match=r"x\.onnx: was not read: it is a text file of 1 bytes"):
         load_clip(tmp_path / "x.onnx")
 
 
