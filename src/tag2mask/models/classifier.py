@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tag2mask.models.backbone import IRN, Layout, ResNet
 from tag2mask.models.public_resnet import OWN, outside, read_resnet
+from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.cam_fusion import flip_sum, max_normalise, scaled_size, strided_size, sum_at
 from tag2mask.ops.image import resize_bicubic, standardise
@@ -161,6 +162,12 @@ def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResN
     backbone = ResNet(dataclasses.replace(layout, **changes))
     fit_state(backbone, state, path)
     return backbone.eval()
+
+
+def warn_of_weights(weights: str | Path) -> None:
+    """Say of storybook-resnet that it knows no photographs; said where a user's images are about to be looked at."""
+    if str(weights) == STORYBOOK_RESNET:
+        warn_of_scenes(STORYBOOK_RESNET, "weights that were trained on some, such as ImageNet's ResNet-50")
 
 
 def save_classifier(classifier: Classifier, folder: Path | str, card: str) -> None:

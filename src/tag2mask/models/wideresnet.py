@@ -229,8 +229,8 @@ def load_wideresnet(network: WideResNet | DeepLabV1, path: Path, *, head: bool =
     """Load a public checkpoint of ResNet-38 or of DeepLabV1 on it; the file is never run.
 
     Understood: PSA's and MCTformer's (flat names), SEAM's and WeakCLIP's ("backbone." before the stages), with
-    anything before either, our own, and the original ImageNet weights in MXNet's format. Classifiers of images are left
-    out.
+    anything before either, our own, and the original ImageNet weights in MXNet's format. Classifiers of images are
+    left out.
 
     Args:
         network: to fill.

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from tag2mask.classes import nearest
 from tag2mask.config import explain
 from tag2mask.models.backbone import Layout, ResNet
-from tag2mask.models.classifier import MEAN, STD, STORYBOOK_RESNET, load_backbone, load_classifier
+from tag2mask.models.classifier import (
+    MEAN,
+    STD,
+    STORYBOOK_RESNET,
+    load_backbone,
+    load_classifier,
+    warn_of_weights,
+)
 from tag2mask.models.decoders import CCT_RESNET50, CCTNet
 from tag2mask.models.deeplab import CAFFE_RESNET101, SCALES, DeepLabV2, MultiScale, caffe_pixels, load_deeplab
 from tag2mask.models.public_resnet import pixel_labels
@@ -172,6 +179,7 @@ def _load_resnet(backbone: ResNet, init: str) -> None:
     """Fill a ResNet with the weights of another one of the same shapes."""
     if init in (RANDOM, LATER):
         return
+    warn_of_weights(init)
     own = backbone.layout
     same = {"strides": own.strides, "dilations": own.dilations, "first_dilations": own.first_dilations}
     source = load_backbone(init, **same)
