@@ -236,8 +236,9 @@ def test_malicious_cam_dicts_are_never_run(tmp_path, evil) -> None:
         np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
         load = b"ctorch.storage\n_load_from_bytes\nB" + len(inner).to_bytes(4, "little") + inner + b"\x85R."
         file.write(b"\x80\x03" + load)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="not stored as torch stores them") as caught:
         read_npy_dict(path)
+    assert "weights_only" not in str(caught.value)
     assert not evil.marker.exists()
 
 

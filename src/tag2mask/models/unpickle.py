@@ -150,7 +150,10 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 def _storage_from_bytes(data: bytes) -> Tensor:
     # how a tensor inside np.save's pickle carries its numbers (IRN's CAM files): torch.save's own format
-    storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:  # torch's own words advise to run what is inside
+        raise pickle.UnpicklingError("a tensor whose numbers are not stored as torch stores them") from None
     return torch.tensor([], dtype=storage.dtype).set_(storage)
 
 
