@@ -189,7 +189,7 @@ def save_classifier(classifier: Classifier, folder: Path | str, card: str) -> No
         if not name.endswith("num_batches_tracked")
     }
     about = {"model_type": MODEL_TYPE, "stride_at": classifier.backbone.layout.stride_at, "supervision": "tags"}
-    told = {"format": "pt", OWN: json.dumps(about)}
+    told = {OWN: json.dumps(about)}  # one entry alone: the order of several changes from call to call
     # not save_file: that leaves a file which nobody but its owner may read
     write_atomic(folder / "model.safetensors", safetensors.torch.save(state, metadata=told))
 

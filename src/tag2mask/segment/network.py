@@ -211,7 +211,8 @@ def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, 
         "stride_at": None if layout is None else layout.stride_at,
         "supervision": supervision,
     }
-    data = safetensors.torch.save(state, metadata={"format": "pt", OWN: json.dumps(kept)})
+    # one entry alone: safetensors writes several in an order that changes from call to call
+    data = safetensors.torch.save(state, metadata={OWN: json.dumps(kept)})
     weights = [{"sha256": hashlib.sha256(data).hexdigest(), "supervision": supervision, "noted": plain(noted)}]
     about = {"model_type": MODEL_TYPE, **plain(net.config)}
     try:
