@@ -13,6 +13,7 @@ from tag2mask import __version__
 from tag2mask.cli_errors import OneLineErrors
 from tag2mask.cli_options import (
     SOME_FAILED,
+    ActivationOption,
     ClassesOption,
     ClipOption,
     Data,
@@ -102,6 +103,7 @@ def label(
     unknown: UnknownOption = "error",
     clip: ClipOption = None,
     tokenizer: TokenizerOption = None,
+    activation: ActivationOption = None,
     crf: Annotated[str | None, typer.Option(help="Dense CRF preset (clip-es, irn, psa, ...), or none.")] = None,
     background: Annotated[
         str | None, typer.Option(help='"power:A" is (1-max)^A, "constant:T" is T, or "own".')
@@ -161,6 +163,7 @@ def label(
             "method": method,
             "clip": clip,
             "tokenizer": tokenizer,
+            "activation": activation,
             "masks.crf": crf,
             "masks.background": background,
             "masks.mu": mu,
@@ -293,6 +296,7 @@ def prompts(
     classes: ClassesOption = None,
     clip: ClipOption = None,
     tokenizer: TokenizerOption = None,
+    activation: ActivationOption = None,
     device: DeviceOption = "auto",
     set_: SetOption = None,
 ) -> None:
@@ -312,6 +316,7 @@ def prompts(
         "data.classes": classes,
         "clip": clip,
         "tokenizer": tokenizer,
+        "activation": activation,
     }
     recipe = prepare(label_config(None, flags, set_ or []), device=device)
     ranking = rank_prompts(recipe.data, recipe.method, template or None, limit=limit)  # type: ignore[arg-type]

@@ -34,7 +34,13 @@ ClassesOption = Annotated[
 UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]
 ClipOption = Annotated[
     str | None,
-    typer.Option(help="Hub id, folder, OpenAI .pt, or storybook-clip. Default: openai/clip-vit-base-patch16."),
+    typer.Option(
+        help="Hub id, folder, OpenAI .pt or another file, or storybook-clip. Default: openai/clip-vit-base-patch16."
+    ),
+]
+ActivationOption = Annotated[
+    str | None,
+    typer.Option(help="Only for a CLIP's bare state dict: quick_gelu (OpenAI's) or gelu (open_clip's, mostly)."),
 ]
 TokenizerOption = Annotated[str | None, typer.Option(help="Only for an OpenAI .pt: tokenizer folder or BPE merges.")]
 

@@ -81,6 +81,9 @@ class LabelConfig(_Settings):
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own options")
     clip: str | None = Field(None, description="hub id, folder, OpenAI .pt, or storybook-clip")
     tokenizer: str | None = Field(None, description="only for an OpenAI .pt: tokenizer folder or BPE merges file")
+    activation: Literal["quick_gelu", "gelu"] | None = Field(
+        None, description="only for a CLIP's bare state dict, which does not tell: the one that it was trained with"
+    )
     masks: MaskConfig = MaskConfig()
     refine: RefineConfig | None = Field(None, description="refine the maps in a second run, whose prior is the first")
     precision: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -155,9 +156,21 @@ def test_initialisation_leaves_the_head(tmp_path: Path) -> None:
 
 def test_own_state_and_public_resnets(tmp_path: Path) -> None:
     source, target = tiny(seed=1), tiny(seed=2)
-    torch.save({f"network.{n}": v for n, v in source.state_dict().items()}, tmp_path / "own.pth")
-    load_deeplab(target, tmp_path / "own.pth", head=True)
-    assert torch.equal(source(torch.ones(1, 3, 33, 33)), target(torch.ones(1, 3, 33, 33)))
+    state = {f"network.network.{n}": v for n, v in source.state_dict().items()}
+    for said, fits in (("1x1", True), ("3x3", False)):
+        own = {"tag2mask": json.dumps({"stride_at": said})}
+        safetensors.torch.save_file(state, tmp_path / "own.safetensors", metadata=own)
+        if fits:
+            load_deeplab(target, tmp_path / "own.safetensors", head=True)
+            assert torch.equal(source(torch.ones(1, 3, 33, 33)), target(torch.ones(1, 3, 33, 33)))
+        else:
+            with pytest.raises(UserError, match="strides in its 3x3 convolutions, expected"):
+                load_deeplab(target, tmp_path / "own.safetensors", head=True)
+    for unsaid in (state, source.state_dict()):  # names alone do not tell how they stride
+        torch.save(unsaid, tmp_path / "own.pth")
+        for net in (target, tiny(stride_at="3x3")):
+            with pytest.raises(UserError, match="does not say how it strides; give the folder"):
+                load_deeplab(net, tmp_path / "own.pth", head=True)
 
     public = dict(source.backbone.state_dict()) | {"fc.weight": torch.zeros(1000, 128)}
     torch.save(public, tmp_path / "resnet.pth")
@@ -173,11 +186,11 @@ def test_own_state_and_public_resnets(tmp_path: Path) -> None:
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     torch.save({"a.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="expected the names of deeplab-pytorch"):
+    with pytest.raises(UserError, match=r"expected a ResNet checkpoint.*the names of deeplab-pytorch"):
         load_deeplab(tiny(), tmp_path / "other.pth", head=False)
     torch.save(caffe_names(tiny(classes=5), False), tmp_path / "five.pth")
     with pytest.raises(UserError, match=r"branches\.0\.weight is \(5, 128, 3, 3\), expected \(3, 128, 3, 3\)"):
         load_deeplab(tiny(), tmp_path / "five.pth", head=True)
-    torch.save({"a": np.zeros(1)}, tmp_path / "pickle.pth")
-    with pytest.raises(UserError, match="was not read"):
+    torch.save({"a": "b"}, tmp_path / "pickle.pth")
+    with pytest.raises(UserError, match="was not read: it is a dict without named tensors"):
         load_deeplab(tiny(), tmp_path / "pickle.pth", head=False)

@@ -60,8 +60,10 @@ class RestrictedUnpickler(pickle.Unpickler):
     names: {(module, name): stand-in}. Everything else raises pickle.UnpicklingError with the name in the message.
     """
 
-    def __init__(self, stream: io.BufferedIOBase, names: Mapping[tuple[str, str], object]) -> None:
-        super().__init__(stream)
+    def __init__(
+        self, stream: io.BufferedIOBase, names: Mapping[tuple[str, str], object], encoding: str = "ASCII"
+    ) -> None:
+        super().__init__(stream, encoding=encoding)
         self._names = names
 
     def find_class(self, module: str, name: str) -> Any:
@@ -115,7 +117,7 @@ class _DType:
         return kind if self.order == "|" else kind.newbyteorder(self.order)  # type: ignore[arg-type]
 
 
-class _Array:
+class PlainArray:
     """Stand-in for numpy.ndarray, turned into a real one by ``plain``."""
 
     value: object = None
@@ -148,13 +150,20 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 def _storage_from_bytes(data: bytes) -> Tensor:
     # how a tensor inside np.save's pickle carries its numbers (IRN's CAM files): torch.save's own format
-    storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:  # torch's own words advise to run what is inside
+        raise pickle.UnpicklingError("a tensor whose numbers are not stored as torch stores them") from None
     return torch.tensor([], dtype=storage.dtype).set_(storage)
 
 
-def _numpy_names() -> dict[tuple[str, str], object]:
-    # made anew for each file: a pickle may write attributes to a class it was given
-    class Array(_Array):
+def numpy_names(array: type[PlainArray] = PlainArray) -> dict[tuple[str, str], object]:
+    """What NumPy's arrays, types and numbers are made of; ``array`` stands for the arrays.
+
+    Made anew for each file: a pickle may write attributes to a class it was given.
+    """
+
+    class Array(array):  # type: ignore[misc,valid-type]
         pass
 
     class DType(_DType):
@@ -178,17 +187,22 @@ def _numpy_names() -> dict[tuple[str, str], object]:
     return names
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
+    """Arrays, tensors (as arrays), numbers and words in the place of their stand-ins, in lists, tuples and dicts.
+
+    Raises:
+        pickle.UnpicklingError: it holds something else.
+    """
     if depth > 20:
         raise pickle.UnpicklingError("containers nested more than 20 deep")
-    if isinstance(value, _Array):
-        return _plain(value.value, depth + 1)
+    if isinstance(value, PlainArray):
+        return plain(value.value, depth + 1)
     if isinstance(value, Tensor):
         return value.detach().numpy().copy()
     if isinstance(value, dict):
-        return {_plain(k, depth + 1): _plain(v, depth + 1) for k, v in value.items()}
+        return {plain(k, depth + 1): plain(v, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_plain(v, depth + 1) for v in value)
+        return type(value)(plain(v, depth + 1) for v in value)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic | np.ndarray):
         return value
     raise pickle.UnpicklingError(f"a {type(value).__name__}")
@@ -210,7 +224,7 @@ def read_npy_dict(path: str | Path) -> dict[Any, Any]:
             shape, _, dtype = read_header(file)
             if shape != () or dtype != np.dtype(object):
                 raise pickle.UnpicklingError(f"an array of shape {shape} and type {dtype}, not a dict")
-            value = _plain(RestrictedUnpickler(file, _numpy_names()).load())
+            value = plain(RestrictedUnpickler(file, numpy_names()).load())
             if not isinstance(value, dict):
                 raise pickle.UnpicklingError(f"a {type(value).__name__}, not a dict")
             return value

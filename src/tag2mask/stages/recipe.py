@@ -81,7 +81,13 @@ def prepare(config: LabelConfig, *, device: str = "auto") -> Recipe:
     if any(method_class(name).needs_clip for name in names):
         from tag2mask.models.weights import load_clip
 
-        clip = load_clip(config.clip, device=device, precision=config.precision, tokenizer=config.tokenizer)
+        clip = load_clip(
+            config.clip,
+            device=device,
+            precision=config.precision,
+            tokenizer=config.tokenizer,
+            activation=config.activation,
+        )
     method = _make(config.method, data.classes, clip, config.options)
     place(method, device)
     rule = _rule(config.method, method, config.masks)

@@ -27,6 +27,7 @@ from tag2mask.stages.confidence import span
 from tag2mask.stages.evaluate import check_classes, evaluate, is_predicted, stored_classes
 from tag2mask.stages.evaluation import CHOSEN_WITH_TRUTH, Evaluation, percent
 from tag2mask.stages.export import refuse_foreign_file
+from tag2mask.stages.report_weights import weights_of
 from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Dataset, Sample, Scores, UserError
 
 STRIP = 6
@@ -123,6 +124,7 @@ def report(
         # a method that was handed over as an object is noted as "module:Class"
         method=str(run.settings.get("method", "A method")).rpartition(":")[2],
         settings=run.settings,
+        weights=weights_of(run),
         predicted=is_predicted(run),
         span=span,
         classes=classes,
