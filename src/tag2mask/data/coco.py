@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from tag2mask.classes import class_index, fold, load_classes, plain_classes
-from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
 from tag2mask.data.folder import image_ids
 from tag2mask.data.tags import Unknown, Vocabulary, choose_classes
+from tag2mask.data.truth import MaskFolders
 from tag2mask.types import IGNORE, ClassSet, UserError
 
 __all__ = ["CocoTruth", "read_coco"]
@@ -37,6 +38,7 @@ def read_coco(
     unknown: Unknown = "error",
     *,
     tagged: bool = True,
+    truth_values: str | None = None,
 ) -> Columns:
     """Reads a COCO instances file.
 
@@ -50,6 +52,7 @@ def read_coco(
         unknown: what becomes of categories that are no class.
         tagged: whether tags are needed; else a file without annotations (``image_info_test2017.json``) will do, and
             the tags of its images are unknown.
+        truth_values: what the numbers in masks of ``truth`` stand for (see ``tag2mask.data.truth_values``).
 
     Raises:
         UserError: no such file or form, no images, or unknown categories.
@@ -81,10 +84,14 @@ def read_coco(
         notes.append(f"{path.name} has {what}, so there is no ground truth to draw")
 
     words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
+    ids = list(image_ids(files, notes))
+    if masks is not None:
+        masks, said = masks.read_as(ids, chosen, truth_values)
+        notes += said
     present = _present(root, files)
     missing = [name for name in files if name not in present]
     empty: list[str] = []
-    for row, name, file in zip(rows, image_ids(files, notes), files, strict=True):
+    for row, name, file in zip(rows, ids, files, strict=True):
         categories = sorted(held.get(row["id"], ()), key=_order)
         if file in present:
             if not categories and known:

@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from tag2mask.classes import load_classes
-from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
 from tag2mask.data.folder import image_ids, row_notes, walk_images
 from tag2mask.data.image import without_suffix
 from tag2mask.data.tags import (
@@ -22,6 +22,7 @@ from tag2mask.data.tags import (
     match_images,
     read_tag_file,
 )
+from tag2mask.data.truth import MaskFolders
 from tag2mask.types import ClassSet, UserError
 
 __all__ = ["find_devkit", "read_list", "read_voc"]
@@ -35,6 +36,7 @@ def read_voc(
     unknown: Unknown = "error",
     *,
     tagged: bool = True,
+    truth_values: str | None = None,
 ) -> Columns:
     """Reads a VOC devkit.
 
@@ -46,6 +48,7 @@ def read_voc(
         tags: a CSV or JSONL file. Default: ``Annotations``; without them ``tags.csv`` or ``tags.jsonl``.
         unknown: what becomes of names that are no class.
         tagged: whether tags are needed; else they are unknown where there are none, as in VOC's own test set.
+        truth_values: what the numbers in the masks stand for (see ``tag2mask.data.truth_values``).
 
     Raises:
         UserError: no devkit, no such split, no source of tags, or unknown names.
@@ -71,7 +74,10 @@ def read_voc(
                 f"{top} has no Annotations and no tags.csv, and tags are never read from masks: "
                 "unpack the Annotations, or give a tags file (image,labels)"
             )
-    masks = MaskFolders((top / "SegmentationClass", top / "SegmentationClassAug"))
+    masks, said = MaskFolders((top / "SegmentationClass", top / "SegmentationClassAug")).read_as(
+        [ids[position] for position in wanted], chosen, truth_values
+    )
+    notes += said
     named = (
         _from_boxes(boxes, ids, wanted, notes, tagged)
         if source is None
