@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tag2mask.data.columns import Strings, listing
+from tag2mask.data.columns import Columns, Strings, listing
 from tag2mask.data.image import MAX_PIXELS, BadImage, open_image, without_suffix
-from tag2mask.data.truth_turn import Read
+from tag2mask.data.truth_turn import Read, TruthOf
 from tag2mask.data.truth_values import Values, find_label_list, known_colours, parse_values
-from tag2mask.types import IGNORE, ClassSet, Color, UserError
+from tag2mask.types import IGNORE, ClassSet, Color, Dataset, Sample, UserError
 
-__all__ = ["MaskFolders"]
+__all__ = ["MaskFolders", "read_truth", "reading_notes", "values_are_chosen"]
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
 """What files of ground truth end with, in any case."""
@@ -283,6 +283,28 @@ class MaskFolders:
                 f"{path}: by {self.values.source} {said}, which is no class of this run: give --truth-values FILE, a "
                 "copy of it in which a class, background or ignore stands there"
             )
+
+
+def read_truth(sample: Sample) -> Read:
+    """The true mask of a sample that has one, and how it was read."""
+    if sample.truth is None:
+        raise ValueError(f"{sample.id} has no truth")
+    return sample.truth.read() if isinstance(sample.truth, TruthOf) else Read(sample.truth())
+
+
+def reading_notes(read_by: Mapping[str, int], turned: int) -> list[str]:
+    """What a user should know of how true masks were read: how many by what, and how many were turned."""
+    notes = [f"{count} true masks were read by {by}" for by, count in sorted(read_by.items())]
+    if turned:
+        notes.append(
+            f"{turned} true masks were turned as EXIF turns their photographs: they were drawn on the stored pixels"
+        )
+    return notes
+
+
+def values_are_chosen(data: Dataset) -> bool:
+    """Whether the user said what the numbers in the true masks stand for."""
+    return isinstance(data, Columns) and isinstance(data.truth, MaskFolders) and data.truth.values.chosen
 
 
 def _key(name: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import heapq
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tag2mask.classes import color_map
+from tag2mask.data.agreement import Agreement
+from tag2mask.data.columns import Columns
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_confidence, read_mask
+from tag2mask.data.truth import read_truth, reading_notes, values_are_chosen
+from tag2mask.data.truth_turn import settle_turn
 from tag2mask.ops.masks import class_probabilities, normalise_maps, to_labels, upsample
 from tag2mask.ops.metrics import (
     BackgroundSweep,
@@ -37,6 +43,8 @@ POWERS = (0.25, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 CONSTANTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 KEPT_WORST = 200
 KEPT_BEST = 12
+MOST_WRONG = 100
+"""So many images of another size are enough to stop."""
 
 
 def evaluate(
@@ -46,6 +54,7 @@ def evaluate(
     thresholds: bool = True,
     boundary: bool = True,
     confidence: bool = False,
+    check_truth: bool = True,
     progress: bool = True,
 ) -> Evaluation:
     """Score a run's masks, and its score maps for every background rule, against ``data``'s ground truth.
@@ -58,16 +67,20 @@ def evaluate(
         thresholds: also sweep powers and constants over the stored maps, before and after refinement.
         boundary: also compute boundary IoU.
         confidence: also count pixels by confidence, and score those that mu would keep (``stages.confidence``).
+        check_truth: refuse truth that does not fit the tags (``data.agreement``); else that is a note. Truth whose
+            values were chosen (``read_dataset(truth_values=...)``) is never refused for that.
         progress: show it on stderr.
 
     Raises:
         UserError: no ground truth or none but ignored pixels, no mask, other classes than the run's, masks of another
-            size, or a damaged run.yaml.
+            size, truth that numbers the classes otherwise, or a damaged run.yaml.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     check_classes(run, data)
     thresholds = thresholds and bool(run.settings.get("keep_scores", True))
-    tally = _Tally(data, boundary, rule_of(run) if thresholds else None)
+    data, notes = settle_truth(run, data)
+    tally = _Tally(data, boundary, rule_of(run) if thresholds else None, check_truth)
+    tally.notes += notes
     tally.sure = ConfidenceTally(len(data.classes)) if confidence else None
     source = _Source(
         str(run.path),
@@ -83,7 +96,32 @@ def evaluate(
     return result
 
 
-def evaluate_folder(masks: Path | str, data: Dataset, *, boundary: bool = True, progress: bool = True) -> Evaluation:
+def settle_truth(run: Run, data: Dataset) -> tuple[Dataset, list[str]]:
+    """The data with its truth upright also where a mask's size does not tell, and what a user should know of that.
+
+    Raises:
+        UserError: nothing tells (``data.truth_turn.settle_turn``).
+    """
+    return _settled(data, run.mask_path)
+
+
+def _settled(data: Dataset, mask_path: Callable[[str], Path]) -> tuple[Dataset, list[str]]:
+    if not isinstance(data, Columns):
+        return data, []
+
+    def mask(id: str) -> NDArray[np.uint8] | None:
+        try:
+            return read_mask(mask_path(id))
+        except BadImage:
+            return None
+
+    settled = settle_turn(data, mask)
+    return replace(data, truth_turn=settled.turn), list(settled.notes)
+
+
+def evaluate_folder(
+    masks: Path | str, data: Dataset, *, boundary: bool = True, check_truth: bool = True, progress: bool = True
+) -> Evaluation:
     """Score a plain folder of PNG masks (``<id>.png``); writes nothing. Arguments as in ``evaluate``.
 
     Raises:
@@ -93,7 +131,10 @@ def evaluate_folder(masks: Path | str, data: Dataset, *, boundary: bool = True, 
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder that holds the masks, <image id>.png each")
     source = _Source(str(folder), lambda id: folder / f"{id}.png", lambda id: None, progress)
-    return _score(data, source, _Tally(data, boundary, None))
+    data, notes = _settled(data, source.mask_path)
+    tally = _Tally(data, boundary, None, check_truth)
+    tally.notes += notes
+    return _score(data, source, tally)
 
 
 def check_classes(run: Run, data: Dataset) -> None:
@@ -178,6 +219,7 @@ class _Tally:
     data: Dataset
     boundary: bool
     rule: MaskRule | None
+    check_truth: bool = True
     confusion: Tensor = field(init=False)
     boundaries: Tensor = field(init=False)
     images: int = 0
@@ -189,8 +231,13 @@ class _Tally:
     worst: list[tuple[float, str, bool]] = field(default_factory=list)
     best: list[tuple[float, str, bool]] = field(default_factory=list)
     sure: ConfidenceTally | None = None
+    agreement: Agreement = field(init=False)
+    read_by: Counter[str] = field(default_factory=Counter)
+    turned: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.agreement = Agreement(self.data.classes)
         classes = len(self.data.classes)
         self.confusion = torch.zeros(classes, classes + 1, dtype=torch.int64)
         self.boundaries = torch.zeros(3, classes, dtype=torch.int64)
@@ -238,7 +285,21 @@ class _Tally:
             worst=tuple(ImageScore(id, -miou, fg) for miou, id, fg in sorted(self.worst, reverse=True)),
             best=tuple(ImageScore(id, miou, fg) for miou, id, fg in sorted(self.best, reverse=True)),
             confidence=None if self.sure is None else self.sure.table(),
+            truth_notes=self._truth_notes(),
         )
+
+    def _truth_notes(self) -> tuple[str, ...]:
+        found = self.agreement.finding()
+        read = reading_notes(self.read_by, self.turned)
+        return (*self.notes, *read, *([] if found is None else [str(found)]))
+
+    def refuse_other_numbers(self) -> None:
+        """Raises UserError where the truth numbers the classes otherwise than the run."""
+        found = self.agreement.finding()
+        if found is None or not found.refuse:
+            return
+        if found.outside or (self.check_truth and not values_are_chosen(self.data)):
+            raise UserError(f"nothing is scored: {found}")
 
 
 class _Sweep:
@@ -273,19 +334,33 @@ class _Sweep:
         return Curve(self.source, self.images, tuple(points), self.rule.background)
 
 
-Loaded = tuple[str, Tensor, Tensor, Scores | None, NDArray[np.float32] | None]
+class _Loaded(NamedTuple):
+    """One image with truth and mask."""
+
+    id: str
+    tags: tuple[int, ...] | None
+    truth: Tensor
+    mask: Tensor
+    maps: Scores | None
+    confidence: NDArray[np.float32] | None
+    by: str
+    turned: bool
 
 
 def _score(data: Dataset, source: _Source, tally: _Tally) -> Evaluation:
     """Pass over ``data`` once: read in one thread, count in this one."""
     wrong: list[str] = []
-    for id, truth, mask, maps, confidence in ahead(_load(data, source, tally)):
+    for id, tags, truth, mask, maps, confidence, by, turned in ahead(_load(data, source, tally)):
         sizes = {"mask": mask.shape} if maps is None else {"mask": mask.shape, "scores": maps.size}
         odd = [f"{what} {_size(shape)}" for what, shape in sizes.items() if tuple(shape) != tuple(truth.shape)]
         if odd:
             wrong.append(f"{id}: {', '.join(odd)}, ground truth {_size(truth.shape)}")
-            if len(wrong) == 5:
+            if len(wrong) == MOST_WRONG:
                 break
+            continue
+        tally.turned += turned
+        tally.read_by.update([by] if by else [])
+        if not tally.agreement.add(id, truth.numpy(), tags):
             continue
         try:
             tally.add(id, truth, mask, maps)
@@ -294,10 +369,14 @@ def _score(data: Dataset, source: _Source, tally: _Tally) -> Evaluation:
         except ValueError as error:
             raise UserError(f"{id}: {error}; are mask, ground truth and class set of the same data?") from error
     if wrong:
+        more = " or more" if len(wrong) == MOST_WRONG else ""
         raise UserError(
-            f"sizes differ (width x height), so these cannot be compared: {'; '.join(wrong)}. "
-            f"Are {source.name} and the ground truth of the same images?"
+            f"sizes differ (width x height) for {len(wrong)}{more} images, so these cannot be compared: "
+            f"{'; '.join(wrong[:5])}. Are {source.name} and the ground truth of the same images? Scale these true "
+            "masks to their images (nearest neighbour), or take them away: images without truth are counted, not "
+            "scored"
         )
+    tally.refuse_other_numbers()
     if not tally.images:
         if tally.missing_count:
             raise UserError(
@@ -316,7 +395,7 @@ def _score(data: Dataset, source: _Source, tally: _Tally) -> Evaluation:
     return tally.result()
 
 
-def _load(data: Dataset, source: _Source, tally: _Tally) -> Iterator[Loaded]:
+def _load(data: Dataset, source: _Source, tally: _Tally) -> Iterator[_Loaded]:
     for sample in show_progress(data, "evaluate", enabled=source.progress):
         if sample.truth is None:
             tally.without_truth += 1
@@ -328,12 +407,15 @@ def _load(data: Dataset, source: _Source, tally: _Tally) -> Iterator[Loaded]:
                 tally.missing.append(sample.id)
             continue
         try:
-            mask, truth = torch.from_numpy(read_mask(path)), torch.from_numpy(sample.truth())
+            mask, true = torch.from_numpy(read_mask(path)), read_truth(sample)
             sure = None if source.confidence_path is None else read_confidence(source.confidence_path(sample.id))
         except (BadImage, OSError) as error:
             # leaving it out would change the figures in silence
             raise UserError(f"{sample.id} cannot be scored: {error}; mend or remove that file") from error
-        yield sample.id, truth, mask, source.scores(sample.id), sure
+        truth = torch.from_numpy(true.mask)
+        yield _Loaded(
+            sample.id, sample.tags, truth, mask, source.scores(sample.id), sure, true.by, true.turned
+        )
 
 
 def _stored(run: Run, id: str) -> Scores | None:
