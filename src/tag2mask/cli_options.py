@@ -35,7 +35,7 @@ TruthValuesOption = Annotated[
 ]
 TruthTurnOption = Annotated[
     str | None,
-    typer.Option(help="Photographs that EXIF turns: truth was drawn on the pixels as stored, or on the upright image."),
+    typer.Option(help="Photographs that EXIF turns: true masks were drawn on their stored pixels, or upright."),
 ]
 ClassesOption = Annotated[
     str | None, typer.Option(help="voc12, coco14, or a YAML file of your own; default: from the data.")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tag2mask.classes import load_classes
 from tag2mask.data.columns import Columns, ColumnsBuilder, listing
-from tag2mask.data.truth import MaskFolders
 from tag2mask.data.png import encode_mask
+from tag2mask.data.truth import MaskFolders
 from tag2mask.types import Dataset, UserError
 
 VOC = load_classes("voc12")

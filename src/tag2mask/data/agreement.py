@@ -115,7 +115,9 @@ class Agreement:
             untagged = [value for value in sorted(odd) if value < count]
             self.untagged_images += bool(untagged)
             if untagged:
-                self._note("untagged", f"{id} holds {self._names(untagged)}, tagged {self._names(known) or 'nothing'}")
+                self._note(
+                    "untagged", f"{id} holds {self._names(untagged)}, tagged {self._names(known) or 'nothing'}"
+                )
         return not len(outside)
 
     def finding(self) -> Finding | None:
@@ -129,8 +131,8 @@ class Agreement:
             return self._thin() if self._is_thin() else None
         examples = "; ".join([*self.examples.get("missing", []), *self.examples.get("untagged", [])][:_SHOWN])
         text = (
-            f"truth and tags differ in {self.checked} images with known tags: {missing} of {tags} tags are in no truth "
-            f"of their image, and {self.untagged_images} images hold a class that is not tagged ({examples})"
+            f"truth and tags differ in {self.checked} images with known tags: {missing} of {tags} tags are in no "
+            f"truth of their image, and {self.untagged_images} images hold a class that is not tagged ({examples})"
         )
         if self._is_thin():
             return Finding(text, self._thin().cause, refuse=True)
@@ -148,8 +150,8 @@ class Agreement:
         values = [value for value in range(count, IGNORE) if self.everywhere[value]]
         text = (
             f"the truth of {self.outside_images} of {self.images} images holds values that are no class: "
-            f"{_numbers(values)}; got by {'; '.join(self.examples['outside'])}, expected 0 to {count - 1}, or {IGNORE} "
-            "for what is ignored"
+            f"{_numbers(values)} ({'; '.join(self.examples['outside'])}), expected 0 to {count - 1}, or {IGNORE} for "
+            "what is ignored"
         )
         cause = self._thin().cause if self._is_thin() else self._cause(self._moved())
         return Finding(text, cause, refuse=True, outside=True)
@@ -202,12 +204,16 @@ class Agreement:
 
     def _binary(self, shapes: list[int], only: list[int]) -> str:
         value = shapes[0] if shapes else 0
-        what = f"the masks hold 0 and {value} alone, as drawing tools write one object" if shapes else "the masks are empty"
+        what = "the masks are empty"
+        if shapes:
+            what = f"the masks hold 0 and {value} alone, as drawing tools write one object"
         if value == IGNORE:
             what += f", but {IGNORE} means: ignored, so no class is in any truth"
         if shapes and len(only) == 1:
             name = self.classes.names[only[0]]
-            return f"Likely cause: {what}. If {value} is {name!r}, give --truth-values '{value}={name}'. {self._go_on()}"
+            return (
+                f"Likely cause: {what}. If {value} is {name!r}, give --truth-values '{value}={name}'. {self._go_on()}"
+            )
         if shapes and len(only) > 1:
             what += f", which cannot tell the {len(only)} tagged classes apart: give masks that number the classes"
         return f"Likely cause: {what}. {self._go_on()}"
@@ -224,7 +230,7 @@ class Agreement:
         option = ",".join(f"{number}={names[value]}" for number, value in used.items())
         plain = not any(sign in names[value] for value in used.values() for sign in ",='\"")
         inline = f"--truth-values '{option}', or " if plain and len(used) <= 20 and sure == used else ""
-        unsure = sorted(number for number in np.flatnonzero(self.held[1:IGNORE]) + 1 if number not in sure)
+        unsure = [number for number in range(1, IGNORE) if self.held[number] and number not in sure]
         rest = f"; the tags do not tell what {_numbers(unsure)} stand for" if unsure else ""
         return (
             f"Likely cause: the masks {what} (by the images in which they occur, {seen}{rest}): give {inline}"
@@ -257,7 +263,7 @@ class Agreement:
         return sum(int(self.together[value, number]) for number, value in numbering.items())
 
     def _share(self, numbering: Mapping[int, int], ground: Sequence[int] = (0,)) -> float:
-        """How well a numbering explains the tags: F1 over pairs of image and class. ``ground`` and 255 are no class."""
+        """How well a numbering explains the tags: F1 over pairs of image and class; ``ground``, 255 are no class."""
         held = sum(int(self.held[number]) for number in range(IGNORE) if number not in ground)
         return 2 * self._hits(numbering) / max(1, int(self.tagged.sum()) + held)
 

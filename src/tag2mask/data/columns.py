@@ -21,6 +21,7 @@ from tag2mask.types import ClassSet, Sample, UserError
 
 __all__ = ["Columns", "ColumnsBuilder", "Strings", "counted", "listing"]
 
+
 @dataclass(frozen=True, eq=False)
 class Strings:
     """Many short texts in one array.

@@ -54,7 +54,7 @@ class MaskFolders:
     folders: tuple[Path, ...]
     endings: tuple[str, ...] = ("",)
     classes: ClassSet | None = None
-    values: Values = Values()
+    values: Values = field(default_factory=Values)
     _listings: dict[Path, Strings] = field(default_factory=dict, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,15 +74,17 @@ class MaskFolders:
         Raises:
             UserError: ``truth_values`` cannot be read, or two lists say different things.
         """
+        values, notes = find_label_list(self.folders, classes) if truth_values is None else (None, [])
         if truth_values is not None:
-            values, notes = parse_values(truth_values, classes), []
-        else:
-            found, notes = find_label_list(self.folders, classes)
-            values = found or Values()
-        endings = self._learn(ids)
-        if endings != ("",):
-            notes.append(f"true masks are called {listing([f'<id>{ending}' for ending in endings])}")
-        return replace(self, endings=endings, classes=classes, values=values), notes
+            values = parse_values(truth_values, classes)
+        masks = replace(self, endings=self._learn(ids), classes=classes, values=values or Values())
+        return masks, [*notes, *masks.naming()]
+
+    def naming(self) -> list[str]:
+        """A note of how the masks are called, where that is not ``<id>.png``."""
+        if self.endings == ("",):
+            return []
+        return [f"true masks are called {listing([f'<id>{ending}' for ending in self.endings])}"]
 
     def __call__(self, name: str) -> Read:
         """The mask (H, W) uint8 of the sample called ``name``.
@@ -108,7 +110,7 @@ class MaskFolders:
                 found = [path for ending in self.endings for path in self._named(folder, stem + ending, SUFFIXES)]
                 if len(found) > 1:
                     raise UserError(
-                        f"{len(found)} files could be the true mask of {name}: {listing(found)}; keep one in that folder"
+                        f"{len(found)} files could be the true mask of {name}: {listing(found)}; keep one of them"
                     )
                 if found:
                     return found[0]
@@ -149,7 +151,8 @@ class MaskFolders:
         """How the masks are called where most images have none called ``<id>.png``: what stands after the id."""
         if not ids:
             return ("",)
-        few = [ids[place] for place in np.unique(np.linspace(0, len(ids) - 1, min(len(ids), LEARNED_FROM)).astype(int))]
+        places = np.linspace(0, len(ids) - 1, min(len(ids), LEARNED_FROM)).astype(int)
+        few = [ids[place] for place in places]
         without = [name for name in few if not self.has(name)]
         if 2 * len(without) <= len(few):
             return ("",)
@@ -179,10 +182,10 @@ class MaskFolders:
 
     def _decode(self, image: Image.Image, path: Path) -> Read:
         if image.mode in ("RGBA", "LA", "PA"):
-            image = image.convert("RGBA")
-            if image.getchannel("A").getextrema()[0] < 255:
+            full = image.convert("RGBA")
+            if np.array(full)[..., 3].min() < 255:
                 raise BadImage(path, "is partly transparent, which says nothing of classes: save it without alpha")
-            image = image.convert("RGB")
+            return self._coloured(np.array(full.convert("RGB")), path)
         if image.mode == "P":
             return self._indexed(image, path)
         if image.mode in ("L", "1"):
@@ -249,7 +252,7 @@ class MaskFolders:
     def _coloured(self, pixels: NDArray[np.uint8], path: Path) -> Read:
         """(H, W, 3) colours -> mask values."""
         grey = bool((pixels == pixels[..., :1]).all())
-        if grey and (self.classes is None or self.values.as_is or self.values.numbers and not self.values.colours):
+        if grey and (self.classes is None or self.values.as_is or (self.values.numbers and not self.values.colours)):
             return self._by_number(pixels[..., 0], path)
         packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)  # (H, W)
         found, where, counts = np.unique(packed, return_inverse=True, return_counts=True)

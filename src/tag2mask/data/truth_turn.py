@@ -73,10 +73,7 @@ class TruthOf:
         if orientation == 1:
             return found
         shape = found.mask.shape
-        if _size_tells(orientation, size):
-            turned = shape == size
-        else:
-            turned = self.turn == "stored" and shape == size
+        turned = shape == size and (self.turn == "stored" or _size_tells(orientation, size))
         return found._replace(mask=upright(found.mask, orientation), turned=True) if turned else found
 
 
@@ -141,8 +138,8 @@ def settle_turn(data: Dataset, masks: Callable[[str], NDArray[np.uint8] | None] 
         return Settled(
             "stored" if stored else "upright",
             (
-                f"{who}: their truth is taken to be drawn {drawn}, as that of the {stored or as_shown} photographs of "
-                f"orientation 5 to 8 is by its size; if not, give --truth-turn {other}",
+                f"{who}: their truth is taken to be drawn {drawn}, as that of the {stored or as_shown} photographs "
+                f"of orientation 5 to 8 is by its size; if not, give --truth-turn {other}",
             ),
         )
     fits = None if masks is None else _compare(data, unclear, masks)
@@ -188,9 +185,7 @@ class _Fits(NamedTuple):
         return f"{100 * self.upright:.1f} % upright, {100 * self.stored:.1f} % turned"
 
 
-def _compare(
-    data: Dataset, unclear: array[int], masks: Callable[[str], NDArray[np.uint8] | None]
-) -> _Fits | None:
+def _compare(data: Dataset, unclear: array[int], masks: Callable[[str], NDArray[np.uint8] | None]) -> _Fits | None:
     """None where no mask of the run can be compared."""
     counts = np.zeros((2, 256, 256), np.int64)  # (as it is or turned, true value, found value)
     same = True

@@ -192,7 +192,8 @@ def _rows(path: Path) -> list[tuple[tuple[int, ...], str]]:
             parts = [match[1], *match[2].split()]
         given = tuple(int(part) for part in parts if re.fullmatch(r"\d{1,3}", part))
         words = [part for part in parts if part and not re.fullmatch(r"\d{1,3}", part)]
-        if not given and not rows and {"name", "r", "g", "b", "value", "id", "label"} & {p.lower() for p in parts[1:]}:
+        heads = {part.lower() for part in parts[1:]} & {"name", "r", "g", "b", "value", "id", "label"}
+        if heads and not given and not rows:
             continue  # the head of a table
         name = words[0] if given and words else line.strip(" \"'[]")
         if any(number > 255 for number in given) or (given and not words):

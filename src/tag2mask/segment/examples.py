@@ -238,10 +238,9 @@ def check_targets(
             size = image_size(sample.image)
             if (targets.run is None or targets.pixels[position]) and position not in few:
                 return  # a true mask may have to be drawn; its size is seen when it is loaded
-            if targets.pixels[position]:
-                labels = true.read(sample)
-            else:
-                labels = targets.labels(position) if position in few else None
+            labels = None
+            if position in few:
+                labels = true.read(sample) if targets.pixels[position] else targets.labels(position)
             masked = image_size(targets.mask_path(sample)) if labels is None else tuple(labels.shape)
             if confidence and targets.run is not None and not targets.pixels[position]:
                 image_size(targets.run.confidence_path(sample.id))
