@@ -99,7 +99,7 @@ class Agreement:
             thin = _between(truth, sorted(odd))
             self.thin_values += thin
             self.thin_images += thin > 0
-        if tags is not None:
+        if tags is not None and values.tolist() != [IGNORE]:  # where all is ignored, nothing is said of classes
             known = np.array(tags, np.intp)
             self.checked += 1
             self.tagged_images += len(known) > 0

@@ -97,7 +97,8 @@ class MaskFolders:
         if path.suffix.lower() == ".npy":
             return self._by_number(_read_array(path), path)
         with open_image(path) as image:
-            return self._decode(image, path)
+            decoded = image.copy()
+        return self._decode(decoded, path)  # outside, where a UserError stays one
 
     def has(self, name: str) -> bool:
         """Whether one of the folders has a mask of this id. Raises UserError where it has several, or a JPEG."""
@@ -211,8 +212,12 @@ class MaskFolders:
         if unknown and self.values.whole:
             said = ", ".join(f"{number} ({counts[number]} pixels)" for number in unknown[:5])
             raise UserError(
-                f"{path} holds {said}, which {self.values.source} does not name: name it there"
-                + ("" if self.values.chosen else ", or give --truth-values as-is to read the numbers as they are")
+                f"{path} holds {said}, which {self.values.source} does not name: "
+                + (
+                    "give a file with a line `value name` for each"
+                    if self.values.chosen
+                    else "name it there, or give --truth-values as-is to read the numbers as they are"
+                )
             )
         return Read(table[pixels], self.values.source)
 
