@@ -236,7 +236,7 @@ def report(
     classes: ClassesOption = None,
     worst: Annotated[int, typer.Option(min=0, help="How many images are shown, worst first.")] = 24,
 ) -> None:
-    """Write one HTML file that shows a run: numbers, overlays, settings; with truth, classes and threshold curve too."""
+    """Write one HTML file that shows a run: overlays, numbers, settings; with truth, classes and threshold curve."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.recipe import images_for
     from tag2mask.stages.report import report as run_report

@@ -112,7 +112,7 @@ def test_two_classes_of_many_that_are_swapped_are_found():
 
 def test_cocos_ids_and_other_gaps():
     coco = load_classes("coco14")
-    table = {value: id for value, id in enumerate(COCO_IDS, start=1)}
+    table = dict(enumerate(COCO_IDS, start=1))
     said = found(through(table, scenes(400, 80)), coco)
     assert said.outside
     assert "--truth-values coco-ids" in said.cause
@@ -157,6 +157,8 @@ def test_one_wrong_tag_in_a_few_images_is_a_note():
     mask, tags = pairs[0]
     wrong = next(tag for tag in range(1, 7) if tag not in tags)
     assert not found([(mask, (*tags[1:], wrong)), *pairs[1:]]).refuse
+    one = [(np.where(mask == IGNORE, 0, tag * (mask > 0)).astype(np.uint8), (tag,)) for tag in (1, 2, 3)]
+    assert not found([*one[:2], (one[2][0], (4,))]).refuse
     assert found([(mask, (wrong,))]).refuse, "where nothing fits at all, the user is asked"
 
 
@@ -167,8 +169,8 @@ def test_counts_are_those_of_the_images():
     bees[1:5, 1:3], bees[1:5, 3:5] = 2, 3
     said = found([(bee, (2,)), (bees, (2,)), (bee, (1, 2)), (blank, ()), (bees, None)] + [(bee, (2,))] * 6)
     assert said.text.startswith(
-        "truth and tags differ in 10 images with known tags: 1 of 10 tags are in no truth of their image, and 1 images "
-        "hold a class that is not tagged"
+        "truth and tags differ in 10 images with known tags: 1 of 10 tags are in no truth of their image, and 1 "
+        "images hold a class that is not tagged"
     )
     assert "im2 is tagged ant" in said.text
     assert "im1 holds cow, tagged bee" in said.text

@@ -46,17 +46,9 @@ def masks(folder: Path, ids=("a",), values: str | None = None, classes: ClassSet
 @pytest.mark.parametrize(
     "form",
     [
-        "{}.png",
-        "{}.jpg.png",
-        "{}_mask.png",
-        "{}.PNG",
-        "{}.tif",
-        "{}.bmp",
-        "{}.TIFF",
-        "{}.npy",
-        "{}_gtFine_labelIds.png",
-    ]
-    + ["{}-seg.png", "{} copy.png", "{}_L.tif", "{}.mask.npy"],
+        *("{}.png", "{}.jpg.png", "{}_mask.png", "{}.PNG", "{}.tif", "{}.bmp", "{}.TIFF", "{}.npy"),
+        *("{}_gtFine_labelIds.png", "{}-seg.png", "{} copy.png", "{}_L.tif", "{}.mask.npy"),
+    ],
 )
 def test_masks_are_found_by_their_usual_names(tmp_path, form):
     ids = ["a", "b", "sub/a", "a_1", "a_2"]
@@ -74,6 +66,7 @@ def test_masks_are_found_by_their_usual_names(tmp_path, form):
 def test_a_mask_of_another_image_is_not_taken(tmp_path):
     save(tmp_path / "dog_left.png")
     save(tmp_path / "cow_left.png")
+    assert not masks(tmp_path, ["dog", "hen", "elk", "dog_left"]).has("dog")
     reader = masks(tmp_path, ["dog", "dog_left", "cow", "cow_left"])
     assert [reader.has(name) for name in ("dog", "dog_left", "cow", "cow_left")] == [False, True, False, True]
 
@@ -217,7 +210,7 @@ def test_coco_ids(tmp_path):
     with pytest.raises(UserError, match="COCO's 80 classes"):
         masks(tmp_path, values="coco-ids")
     save(tmp_path / "a.png", np.array([[12]], np.uint8))
-    with pytest.raises(UserError, match="12 .1 pixels., which --truth-values coco-ids does not name"):
+    with pytest.raises(UserError, match=r"12 .1 pixels., which --truth-values coco-ids does not name"):
         masks(tmp_path, values="coco-ids", classes=load_classes("coco14"))("a")
 
 
@@ -228,7 +221,8 @@ def test_wrong_truth_values_are_refused_at_once(tmp_path, choice):
 
 
 LISTS = {
-    "labelmap.txt": "# label:color_rgb:parts:actions\nbackground:0,0,0::\nHen:250,0,0::\ncat:0,250,0::\ndog:0,0,250::\n",
+    "labelmap.txt": "# label:color_rgb:parts:actions\n"
+    "background:0,0,0::\nHen:250,0,0::\ncat:0,250,0::\ndog:0,0,250::\n",
     "class_names.txt": "__ignore__\n_background_\nhen\ncat\ndog\n",
     "classes.txt": "hen\ncat\ndog\n",
     "labels.txt": "0: background\n1: hen\n2: cat\n3: dog\n",

@@ -181,7 +181,7 @@ def test_training_on_true_masks_of_turned_photographs_asks(tmp_path):
     world.write_truth()
     listed = tmp_path / "list.txt"
     listed.write_text("0\n2\n")
-    with pytest.raises(UserError, match="2 photographs .*--truth-turn"):
+    with pytest.raises(UserError, match=r"2 photographs .*--truth-turn"):
         find_targets(world.data(), None, listed)
     targets = find_targets(world.data(truth_turn="stored"), None, listed)
     assert "2 true masks were turned" in check_targets(targets)[0]
