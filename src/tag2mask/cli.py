@@ -26,6 +26,8 @@ from tag2mask.cli_options import (
     TagsOption,
     TokenizerOption,
     TruthOption,
+    TruthTurnOption,
+    TruthValuesOption,
     UnknownOption,
     images_if_there,
     label_config,
@@ -99,6 +101,8 @@ def label(
     tags: TagsOption = None,
     images: ImagesOption = None,
     truth: TruthOption = None,
+    truth_values: TruthValuesOption = None,
+    truth_turn: TruthTurnOption = None,
     classes: ClassesOption = None,
     unknown: UnknownOption = "error",
     clip: ClipOption = None,
@@ -158,6 +162,8 @@ def label(
             "data.tags": tags,
             "data.images": images,
             "data.truth": truth,
+            "data.truth_values": truth_values,
+            "data.truth_turn": truth_turn,
             "data.classes": classes,
             "data.unknown": unknown if unknown != "error" else None,
             "method": method,
@@ -201,6 +207,8 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="The data with its truth; default: where the run's was.")] = None,
     split: SplitOption = None,
     truth: TruthOption = None,
+    truth_values: TruthValuesOption = None,
+    truth_turn: TruthTurnOption = None,
     classes: ClassesOption = None,
     boundary: Annotated[bool, typer.Option(help="Boundary IoU too (slower).")] = True,
     thresholds: Annotated[bool, typer.Option(help="All background thresholds and powers on the score maps.")] = True,
@@ -214,7 +222,7 @@ def evaluate(
     from tag2mask.stages.recipe import data_for
 
     opened = Run.open(run)
-    dataset = data_for(opened, data, split, truth, classes)
+    dataset = data_for(opened, data, split, truth, classes, truth_values, truth_turn)
     result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds, confidence=confidence)
     typer.echo(result.text())
 
@@ -226,17 +234,20 @@ def report(
     data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
     split: SplitOption = None,
     truth: TruthOption = None,
+    truth_values: TruthValuesOption = None,
+    truth_turn: TruthTurnOption = None,
     classes: ClassesOption = None,
     worst: Annotated[int, typer.Option(min=0, help="How many images are shown, worst first.")] = 24,
 ) -> None:
-    """Write one HTML file that shows a run: numbers, classes, threshold curve, overlays, settings. Opens offline."""
+    """Write one HTML file that shows a run: overlays, numbers, settings; with truth, classes and threshold curve."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.recipe import images_for
     from tag2mask.stages.report import report as run_report
 
     opened = Run.open(run)
-    given = any(value is not None for value in (data, split, truth, classes))
-    dataset = images_for(opened, data, split, truth, classes) if given else images_if_there(opened)
+    where = (data, split, truth, classes, truth_values, truth_turn)
+    given = any(value is not None for value in where)
+    dataset = images_for(opened, *where) if given else images_if_there(opened)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 

@@ -25,6 +25,18 @@ SplitOption = Annotated[str | None, typer.Option(help="VOC: a list under ImageSe
 TagsOption = Annotated[Path | None, typer.Option(help="tags.csv or tags.jsonl; default: the one in the folder.")]
 ImagesOption = Annotated[Path | None, typer.Option(help="COCO: the folder of the images.")]
 TruthOption = Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")]
+TruthValuesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What the numbers in true masks stand for, where they are not the run's: as-is (they are, whatever the "
+        "tags say), from-0 (the first class is 0, 255 background), from-2 (it is 2, 1 background), coco-ids, "
+        "255=NAME, or a file with a line `value name` for each."
+    ),
+]
+TruthTurnOption = Annotated[
+    str | None,
+    typer.Option(help="Photographs that EXIF turns: true masks were drawn on their stored pixels, or upright."),
+]
 ClassesOption = Annotated[
     str | None,
     typer.Option(

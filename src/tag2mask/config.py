@@ -28,8 +28,12 @@ class DataConfig(_Settings):
     tags: str | None = Field(None, description="tags.csv or tags.jsonl; default: found in the folder")
     images: str | None = Field(None, description="folder of the images (COCO)")
     truth: str | None = Field(None, description="folder of ground-truth masks, for evaluation only")
+    truth_values: str | None = Field(None, description="as-is, from-0, from-2, coco-ids, 255=NAME, or a file")
+    truth_turn: Literal["stored", "upright"] | None = Field(
+        None, description="which pixels of photographs that EXIF turns the truth was drawn on"
+    )
     classes: str | None = Field(
-        None, description="voc12, coco14, a YAML of your own, or file: a COCO file's categories"
+        None, description="voc12, coco14, a YAML of your own, or file: VOC's or COCO's own names"
     )
     unknown: Literal["error", "skip"] = Field("error", description="what to do with tags that are no class")
 
@@ -130,6 +134,11 @@ def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> LabelCo
         return LabelConfig.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error, LabelConfig)}") from None
+
+
+def parse_data(raw: Mapping[str, Any]) -> DataConfig:
+    """A DataConfig from plain values of the command line."""
+    return parse_config({"data": raw}, "the command line").data
 
 
 T = TypeVar("T")

@@ -18,9 +18,10 @@ from tag2mask.data.coco_file import CocoFile, Key, load_coco
 from tag2mask.data.coco_images import Picture, find_folder, find_pictures
 from tag2mask.data.coco_outline import has_outline
 from tag2mask.data.coco_truth import CocoTruth
-from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
 from tag2mask.data.own_classes import classes_of_names
 from tag2mask.data.tags import Unknown, Vocabulary, choose_classes
+from tag2mask.data.truth import MaskFolders
 from tag2mask.types import ClassSet
 
 __all__ = ["CocoTruth", "read_coco"]
@@ -34,6 +35,7 @@ def read_coco(
     unknown: Unknown = "error",
     *,
     network: ClassSet | None = None,
+    truth_values: str | None = None,
 ) -> Columns:
     """Reads a COCO instances file.
 
@@ -50,6 +52,7 @@ def read_coco(
         network: the classes of a network that shall look at the images, which needs no tags: a file without
             annotations (``image_info_test2017.json``) will do, and the tags of its images are unknown. They are the
             classes by default where the file has the same ones, in whatever order, or none.
+        truth_values: what the numbers in masks of ``truth`` stand for (see ``tag2mask.data.truth_values``).
 
     Raises:
         UserError: no such file or form, no images, unknown categories, or what has two meanings.
@@ -68,6 +71,9 @@ def read_coco(
     has_truth = set() if masks is not None else _drawable(content, chosen, pictures, notes)
 
     words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
+    if masks is not None:
+        masks, said = masks.read_as([picture.name for picture in pictures], chosen, truth_values)
+        notes += said
     backgrounds = {key for key, name in content.categories.items() if fold(name) == "background"}
     empty: list[str] = []
     bare: list[str] = []

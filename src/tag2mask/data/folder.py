@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
-from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
 from tag2mask.data.image import IMAGE_SUFFIXES, is_image, without_suffix
 from tag2mask.data.tags import (
     TagFile,
@@ -20,6 +20,7 @@ from tag2mask.data.tags import (
     match_images,
     read_tag_file,
 )
+from tag2mask.data.truth import MaskFolders
 from tag2mask.types import ClassSet, UserError
 
 __all__ = ["image_ids", "read_folder", "walk_images"]
@@ -31,6 +32,7 @@ def read_folder(
     classes: ClassSet | str | Path | None = None,
     truth: Path | str | None = None,
     unknown: Unknown = "error",
+    truth_values: str | None = None,
 ) -> Columns:
     """Reads all images in a folder and the folders in it.
 
@@ -42,8 +44,9 @@ def read_folder(
         root: the folder.
         tags: a CSV or JSONL file (see ``tag2mask.data.tags``). Default: ``tags.csv`` or ``tags.jsonl`` in ``root``.
         classes: a class set, its name, or its file. Default: ``classes.yaml`` in ``root``, else the tags' names.
-        truth: a folder of ground-truth masks, ``<id>.png``.
+        truth: a folder of ground-truth masks, ``<id>.png`` or alike (see ``tag2mask.data.truth``).
         unknown: what becomes of names that are no class.
+        truth_values: what the numbers in the masks stand for (see ``tag2mask.data.truth_values``).
 
     Raises:
         UserError: no folder, no image, neither tags nor classes, unknown names, or a malformed tags file.
@@ -77,7 +80,11 @@ def read_folder(
         labels, missing = match_images(rows, images, source, base)
         notes += row_notes(source, images, labels, missing)
     words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
-    for position, (name, image) in enumerate(zip(image_ids(images, notes), images, strict=True)):
+    ids = list(image_ids(images, notes))
+    if masks is not None:
+        masks, said = masks.read_as(ids, chosen, truth_values)
+        notes += said
+    for position, (name, image) in enumerate(zip(ids, images, strict=True)):
         said_labels = labels.get(position)
         known = None if said_labels is None else words.tags(said_labels)
         relative = (base / image).relative_to(root).as_posix()

@@ -37,6 +37,7 @@ __all__ = [
     "is_image",
     "open_image",
     "read_image",
+    "stored_form",
     "without_suffix",
 ]
 
@@ -107,11 +108,21 @@ def image_size(path: Path | str) -> tuple[int, int]:
     Raises:
         BadImage: as :func:`read_image`, but a truncated file is not noticed.
     """
+    orientation, (height, width) = stored_form(path)
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def stored_form(path: Path | str) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation, 1 to 8, and (H, W) of the pixels as the file stores them, from the header alone.
+
+    Raises:
+        BadImage: as :func:`image_size`.
+    """
     with open_image(path) as image:
         # Whether Pillow's own `size` of a TIFF is the upright one depends on its version; the tags are the file's.
         tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
         width, height = image.size if tags is None else (int(tags[_WIDTH]), int(tags[_LENGTH]))
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        return _orientation(image), (height, width)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tag2mask.classes import class_index, fold, load_classes
 from tag2mask.data.boxes import Labels, read_boxes
-from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
 from tag2mask.data.folder import image_ids, row_notes, walk_images
 from tag2mask.data.lists import read_list
 from tag2mask.data.own_classes import classes_of_names
@@ -25,6 +25,7 @@ from tag2mask.data.tags import (
     match_images,
     read_tag_file,
 )
+from tag2mask.data.truth import MaskFolders
 from tag2mask.data.voc_layout import Layout, find_layout
 from tag2mask.types import ClassSet, UserError
 
@@ -39,6 +40,7 @@ def read_voc(
     unknown: Unknown = "error",
     *,
     network: ClassSet | None = None,
+    truth_values: str | None = None,
 ) -> Columns:
     """Reads a VOC devkit, or images with XML files like its own.
 
@@ -55,6 +57,7 @@ def read_voc(
         network: the classes of a network that shall look at the images, which needs no tags: these are unknown where
             there are none, as in VOC's own test set. Its classes are taken where they have every name in the data,
             and VOC's do not.
+        truth_values: what the numbers in the masks stand for (see ``tag2mask.data.truth_values``).
 
     Raises:
         UserError: no devkit, no such split, no source of tags, or two that disagree, or names of which most, but not
@@ -91,7 +94,10 @@ def read_voc(
     if source == layout.boxes and tags is None:
         notes += _check_other(find_tag_file(top), layout, images, wanted, named, given, ask=network is None)
 
-    masks = MaskFolders((top / "SegmentationClass", top / "SegmentationClassAug"))
+    masks, said = MaskFolders((top / "SegmentationClass", top / "SegmentationClassAug")).read_as(
+        [ids[position] for position in wanted], given, truth_values
+    )
+    notes += said
     words, builder = Vocabulary(given, unknown), ColumnsBuilder()
     for position in wanted:
         labels = named.get(position)

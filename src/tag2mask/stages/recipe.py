@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tag2mask.config import DataConfig, LabelConfig, MaskConfig, dump_config, parse_config
+from tag2mask.config import DataConfig, LabelConfig, MaskConfig, dump_config, parse_config, parse_data
 from tag2mask.data import read_dataset
 from tag2mask.data.columns import Columns
 from tag2mask.methods import make_method, make_options, method_class
@@ -62,6 +62,8 @@ def open_data(config: DataConfig, network: ClassSet | None = None) -> Columns:
         classes=config.classes,
         unknown=config.unknown,
         network=network,
+        truth_values=config.truth_values,
+        truth_turn=config.truth_turn,
     )
 
 
@@ -125,6 +127,8 @@ def absolute(config: LabelConfig) -> LabelConfig:
     }
     if config.data.classes is not None and config.data.classes.endswith((".yaml", ".yml")):
         paths["classes"] = str(Path(config.data.classes).absolute())
+    if config.data.truth_values is not None and Path(config.data.truth_values).is_file():
+        paths["truth_values"] = str(Path(config.data.truth_values).absolute())
     return config.model_copy(update={"data": config.data.model_copy(update=paths)})
 
 
@@ -134,6 +138,8 @@ def data_for(
     split: str | None = None,
     truth: Path | None = None,
     classes: str | None = None,
+    truth_values: str | None = None,
+    truth_turn: str | None = None,
 ) -> Columns:
     """The data of a run, as its settings say, with whatever is given in its place; that of ``predict`` needs no tags.
 
@@ -141,11 +147,14 @@ def data_for(
         UserError: it is not known, or no longer there.
     """
     flags = {"path": data, "split": split, "truth": truth, "classes": classes}
+    flags |= {"truth_values": truth_values, "truth_turn": truth_turn}
     given = {key: str(value) for key, value in flags.items() if value is not None}
     before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
     if data is not None:  # what belonged to the old place
         before |= {"kind": None, "tags": None, "images": None, "truth": None}
-    return open_data(DataConfig(**{**before, **given}), stored_classes(run) if is_predicted(run) else None)
+    if data is not None or truth is not None:  # what was said of the old truth
+        before |= {"truth_values": None, "truth_turn": None}
+    return open_data(parse_data({**before, **given}), stored_classes(run) if is_predicted(run) else None)
 
 
 def images_for(run: Run, *given: Any) -> Columns:
