@@ -334,6 +334,27 @@ def test_what_each_part_is_cropped_to(variant, clip, weights, data, tmp_path, mo
     assert crops == {"clip": 28, "clims start": 28 if variant == "paper" else 32, "clims": 32}
 
 
+@pytest.mark.parametrize("part", ["start", "clims"])
+def test_the_stem_learns_nothing(part, clip, weights):
+    """In both trainings, even at a rate that throws everything else; its norm still counts what it sees."""
+    method = method_of(clip, weights, lr=1.0, baseline_lr=1.0)
+    network, _ = method.start()
+    critic = Critic(CLASSES, TEXTS, clip, method.recipe)
+    start = TagTraining(network, method.recipe, 0.5, 2)
+    module = start if part == "start" else CLIMSTraining(network, critic, method.recipe, 0.5, 2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    pictures, _ = pictures_and_maps(3)
+    optimizer = module.configure_optimizers()["optimizer"]
+    with pytest.warns(UserWarning, match="log"):
+        module.training_step((pictures, [torch.tensor([1, 3]), torch.tensor([2]), torch.tensor([3])]), 0).backward()
+    optimizer.step()
+    same = {name for name, value in network.state_dict().items() if torch.equal(value, before[name])}
+    learnable = {name for name, _ in network.named_parameters() if name.startswith("backbone.")}
+    stem = {f"backbone.{name}" for name in ("conv1.weight", "bn1.weight", "bn1.bias")}
+    assert same & learnable == stem
+    assert "backbone.bn1.running_mean" not in same
+
+
 def test_a_fit_is_what_its_steps_are(clip, weights, data, tmp_path):
     """Against a loop written here: SGD by hand, the head ten times as fast, poly decay, norms without decay."""
     decay = 1.0  # with little of it, what another processor rounds otherwise grows past the bounds
