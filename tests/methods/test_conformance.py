@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods import toys
 from methods.toys import CLASSES, TOYS, TrainingFree, make_data
 from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
@@ -149,7 +148,9 @@ def test_shapes_and_values(case):
                 assert torch.isfinite(maps).all()
                 assert maps.min() >= 0
                 at_pixels = maps if maps.ndim == 3 else maps[None]
-                assert upsample(at_pixels, size, scores.frame).max() <= 1 + 1e-6  # a cell between pixels may be higher
+                assert (
+                    upsample(at_pixels, size, scores.frame).max() <= 1 + 1e-6
+                )  # a cell between pixels may be higher
         if scores.background is not None:
             assert tuple(scores.background.shape) == grid
         if scores.initial is not None:

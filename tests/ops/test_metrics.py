@@ -38,7 +38,11 @@ def blobs(seed: int, shape: tuple[int, int], classes: int) -> Tensor:
 def relabelled(maps: Tensor, tags: Tensor, rule: Power | Constant) -> Tensor:
     """The mask that one rule gives, the plain way: stack the background in front and take the argmax."""
     best = maps.amax(0)
-    background = torch.pow(torch.relu(1 - best), rule.exponent) if isinstance(rule, Power) else torch.full_like(best, rule.value)
+    background = (
+        torch.pow(torch.relu(1 - best), rule.exponent)
+        if isinstance(rule, Power)
+        else torch.full_like(best, rule.value)
+    )
     index = torch.cat([background[None], maps]).argmax(0)
     return torch.cat([torch.zeros(1, dtype=tags.dtype), tags])[index].to(torch.uint8)
 
