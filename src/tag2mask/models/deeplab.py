@@ -111,7 +111,7 @@ class MultiScale(nn.Module):
         """(B, 3, H, W) -> logits (B, K, h, w), or the list of them in training."""
         logits = [self.network(pixels)]
         for scale in self.scales:
-            # by the scale and not to a size: a size is another step between pixels, and an export to ONNX would fix it
+            # not to a size: that is another step between pixels, and an export to ONNX would fix it
             smaller = F.interpolate(pixels, scale_factor=scale, mode="bilinear", align_corners=False)
             logits.append(self.network(smaller))
         largest = logits[0]
