@@ -148,9 +148,8 @@ def test_shapes_and_values(case):
                 assert torch.isfinite(maps).all()
                 assert maps.min() >= 0
                 at_pixels = maps if maps.ndim == 3 else maps[None]
-                assert (
-                    upsample(at_pixels, size, scores.frame).max() <= 1 + 1e-6
-                )  # a cell between pixels may be higher
+                # a cell between pixels may be higher
+                assert upsample(at_pixels, size, scores.frame).max() <= 1 + 1e-6
         if scores.background is not None:
             assert tuple(scores.background.shape) == grid
         if scores.initial is not None:
@@ -223,7 +222,7 @@ class Killed(BaseException):
 
 
 def test_fit_goes_on_where_it_stopped(case, monkeypatch):
-    """A fit that is killed after every file it writes, each step's too, leaves what an uninterrupted one leaves."""
+    """A fit that is killed after every file or two that it writes leaves what an uninterrupted one leaves."""
     if case.fitted is None:
         pytest.skip("nothing to fit")
     monkeypatch.setattr("tag2mask.segment.affinity_training.SAVE_STEPS", 1)
@@ -232,7 +231,7 @@ def test_fit_goes_on_where_it_stopped(case, monkeypatch):
 
     def breaking(source, target, **more):
         if folder / "checkpoints" in Path(target).parents:
-            if written:
+            if len(written) == 1 + len(left) % 2:
                 left.append(steps_done(folder / "checkpoints"))
                 raise Killed
             written.append(target)
