@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,18 +87,40 @@ def test_aspp_is_the_sum_of_dilated_convolutions() -> None:
     assert torch.allclose(head(x), expected, atol=1e-5)
 
 
-def test_multi_scale_output_in_training_and_test() -> None:
-    conv = nn.Conv2d(3, 2, 3, stride=8, padding=1)
-    net = MultiScale(conv)
-    x = torch.randn(1, 3, 67, 45)
+def along(side: int, cells: int, step: float) -> Tensor:
+    """Bilinear weights (cells, side) of centres ``step`` pixels apart, the first half a step from the edge."""
+    weights = torch.zeros(cells, side, dtype=torch.float64)
+    for cell in range(cells):
+        at = min(max((cell + 0.5) * step - 0.5, 0), side - 1)
+        low = int(at)
+        weights[cell, low] += 1 - (at - low)
+        weights[cell, min(low + 1, side - 1)] += at - low
+    return weights
+
+
+def resampled(x: Tensor, size: tuple[int, int], steps: tuple[float, float]) -> Tensor:
+    rows, columns = (along(x.shape[2 + i], size[i], steps[i]) for i in (0, 1))
+    return torch.einsum("yY,bcYX,xX->bcyx", rows, x, columns)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (67, 45), (66, 47), (33, 97), (321, 5)])
+def test_multi_scale_output_in_training_and_test(size: tuple[int, int]) -> None:
+    """Inputs by 1 / scale with floored sides, which leaves out the far end; logits from edge to edge."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 2, 3, stride=4, padding=1).double()
+    net = MultiScale(conv, (0.5, 0.75, 1.25))
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
     with torch.no_grad():
-        whole = conv(x)
-        half = conv(F.interpolate(x, (33, 22), mode="bilinear"))
-        three = conv(F.interpolate(x, (50, 33), mode="bilinear"))
-        largest = torch.stack([whole, *(F.interpolate(y, (9, 6), mode="bilinear") for y in (half, three))]).amax(0)
-        for found, expected in zip(net.train()(x), (whole, half, three, largest), strict=True):
-            assert torch.equal(found, expected)
-        assert torch.equal(net.eval()(x), largest)
+        expected = [conv(x)]
+        for scale in net.scales:
+            floored = (math.floor(size[0] * scale), math.floor(size[1] * scale))
+            expected.append(conv(resampled(x, floored, (1 / scale, 1 / scale))))
+        cells = expected[0].shape[2:]
+        same = [resampled(y, cells, (y.shape[2] / cells[0], y.shape[3] / cells[1])) for y in expected]
+        expected.append(torch.stack(same).amax(0))
+        for found, wanted in zip(net.train()(x), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+        torch.testing.assert_close(net.eval()(x), expected[-1], rtol=0, atol=1e-12)
 
 
 def test_caffe_pixels_are_blue_first() -> None:

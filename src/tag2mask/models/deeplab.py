@@ -96,6 +96,10 @@ class MultiScale(nn.Module):
 
     In training the output is the list [scale 1, the other scales in order, maximum], each at its own size; the papers
     add up a loss of each. Otherwise it is the maximum alone, at the size of scale 1.
+
+    An input of another scale has floor(side * scale) pixels a side, 1 / scale of the whole input apart: where a side
+    is no multiple, what is left over at its far end is cut off, not squeezed in. Logits are brought back to the size
+    of scale 1 from edge to edge.
     """
 
     def __init__(self, network: nn.Module, scales: Sequence[float] = SCALES) -> None:
@@ -107,10 +111,8 @@ class MultiScale(nn.Module):
         """(B, 3, H, W) -> logits (B, K, h, w), or the list of them in training."""
         logits = [self.network(pixels)]
         for scale in self.scales:
-            # as a size of [int(side * scale), ...], which an export to ONNX would fix at that of its example
-            smaller = F.interpolate(
-                pixels, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True
-            )
+            # not to a size: that is another step between pixels, and an export to ONNX would fix it
+            smaller = F.interpolate(pixels, scale_factor=scale, mode="bilinear", align_corners=False)
             logits.append(self.network(smaller))
         largest = logits[0]
         for other in logits[1:]:
