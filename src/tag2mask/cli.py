@@ -20,6 +20,7 @@ from tag2mask.cli_options import (
     DeviceOption,
     ImagesOption,
     KindOption,
+    RemovedOption,
     RunFolder,
     SetOption,
     SplitOption,
@@ -29,6 +30,7 @@ from tag2mask.cli_options import (
     TruthTurnOption,
     TruthValuesOption,
     UnknownOption,
+    checked_removed,
     images_if_there,
     label_config,
     spell,
@@ -51,8 +53,8 @@ app = typer.Typer(
     by `;`) beside them, then `tag2mask fetch openai/clip-vit-base-patch16`,
     `tag2mask label photos -o runs/photos` and `tag2mask report runs/photos`.
 
-    Exit codes: 0 done, 1 an error that you can mend, 2 wrong usage, 3 some images failed (they are in the run's
-    manifest), 130 stopped by Ctrl-C (the same command goes on).""",
+    Exit codes: 0 done, 1 an error that you can fix, 2 wrong usage, 3 some images failed (they are in the run's
+    manifest) or none has a mask, 130 stopped by Ctrl-C (the same command goes on).""",
 )
 app.add_typer(storybook_app, name="storybook")
 app.add_typer(segment_app)  # without a name: its commands stand among the others
@@ -135,6 +137,10 @@ def label(
         typer.Option(help="An option of the refiner, NAME=VALUE; masks.crf, masks.background and masks.mu too."),
     ] = None,
     scores: Annotated[bool, typer.Option(help="Keep the score maps (small), for eval, report and refiners.")] = True,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Learn and label all anew, for methods that learn (say, from new tags).")
+    ] = False,
+    removed: RemovedOption = "keep",
     overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
 ) -> None:
     """Make a pseudo mask, with its confidence, for every image that has tags.
@@ -184,6 +190,7 @@ def label(
     for note in recipe.data.notes:
         typer.echo(f"note: {note}", err=True)
     how: dict[str, Any] = {"shard": find_shard(shard), "batch_size": batch, "overwrite": overwrite, "prior": prior}
+    how |= {"refit": refit, "removed": checked_removed(removed)}
     if recipe.refine is None:
         how |= {"rule": recipe.rule, "noted": recipe.noted, "keep_scores": scores, "fitted": fitted}
         summaries = [run_label(recipe.data, recipe.method, out, fit_only=fit_only, **how)]
@@ -197,7 +204,7 @@ def label(
         return
     for summary in summaries:
         typer.echo(summary.text())
-    if any(summary.failed for summary in summaries):
+    if any(summary.failed or summary.empty for summary in summaries):
         raise typer.Exit(SOME_FAILED)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import typer
 
 from tag2mask.types import UserError
 
 SOME_FAILED = 3
-"""Exit code of a run that ended, but could not do some of its images."""
+"""Exit code of a run that ended, but could not do some of its images, or none at all."""
+
+RemovedOption = Annotated[
+    str, typer.Option(help="Masks of images that are no longer in the data, or not tagged: keep or drop them.")
+]
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Data = Annotated[Path, typer.Argument(help="Folder of images with tags, VOC devkit, or COCO instances JSON.")]
@@ -91,6 +95,13 @@ def _named(flag: str, option: str, example: str) -> tuple[str, Any]:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:
         raise UserError(f"{flag} {option!r}: the value is not YAML; put it in quotes") from None
+
+
+def checked_removed(word: str) -> Literal["keep", "drop"]:
+    """``--removed``, if it is one of its words."""
+    if word not in ("keep", "drop"):
+        raise UserError(f"--removed {word}: expected keep or drop")
+    return cast('Literal["keep", "drop"]', word)
 
 
 def images_if_there(run: Any) -> Any:

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from tag2mask.cli_options import SOME_FAILED, DeviceOption, TruthTurnOption, TruthValuesOption, list_settings
+from tag2mask.cli_options import (
+    SOME_FAILED,
+    DeviceOption,
+    RemovedOption,
+    TruthTurnOption,
+    TruthValuesOption,
+    checked_removed,
+    list_settings,
+)
 from tag2mask.types import UserError
 
 segment_app = typer.Typer()
@@ -151,6 +159,7 @@ def predict(
     shard: Annotated[
         str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
     ] = None,
+    removed: RemovedOption = "keep",
     overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
 ) -> None:
     """Make a mask of every image by a trained network. Tags are not needed.
@@ -189,9 +198,10 @@ def predict(
         noted=noted,
         shard=find_shard(shard),
         overwrite=overwrite,
+        removed=checked_removed(removed),
     )
     typer.echo(summary.text())
-    if summary.failed:
+    if summary.failed or summary.empty:
         raise typer.Exit(SOME_FAILED)
 
 
