@@ -339,7 +339,7 @@ def test_classes_that_a_fit_does_not_know_need_another_one(data, tmp_path):
     quiet(some, tmp_path / "run", toy(FittedOnTags, some.classes))
     more = replace(data, classes=classes("red", "green", "blue", "apple"))
     before = (tmp_path / "run/run.yaml").read_bytes()
-    with pytest.raises(UserError, match="fitted for other classes: 'apple' is new. Pass --refit"):
+    with pytest.raises(UserError, match=r"fitted for other classes: .apple. is new\. Pass --refit"):
         quiet(more, tmp_path / "run", toy(FittedOnTags, more.classes))
     assert (tmp_path / "run/run.yaml").read_bytes() == before
     assert quiet(more, tmp_path / "run", toy(FittedOnTags, more.classes), refit=True).done == 6
@@ -387,7 +387,7 @@ def test_a_run_of_the_first_layout_can_be_read_but_not_gone_on_with(data, tmp_pa
     path.write_text(yaml.safe_dump(document))
     assert Run.open(tmp_path / "run").images == 6
     assert len(Run.open(tmp_path / "run").ids()) == 6
-    with pytest.raises(UserError, match="earlier version of tag2mask, which did not note.*--overwrite"):
+    with pytest.raises(UserError, match=r"earlier version of tag2mask, which did not note.*--overwrite"):
         quiet(data, tmp_path / "run")
     assert quiet(data, tmp_path / "run", overwrite=True).done == 6
     document["layout"] = 99
