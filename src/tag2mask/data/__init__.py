@@ -12,11 +12,11 @@ from typing import Literal
 from tag2mask.data.coco import read_coco
 from tag2mask.data.columns import Columns, listing
 from tag2mask.data.folder import read_folder
-from tag2mask.data.tags import Unknown, choose_classes, find_tag_file
+from tag2mask.data.tags import TagReading, Unknown, choose_classes, find_tag_file
 from tag2mask.data.voc import find_devkit, read_voc
 from tag2mask.types import ClassSet, UserError
 
-__all__ = ["read_coco", "read_dataset", "read_folder", "read_voc"]
+__all__ = ["TagReading", "read_coco", "read_dataset", "read_folder", "read_voc"]
 
 Kind = Literal["voc", "coco", "folder"]
 
@@ -32,6 +32,7 @@ def read_dataset(
     truth: Path | str | None = None,
     unknown: Unknown = "error",
     network: ClassSet | None = None,
+    reading: TagReading | None = None,
 ) -> Columns:
     """Reads a data set of any kind; the first note says which kind was taken, and why.
 
@@ -40,6 +41,7 @@ def read_dataset(
         kind: "voc", "coco" or "folder". Default: guessed from what is there.
         classes, tags, split, images, truth, unknown: as for the reader of that kind. For a COCO folder ``split``
             chooses among its annotation files ("val2017").
+        reading: what was decided about tags of a file that could mean two things.
         network: the classes of a network that shall look at the images, which needs no tags: where the data has none
             they are unknown, and a folder that brings no classes along has these.
 
@@ -62,11 +64,11 @@ def read_dataset(
         numbered = truth is not None and (tags is not None or find_tag_file(path) is not None)
         classes = choose_classes(None, path) or (None if numbered else network)
     if chosen == "voc":
-        dataset = read_voc(path, split, classes, tags, unknown, tagged=tagged)
+        dataset = read_voc(path, split, classes, tags, unknown, tagged=tagged, reading=reading)
     elif chosen == "coco":
         dataset = read_coco(_annotations(path, split), images, classes, truth, unknown, tagged=tagged)
     else:
-        dataset = read_folder(path, tags, classes, truth, unknown)
+        dataset = read_folder(path, tags, classes, truth, unknown, reading)
     return dataset.with_notes(f"read as {chosen} ({reason})", *dataset.notes)
 
 

@@ -12,15 +12,17 @@ from xml.parsers import expat
 
 from tag2mask.classes import load_classes
 from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
-from tag2mask.data.folder import image_ids, row_notes, walk_images
+from tag2mask.data.folder import image_ids, walk_images
 from tag2mask.data.image import without_suffix
 from tag2mask.data.tags import (
+    TagReading,
     Unknown,
     Vocabulary,
     choose_classes,
     find_tag_file,
     match_images,
-    read_tag_file,
+    read_tags,
+    row_notes,
 )
 from tag2mask.types import ClassSet, UserError
 
@@ -35,6 +37,7 @@ def read_voc(
     unknown: Unknown = "error",
     *,
     tagged: bool = True,
+    reading: TagReading | None = None,
 ) -> Columns:
     """Reads a VOC devkit.
 
@@ -43,9 +46,10 @@ def read_voc(
         split: "train", "val", ... for the list in ``ImageSets/Segmentation``, else in ``ImageSets/Main``; or the
             path of a list: ids, or pairs "/JPEGImages/x.jpg /SegmentationClassAug/x.png". None = all images.
         classes: a class set, its name, or its file. Default: ``classes.yaml`` in the folder, else "voc12".
-        tags: a CSV or JSONL file. Default: ``Annotations``; without them ``tags.csv`` or ``tags.jsonl``.
+        tags: a tag file. Default: ``Annotations``; without them ``tags.csv`` and the like.
         unknown: what becomes of names that are no class.
         tagged: whether tags are needed; else they are unknown where there are none, as in VOC's own test set.
+        reading: what was decided about tags of a file that could mean two things.
 
     Raises:
         UserError: no devkit, no such split, no source of tags, or unknown names.
@@ -75,7 +79,7 @@ def read_voc(
     named = (
         _from_boxes(boxes, ids, wanted, notes, tagged)
         if source is None
-        else _from_file(source, images, wanted, top, notes)
+        else _from_file(source, images, wanted, top, notes, (chosen, unknown, reading))
     )
     for position in wanted:
         labels = named.get(position)
@@ -147,12 +151,19 @@ def _entry(text: str) -> str:
 
 
 def _from_file(
-    source: Path, images: Sequence[str], wanted: Sequence[int], top: Path, notes: list[str]
+    source: Path,
+    images: Sequence[str],
+    wanted: Sequence[int],
+    top: Path,
+    notes: list[str],
+    how: tuple[ClassSet, Unknown, TagReading | None],
 ) -> dict[int, tuple[str, ...] | None]:
-    labels, missing = match_images(read_tag_file(source), images, source, top)
+    rows, _, said = read_tags(source, source, *how)
+    labels, found = match_images(rows, images, source, top)
     chosen = {position: labels[position] for position in wanted if position in labels}
     notes.append(f"tags from {source.name}")
-    notes += row_notes(source, [images[position] for position in wanted], _renumber(chosen, wanted), missing)
+    notes += [*said, *found]
+    notes += row_notes(source, [images[position] for position in wanted], _renumber(chosen, wanted))
     return chosen
 
 
