@@ -112,11 +112,12 @@ def _objects(values: Sequence[Place], source: str) -> Rows:
     header = list(dict.fromkeys(key for _, row in values for key in row))
     image, labels = find_roles(header, source)
     needed = [header[place] for place in (image, labels) if place is not None]
+    kind = type(values[0][1].get(header[image])) if image is not None else None
     for where, row in values:
         if len(needed) < 2 and image is not None and len(row) == len(header) > 1:
             continue  # columns of 0 and 1
         name = row.get(header[image]) if image is not None else None
-        named = isinstance(name, str | int) and not isinstance(name, bool)
+        named = isinstance(name, str | int) and not isinstance(name, bool) and type(name) is kind
         if len(needed) < 2 or not row.keys() >= set(needed) or not named:
             raise UserError(f"{source}, {where}: got {_short(row)}, {_EXPECTED}")
     rows = [(where, [row.get(key) for key in header]) for where, row in values]

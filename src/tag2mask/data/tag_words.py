@@ -40,9 +40,25 @@ _STRONG = (",", ";", "|", "/", "&", "+", "\u3001", "\uff0c", "\u060c", " and ")
 _WEAK = (" ", "_", "-")
 """What may stand between labels, and often stands in a name."""
 _NOTHING = frozenset(
-    ("none", "nan", "null", "nil", "na", "n/a", "n.a.", "nothing", "no", "empty", "void", "undefined", "unknown")
-    + ("unlabeled", "unlabelled", "untagged", "nolabel", "nolabels", "notag", "notags", "noobject", "noobjects")
-    + ("nottagged", "notlabeled", "notlabelled", "ignore", "bg", "negative")  # noqa: RUF005
+    (
+        *(
+            "none",
+            "nan",
+            "null",
+            "nil",
+            "na",
+            "n/a",
+            "n.a.",
+            "nothing",
+            "no",
+            "empty",
+            "void",
+            "undefined",
+            "unknown",
+        ),
+        *("unlabeled", "unlabelled", "untagged", "nolabel", "nolabels", "notag", "notags", "noobject", "noobjects"),
+        *("nottagged", "notlabeled", "notlabelled", "ignore", "bg", "negative"),
+    )
 )
 """Folded words that say that there is no label."""
 _INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"
