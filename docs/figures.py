@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -28,6 +27,11 @@ from tag2mask.storybook import CLASSES, SPLITS, draw_scene, kind_of, render, sce
 from tag2mask.storybook.canvas import Canvas
 from tag2mask.storybook.figures import FIGURES
 from tag2mask.types import Item
+
+try:
+    import matplotlib
+except ImportError:
+    raise SystemExit('matplotlib is missing; it comes with the development tools: pip install -e ".[dev]"') from None
 
 SCENES = 12
 SHOWN = (1, 2, 3, 5)

@@ -13,6 +13,7 @@ from tag2mask import __version__
 from tag2mask.cli_errors import OneLineErrors
 from tag2mask.cli_options import (
     SOME_FAILED,
+    ActivationOption,
     ClassesOption,
     ClipOption,
     CountFromOption,
@@ -27,6 +28,8 @@ from tag2mask.cli_options import (
     TagsOption,
     TokenizerOption,
     TruthOption,
+    TruthTurnOption,
+    TruthValuesOption,
     TwinsOption,
     UnknownOption,
     images_if_there,
@@ -101,6 +104,8 @@ def label(
     tags: TagsOption = None,
     images: ImagesOption = None,
     truth: TruthOption = None,
+    truth_values: TruthValuesOption = None,
+    truth_turn: TruthTurnOption = None,
     classes: ClassesOption = None,
     unknown: UnknownOption = "error",
     separator: SeparatorOption = None,
@@ -108,6 +113,7 @@ def label(
     count_from: CountFromOption = None,
     clip: ClipOption = None,
     tokenizer: TokenizerOption = None,
+    activation: ActivationOption = None,
     crf: Annotated[str | None, typer.Option(help="Dense CRF preset (clip-es, irn, psa, ...), or none.")] = None,
     background: Annotated[
         str | None, typer.Option(help='"power:A" is (1-max)^A, "constant:T" is T, or "own".')
@@ -162,6 +168,8 @@ def label(
             "data.tags": tags,
             "data.images": images,
             "data.truth": truth,
+            "data.truth_values": truth_values,
+            "data.truth_turn": truth_turn,
             "data.classes": classes,
             "data.unknown": unknown if unknown != "error" else None,
             "data.separator": separator,
@@ -170,6 +178,7 @@ def label(
             "method": method,
             "clip": clip,
             "tokenizer": tokenizer,
+            "activation": activation,
             "masks.crf": crf,
             "masks.background": background,
             "masks.mu": mu,
@@ -207,6 +216,8 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="The data with its truth; default: where the run's was.")] = None,
     split: SplitOption = None,
     truth: TruthOption = None,
+    truth_values: TruthValuesOption = None,
+    truth_turn: TruthTurnOption = None,
     classes: ClassesOption = None,
     boundary: Annotated[bool, typer.Option(help="Boundary IoU too (slower).")] = True,
     thresholds: Annotated[bool, typer.Option(help="All background thresholds and powers on the score maps.")] = True,
@@ -220,7 +231,7 @@ def evaluate(
     from tag2mask.stages.recipe import data_for
 
     opened = Run.open(run)
-    dataset = data_for(opened, data, split, truth, classes)
+    dataset = data_for(opened, data, split, truth, classes, truth_values, truth_turn)
     result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds, confidence=confidence)
     typer.echo(result.text())
 
@@ -232,17 +243,20 @@ def report(
     data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
     split: SplitOption = None,
     truth: TruthOption = None,
+    truth_values: TruthValuesOption = None,
+    truth_turn: TruthTurnOption = None,
     classes: ClassesOption = None,
     worst: Annotated[int, typer.Option(min=0, help="How many images are shown, worst first.")] = 24,
 ) -> None:
-    """Write one HTML file that shows a run: numbers, classes, threshold curve, overlays, settings. Opens offline."""
+    """Write one HTML file that shows a run: overlays, numbers, settings; with truth, classes and threshold curve."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.recipe import images_for
     from tag2mask.stages.report import report as run_report
 
     opened = Run.open(run)
-    given = any(value is not None for value in (data, split, truth, classes))
-    dataset = images_for(opened, data, split, truth, classes) if given else images_if_there(opened)
+    where = (data, split, truth, classes, truth_values, truth_turn)
+    given = any(value is not None for value in where)
+    dataset = images_for(opened, *where) if given else images_if_there(opened)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
@@ -306,6 +320,7 @@ def prompts(
     count_from: CountFromOption = None,
     clip: ClipOption = None,
     tokenizer: TokenizerOption = None,
+    activation: ActivationOption = None,
     device: DeviceOption = "auto",
     set_: SetOption = None,
 ) -> None:
@@ -329,6 +344,7 @@ def prompts(
         "data.count_from": count_from,
         "clip": clip,
         "tokenizer": tokenizer,
+        "activation": activation,
     }
     recipe = prepare(label_config(None, flags, set_ or []), device=device)
     ranking = rank_prompts(recipe.data, recipe.method, template or None, limit=limit)  # type: ignore[arg-type]

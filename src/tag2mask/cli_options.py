@@ -41,13 +41,34 @@ CountFromOption = Annotated[
 ]
 ImagesOption = Annotated[Path | None, typer.Option(help="COCO: the folder of the images.")]
 TruthOption = Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")]
+TruthValuesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What the numbers in true masks stand for, where they are not the run's: as-is (they are, whatever the "
+        "tags say), from-0 (the first class is 0, 255 background), from-2 (it is 2, 1 background), coco-ids, "
+        "255=NAME, or a file with a line `value name` for each."
+    ),
+]
+TruthTurnOption = Annotated[
+    str | None,
+    typer.Option(help="Photographs that EXIF turns: true masks were drawn on their stored pixels, or upright."),
+]
 ClassesOption = Annotated[
-    str | None, typer.Option(help="voc12, coco14, or a YAML file of your own; default: from the data.")
+    str | None,
+    typer.Option(
+        help="voc12, coco14, a YAML file of your own, or file (VOC's or COCO's own names); default: from the data."
+    ),
 ]
 UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]
 ClipOption = Annotated[
     str | None,
-    typer.Option(help="Hub id, folder, OpenAI .pt, or storybook-clip. Default: openai/clip-vit-base-patch16."),
+    typer.Option(
+        help="Hub id, folder, OpenAI .pt or another file, or storybook-clip. Default: openai/clip-vit-base-patch16."
+    ),
+]
+ActivationOption = Annotated[
+    str | None,
+    typer.Option(help="Only for a CLIP's bare state dict: quick_gelu (OpenAI's) or gelu (open_clip's, mostly)."),
 ]
 TokenizerOption = Annotated[str | None, typer.Option(help="Only for an OpenAI .pt: tokenizer folder or BPE merges.")]
 

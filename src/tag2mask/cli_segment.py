@@ -14,6 +14,8 @@ from tag2mask.cli_options import (
     DeviceOption,
     SeparatorOption,
     TagsOption,
+    TruthTurnOption,
+    TruthValuesOption,
     TwinsOption,
     list_settings,
 )
@@ -43,6 +45,8 @@ def train(
         str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="Folder of true masks, read for --pixel-labels alone.")] = None,
+    truth_values: TruthValuesOption = None,
+    truth_turn: TruthTurnOption = None,
     classes: Annotated[str | None, typer.Option(help="Class set of --data, where it does not tell itself.")] = None,
     pixel_labels: Annotated[
         Path | None,
@@ -80,7 +84,7 @@ def train(
     `tag2mask train runs/voc -o nets/mixed --pixel-labels some_ids.txt` · the same with
     `--set architecture=cct-small --semi cct`
     """
-    from tag2mask.config import DataConfig, read_recipe
+    from tag2mask.config import parse_data, read_recipe
     from tag2mask.run.folder import Run
     from tag2mask.run.training import first_process
     from tag2mask.segment.recipe import TrainRecipe
@@ -96,14 +100,13 @@ def train(
         return
     opened = None if run is None else Run.open(run)
     if opened is not None:
-        dataset = data_for(opened, data, split, truth, classes)
+        dataset = data_for(opened, data, split, truth, classes, truth_values, truth_turn)
     elif data is None:
         raise UserError("nothing to train on: give a run folder, or --data and --pixel-labels for true masks alone")
     else:
         flags = {"path": data, "split": split, "truth": truth, "classes": classes}
-        dataset = open_data(
-            DataConfig(**{key: None if value is None else str(value) for key, value in flags.items()})
-        )
+        flags |= {"truth_values": truth_values, "truth_turn": truth_turn}
+        dataset = open_data(parse_data({key: str(value) for key, value in flags.items() if value is not None}))
     result = run_train(
         opened,
         out,
@@ -154,6 +157,8 @@ def predict(
     count_from: CountFromOption = None,
     coco_images: Annotated[Path | None, typer.Option("--images", help="COCO: the folder of the images.")] = None,
     truth: Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")] = None,
+    truth_values: TruthValuesOption = None,
+    truth_turn: TruthTurnOption = None,
     classes: Annotated[str | None, typer.Option(help="Of the data; default: its own, else the network's.")] = None,
     device: DeviceOption = "auto",
     shard: Annotated[
@@ -181,6 +186,7 @@ def predict(
     given |= {"tile": tile, "batch": batch, "scales": None if scales is None else _numbers(scales)}
     settings = replace(preset.test, **{name: value for name, value in given.items() if value is not None})
     described = {"path": images, "kind": kind, "split": split, "tags": tags, "images": coco_images, "truth": truth}
+    described |= {"truth_values": truth_values, "truth_turn": truth_turn}
     described |= {"classes": classes, "unknown": "error" if use_tags else "skip"}
     described |= {"separator": separator, "twins": twins}
     where: dict[str, Any] = {key: str(value) for key, value in described.items() if value is not None}

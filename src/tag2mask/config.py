@@ -28,7 +28,13 @@ class DataConfig(_Settings):
     tags: str | None = Field(None, description='a tag file, or "folders"; default: found in the folder')
     images: str | None = Field(None, description="folder of the images (COCO)")
     truth: str | None = Field(None, description="folder of ground-truth masks, for evaluation only")
-    classes: str | None = Field(None, description="voc12, coco14, or a YAML of your own")
+    truth_values: str | None = Field(None, description="as-is, from-0, from-2, coco-ids, 255=NAME, or a file")
+    truth_turn: Literal["stored", "upright"] | None = Field(
+        None, description="which pixels of photographs that EXIF turns the truth was drawn on"
+    )
+    classes: str | None = Field(
+        None, description="voc12, coco14, a YAML of your own, or file: VOC's or COCO's own names"
+    )
     unknown: Literal["error", "skip"] = Field("error", description="what to do with tags that are no class")
     separator: str | None = Field(None, min_length=1, description='between labels besides ";"; "none": nothing is')
     twins: Literal["keep", "merge"] | None = Field(None, description="names that look like one class: two, or one")
@@ -82,6 +88,9 @@ class LabelConfig(_Settings):
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own options")
     clip: str | None = Field(None, description="hub id, folder, OpenAI .pt, or storybook-clip")
     tokenizer: str | None = Field(None, description="only for an OpenAI .pt: tokenizer folder or BPE merges file")
+    activation: Literal["quick_gelu", "gelu"] | None = Field(
+        None, description="only for a CLIP's bare state dict, which does not tell: the one that it was trained with"
+    )
     masks: MaskConfig = MaskConfig()
     refine: RefineConfig | None = Field(None, description="refine the maps in a second run, whose prior is the first")
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -128,6 +137,11 @@ def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> LabelCo
         return LabelConfig.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error, LabelConfig)}") from None
+
+
+def parse_data(raw: Mapping[str, Any]) -> DataConfig:
+    """A DataConfig from plain values of the command line."""
+    return parse_config({"data": raw}, "the command line").data
 
 
 T = TypeVar("T")

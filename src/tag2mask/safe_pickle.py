@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tag2mask.types import UserError
 
-__all__ = ["RestrictedUnpickler", "Sealed", "numpy_names", "read_npy_dict"]
+__all__ = ["PlainArray", "RestrictedUnpickler", "Sealed", "numpy_names", "plain", "read_npy_dict"]
 
 # what np.save may put into a pickle: no objects but Python's own, no structured types, no dates
 NUMPY_KINDS = "biufcSU"
@@ -47,8 +47,10 @@ class RestrictedUnpickler(pickle.Unpickler):
     names: {(module, name): stand-in}. Everything else raises pickle.UnpicklingError with the name in the message.
     """
 
-    def __init__(self, stream: io.BufferedIOBase, names: Mapping[tuple[str, str], object]) -> None:
-        super().__init__(stream)
+    def __init__(
+        self, stream: io.BufferedIOBase, names: Mapping[tuple[str, str], object], encoding: str = "ASCII"
+    ) -> None:
+        super().__init__(stream, encoding=encoding)
         self._names = names
 
     def find_class(self, module: str, name: str) -> Any:
@@ -84,7 +86,7 @@ class _DType:
         return kind if self.order == "|" else kind.newbyteorder(self.order)  # type: ignore[arg-type]
 
 
-class _Array:
+class PlainArray:
     """Stand-in for numpy.ndarray, turned into a real one by ``plain``."""
 
     value: object = None
@@ -115,10 +117,13 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin-1")
 
 
-def numpy_names() -> dict[tuple[str, str], object]:
-    """What numpy's arrays are made of; made anew for each file, as a pickle may write attributes to a class."""
+def numpy_names(array: type[PlainArray] = PlainArray) -> dict[tuple[str, str], object]:
+    """What NumPy's arrays, types and numbers are made of; ``array`` stands for the arrays.
 
-    class Array(_Array):
+    Made anew for each file: a pickle may write attributes to a class it was given.
+    """
+
+    class Array(array):  # type: ignore[misc,valid-type]
         pass
 
     class DType(_DType):
@@ -144,15 +149,24 @@ def _refuse(value: Any) -> Any:
     raise pickle.UnpicklingError(f"a {type(value).__name__}")
 
 
-def _plain(value: Any, other: Callable[[Any], Any], depth: int = 0) -> Any:
+def plain(value: Any, other: Callable[[Any], Any] = _refuse, depth: int = 0) -> Any:
+    """Arrays, numbers and words in the place of their stand-ins, in lists, tuples and dicts.
+
+    Args:
+        value: what was read.
+        other: turns a value that is none of these into a plain one.
+
+    Raises:
+        pickle.UnpicklingError: it holds something else.
+    """
     if depth > 20:
         raise pickle.UnpicklingError("containers nested more than 20 deep")
-    if isinstance(value, _Array):
-        return _plain(value.value, other, depth + 1)
+    if isinstance(value, PlainArray):
+        return plain(value.value, other, depth + 1)
     if isinstance(value, dict):
-        return {_plain(k, other, depth + 1): _plain(v, other, depth + 1) for k, v in value.items()}
+        return {plain(k, other, depth + 1): plain(v, other, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_plain(v, other, depth + 1) for v in value)
+        return type(value)(plain(v, other, depth + 1) for v in value)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic | np.ndarray):
         return value
     return other(value)
@@ -183,7 +197,7 @@ def read_npy_dict(
             shape, _, dtype = read_header(file)
             if shape != () or dtype != np.dtype(object):
                 raise pickle.UnpicklingError(f"an array of shape {shape} and type {dtype}, not a dict")
-            value = _plain(RestrictedUnpickler(file, {**numpy_names(), **(names or {})}).load(), other)
+            value = plain(RestrictedUnpickler(file, {**numpy_names(), **(names or {})}).load(), other)
             if not isinstance(value, dict):
                 raise pickle.UnpicklingError(f"a {type(value).__name__}, not a dict")
             return value

@@ -119,8 +119,9 @@ class Dataset(Protocol):
 class Scores:
     """How much each tagged class is present at each cell of a grid over one image.
 
-    tags: (K,) int64. maps: (K, h, w) float32. background: (h, w) float32, where a method scores
-    background itself (POT's channel 0), else None.
+    tags: (K,) int64. maps: (K, h, w) float32, 0 or more and at most 1 at the image's pixels; a cell between
+    pixels may be higher (IRN). background: (h, w) float32, where a method scores background itself (POT's
+    channel 0), else None.
     size: (H, W), the image in pixels. frame: (fh, fw), the pixels that the grid spans, starting at the
     top left; it is cropped, not stretched, to ``size``. A method that stretches the image to fit its
     grid (CLIP-ES) leaves it equal to ``size``, which is what None means.

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tag2mask.classes import load_classes
-from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder, listing
 from tag2mask.data.png import encode_mask
+from tag2mask.data.truth import MaskFolders
 from tag2mask.types import Dataset, UserError
 
 VOC = load_classes("voc12")
@@ -165,9 +166,9 @@ def test_ground_truth_folders(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_mask(np.full((2, 3), value, np.uint8), VOC.palette))
     masks = MaskFolders((tmp_path / "one", tmp_path / "two"))
-    assert masks("a")[0, 0] == 1
-    assert masks("sub/b")[0, 0] == 3
-    assert masks("c.jpg")[0, 0] == 4
+    assert masks("a").mask[0, 0] == 1
+    assert masks("sub/b").mask[0, 0] == 3
+    assert masks("c.jpg").mask[0, 0] == 4
     assert (masks.has("a"), masks.has("sub/b"), masks.has("c.jpg"), masks.has("b")) == (True, True, True, False)
 
 

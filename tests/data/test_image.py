@@ -105,6 +105,23 @@ def test_transparency_is_laid_on_white(tmp_path):
     np.testing.assert_allclose(blended, RGB * (128 / 255) + 255 * (127 / 255), atol=1)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_everywhere_is_refused(tmp_path, mode):
+    """Laid on white it would be a blank picture, and labelled as one."""
+    image = Image.fromarray(np.dstack([RGB, np.zeros((6, 9), np.uint8)])).convert("RGBA" if mode == "RGBA" else "LA")
+    options = {}
+    if mode == "P":
+        image, options = Image.fromarray(GREY % 2).convert("L"), {"transparency": b"\0\0"}
+        image.putpalette([10, 20, 30, 40, 50, 60])
+    path = save(tmp_path / "x.png", image, **options)
+    with pytest.raises(BadImage, match="every pixel is transparent"):
+        read_image(path)
+    assert image_size(path) == (6, 9)
+    seen = np.zeros((6, 9), np.uint8)
+    seen[0, 0] = 1  # one pixel that shows is a picture
+    read_image(save(tmp_path / "y.png", Image.fromarray(np.dstack([RGB, seen]))))
+
+
 def test_grey_with_alpha(tmp_path):
     pixels = np.dstack([GREY, np.where(np.arange(9) < 3, 0, 255)[None].repeat(6, 0).astype(np.uint8)])
     check(save(tmp_path / "x.png", Image.fromarray(pixels)), grey3(np.where(np.arange(9) < 3, 255, GREY)))
@@ -232,3 +249,28 @@ def test_the_error_survives_a_process_boundary(tmp_path):
 def test_real_photographs(photographs):
     for path in sorted((photographs / "voc12-mini" / "JPEGImages").glob("*.jpg"))[:10]:
         check(path, np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_gif_and_jpeg_by_their_other_names(tmp_path):
+    """The first frame of a GIF; what the file is counts, not what it is called."""
+    flat = [Image.new("RGB", (9, 6), colour) for colour in ("red", "blue")]
+    gif = save(tmp_path / "x.gif", flat[0], save_all=True, append_images=flat[1:])
+    check(gif, np.full((6, 9, 3), (255, 0, 0)))
+    jpeg = save(tmp_path / "x.jpg", Image.fromarray(RGB))
+    for name in ("x.jfif", "x.JPE", "x.png"):
+        (tmp_path / name).write_bytes(jpeg.read_bytes())
+        np.testing.assert_array_equal(read_image(tmp_path / name), read_image(jpeg))
+    (tmp_path / "y.jpg").write_bytes(gif.read_bytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "y.jpg"), read_image(gif))
+
+
+def test_an_orientation_after_the_pixels_of_a_png_does_not_count(tmp_path):
+    """Its size is read from the header alone, and both must agree."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = save(tmp_path / "x.png", Image.fromarray(RGB), exif=exif).read_bytes()
+    at = content.index(b"eXIf") - 4
+    chunk = content[at : at + 12 + int.from_bytes(content[at : at + 4])]
+    (tmp_path / "y.png").write_bytes(content.replace(chunk, b"").replace(content[-12:], chunk + content[-12:]))
+    check(tmp_path / "x.png", UPRIGHT[6](RGB))
+    check(tmp_path / "y.png", RGB)

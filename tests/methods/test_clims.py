@@ -334,11 +334,32 @@ def test_what_each_part_is_cropped_to(variant, clip, weights, data, tmp_path, mo
     assert crops == {"clip": 28, "clims start": 28 if variant == "paper" else 32, "clims": 32}
 
 
+@pytest.mark.parametrize("part", ["start", "clims"])
+def test_the_stem_learns_nothing(part, clip, weights):
+    """In both trainings, even at a rate that throws everything else; its norm still counts what it sees."""
+    method = method_of(clip, weights, lr=1.0, baseline_lr=1.0)
+    network, _ = method.start()
+    critic = Critic(CLASSES, TEXTS, clip, method.recipe)
+    start = TagTraining(network, method.recipe, 0.5, 2)
+    module = start if part == "start" else CLIMSTraining(network, critic, method.recipe, 0.5, 2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    pictures, _ = pictures_and_maps(3)
+    optimizer = module.configure_optimizers()["optimizer"]
+    with pytest.warns(UserWarning, match="log"):
+        module.training_step((pictures, [torch.tensor([1, 3]), torch.tensor([2]), torch.tensor([3])]), 0).backward()
+    optimizer.step()
+    same = {name for name, value in network.state_dict().items() if torch.equal(value, before[name])}
+    learnable = {name for name, _ in network.named_parameters() if name.startswith("backbone.")}
+    stem = {f"backbone.{name}" for name in ("conv1.weight", "bn1.weight", "bn1.bias")}
+    assert same & learnable == stem
+    assert "backbone.bn1.running_mean" not in same
+
+
 def test_a_fit_is_what_its_steps_are(clip, weights, data, tmp_path):
     """Against a loop written here: SGD by hand, the head ten times as fast, poly decay, norms without decay."""
-    decay = 1.0  # with little of it, what another processor rounds otherwise grows past the bounds
-    got = fitted(method_of(clip, weights, weight_decay=decay), data, tmp_path / "run")
-    method = method_of(clip, weights, weight_decay=decay)
+    options = {"weight_decay": 1.0, "steps": 3}
+    got = fitted(method_of(clip, weights, **options), data, tmp_path / "run")
+    method = method_of(clip, weights, **options)
     network, _ = method.start()
     network.train()
     critic = Critic(CLASSES, TEXTS, clip, method.recipe)
@@ -347,22 +368,23 @@ def test_a_fit_is_what_its_steps_are(clip, weights, data, tmp_path):
         subject.Augment(32, scale=subject.LongSide(24, 40), place="anywhere", resample="bicubic"),
         0,
     )
-    for step in range(5):
+    for step in range(3):
         drawn = [images[subject_draw(step, int(i))] for i in sample_indices(0, step, 3, 7)]
         pictures, tags = images.collate(drawn)
         maps = network.maps(standardise(pictures, MEAN, STD)).sigmoid()
         network.zero_grad()
         critic(pictures, maps, tags).total.backward()
-        rate = 0.01 * (1 - step / 5) ** 0.9
+        rate = 0.01 * (1 - step / 3) ** 0.9
         with torch.no_grad():
             for name, p in network.named_parameters():
                 if p.grad is None or name.startswith(("backbone.conv1.", "backbone.bn1.")):
                     continue
-                shrink = decay * p if p.ndim == 4 else 0
+                shrink = p if p.ndim == 4 else 0
                 p -= (10 if name.startswith("head.") else 1) * rate * (p.grad + shrink)
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=name)
     start = method.start()[0].state_dict()
+    for name, value in network.state_dict().items():  # as a whole and of its change: single numbers round anyhow
+        moved, apart = (value - start[name]).float().norm(), (got[name] - value).float().norm()
+        assert apart <= 2e-3 * moved, name
     assert not torch.equal(got["backbone.layer4.0.conv1.weight"], start["backbone.layer4.0.conv1.weight"])
     assert torch.equal(got["backbone.conv1.weight"], start["backbone.conv1.weight"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from tag2mask.models.resnet import ModifiedResNet
 from tag2mask.models.untrained import draw_weights
 from tag2mask.ops.masks import pseudo_mask
 from tag2mask.storybook import draw_scene
-from tag2mask.types import Item, UserError
+from tag2mask.types import Item, Scores, UserError
 
 CLASSES = load_classes("voc12")
 FROZEN = Path(__file__).parent / "regression" / "clip_es.npz"
@@ -97,6 +98,52 @@ def test_initial_maps_equal_autograd():
     torch.testing.assert_close(scores.initial.flatten(1), expected, rtol=0, atol=2e-5)
     assert scores.maps.shape == (len(item.tags), 6, 8)
     assert scores.size == (96, 128)
+
+
+def attention_of(vision, pixels, positions):
+    """Of each block, its attention between patches, a mean over heads: list of (N, N)."""
+    found = []
+    hooks = [
+        block.ln_1.register_forward_hook(lambda _, __, out, block=block: found.append((block, out)))
+        for block in vision.blocks
+    ]
+    vision(pixels, positions=positions)
+    for hook in hooks:
+        hook.remove()
+    return [b.attn.probabilities(*b.attn.qkv(x)[:2])[0].mean(0)[1:, 1:].double() for b, x in found]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_last_block_has_its_share_in_the_refinement(layers):
+    """By hand, in float64: the mean of the last blocks' attention, balanced, made symmetric, and spread over."""
+    made, item = method(layers=layers, affinity="mhsa", steps=1), several_tags()
+    (scores,) = made.scores([item])
+    pixels = made._pixels([item], made.grid(tuple(item.image.shape[1:])))
+    blocks = attention_of(made.vision, pixels, made.positions)
+    assert len(blocks) == 5
+    mean = sum(blocks[-layers:]) / layers
+    for _ in range(3):
+        mean = mean / mean.sum(0, keepdim=True)
+        mean = mean / mean.sum(1, keepdim=True)
+    mean = (mean + mean.T) / 2
+    spread = scores.initial.flatten(1).double() @ mean.T
+    spread = spread - spread.amin(1, keepdim=True)
+    expected = spread / spread.amax(1, keepdim=True)
+    torch.testing.assert_close(scores.maps.flatten(1).double(), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("variant", "crosses"), [("paper", True), ("released", False)])
+def test_the_released_crf_sees_red_last_and_wrapped(variant, crosses):
+    """A step of red over 122.675 is a false edge there; in the picture itself, or were blue last, it is none."""
+    image = torch.full((3, 24, 120), 60, dtype=torch.uint8)
+    image[0, :, :60], image[0, :, 60:] = 121, 124
+    maps = torch.full((1, 24, 120), 0.9)
+    maps[..., 60:] = 0.45  # background by a little, unless the left side speaks for it
+    scores = Scores(torch.tensor([7]), maps, (24, 120))
+    rule = replace(method(variant=variant).mask_rule, mu=None)
+    mask, _ = pseudo_mask(scores, image, rule)
+    assert mask[:, :50].eq(7).all()
+    assert mask[:, 90:].eq(7 if crosses else 0).all()
 
 
 def test_without_refinement_the_maps_are_the_initial_ones():

@@ -11,7 +11,7 @@ import torch
 from methods.test_conformance import FITS, random_classifier
 from methods.toys import CLASSES, TrainingFree, make_data
 from tag2mask.data.image import read_image
-from tag2mask.methods import make_method
+from tag2mask.methods import make_method, method_class
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.ops.affinity_labels import irn_labels, psa_scores
 from tag2mask.run.folder import Run
@@ -167,3 +167,27 @@ def test_maps_are_read_as_the_run_says_that_they_are_of(name, seeds, tmp_path):
     label(data, TrainingFree(CLASSES, None, TrainingFree.Options()), blind, keep_scores=False, progress=False)
     with pytest.raises(UserError, match="without score maps"):
         label(data, make(name), tmp_path / "y", prior=blind, fitted=tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(("name", "published"), [("irn", "990, 3 epochs"), ("psa", "10,582, 8 epochs")])
+def test_a_fit_says_how_long_the_published_one_was(name, published, seeds, tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match=rf"{name} learns for 2 steps; published: {published} of VOC 2012"):
+        given(make(name, steps=2), seeds, tmp_path / "run", monkeypatch)
+    described = method_class(name).Options.model_fields["steps"].description
+    assert published.split(",")[0] in described or "10582" in described
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_backbone_from_pixel_labels_is_supervision_of_the_masks(name, seeds, tmp_path, monkeypatch):
+    data, prior = seeds
+    state = {f"module.{n}": v for n, v in load_classifier(random_classifier().name)[0].backbone.state_dict().items()}
+    for file, extra, expected in (
+        ("plain.pth", {}, "tags"),
+        ("deeplab.pth", {"module.aspp.c0.weight": torch.zeros(2, 2, 3, 3)}, "tags+pixels(weights: deeplab.pth)"),
+    ):
+        torch.save({"state_dict": state | extra}, tmp_path / file)
+        monkeypatch.setattr(affinity_training, "train", lambda *_: None)
+        monkeypatch.setattr(affinity_training, "measure_displacement", lambda *_: None)
+        method = make(name, weights=str(tmp_path / file))
+        label(data, method, tmp_path / f"{file}-run", prior=prior.path, fit_only=True, progress=False)
+        assert Run.open(tmp_path / f"{file}-run").settings["supervision"] == expected

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from tag2mask.classes import load_classes
+from tag2mask.methods import make_method
 from tag2mask.models.backbone import Layout, ResNet
 from tag2mask.models.classifier import (
     MEAN,
@@ -18,6 +23,8 @@ from tag2mask.models.classifier import (
     load_classifier,
     save_classifier,
 )
+from tag2mask.segment.network import NetworkConfig, build_network
+from tag2mask.storybook.embedded import embedded_clip
 from tag2mask.types import UserError
 
 NAMES = ("ant", "bee", "cow")
@@ -190,3 +197,22 @@ def test_damaged_settings(classifier, tmp_path, text) -> None:
 def test_no_such_folder(tmp_path) -> None:
     with pytest.raises(UserError, match=r"holds no config\.json and no model\.safetensors"):
         load_classifier(tmp_path)
+
+
+def test_the_embedded_weights_say_that_they_know_no_photographs(tmp_path) -> None:
+    said = "was trained on drawn Storybook scenes alone and knows no photographs; for photographs take "
+    doors = [
+        lambda weights: make_method("classifier-cam", load_classes("voc12"), weights=weights),
+        lambda weights: make_method("irn", load_classes("voc12"), weights=weights),
+        lambda weights: make_method("psa", load_classes("voc12"), weights=weights),
+        lambda weights: build_network(NetworkConfig.of("small", load_classes("voc12")), init=weights),
+        lambda weights: build_network(NetworkConfig.of("cct-small", load_classes("voc12")), init=weights),
+    ]
+    shutil.copytree(embedded_clip().parent / "resnet", tmp_path / "mine")
+    for door in doors:
+        with pytest.warns(UserWarning, match=f"storybook-resnet {said}weights") as caught:
+            door("storybook-resnet")
+        assert len([each for each in caught if said in str(each.message)]) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            door(str(tmp_path / "mine"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,18 +87,40 @@ def test_aspp_is_the_sum_of_dilated_convolutions() -> None:
     assert torch.allclose(head(x), expected, atol=1e-5)
 
 
-def test_multi_scale_output_in_training_and_test() -> None:
-    conv = nn.Conv2d(3, 2, 3, stride=8, padding=1)
-    net = MultiScale(conv)
-    x = torch.randn(1, 3, 67, 45)
+def along(side: int, cells: int, step: float) -> Tensor:
+    """Bilinear weights (cells, side) of centres ``step`` pixels apart, the first half a step from the edge."""
+    weights = torch.zeros(cells, side, dtype=torch.float64)
+    for cell in range(cells):
+        at = min(max((cell + 0.5) * step - 0.5, 0), side - 1)
+        low = int(at)
+        weights[cell, low] += 1 - (at - low)
+        weights[cell, min(low + 1, side - 1)] += at - low
+    return weights
+
+
+def resampled(x: Tensor, size: tuple[int, int], steps: tuple[float, float]) -> Tensor:
+    rows, columns = (along(x.shape[2 + i], size[i], steps[i]) for i in (0, 1))
+    return torch.einsum("yY,bcYX,xX->bcyx", rows, x, columns)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (67, 45), (66, 47), (33, 97), (321, 5)])
+def test_multi_scale_output_in_training_and_test(size: tuple[int, int]) -> None:
+    """Inputs by 1 / scale with floored sides, which leaves out the far end; logits from edge to edge."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 2, 3, stride=4, padding=1).double()
+    net = MultiScale(conv, (0.5, 0.75, 1.25))
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
     with torch.no_grad():
-        whole = conv(x)
-        half = conv(F.interpolate(x, (33, 22), mode="bilinear"))
-        three = conv(F.interpolate(x, (50, 33), mode="bilinear"))
-        largest = torch.stack([whole, *(F.interpolate(y, (9, 6), mode="bilinear") for y in (half, three))]).amax(0)
-        for found, expected in zip(net.train()(x), (whole, half, three, largest), strict=True):
-            assert torch.equal(found, expected)
-        assert torch.equal(net.eval()(x), largest)
+        expected = [conv(x)]
+        for scale in net.scales:
+            floored = (math.floor(size[0] * scale), math.floor(size[1] * scale))
+            expected.append(conv(resampled(x, floored, (1 / scale, 1 / scale))))
+        cells = expected[0].shape[2:]
+        same = [resampled(y, cells, (y.shape[2] / cells[0], y.shape[3] / cells[1])) for y in expected]
+        expected.append(torch.stack(same).amax(0))
+        for found, wanted in zip(net.train()(x), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+        torch.testing.assert_close(net.eval()(x), expected[-1], rtol=0, atol=1e-12)
 
 
 def test_caffe_pixels_are_blue_first() -> None:
@@ -155,9 +179,21 @@ def test_initialisation_leaves_the_head(tmp_path: Path) -> None:
 
 def test_own_state_and_public_resnets(tmp_path: Path) -> None:
     source, target = tiny(seed=1), tiny(seed=2)
-    torch.save({f"network.{n}": v for n, v in source.state_dict().items()}, tmp_path / "own.pth")
-    load_deeplab(target, tmp_path / "own.pth", head=True)
-    assert torch.equal(source(torch.ones(1, 3, 33, 33)), target(torch.ones(1, 3, 33, 33)))
+    state = {f"network.network.{n}": v for n, v in source.state_dict().items()}
+    for said, fits in (("1x1", True), ("3x3", False)):
+        own = {"tag2mask": json.dumps({"stride_at": said})}
+        safetensors.torch.save_file(state, tmp_path / "own.safetensors", metadata=own)
+        if fits:
+            load_deeplab(target, tmp_path / "own.safetensors", head=True)
+            assert torch.equal(source(torch.ones(1, 3, 33, 33)), target(torch.ones(1, 3, 33, 33)))
+        else:
+            with pytest.raises(UserError, match="strides in its 3x3 convolutions, expected"):
+                load_deeplab(target, tmp_path / "own.safetensors", head=True)
+    for unsaid in (state, source.state_dict()):  # names alone do not tell how they stride
+        torch.save(unsaid, tmp_path / "own.pth")
+        for net in (target, tiny(stride_at="3x3")):
+            with pytest.raises(UserError, match="does not say how it strides; give the folder"):
+                load_deeplab(net, tmp_path / "own.pth", head=True)
 
     public = dict(source.backbone.state_dict()) | {"fc.weight": torch.zeros(1000, 128)}
     torch.save(public, tmp_path / "resnet.pth")
@@ -173,11 +209,11 @@ def test_own_state_and_public_resnets(tmp_path: Path) -> None:
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     torch.save({"a.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="expected the names of deeplab-pytorch"):
+    with pytest.raises(UserError, match=r"expected a ResNet checkpoint.*the names of deeplab-pytorch"):
         load_deeplab(tiny(), tmp_path / "other.pth", head=False)
     torch.save(caffe_names(tiny(classes=5), False), tmp_path / "five.pth")
     with pytest.raises(UserError, match=r"branches\.0\.weight is \(5, 128, 3, 3\), expected \(3, 128, 3, 3\)"):
         load_deeplab(tiny(), tmp_path / "five.pth", head=True)
-    torch.save({"a": np.zeros(1)}, tmp_path / "pickle.pth")
-    with pytest.raises(UserError, match="was not read"):
+    torch.save({"a": "b"}, tmp_path / "pickle.pth")
+    with pytest.raises(UserError, match="was not read: it is a dict without named tensors"):
         load_deeplab(tiny(), tmp_path / "pickle.pth", head=False)

@@ -130,6 +130,21 @@ def test_suppression_by_hand():
     assert RELEASED_COCO.threshold == 0.285
 
 
+@pytest.mark.parametrize("settings", [CAMERA_READY, RELEASED], ids=["camera-ready", "released"])
+def test_suppression_follows_the_logarithm_up_to_one(settings):
+    """Against autograd in float64; only 1, and what a cosine rounds to above it, is guarded."""
+    values = torch.tensor([-0.3, 0.4, 0.985, 0.995, 0.9999, 1 - 2**-24, 1, 1 + 2**-23])
+    mine, exact = values.clone().requires_grad_(), values[:6].double().requires_grad_()
+    half = torch.full((1,), 0.5)
+    found = clims_loss(half, half, mine[None], torch.ones(1, 8), torch.zeros(1, 1, 1, 1), settings).suppression
+    found.backward()
+    (-(1 - exact).log()).sum().backward()
+    torch.testing.assert_close(mine.grad[:6].double(), exact.grad, rtol=1e-5, atol=0)
+    assert torch.isfinite(found)
+    assert torch.isfinite(mine.grad).all()
+    assert found.item() == pytest.approx(float(-(1 - exact.detach()).log().sum()) + 2 * 24 * math.log(2), rel=1e-5)
+
+
 def test_one_pair_and_none():
     maps = torch.full((2, 3, 4, 4), 0.5, requires_grad=True)
     pixels = torch.ones(2, 3, 8, 8)

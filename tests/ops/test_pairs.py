@@ -41,6 +41,18 @@ def test_a_path_by_hand():
     assert all(path[-1] == (0, 0) for path in paths.values())
 
 
+def test_a_cell_that_is_one_away_is_on_no_path():
+    """Down 3 and right 4 is a line of length 5, from which the cells marked o are exactly 1 away."""
+    drawn = ("XX...", "XXXo.", ".oXXX", "...XX")
+    cells = {(y, x) for y, row in enumerate(drawn) for x, sign in enumerate(row) if sign == "X"}
+    exactly = {(y, x) for y in range(4) for x in range(5) if abs(3 * x - 4 * y) == 5}
+    assert exactly == {(1, 3), (2, 1)}
+    paths = {path[0]: path for path in disc_paths(10)}
+    assert set(paths[3, 4]) == cells
+    assert set(paths[3, -4]) == {(y, -x) for y, x in cells}
+    assert set(paths[4, 3]) == {(x, y) for y, x in cells}
+
+
 @pytest.mark.parametrize("radius", [5, 10])
 def test_paths_equal_irn(golden, radius):
     recorded = golden(f"clims/irn_path_index_r{radius}")

@@ -17,7 +17,8 @@ from stages.small_run import CLASSES, SIZES, TAGS, Toys, scores_of, small_run, t
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.ops.masks import class_probabilities, to_labels
 from tag2mask.ops.metrics import boundary_counts, boundary_iou
-from tag2mask.stages.evaluate import CONSTANTS, POWERS, evaluate, evaluate_folder
+from tag2mask.stages.evaluate import evaluate, evaluate_folder
+from tag2mask.stages.tally import CONSTANTS, POWERS
 from tag2mask.types import IGNORE, Background, Constant, MaskRule, Own, Power, Scores, UserError
 
 

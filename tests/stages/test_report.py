@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from stages.small_run import CLASSES, SIZES, Toys, small_run, toys
@@ -28,6 +29,7 @@ from tag2mask.stages.report_parts import (
     panels,
     thumbnail_size,
 )
+from tag2mask.storybook.embedded import CLIP_SHA256
 from tag2mask.types import IGNORE, MaskRule, UserError
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -271,3 +273,38 @@ def test_curve_points_lie_where_their_values_are(data: Toys, tmp_path: Path) -> 
             assert all(panel.left <= x <= panel.right and panel.top <= y <= panel.bottom for x, y in points)
     used_x = {text: x for x, text in power.x_ticks}["1"]
     assert power.lines[0].used.x == used_x
+
+
+def test_it_names_the_weights_and_says_what_they_do_not_know(tmp_path):
+    data = toys(tmp_path / "data")
+
+    def text(name: str, settings: dict, noted: dict | None = None) -> str:
+        run = small_run(tmp_path / name, data)
+        run.settings.update(settings)
+        run.noted.update(noted or {})
+        return Page(report(run, None, tmp_path / f"{name}.html", progress=False)).text
+
+    unknown = "was trained on drawn Storybook scenes alone and knows no photographs"
+    openai = {"clip": {"sha256": "a" * 64, "precision": "float32"}}
+    found = text("photos", {**openai, "options": {}}, {"clip": "openai/clip-vit-base-patch16"})
+    assert "CLIP: openai/clip-vit-base-patch16 (sha256 aaaaaaaaaaaa…)." in found
+    assert unknown not in found
+    for name in ("storybook-clip", "a/copy"):
+        found = text(name.replace("/", "-"), {"clip": {"sha256": CLIP_SHA256}}, {"clip": name})
+        assert f"CLIP: {name}" in found
+        assert f"storybook-clip {unknown}." in found
+    found = text("cam", {"method": "classifier-cam", "options": {"weights": "storybook-resnet"}})
+    assert f"Classifier: storybook-resnet. storybook-resnet {unknown}." in found
+    seeds = small_run(tmp_path / "seeds", data)
+    kept = yaml.safe_load((seeds.path / "run.yaml").read_text())
+    kept["settings"] |= {"method": "clip-es", **openai}
+    kept["noted"] |= {"clip": "openai/clip-vit-base-patch16"}
+    (seeds.path / "run.yaml").write_text(yaml.safe_dump(kept))
+    irn = {"method": "irn", "options": {"weights": "resnet50.pth"}, "resolved": {"weights_sha256": "b" * 64}}
+    found = text("irn", irn, {"prior_path": str(seeds.path)})
+    assert "Backbone: resnet50.pth (sha256 bbbbbbbbbbbb…). It refined maps of clip-es. CLIP: openai/clip-vit" in found
+    assert unknown not in found
+    assert "which is no longer there" in text("lost", irn, {"prior_path": str(tmp_path / "gone")})
+    trained = {"trained": {"recipe": {"architecture": "small", "init": None}}}
+    found = text("net", {"stage": "predict", "supervision": "tags", "method": "small"}, trained)
+    assert f"Network: small, trained from storybook-resnet. storybook-resnet {unknown}." in found

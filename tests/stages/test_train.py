@@ -11,6 +11,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from typer.testing import CliRunner
 
 from stages.small_run import CLASSES, SIZES, small_run, toys
 from tag2mask.cli import app
+from tag2mask.config import read_recipe
 from tag2mask.data import read_voc
 from tag2mask.data.png import encode_mask
+from tag2mask.models.backbone import Layout, ResNet
 from tag2mask.run.lock import Lock
 from tag2mask.run.sampling import sample_indices
 from tag2mask.run.training import steps_done
@@ -28,6 +31,7 @@ from tag2mask.segment import supervised
 from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.recipe import TrainRecipe
 from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.stages import train as stage
 from tag2mask.stages.train import train
 from tag2mask.storybook import render
 from tag2mask.types import UserError
@@ -43,6 +47,7 @@ RECIPE = TrainRecipe(
     ema=0.9,
     seed=3,
 )
+RECIPES = Path(__file__).parents[2] / "recipes"
 HOW = {"device": "cpu", "progress": False, "save_steps": 1, "log_steps": 1}
 
 
@@ -263,6 +268,39 @@ def test_the_summary_and_the_network_say_what_they_learnt_from(made, tmp_path):
     assert (said["step"], said["steps"], said["examples"]) == (1, 1, 5)
     assert said["images_per_second"] > 0
     assert "supervision: tags+pixels(coco)+pixels(2)" in result.text()
+
+
+def test_first_weights_with_a_decoder_are_pixel_supervision(made, tmp_path):
+    data, run = made
+    layout = Layout(blocks=(1, 1, 1, 1), width=4)
+    public = {f"backbone.{name}": value for name, value in ResNet(layout).state_dict().items()}
+    deeplab = {"classifier.0.convs.0.0.weight": torch.zeros(3, 128, 3, 3)}
+    files = {"resnet50.pth": public, "deeplabv3.pth": public | deeplab}
+    for name, state in files.items():
+        torch.save({"model": state}, tmp_path / name)
+    recipe = replace(RECIPE, steps=1, init=str(tmp_path / "resnet50.pth"))
+    assert train(run, tmp_path / "a", recipe, data=data, **HOW).supervision == "tags"
+    recipe = replace(recipe, init=str(tmp_path / "deeplabv3.pth"))
+    with pytest.warns(UserWarning, match=r"deeplabv3\.pth: these weights hold a decoder.*init_pixels=NAME"):
+        result = train(run, tmp_path / "b", recipe, data=data, **HOW)
+    assert result.supervision == "tags+pixels(weights: deeplabv3.pth)"
+    assert read_saved(tmp_path / "b").supervision == result.supervision
+    assert json.loads((tmp_path / "b" / "recipe.json").read_text())["supervision"] == result.supervision
+    for said, expected in (("coco", "tags+pixels(coco)"), ("", "tags")):
+        out = tmp_path / f"said-{said}"
+        assert train(run, out, replace(recipe, init_pixels=said), data=data, **HOW).supervision == expected
+    # carried on: by the folder, and by its file alone
+    again = replace(recipe, init=str(tmp_path / "b"))
+    assert train(run, tmp_path / "c", again, data=data, **HOW).supervision == result.supervision
+    again = replace(recipe, init=str(tmp_path / "b" / "network" / "model.safetensors"))
+    assert train(run, tmp_path / "d", again, data=data, **HOW).supervision == result.supervision
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("train_*_coco.yaml")))
+def test_published_recipes_from_coco_s_weights_say_so(name):
+    recipe = read_recipe(TrainRecipe, [], RECIPES / name)
+    targets = SimpleNamespace(supervision="tags")
+    assert stage._supervision(targets, recipe)[0] == "tags+pixels(coco)"
 
 
 def test_the_average_is_what_is_kept(made, unbroken, tmp_path):

@@ -1,30 +1,28 @@
 """COCO's instance annotations (2014 and 2017), or any JSON file of the same form.
 
 Tags are the classes with at least one annotation in the image; crowds count, since they too say that the class is
-there. An image without annotations holds background only: COCO annotates its 80 classes exhaustively.
+there. An image without annotations holds background only: COCO annotates its classes exhaustively.
 
-Ground truth is drawn when asked for: larger instances first, smaller ones on top. A crowd's outline is loose, so
-what only a crowd covers becomes 255. The PNG masks that the papers use can be given as a folder instead.
+Ground truth is drawn when asked for (see ``coco_truth``). Where some objects have an outline and others have none,
+what is known of an image with one of these is not its truth: such an image has none. The PNG masks that the papers
+use can be given as a folder instead.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections import Counter
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask as rle
-
-from tag2mask.classes import class_index, fold, load_classes, plain_classes
-from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
-from tag2mask.data.folder import image_ids
+from tag2mask.classes import class_index, fold
+from tag2mask.data.coco_file import CocoFile, Key, load_coco
+from tag2mask.data.coco_images import Picture, find_folder, find_pictures
+from tag2mask.data.coco_outline import has_outline
+from tag2mask.data.coco_truth import CocoTruth
+from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
+from tag2mask.data.own_classes import classes_of_names
 from tag2mask.data.tags import Unknown, Vocabulary, choose_classes
-from tag2mask.types import IGNORE, ClassSet, UserError
+from tag2mask.data.truth import MaskFolders
+from tag2mask.types import ClassSet
 
 __all__ = ["CocoTruth", "read_coco"]
 
@@ -36,221 +34,110 @@ def read_coco(
     truth: Path | str | None = None,
     unknown: Unknown = "error",
     *,
-    tagged: bool = True,
+    network: ClassSet | None = None,
+    truth_values: str | None = None,
 ) -> Columns:
     """Reads a COCO instances file.
 
     Args:
         annotations: ``instances_train2014.json`` or the like.
         images: the folder of the images. Default: ``images/`` or a folder named after the split, near the file.
+            An image is found there by other paths too, see :func:`~tag2mask.data.coco_images.find_pictures`.
         classes: a class set, its name, or its file, or "file" for the categories of the file itself. Default:
-            ``classes.yaml`` beside the file, else "coco14". COCO's category ids, 1 to 90 with gaps, become 1 to 80
-            by their names.
+            ``classes.yaml`` beside the file, else "coco14" where the file has its 80 classes and no others, else the
+            file's categories. These are numbered in the order of their ids: COCO's own, 1 to 90 with gaps, become 1
+            to 80. A category "background" is no class, and its outlines draw nothing.
         truth: a folder of masks ``<id>.png`` (0..C and 255) instead of drawing.
         unknown: what becomes of categories that are no class.
-        tagged: whether tags are needed; else a file without annotations (``image_info_test2017.json``) will do, and
-            the tags of its images are unknown.
+        network: the classes of a network that shall look at the images, which needs no tags: a file without
+            annotations (``image_info_test2017.json``) will do, and the tags of its images are unknown. They are the
+            classes by default where the file has the same ones, in whatever order, or none.
+        truth_values: what the numbers in masks of ``truth`` stand for (see ``tag2mask.data.truth_values``).
 
     Raises:
-        UserError: no such file or form, no images, or unknown categories.
+        UserError: no such file or form, no images, unknown categories, or what has two meanings.
     """
     path = Path(annotations)
-    content = _load(path, tagged)
-    known = "annotations" in content
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
-    chosen = (
-        plain_classes([names[key] for key in sorted(names, key=_order)], path.stem)
-        if classes == "file"
-        else choose_classes(classes, path.parent) or load_classes("coco14")
-    )
-    notes: list[str] = []
-    rows = content["images"]
-    files = [str(row["file_name"]).replace("\\", "/") for row in rows]
-    root = Path(images) if images is not None else _find_images(path, files)
-    if images is not None and not root.is_dir():
-        raise UserError(f"no folder of images at {images}: give the one that holds {listing(files, most=1)}")
-
-    held: dict[Any, set[Any]] = {}
-    boxes = content.get("annotations", ())
-    for annotation in boxes:
+    content = load_coco(path, annotated=network is None)
+    chosen, said = _classes(content, classes, network)
+    notes = [*said, *content.notes]
+    root = find_folder(content, images)
+    pictures, missing = find_pictures(content, root, notes)
+    notes += counted(f"images of {path.name} that are not in {root}", missing)
+    held: dict[Key, set[Key]] = {}
+    for annotation in content.annotations or ():
         held.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
-    drawn = any(annotation.get("segmentation") for annotation in boxes)
     masks = MaskFolders((Path(truth),)) if truth is not None else None
-    if masks is None and not drawn:
-        what = "boxes only" if known else "no annotations"
-        notes.append(f"{path.name} has {what}, so there is no ground truth to draw")
+    has_truth = set() if masks is not None else _drawable(content, chosen, pictures, notes)
 
     words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
-    present = _present(root, files)
-    missing = [name for name in files if name not in present]
+    if masks is not None:
+        masks, said = masks.read_as([picture.name for picture in pictures], chosen, truth_values)
+        notes += said
+    backgrounds = {key for key, name in content.categories.items() if fold(name) == "background"}
     empty: list[str] = []
-    for row, name, file in zip(rows, image_ids(files, notes), files, strict=True):
-        categories = sorted(held.get(row["id"], ()), key=_order)
-        if file in present:
-            if not categories and known:
-                empty.append(file)
-            has_truth = drawn if masks is None else masks.has(name)
-            tags = words.tags([names.get(key, f"category {key}") for key in categories])
-            builder.add(name, file, tags if known else None, has_truth)
-    notes += counted(f"images of {path.name} that are not in {root}", missing)
-    if len(missing) == len(files):
-        raise UserError(f"no image of {path.name} is in {root}: give the folder that holds {files[0]!r}")
-    notes += counted("images without annotations, taken as background only", empty)
+    bare: list[str] = []
+    for picture in pictures:
+        categories = set().union(*(held.get(key, ()) for key in picture.keys))
+        objects = [content.categories.get(key, f"category {key}") for key in categories - backgrounds]
+        if not objects:
+            (bare if categories else empty).append(picture.file)
+        tags = words.tags(sorted(objects)) if content.annotations is not None else None
+        drawn = masks.has(picture.name) if masks is not None else picture.name in has_truth
+        builder.add(picture.name, picture.file, tags, drawn)
+    if content.annotations is not None:
+        notes += counted("images without annotations, taken as background only", empty)
+        notes += counted("images annotated as background, taken as background only", bare)
     notes += words.check(path)
     if masks is not None:
         return builder.build(chosen, root, masks, notes)
-    return builder.build(chosen, root, CocoTruth(path, chosen) if drawn else None, notes)
+    return builder.build(chosen, root, CocoTruth(path, chosen, root) if has_truth else None, notes)
 
 
-@dataclass(eq=False)
-class CocoTruth:
-    """Draws ground-truth masks by id. The file is read on first use, and its outlines kept as packed bytes."""
-
-    annotations: Path
-    classes: ClassSet
-    _scenes: dict[str, _Scene] | None = field(default=None, repr=False)
-
-    def __call__(self, name: str) -> NDArray[np.uint8]:
-        """The mask (H, W) uint8 of the image called ``name``.
-
-        Raises:
-            UserError: the file is gone, or holds sizes or outlines that cannot be drawn.
-        """
-        if self._scenes is None:
-            self._scenes = self._read()
-        scene = self._scenes[name]
-        with _naming(self.annotations, f"the outlines of {name}"):
-            layers = [(value, outline.run_lengths(scene.size)) for value, outline in scene.outlines]
-            # Crowds first, then from large to small, so that what is small ends on top.
-            layers.sort(key=lambda layer: (layer[0] != IGNORE, -int(rle.area(layer[1]))))
-            mask = np.zeros(scene.size, dtype=np.uint8)
-            for value, run_lengths in layers:
-                mask[rle.decode(run_lengths).astype(bool)] = value
-        return mask
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"annotations": self.annotations, "classes": self.classes, "_scenes": None}
-
-    def _read(self) -> dict[str, _Scene]:
-        content = _load(self.annotations)
-        index = class_index(self.classes)
-        tags = {row["id"]: index.get(fold(str(row["name"]))) for row in content["categories"]}
-        files = [str(row["file_name"]).replace("\\", "/") for row in content["images"]]
-        scenes = {}
-        for row, file in zip(content["images"], files, strict=True):
-            with _naming(self.annotations, f"width or height of {file}"):
-                scenes[row["id"]] = _Scene((int(row["height"]), int(row["width"])), [])
-        for annotation in content["annotations"]:
-            tag, scene = tags.get(annotation["category_id"]), scenes.get(annotation["image_id"])
-            with _naming(self.annotations, f"an outline of image {annotation['image_id']}"):
-                outline = _outline(annotation.get("segmentation"))
-            if tag is not None and scene is not None and outline is not None:
-                scene.outlines.append((IGNORE if annotation.get("iscrowd") else tag, outline))
-        return {name: scenes[row["id"]] for name, row in zip(image_ids(files, []), content["images"], strict=True)}
+def _classes(
+    content: CocoFile, classes: ClassSet | str | Path | None, network: ClassSet | None
+) -> tuple[ClassSet, list[str]]:
+    path, names = content.path, list(content.categories.values())
+    given = None if classes == "file" else choose_classes(classes, path.parent)
+    folded = {fold(name) for name in names} - {"background"}
+    if given is None and classes is None and network is not None:
+        if not folded:
+            return network, [f"{path.name} has no categories: the classes are the network's"]
+        if folded == {fold(name) for name in network.foreground}:
+            given = network
+    if given is not None:
+        left = [name for name in names if fold(name) == "background"]
+        return given, counted(f"categories of {path.name} that are no class, mask value 0 is the background", left)
+    known = None if classes == "file" else "coco14"
+    chosen, notes = classes_of_names(names, path.stem, path.name, known, whole=True)
+    if content.annotations and chosen.id == path.stem:
+        used = {annotation["category_id"] for annotation in content.annotations}
+        held = {fold(content.categories[key]) for key in used if key in content.categories}
+        idle = [repr(name) for name in chosen.foreground if fold(name) not in held]
+        notes += counted(f"classes that no annotation of {path.name} is of", idle)
+    return chosen, notes
 
 
-@dataclass(frozen=True, slots=True)
-class _Outline:
-    """One annotation: polygons, each the bytes of its float64 coordinates x, y, x, ..., or compressed run lengths."""
-
-    polygons: tuple[bytes, ...] = ()
-    counts: bytes = b""
-
-    def run_lengths(self, size: tuple[int, int]) -> dict[str, Any]:
-        if self.counts:
-            return {"size": list(size), "counts": self.counts}
-        return rle.merge(rle.frPyObjects([np.frombuffer(polygon).tolist() for polygon in self.polygons], *size))
-
-
-@dataclass(frozen=True, slots=True)
-class _Scene:
-    """What is drawn in one image: mask values with their outlines."""
-
-    size: tuple[int, int]
-    outlines: list[tuple[int, _Outline]]
-
-
-def _outline(segmentation: Any) -> _Outline | None:
-    """COCO's polygons, or its run lengths, compressed or not; None where there is nothing."""
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        if isinstance(counts, list):
-            counts = rle.frPyObjects(segmentation, *segmentation["size"])["counts"]
-        return _Outline(counts=counts.encode() if isinstance(counts, str) else counts)
-    # Fewer than three points enclose nothing, and pycocotools would take two for a box.
-    polygons = tuple(np.array(p, dtype=np.float64).tobytes() for p in segmentation or () if len(p) >= 6)
-    return _Outline(polygons=polygons) if polygons else None
-
-
-def _load(path: Path, annotated: bool = True) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"no annotations at {path}: give a file like instances_train2014.json")
-    try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}): download it again") from error
-    needed = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id", "name")}
-    if not annotated and isinstance(content, dict) and "annotations" not in content:
-        del needed["annotations"]
-    for part, keys in needed.items():
-        rows = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= set(keys) for row in rows):
-            raise UserError(
-                f"{path} has no {part!r} with {' and '.join(keys)}: give COCO's instances file, "
-                "not captions, results or image info"
-            )
-        for key in keys:
-            if not key.endswith("id"):
-                continue
-            odd = next((row[key] for row in rows if not isinstance(row[key], (int, float, str))), _NONE)
-            if odd is not _NONE:
-                raise UserError(f"{path}: {key} {odd!r} in {part!r}, expected a number or text: download it again")
-    return content
-
-
-_NONE = object()
-
-
-def _order(key: float | str) -> tuple[bool, float | str]:
-    """Numbers before texts: Python does not compare the two."""
-    return isinstance(key, str), key
-
-
-@contextmanager
-def _naming(path: Path, what: str) -> Iterator[None]:
-    """Whatever is of the wrong kind inside is told with the name of the file."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise UserError(
-            f"{path}: {what} cannot be read ({type(error).__name__}: {error}); download the file again, or mend it"
-        ) from error
-
-
-def _find_images(path: Path, files: Sequence[str]) -> Path:
-    """The folder that holds the first of ``files``, looked for where COCO's images usually lie."""
-    split = path.stem.rpartition("_")[2]  # instances_train2014 -> train2014
-    tops = (
-        (path.parent.parent, path.parent) if path.parent.name == "annotations" else (path.parent, path.parent.parent)
-    )
-    tried = [top / inner for top in tops for inner in (f"images/{split}", split, "images", "")]
-    for folder in tried:
-        if any((folder / file).is_file() for file in files[:20]):
-            return folder
-    raise UserError(
-        f"the images of {path.name} are in none of {listing(tried, most=4)}: name the folder that holds "
-        f"{files[0] if files else 'them'!r}"
-    )
-
-
-def _present(root: Path, files: Sequence[str]) -> set[str]:
-    """Which of ``files`` lie in ``root``, with one look at each folder."""
-    folders = {str(PurePosixPath(file).parent) for file in files}
-    return set(_entries(root, folders)) & set(files)
-
-
-def _entries(root: Path, folders: set[str]) -> Iterator[str]:
-    for folder in folders:
-        prefix = "" if folder == "." else f"{folder}/"
-        if (root / folder).is_dir():
-            yield from (prefix + entry.name for entry in (root / folder).iterdir())
+def _drawable(content: CocoFile, classes: ClassSet, pictures: list[Picture], notes: list[str]) -> set[str]:
+    """The names of the pictures whose truth can be drawn: all, but for those with an object without an outline."""
+    path, index = content.path, class_index(classes)
+    tags = {key: index.get(fold(name)) for key, name in content.categories.items()}
+    outlined = 0
+    without: Counter[Key] = Counter()
+    for annotation in content.annotations or ():
+        has = has_outline(annotation.get("segmentation"))
+        outlined += has
+        if not has and tags.get(annotation["category_id"]) is not None:
+            without[annotation["image_id"]] += 1
+    if not outlined:
+        what = "boxes only" if content.annotations is not None else "no annotations"
+        notes.append(f"{path.name} has {what}, so there is no ground truth to draw")
+        return set()
+    lacking = [picture for picture in pictures if any(key in without for key in picture.keys)]
+    if lacking:
+        objects = sum(without[key] for picture in lacking for key in picture.keys)
+        notes.append(
+            f"objects without an outline (a box at most): {objects}, so their images have no ground truth: "
+            f"{len(lacking)} of {len(pictures)} ({listing([picture.file for picture in lacking])})"
+        )
+    return {picture.name for picture in pictures} - {picture.name for picture in lacking}

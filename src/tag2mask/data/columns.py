@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tag2mask.data.image import without_suffix
-from tag2mask.data.png import read_mask
+from tag2mask.data.truth_turn import Truth, TruthOf, Turn
 from tag2mask.types import ClassSet, Sample, UserError
 
-__all__ = ["Columns", "ColumnsBuilder", "MaskFolders", "Strings", "counted", "listing"]
-
-Truth = Callable[[str], "NDArray[np.uint8]"]
-"""Reads the ground truth of a sample by its id, (H, W) uint8. Picklable."""
+__all__ = ["Columns", "ColumnsBuilder", "Strings", "counted", "listing"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +52,7 @@ class Columns:
     ids, images: (N,) texts; images are POSIX paths relative to ``root``, or absolute where they lie elsewhere.
     tags: (T,) uint8, the tags of all samples one after the other; tag_offsets: (N + 1,).
     known: (N,) bool, False where the tags are not known. has_truth: (N,) bool.
+    truth: reads the ground truth by id; truth_turn: which pixels it was drawn on, where its size does not tell.
     notes: what a user should be told about the reading, a line each.
     """
 
@@ -70,6 +66,7 @@ class Columns:
     has_truth: NDArray[np.bool_]
     truth: Truth | None = None
     notes: tuple[str, ...] = ()
+    truth_turn: Turn | None = None
 
     def __len__(self) -> int:
         return len(self.known)
@@ -79,13 +76,17 @@ class Columns:
             index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        name = self.ids[index]
+        name, image = self.ids[index], self.root / self.images[index]
         start, stop = int(self.tag_offsets[index]), int(self.tag_offsets[index + 1])
         return Sample(
             id=name,
-            image=self.root / self.images[index],
+            image=image,
             tags=tuple(self.tags[start:stop].tolist()) if self.known[index] else None,
-            truth=partial(self.truth, name) if self.truth is not None and self.has_truth[index] else None,
+            truth=(
+                TruthOf(self.truth, name, image, self.truth_turn)
+                if self.truth is not None and self.has_truth[index]
+                else None
+            ),
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -211,29 +212,6 @@ class ColumnsBuilder:
             truth=truth,
             notes=tuple(notes),
         )
-
-
-@dataclass(frozen=True)
-class MaskFolders:
-    """Ground truth by id from PNG files, in the first folder that has it.
-
-    An id that had to keep its image's suffix ("a.jpg") finds its mask without it too.
-    """
-
-    folders: tuple[Path, ...]
-
-    def __call__(self, name: str) -> NDArray[np.uint8]:
-        """The mask (H, W) uint8 of the sample called ``name``."""
-        paths = self._paths(name)
-        return read_mask(next((path for path in paths if path.exists()), paths[0]))
-
-    def has(self, name: str) -> bool:
-        """Whether one of the folders has a mask of this id."""
-        return any(path.exists() for path in self._paths(name))
-
-    def _paths(self, name: str) -> list[Path]:
-        names = dict.fromkeys((name, without_suffix(name)))
-        return [folder / f"{name}.png" for name in names for folder in self.folders]
 
 
 def listing(names: Sequence[object], most: int = 5) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
-from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
 from tag2mask.data.image import IMAGE_SUFFIXES, is_image, without_suffix
 from tag2mask.data.tags import (
     FOLDERS,
@@ -22,6 +22,7 @@ from tag2mask.data.tags import (
     read_tags,
     row_notes,
 )
+from tag2mask.data.truth import MaskFolders
 from tag2mask.types import ClassSet, UserError
 
 __all__ = ["image_ids", "read_folder", "walk_images"]
@@ -33,6 +34,7 @@ def read_folder(
     classes: ClassSet | str | Path | None = None,
     truth: Path | str | None = None,
     unknown: Unknown = "error",
+    truth_values: str | None = None,
     reading: TagReading | None = None,
 ) -> Columns:
     """Reads all images in a folder and the folders in it.
@@ -46,8 +48,9 @@ def read_folder(
         tags: a tag file of any form (see ``tag2mask.data.tag_list``), or "folders": an image's folder is its class.
             Default: ``tags.csv``, ``tags.jsonl``, ``labels.csv``, ``metadata.jsonl`` and the like in ``root``.
         classes: a class set, its name, or its file. Default: ``classes.yaml`` in ``root``, else the tags' names.
-        truth: a folder of ground-truth masks, ``<id>.png``.
+        truth: a folder of ground-truth masks, ``<id>.png`` or alike (see ``tag2mask.data.truth``).
         unknown: what becomes of names that are no class.
+        truth_values: what the numbers in the masks stand for (see ``tag2mask.data.truth_values``).
         reading: what was decided about tags that could mean two things.
 
     Raises:
@@ -65,12 +68,8 @@ def read_folder(
     masks = MaskFolders((_truth_folder(truth),)) if truth is not None else None
     images = list(walk_images(base, notes, masks.folders if masks else ()))
     if source is None and chosen is None and not by_folder:
-        nested = sum("/" in image for image in images)
-        hint = (
-            f", or take an image's folder for its class by --tags {FOLDERS}"
-            if nested and nested == len(images)
-            else ""
-        )
+        nested = bool(images) and all("/" in image for image in images)
+        hint = f", or take an image's folder for its class by --tags {FOLDERS}" if nested else ""
         raise UserError(
             f"{root} has no tags.csv and no class set is named: write tags.csv (image,labels), or name the classes"
             + hint
@@ -91,7 +90,11 @@ def read_folder(
         notes.append(f"no tags file, tags unknown: all {len(images)} images")
     assert chosen is not None
     words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
-    for position, (name, image) in enumerate(zip(image_ids(images, notes), images, strict=True)):
+    ids = list(image_ids(images, notes))
+    if masks is not None:
+        masks, said = masks.read_as(ids, chosen, truth_values)
+        notes += said
+    for position, (name, image) in enumerate(zip(ids, images, strict=True)):
         said_labels = labels.get(position)
         known = None if said_labels is None else words.tags(said_labels)
         relative = (base / image).relative_to(root).as_posix()

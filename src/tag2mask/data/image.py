@@ -9,7 +9,11 @@ methods. Beyond that:
   low byte (Pillow decodes it so).
 * 32-bit integer and float grey has no agreed range: values up to 1 (floats only), 255 or 65535 are taken to span
   0-1, 0-255 or 0-65535; anything else is refused.
+* A picture that is transparent everywhere is refused: on white it would be blank, whatever colours it hides.
 * Of several pages or frames the first is read.
+* A JPEG that lacks its end is read where at most a hundredth of the picture is missing (grey, in the lower right
+  corner): the end marker alone, or the last few bytes. One that is cut further up is refused.
+* What a PNG says besides its pixels is left out where it is too large (profiles, texts).
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from tag2mask.data.repair import completed_jpeg, readable_png
+
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
@@ -31,10 +37,13 @@ __all__ = [
     "is_image",
     "open_image",
     "read_image",
+    "stored_form",
     "without_suffix",
 ]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"},
+)
 """What readers take for an image, in any case."""
 
 MAX_PIXELS = 150_000_000
@@ -81,9 +90,11 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     """Decodes an image to (H, W, 3) uint8, RGB, upright. The array is the caller's own.
 
     Raises:
-        BadImage: missing, a folder, empty, no image, truncated, too large, or of a kind that has no colours.
+        BadImage: missing, a folder, empty, no image, truncated, too large, transparent everywhere, or of a kind that
+            has no colours.
     """
-    with open_image(path) as image:
+    with open_image(path) as opened:
+        image = _loaded(opened, Path(path))
         orientation = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow itself turns TIFF
         rgb = _to_rgb(image)
         if orientation in _TURNS:
@@ -97,11 +108,21 @@ def image_size(path: Path | str) -> tuple[int, int]:
     Raises:
         BadImage: as :func:`read_image`, but a truncated file is not noticed.
     """
+    orientation, (height, width) = stored_form(path)
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def stored_form(path: Path | str) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation, 1 to 8, and (H, W) of the pixels as the file stores them, from the header alone.
+
+    Raises:
+        BadImage: as :func:`image_size`.
+    """
     with open_image(path) as image:
         # Whether Pillow's own `size` of a TIFF is the upright one depends on its version; the tags are the file's.
         tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
         width, height = image.size if tags is None else (int(tags[_WIDTH]), int(tags[_LENGTH]))
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        return _orientation(image), (height, width)
 
 
 @contextmanager
@@ -113,7 +134,7 @@ def open_image(path: Path | str) -> Iterator[Image.Image]:
     try:
         if path.stat().st_size == 0:
             raise BadImage(path, "is empty (0 bytes)")
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, Image.open(readable_png(file)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(path, _too_large(f"{width} x {height} pixels"))
@@ -129,6 +150,20 @@ def open_image(path: Path | str) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, ...
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadImage(path, f"cannot be decoded: {reason}") from error
+
+
+def _loaded(image: Image.Image, path: Path) -> Image.Image:
+    """The image; a JPEG with its pixels decoded, also where it only lacks its end."""
+    if image.format not in ("JPEG", "MPO"):
+        return image  # to decode a PNG here would find an orientation that stands after the pixels
+    try:
+        image.load()
+    except OSError:
+        completed = completed_jpeg(path.read_bytes())
+        if completed is None:
+            raise
+        return completed
+    return image
 
 
 def _too_large(what: str) -> str:
@@ -155,6 +190,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() == (0, 0):
+            raise ValueError("every pixel is transparent (alpha 0), so the picture is blank: save it without alpha")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")

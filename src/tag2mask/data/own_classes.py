@@ -38,7 +38,7 @@ _IRREGULAR = {
 
 
 def classes_of_names(
-    names: Sequence[str], id: str, source: str, known: str, *, whole: bool
+    names: Sequence[str], id: str, source: str, known: str | None, *, whole: bool
 ) -> tuple[ClassSet, list[str]]:
     """The class set of data that names its classes, and what a user should know about it.
 
@@ -47,7 +47,7 @@ def classes_of_names(
             and of several spellings of one name (case, spaces, "_" and "-" do not count) the first is taken.
         id: what a class set of these names is called.
         source: the file or folder that names them, for the notes.
-        known: a built-in class set, which is taken where it fits.
+        known: a built-in class set, which is taken where it fits; None for the names themselves in any case.
         whole: whether ``names`` are all the classes that the data knows, so that the known set fits only where it
             has these and no others; else ``names`` are those that occur, and it fits where it has all of them.
 
@@ -57,11 +57,12 @@ def classes_of_names(
     classes, notes = _distinct(names, source)
     if any(is_background(name) for name in names):
         notes.append(f"{source} has a class 'background': it is left out, mask value 0 is the background")
-    fitting = load_classes(known)
-    index = class_index(fitting)
-    tags = {index[key] for key in classes if key in index}
-    if classes.keys() <= index.keys() and (not whole or len(tags) == len(fitting.foreground)):
-        return fitting, [f"the classes are {known}'s, which has every name in {source}", *notes]
+    if known is not None:
+        fitting = load_classes(known)
+        index = class_index(fitting)
+        tags = {index[key] for key in classes if key in index}
+        if classes.keys() <= index.keys() and (not whole or len(tags) == len(fitting.foreground)):
+            return fitting, [f"the classes are {known}'s, which has every name in {source}", *notes]
     own = plain_classes(list(classes.values()), id)
     said = listing([repr(name) for name in own.foreground], most=10)
     alike = [" and ".join(map(repr, group)) for group in _look_alikes(classes.values())]

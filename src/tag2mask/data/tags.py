@@ -26,6 +26,8 @@ __all__ = [
     "folder_tags",
     "match_images",
     "read_tags",
+    "row_notes",
+    "settled_tags",
 ]
 
 Unknown = Literal["error", "skip"]
@@ -74,6 +76,19 @@ def read_tags(
         )
         notes += said
     return rows, classes, notes
+
+
+def settled_tags(
+    source: Path, classes: ClassSet | None, reading: TagReading | None = None
+) -> tuple[TagFile, list[str]]:
+    """As :func:`read_tags`, for a reader that has its own way to classes: the labels, and notes.
+
+    Raises:
+        UserError: the file cannot be read, or labels could mean two things.
+    """
+    listed = read_tag_file(source)
+    rows, notes = settle(listed, classes, reading or TagReading(), source.name)
+    return rows, [*listed.notes, *notes]
 
 
 class Vocabulary:

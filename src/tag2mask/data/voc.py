@@ -1,4 +1,4 @@
-"""A data set in the layout of the PASCAL VOC devkit.
+"""A data set in the layout of the PASCAL VOC devkit, or with XML files like its own.
 
 Tags come from the boxes in ``Annotations``, difficult ones too, or from a tags file; never from masks: the masks
 are ground truth, and only evaluation may look at them.
@@ -6,27 +6,34 @@ are ground truth, and only evaluation may look at them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
-from xml.parsers import expat
 
-from tag2mask.classes import load_classes
-from tag2mask.data.columns import Columns, ColumnsBuilder, MaskFolders, counted, listing
+from tag2mask.classes import class_index, fold, load_classes
+from tag2mask.data.boxes import Labels, read_boxes
+from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
 from tag2mask.data.folder import image_ids, walk_images
-from tag2mask.data.image import without_suffix
+from tag2mask.data.lists import read_list
+from tag2mask.data.own_classes import classes_of_names
+from tag2mask.data.tag_words import check_names, is_background
 from tag2mask.data.tags import (
+    TagFile,
     TagReading,
     Unknown,
     Vocabulary,
     choose_classes,
     find_tag_file,
     match_images,
-    read_tags,
     row_notes,
+    settled_tags,
 )
+from tag2mask.data.truth import MaskFolders
+from tag2mask.data.voc_layout import Layout, find_layout
 from tag2mask.types import ClassSet, UserError
 
-__all__ = ["find_devkit", "read_list", "read_voc"]
+__all__ = ["read_voc"]
 
 
 def read_voc(
@@ -36,72 +43,105 @@ def read_voc(
     tags: Path | str | None = None,
     unknown: Unknown = "error",
     *,
-    tagged: bool = True,
+    network: ClassSet | None = None,
+    truth_values: str | None = None,
     reading: TagReading | None = None,
 ) -> Columns:
-    """Reads a VOC devkit.
+    """Reads a VOC devkit, or images with XML files like its own.
 
     Args:
-        root: the folder that holds ``JPEGImages``, or one above it (``VOCdevkit/VOC2012``).
+        root: the folder that holds ``JPEGImages``, or one above it (``VOCdevkit/VOC2012``); or one with ``images``
+            and ``annotations``; or one with XML files beside the images.
         split: "train", "val", ... for the list in ``ImageSets/Segmentation``, else in ``ImageSets/Main``; or the
-            path of a list: ids, or pairs "/JPEGImages/x.jpg /SegmentationClassAug/x.png". None = all images.
-        classes: a class set, its name, or its file. Default: ``classes.yaml`` in the folder, else "voc12".
-        tags: a tag file. Default: ``Annotations``; without them ``tags.csv`` and the like.
+            path of a list (see ``tag2mask.data.lists``). None = all images.
+        classes: a class set, its name, or its file, or "file" for the names in the data. Default: ``classes.yaml``
+            in the folder, else "voc12" where it has every name in the data, else these names, sorted.
+        tags: a tag file of any form (see ``tag2mask.data.tag_list``), or a folder of XML files. Default:
+            ``Annotations``; without them ``tags.csv`` and the like.
         unknown: what becomes of names that are no class.
-        tagged: whether tags are needed; else they are unknown where there are none, as in VOC's own test set.
+        network: the classes of a network that shall look at the images, which needs no tags: these are unknown where
+            there are none, as in VOC's own test set. Its classes are taken where they have every name in the data,
+            and VOC's do not.
+        truth_values: what the numbers in the masks stand for (see ``tag2mask.data.truth_values``).
         reading: what was decided about tags of a file that could mean two things.
 
     Raises:
-        UserError: no devkit, no such split, no source of tags, or unknown names.
+        UserError: no devkit, no such split, no source of tags, or two that disagree, or names of which most, but not
+            all, are VOC's.
     """
-    top = find_devkit(Path(root))
-    if top is None:
-        raise UserError(f"{root} has no folder JPEGImages: give a VOC devkit, such as VOCdevkit/VOC2012")
-    chosen = choose_classes(classes, top) or load_classes("voc12")
-    notes: list[str] = []
-    images = [f"JPEGImages/{image}" for image in walk_images(top / "JPEGImages", notes)]
-    ids = [name.removeprefix("JPEGImages/") for name in image_ids(images, notes)]
+    layout = find_layout(Path(root))
+    if layout is None:
+        raise UserError(
+            f"{root} has no folder JPEGImages, no images/ with annotations/*.xml, and no XML files beside its "
+            "images: give a VOC devkit, such as VOCdevkit/VOC2012, or a folder of one of these kinds"
+        )
+    top, notes = layout.top, list[str]()
+    prefix = f"{layout.images}/" if layout.images else ""
+    images = [f"{prefix}{image}" for image in walk_images(top / layout.images, notes)]
+    ids = [name.removeprefix(prefix) for name in image_ids(images, notes)]
     wanted = range(len(images)) if split is None else _select(_list_file(top, split), ids, notes)
     if not wanted:
-        raise UserError(f"no image of {split or 'any split'} in {top / 'JPEGImages'}: unpack the images there")
+        raise UserError(f"no image of {split or 'any split'} in {top / layout.images}: unpack the images there")
 
-    words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
-    source = Path(tags) if tags is not None else None
-    boxes = top / "Annotations"
-    if source is None and not boxes.is_dir():
-        source = find_tag_file(top)
-        if source is None and tagged:
-            raise UserError(
-                f"{top} has no Annotations and no tags.csv, and tags are never read from masks: "
-                "unpack the Annotations, or give a tags file (image,labels)"
-            )
-    masks = MaskFolders((top / "SegmentationClass", top / "SegmentationClassAug"))
-    named = (
-        _from_boxes(boxes, ids, wanted, notes, tagged)
-        if source is None
-        else _from_file(source, images, wanted, top, notes, (chosen, unknown, reading))
+    given = None if classes == "file" else choose_classes(classes, top)
+    source = _source(tags, layout, tagged=network is None)
+    # Mask values must not depend on the split, so all names count where these are the classes.
+    scope = range(len(images)) if given is None else wanted
+    if source is None:
+        named, names = Labels(), Counter[str]()
+    elif source.is_dir():
+        named, names = _from_boxes(source, layout, ids, scope, wanted, notes, tagged=network is None)
+    else:
+        rows, said = settled_tags(source, given, reading)
+        notes += said
+        named, names = _from_file(rows, source, images, wanted, top, notes)
+        if given is None:
+            check_names(names, source.name, unknown == "skip")
+    if given is None:
+        own = classes == "file"
+        given, said = _classes_of(names, top, source, unknown, own=own, network=network)
+        notes += said
+    if source == layout.boxes and tags is None:
+        notes += _check_other(layout, images, wanted, named, given, ask=network is None)
+
+    masks, said = MaskFolders((top / "SegmentationClass", top / "SegmentationClassAug")).read_as(
+        [ids[position] for position in wanted], given, truth_values
     )
+    notes += said
+    words, builder = Vocabulary(given, unknown), ColumnsBuilder()
     for position in wanted:
         labels = named.get(position)
         known = None if labels is None else words.tags(labels)
         builder.add(ids[position], images[position], known, masks.has(ids[position]))
-    notes += words.check(boxes if source is None else source)
-    return builder.build(chosen, top, masks, notes)
+    notes += words.check(source)
+    return builder.build(given, top, masks, notes)
 
 
-def find_devkit(root: Path) -> Path | None:
-    """The folder with ``JPEGImages`` at or below ``root``, in the devkit's own nesting."""
-    nested = [root, *(root / name for name in ("VOC2012", "VOCdevkit/VOC2012"))]
-    return next((folder for folder in nested if (folder / "JPEGImages").is_dir()), None)
+def _source(tags: Path | str | None, layout: Layout, *, tagged: bool) -> Path | None:
+    """The folder of XML files or the tags file that says what the images hold."""
+    if tags is not None:
+        return Path(tags)
+    if layout.boxes.is_dir():
+        return layout.boxes
+    source = find_tag_file(layout.top)
+    if source is None and tagged:
+        raise UserError(
+            f"{layout.top} has no Annotations and no tags.csv, and tags are never read from masks: "
+            "unpack the Annotations, or give a tags file (image,labels)"
+        )
+    return source
 
 
 def _list_file(top: Path, split: str | Path) -> Path:
-    lists = [top / "ImageSets" / kind / f"{split}.txt" for kind in ("Segmentation", "Main")]
+    name = str(split).removesuffix(".txt")
+    lists = [top / "ImageSets" / kind / f"{name}.txt" for kind in ("Segmentation", "Main")]
     found = next((path for path in (*lists, Path(split)) if path.is_file()), None)
     if found is None:
         have = sorted({path.stem for path in (top / "ImageSets").glob("*/*.txt") if "_" not in path.stem})
         drawn = (top / "storybook.json").is_file()
         hint = "; a render that was stopped goes on by the same `tag2mask storybook render`" if drawn else ""
+        if (top / name).is_dir():
+            hint = f"; {top / name} is a folder: give it as the data"
         raise UserError(
             f"no list of the split {str(split)!r} (looked at {lists[0]}): there is {listing(have) or 'none'}{hint}"
         )
@@ -110,122 +150,146 @@ def _list_file(top: Path, split: str | Path) -> Path:
 
 def _select(path: Path, ids: Sequence[str], notes: list[str]) -> list[int]:
     """The positions of a list's images, in its order."""
-    wanted, missing, repeated = read_list(path, ids)
-    notes += counted(f"images of {path.name} that are not there", missing)
-    notes += counted(f"lines of {path.name} that repeat an image", repeated)
-    return wanted
-
-
-def read_list(path: Path, ids: Sequence[str]) -> tuple[list[int], list[str], list[str]]:
-    """Finds the images that a list names, one a line.
-
-    A line is an id, an id and a number (ImageSets/Main), or an image and its mask.
-
-    Args:
-        path: a text file.
-        ids: of all images.
-
-    Returns:
-        the positions among ``ids`` in the list's order, the entries that are not there, and the ids named again.
-    """
-    index = {name: position for position, name in enumerate(ids)}
-    wanted: dict[int, None] = {}
-    missing: list[str] = []
-    repeated: list[str] = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        if not line.strip():
-            continue
-        spellings = [_entry(line.strip()), _entry(line.split()[0]), line.strip()]
-        position = next((index[name] for name in spellings if name in index), None)
-        if position is None:
-            missing.append(spellings[1])
-        elif position in wanted:
-            repeated.append(ids[position])
-        else:
-            wanted[position] = None
-    return list(wanted), missing, repeated
-
-
-def _entry(text: str) -> str:
-    return without_suffix(text.removeprefix("/").removeprefix("JPEGImages/"))
-
-
-def _from_file(
-    source: Path,
-    images: Sequence[str],
-    wanted: Sequence[int],
-    top: Path,
-    notes: list[str],
-    how: tuple[ClassSet, Unknown, TagReading | None],
-) -> dict[int, tuple[str, ...] | None]:
-    rows, _, said = read_tags(source, source, *how)
-    labels, found = match_images(rows, images, source, top)
-    chosen = {position: labels[position] for position in wanted if position in labels}
-    notes.append(f"tags from {source.name}")
-    notes += [*said, *found]
-    notes += row_notes(source, [images[position] for position in wanted], _renumber(chosen, wanted))
-    return chosen
-
-
-def _renumber(labels: dict[int, tuple[str, ...] | None], wanted: Sequence[int]) -> dict[int, tuple[str, ...] | None]:
-    return {new: labels[old] for new, old in enumerate(wanted) if old in labels}
+    listed = read_list(path, ids)
+    if listed.missing and not listed.positions:
+        raise UserError(
+            f"{path}: none of its {len(listed.missing)} entries is an image that is there: it says "
+            f"{listing(listed.missing, 3)}, and the ids of the images look like {ids[0] if ids else 'nothing'!r}"
+        )
+    if listed.flags:
+        said = ", ".join(f"{flag}: {count}" for flag, count in sorted(listed.flags.items(), reverse=True))
+        notes.append(f"all images that {path.name} lists are taken, whatever number follows them ({said})")
+    notes += counted(f"images of {path.name} that are not there", listed.missing)
+    notes += counted(f"lines of {path.name} that repeat an image", listed.repeated)
+    return listed.positions
 
 
 def _from_boxes(
-    boxes: Path, ids: Sequence[str], wanted: Sequence[int], notes: list[str], tagged: bool
-) -> dict[int, tuple[str, ...] | None]:
-    """The names of all objects in the images' XML files."""
-    labels: dict[int, tuple[str, ...] | None] = {}
-    absent: list[str] = []
-    broken: list[str] = []
-    shared: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for position in wanted:
-        path = boxes / f"{ids[position]}.xml"
-        try:
-            names = tuple(sorted(set(object_names(path.read_bytes()))))
-            labels[position] = shared.setdefault(names, names)
-        except FileNotFoundError:
-            absent.append(ids[position])
-        except (expat.ExpatError, ValueError, OSError) as error:
-            broken.append(f"{path.name} ({error})")
-    notes.append("tags from the boxes in Annotations")
-    notes += counted("images without a file in Annotations, tags unknown", absent)
-    notes += counted("unreadable files in Annotations, tags unknown", broken)
-    if not labels and tagged:
-        raise UserError(
-            f"no readable annotation in {boxes} for any of {len(wanted)} images: {listing(broken or absent)}"
-        )
-    return labels
+    boxes: Path,
+    layout: Layout,
+    ids: Sequence[str],
+    scope: Sequence[int],
+    wanted: Sequence[int],
+    notes: list[str],
+    *,
+    tagged: bool,
+) -> tuple[Labels, Counter[str]]:
+    """The names in the images at ``scope``, and in how many of these each is."""
+    read = read_boxes(boxes, ids, scope)
+    if tagged and not any(position in read.labels for position in wanted):
+        why = [read.broken[n] for n in wanted if n in read.broken] or [ids[n] for n in wanted]
+        raise UserError(f"no readable annotation in {boxes} for any of {len(wanted)} images: {listing(why)}")
+    notes += read.notes(layout.where if boxes == layout.boxes else boxes.name, ids, wanted)
+    return read.labels, read.names
 
 
-def object_names(xml: bytes) -> list[str]:
-    """``annotation/object/name`` of a VOC annotation; names of parts (head, hand) are no objects.
+def _from_file(
+    rows: TagFile, source: Path, images: Sequence[str], wanted: Sequence[int], top: Path, notes: list[str]
+) -> tuple[Labels, Counter[str]]:
+    """The names in the wanted images, and in how many rows of the file each is."""
+    labels, found = match_images(rows, images, source, top)
+    chosen = {position: labels[position] for position in wanted if position in labels}
+    notes += [f"tags from {source.name}", *found]
+    notes += row_notes(source, [images[position] for position in wanted], _renumber(chosen, wanted))
+    words = (name for labels in rows.values() for name in labels or ())
+    return chosen, Counter(name for name in words if not is_background(name))
+
+
+def _renumber(labels: Labels, wanted: Sequence[int]) -> Labels:
+    return {new: labels[old] for new, old in enumerate(wanted) if old in labels}
+
+
+_LIKE = 0.8
+"""How like a class of VOC's a name must be to be a slip of the pen: "persn" is, "truck" is not."""
+
+
+def _classes_of(
+    names: Mapping[str, int],
+    top: Path,
+    source: Path | None,
+    unknown: Unknown,
+    *,
+    own: bool,
+    network: ClassSet | None,
+) -> tuple[ClassSet, list[str]]:
+    """The classes of data that names its own, and notes.
+
+    Args:
+        names: in how many images each is. top: the folder of the data. source: what names them.
+        unknown: "skip" says that a few names that are not VOC's are to be left out.
+        own: the names are to be the classes, whether they are VOC's or not.
+        network: the classes of a network that shall look at the images.
 
     Raises:
-        expat.ExpatError: not XML.
-        ValueError: a document type is declared; VOC has none, and entities are how XML is abused.
+        UserError: most of the names are VOC's and some are not: are these mistakes, or classes?
     """
-    names: list[str] = []
-    path: list[str] = []
-    text: list[str] = []
+    words = sorted((name for name in names if fold(name) != "background"), key=lambda name: (fold(name), name))
+    voc = load_classes("voc12")
+    if not words or source is None:
+        return voc, []
+    called = top.resolve().name or "voc"
+    if own:
+        return classes_of_names(words, called, source.name, None, whole=False)
+    index = class_index(voc)
+    known = [name for name in words if fold(name) in index]
+    others = [name for name in words if fold(name) not in index]
+    if network is not None and others and {fold(name) for name in words} <= class_index(network).keys():
+        return network, [f"the classes are the network's, which has every name in {source.name}"]
+    if known and others and _are_slips(known, others, names):
+        check = Vocabulary(voc, unknown)
+        for name in names:
+            check.tags([name] * names[name])
+        try:
+            check.check(source)
+        except UserError as error:
+            raise UserError(f"{error}; if all {len(words)} names are classes, say --classes file") from None
+        return voc, []
+    return classes_of_names(words, called, source.name, "voc12", whole=False)
 
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        path.append(tag)
-        text.clear()
 
-    def end(tag: str) -> None:
-        if path == ["annotation", "object", "name"]:
-            names.append("".join(text).strip())
-        path.pop()
-        text.clear()
+def _are_slips(known: Sequence[str], others: Sequence[str], names: Mapping[str, int]) -> bool:
+    """Whether the other names may be mistakes in data of VOC's classes, so that a user must say what they are."""
+    most = len(known) > len(others) or sum(names[k] for k in known) > 10 * sum(names[o] for o in others)
+    return most or any(SequenceMatcher(None, fold(o), fold(k)).ratio() >= _LIKE for o in others for k in known)
 
-    def refuse(*declared: object) -> None:
-        raise ValueError("it declares a document type, which no annotation needs")
 
-    parser = expat.ParserCreate()
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = text.append
-    parser.StartDoctypeDeclHandler = refuse
-    parser.Parse(xml, True)
-    return names
+def _check_other(
+    layout: Layout,
+    images: Sequence[str],
+    wanted: Sequence[int],
+    named: Labels,
+    classes: ClassSet,
+    *,
+    ask: bool,
+) -> list[str]:
+    """Notes on a tags file beside the annotations, which are what is read.
+
+    Raises:
+        UserError: the two disagree on an image of which the file knows the tags, and ``ask``.
+    """
+    try:
+        file = find_tag_file(layout.top)
+    except UserError as error:
+        return [f"no tag file is used, but {layout.where}: {error}"]
+    if file is None:
+        return []
+    try:
+        rows, _ = match_images(settled_tags(file, classes)[0], images, file, layout.top)
+    except UserError as error:
+        return [f"{file.name} is not used: {error}"]
+    index = class_index(classes)
+
+    def meant(labels: Sequence[str] | None) -> set[int | str] | None:
+        return None if labels is None else {index.get(fold(name), fold(name)) for name in labels} - {"background"}
+
+    rows = {position: rows[position] for position in wanted if rows.get(position) is not None}
+    differing = [images[n] for n, labels in rows.items() if meant(labels) != meant(named.get(n))]
+    if not differing:
+        return [f"{file.name} says the same" if rows else f"{file.name} is not used: it has none of these images"]
+    what = f"{file.name} and {layout.where} disagree on the tags of {len(differing)} of {len(rows)} images"
+    if ask:
+        raise UserError(
+            f"{layout.top}: {what} ({listing(differing)}): say which is right, "
+            f"with --tags {file} or --tags {layout.boxes}"
+        )
+    return [f"{what}, and the latter are taken: {listing(differing)}"]

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from tag2mask.methods.cam_reader import CAMOptions, CAMReader
-from tag2mask.models.classifier import STORYBOOK_RESNET, load_classifier
+from tag2mask.models.classifier import STORYBOOK_RESNET, load_classifier, warn_of_weights
 from tag2mask.types import ClassSet, Constant, Item, MaskRule, Scores, UserError
 
 
@@ -36,6 +36,7 @@ class ClassifierCAM:
 
     def __init__(self, classes: ClassSet, clip: None = None, options: ClassifierCAMOptions | None = None) -> None:
         self.options = options = options or ClassifierCAMOptions()
+        warn_of_weights(options.weights)
         self.classifier, self.sha256 = load_classifier(options.weights)
         self.device = torch.device("cpu")
         known = self.classifier.names

@@ -49,7 +49,7 @@ import torch
 from pydantic import Field
 
 from tag2mask.methods.cam_reader import CAMOptions, CAMReader
-from tag2mask.models.classifier import STORYBOOK_RESNET, load_classifier
+from tag2mask.models.classifier import STORYBOOK_RESNET, load_classifier, warn_of_weights
 from tag2mask.models.clims import CLIMSNetwork, build_clims
 from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.resnet import ModifiedResNet
@@ -244,6 +244,7 @@ class CLIMS:
     def __init__(self, classes: ClassSet, clip: CLIP, options: CLIMSOptions | None = None) -> None:
         self.options = options = options or CLIMSOptions()
         self.classes, self.clip = classes, clip
+        warn_of_weights(options.weights)
         network, unknown = self.start()
         self.recipe = make_recipe(
             options,

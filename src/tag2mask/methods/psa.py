@@ -97,6 +97,7 @@ class PSA(Refiner[PSAOptions, AffinityNet]):
 
     Options = PSAOptions
     name = "psa"
+    published = (10582, "8 epochs of VOC 2012 in batches of 8 crops of 448 pixels (recipes/voc12_psa.yaml)")
     label_options = ("background", "beta", "walk_steps")
     mask_rule = MaskRule(background=Own())
 

@@ -13,11 +13,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from tag2mask.models.classifier import STORYBOOK_RESNET
+from tag2mask.models.classifier import STORYBOOK_RESNET, warn_of_weights
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
+from tag2mask.run.warn import warn
 from tag2mask.segment.affinity import PAPER_THRESHOLD, PriorMaps
 from tag2mask.types import ClassSet, Dataset, Item, Scores, UserError
 
@@ -29,6 +30,7 @@ class RefinerOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    steps: int = Field(300, ge=1, description="training steps")
     variant: Literal["paper", "released"] = Field("paper", description="as the paper says, or as its code does")
     weights: str = Field(STORYBOOK_RESNET, description="of the backbone: storybook-resnet, a folder or a file")
     threshold: float | None = Field(
@@ -46,11 +48,14 @@ class Refiner(ABC, Generic[Options, Network]):
     """A method that is fitted on an earlier run's maps and refines them."""
 
     name: ClassVar[str]
+    published: ClassVar[tuple[int, str]]
+    """Steps of the published training, and what they were."""
     needs_clip = False
     needs_prior = True
 
     def __init__(self, classes: ClassSet, options: Options) -> None:
         self.classes, self.options = classes, options
+        warn_of_weights(options.weights)
         self.net = self.untrained()
         self.device = torch.device("cpu")
         self.maps: PriorMaps | None = None
@@ -93,6 +98,9 @@ class Refiner(ABC, Generic[Options, Network]):
         if done < images:  # once it has learned from a part, it would not learn from the rest
             raise UserError(f"{prior.path} is unfinished ({done} of {images} images); give its command again first")
         if not (run.checkpoints / FITTED).exists():
+            steps, what = self.published
+            if self.options.steps < steps:
+                warn(f"{self.name} learns for {self.options.steps} steps; published: {steps:,}, {what}")
             self.net = self.untrained().to(self.device)
             self.train(data, prior, maps, run)
             save_fitted(run, self.net.state_dict(), maps)

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import importlib.resources
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.backbone import IRN, Layout, ResNet
+from tag2mask.models.public_resnet import OWN, outside, read_resnet
+from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.cam_fusion import flip_sum, max_normalise, scaled_size, strided_size, sum_at
 from tag2mask.ops.image import resize_bicubic, standardise
@@ -27,6 +29,7 @@ from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
 STORYBOOK_RESNET = "storybook-resnet"
+MODEL_TYPE = "tag2mask-classifier"
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of red, green and blue in 0..1
 STD = (0.229, 0.224, 0.225)
 SCALES = (1.0, 0.5, 1.5, 2.0)
@@ -129,8 +132,8 @@ def load_classifier(source: str | Path = STORYBOOK_RESNET) -> tuple[Classifier, 
 def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResNet:
     """The backbone alone, from a classifier's folder or from a public ImageNet checkpoint (.pth, .safetensors).
 
-    A checkpoint's own classifier (``fc.*``) is left out, with a message. Of a single file, the numbers of blocks and
-    channels are read off the weights.
+    What else is in a checkpoint, such as its classifier (``fc.*``), is left out, with a message. Of a single file,
+    the numbers of blocks and channels are read off the weights.
 
     source: the folder, the file, or "storybook-resnet".
     changes: of the layout, such as ``strides=(1, 2, 1, 1), frozen_norm=True``; shapes of weights cannot change.
@@ -140,12 +143,15 @@ def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResN
     """
     path = Path(source)
     if path.is_file():
-        state = _public_names(read_state(path))
-        layout = _layout_of(state, path)
-        left_out = sorted(name for name in state if name.startswith("fc."))
-        if left_out:
-            warn(f"{path}: {' and '.join(left_out)}, the checkpoint's own classifier, were left out")
-        state = {name: value for name, value in state.items() if name not in left_out}
+        found = read_resnet(path, changes.get("stride_at", "3x3"))
+        state, layout = found.state, found.layout
+        if found.rest:
+            what = (
+                "the checkpoint's own classifier"
+                if all(".fc." in f".{n}" for n in found.rest)
+                else "no part of a ResNet"
+            )
+            warn(f"{path}: {outside(found.rest)}, {what}, were left out")
     else:
         folder = _locate(source)
         layout, _ = _read_config(folder / "config.json")
@@ -158,6 +164,12 @@ def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResN
     return backbone.eval()
 
 
+def warn_of_weights(weights: str | Path) -> None:
+    """Say of storybook-resnet that it knows no photographs; said where a user's images are about to be looked at."""
+    if str(weights) == STORYBOOK_RESNET:
+        warn_of_scenes(STORYBOOK_RESNET, "weights that were trained on some, such as ImageNet's ResNet-50")
+
+
 def save_classifier(classifier: Classifier, folder: Path | str, card: str) -> None:
     """Write config.json, model.safetensors and MODEL_CARD.md.
 
@@ -168,7 +180,7 @@ def save_classifier(classifier: Classifier, folder: Path | str, card: str) -> No
 
     folder = Path(folder)
     layout = dataclasses.asdict(classifier.backbone.layout)
-    config = {"model_type": "tag2mask-classifier", "names": list(classifier.names), "layout": layout}
+    config = {"model_type": MODEL_TYPE, "names": list(classifier.names), "layout": layout}
     write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     write_atomic(folder / "MODEL_CARD.md", card.encode())
     state = {
@@ -176,8 +188,10 @@ def save_classifier(classifier: Classifier, folder: Path | str, card: str) -> No
         for name, value in classifier.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
+    about = {"model_type": MODEL_TYPE, "stride_at": classifier.backbone.layout.stride_at, "supervision": "tags"}
+    told = {OWN: json.dumps(about)}  # one entry alone: the order of several changes from call to call
     # not save_file: that leaves a file which nobody but its owner may read
-    write_atomic(folder / "model.safetensors", safetensors.torch.save(state, metadata={"format": "pt"}))
+    write_atomic(folder / "model.safetensors", safetensors.torch.save(state, metadata=told))
 
 
 def _locate(source: str | Path) -> Path:
@@ -210,39 +224,3 @@ def _read_config(path: Path) -> tuple[Layout, tuple[str, ...]]:
             '"names" and "layout"; bring the folder back from where it was made'
         ) from error
     return layout, names
-
-
-_DEEP_STEM = {
-    "conv1": "conv1.0",
-    "bn1": "conv1.1",
-    "conv2": "conv1.3",
-    "bn2": "conv1.4",
-    "conv3": "conv1.6",
-    "bn3": "bn1",
-}
-"""The parts of a stem of three convolutions, by the names of torchcv's public checkpoints (CCT, PSPNet), as ours."""
-
-
-def _public_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state under our own names: torchvision's are those already, torchcv's differ in the stem."""
-    bare = {name.removeprefix("prefix."): value for name, value in state.items()}
-    if "conv3.weight" not in bare:
-        return dict(state)
-    parts = ((name, name.partition(".")) for name in bare)
-    return {_DEEP_STEM.get(first, first) + dot + rest: bare[name] for name, (first, dot, rest) in parts}
-
-
-def _layout_of(state: Mapping[str, Tensor], path: Path) -> Layout:
-    """Blocks and width of a public checkpoint; what the weights do not tell is as in the public networks."""
-    counts = [
-        len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.") and name.count(".") > 1})
-        for stage in (1, 2, 3, 4)
-    ]
-    stem = next((name for name in ("conv1.weight", "conv1.0.weight") if name in state), None)
-    if stem is None or state[stem].ndim != 4 or not all(counts):
-        raise UserError(
-            f"{path}: holds {', '.join(sorted(state)[:3]) or 'no tensors'}, …; expected a ResNet checkpoint with "
-            "conv1.weight and layer1 to layer4, such as torchvision's resnet50"
-        )
-    blocks = (counts[0], counts[1], counts[2], counts[3])
-    return Layout(blocks=blocks, width=len(state[stem]), stem="7x7" if stem == "conv1.weight" else "3x3")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tag2mask.models.clip import CLIPModel, TextTransformer, VisionTransformer
+from tag2mask.models.clip import Activation, CLIPModel, TextTransformer, VisionTransformer
 from tag2mask.models.resnet import ModifiedResNet
 from tag2mask.types import UserError
 
@@ -19,10 +19,16 @@ Source = tuple[tuple[str, ...], bool]
 """Names whose tensors, one below the other, make a parameter; and whether they are stored transposed."""
 
 
-def from_openai_state(state: Mapping[str, Tensor]) -> CLIPModel:
+def from_openai_state(
+    state: Mapping[str, Tensor],
+    *,
+    activation: Activation = "quick_gelu",
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+) -> CLIPModel:
     """The model in a state dict with OpenAI's names (``visual.…``, ``transformer.…``), ViT or ResNet, in float32.
 
-    Widths, layers, patch, grid, context and vocabulary are read off the weights; heads are width / 64.
+    Widths, layers, patch, grid, context and vocabulary are read off the weights; heads are width / 64 unless given.
 
     Raises:
         UserError: where this is no CLIP, or a tensor is missing, superfluous or of the wrong shape.
@@ -30,7 +36,8 @@ def from_openai_state(state: Mapping[str, Tensor]) -> CLIPModel:
     state = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
     try:
         with torch.device("meta"):
-            model = CLIPModel(_openai_vision(state), _openai_text(state))
+            vision = _openai_vision(state, activation, vision_heads)
+            model = CLIPModel(vision, _openai_text(state, activation, text_heads))
     except (KeyError, IndexError, ValueError) as error:
         fault = f"{error} is missing" if isinstance(error, KeyError) else f"a tensor has the wrong rank ({error})"
         raise UserError(
@@ -40,7 +47,7 @@ def from_openai_state(state: Mapping[str, Tensor]) -> CLIPModel:
     return _filled(model, state, _openai_source)
 
 
-def _openai_vision(state: Mapping[str, Tensor]) -> nn.Module:
+def _openai_vision(state: Mapping[str, Tensor], activation: Activation, heads: int | None) -> nn.Module:
     embed = state["text_projection"].shape[1]
     if "visual.layer1.0.conv1.weight" in state:
         width = state["visual.layer1.0.conv1.weight"].shape[0]
@@ -57,22 +64,24 @@ def _openai_vision(state: Mapping[str, Tensor]) -> nn.Module:
     return VisionTransformer(
         width=width,
         layers=_count(state, "visual.transformer.resblocks."),
-        heads=_heads(width),
+        heads=heads or _heads(width),
         patch=patch,
         native_grid=(side, side),
         embed=embed,
+        activation=activation,
     )
 
 
-def _openai_text(state: Mapping[str, Tensor]) -> TextTransformer:
+def _openai_text(state: Mapping[str, Tensor], activation: Activation, heads: int | None) -> TextTransformer:
     vocabulary, width = state["token_embedding.weight"].shape
     return TextTransformer(
         vocabulary=vocabulary,
         context=state["positional_embedding"].shape[0],
         width=width,
         layers=_count(state, "transformer.resblocks."),
-        heads=_heads(width),
+        heads=heads or _heads(width),
         embed=state["text_projection"].shape[1],
+        activation=activation,
     )
 
 

@@ -11,7 +11,7 @@ Output stride 8: 321 pixels give 41 cells. Pixels come in as Caffe wants them, s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.backbone import Layout, ResNet
-from tag2mask.models.state import fit_state, read_state
-from tag2mask.types import UserError
+from tag2mask.models.public_resnet import PublicResNet, read_resnet
+from tag2mask.models.state import fit_state
 
 CAFFE_MEAN = (122.675, 116.669, 104.008)
 """Of red, green and blue, in grey levels: what Caffe's networks subtract, and what their images are padded with."""
@@ -96,6 +96,10 @@ class MultiScale(nn.Module):
 
     In training the output is the list [scale 1, the other scales in order, maximum], each at its own size; the papers
     add up a loss of each. Otherwise it is the maximum alone, at the size of scale 1.
+
+    An input of another scale has floor(side * scale) pixels a side, 1 / scale of the whole input apart: where a side
+    is no multiple, what is left over at its far end is cut off, not squeezed in. Logits are brought back to the size
+    of scale 1 from edge to edge.
     """
 
     def __init__(self, network: nn.Module, scales: Sequence[float] = SCALES) -> None:
@@ -107,10 +111,8 @@ class MultiScale(nn.Module):
         """(B, 3, H, W) -> logits (B, K, h, w), or the list of them in training."""
         logits = [self.network(pixels)]
         for scale in self.scales:
-            # as a size of [int(side * scale), ...], which an export to ONNX would fix at that of its example
-            smaller = F.interpolate(
-                pixels, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True
-            )
+            # not to a size: that is another step between pixels, and an export to ONNX would fix it
+            smaller = F.interpolate(pixels, scale_factor=scale, mode="bilinear", align_corners=False)
             logits.append(self.network(smaller))
         largest = logits[0]
         for other in logits[1:]:
@@ -119,79 +121,36 @@ class MultiScale(nn.Module):
         return [*logits, largest] if self.training else largest
 
 
-_CAFFE_PARTS = {"reduce": "1", "conv3x3": "2", "increase": "3"}
-_BLOCK = re.compile(r"layer([2-5])\.block(\d+)\.(reduce|conv3x3|increase|shortcut|proj)\.(conv|bn)\.(\w+)")
 _ASPP = re.compile(r"aspp\.(?:stages\.)?c(\d)\.(\w+)")
-
-
-def _own_name(name: str) -> str | None:
-    """Our name of a tensor in deeplab-pytorch's layout, today's or that of 2018 ("scale.", "proj", "stages")."""
-    if match := _BLOCK.fullmatch(name):
-        stage, block, part, kind, rest = match.groups()
-        stem = f"backbone.layer{int(stage) - 1}.{int(block) - 1}"
-        if part in _CAFFE_PARTS:
-            return f"{stem}.{kind}{_CAFFE_PARTS[part]}.{rest}"
-        return f"{stem}.downsample.{0 if kind == 'conv' else 1}.{rest}"
-    if name.startswith("layer1.conv1."):
-        return "backbone." + name.removeprefix("layer1.").replace("conv1.conv", "conv1").replace("conv1.bn", "bn1")
-    if match := _ASPP.fullmatch(name):
-        return f"head.branches.{match[1]}.{match[2]}"
-    return None
-
-
-def deeplab_state(state: Mapping[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:
-    """A public checkpoint's tensors by the names of ``DeepLabV2``.
-
-    Understood: deeplab-pytorch's layout (also of CLIP-ES, CLIMS and POT), with or without the wrapper's "base.",
-    "scale." or "module."; ResNets in torchvision's names; and our own.
-
-    Args:
-        state: tensors by their names in the file.
-        layout: of the network that they are meant for.
-        path: of the file, for the messages.
-
-    Returns:
-        tensors by our names. Classifiers (``fc``) and what is in no layout are left out.
-
-    Raises:
-        UserError: if the names are of no known layout, or the strides of that layout are elsewhere than ours.
-    """
-    plain = {re.sub(r"^(?:(?:module|base|scale|network)\.)+", "", name): value for name, value in state.items()}
-    if any(name.startswith("backbone.layer1.0.") for name in plain):
-        return plain
-    caffe = any(_BLOCK.fullmatch(name) for name in plain)
-    if not caffe and "layer1.0.conv1.weight" not in plain:
-        raise UserError(
-            f"{path}: got tensors called {', '.join(list(state)[:3])}, ...; expected the names of deeplab-pytorch "
-            "(layer2.block1.reduce.conv.weight) or of a public ResNet (layer1.0.conv1.weight); take another file"
-        )
-    if caffe != (layout.stride_at == "1x1"):
-        has, wants = ("1x1", "3x3") if caffe else ("3x3", "1x1")
-        raise UserError(
-            f"{path}: got a ResNet that strides in its {has} convolutions, expected one that strides in its {wants}: "
-            f"the shapes agree and the results do not; choose the layout stride_at={has!r}, or other weights"
-        )
-    if caffe:
-        named = ((_own_name(name), value) for name, value in plain.items())
-        return {name: value for name, value in named if name is not None}
-    return {f"backbone.{name}": value for name, value in plain.items() if not name.startswith("fc.")}
 
 
 def load_deeplab(network: DeepLabV2, path: Path, *, head: bool) -> None:
     """Load a public checkpoint, which is never run.
 
+    Understood: deeplab-pytorch's layout (also of CLIP-ES, CLIMS and POT), ResNets in torchvision's names, and files
+    of ours; see ``public_resnet.read_resnet``.
+
     Args:
         network: with or without weights of its own.
-        path: .pth or .safetensors, see ``deeplab_state``.
+        path: of the file.
         head: True: the file is a trained DeepLabV2 of the same classes. False: only the ResNet is taken, the head
             stays as it is (the papers' initialisation).
 
     Raises:
-        UserError: if the file is of no known layout, or a tensor is missing or of another shape.
+        UserError: if the file is of no known layout, its strides are elsewhere than ours, or a tensor is missing or
+            of another shape.
     """
-    state = deeplab_state(read_state(path), network.backbone.layout, path)
-    parts: list[tuple[str, nn.Module]] = [("backbone.", network.backbone)]
+    found = read_resnet(path, network.backbone.layout.stride_at)
+    fit_state(network.backbone, found.state, path)
     if head:
-        parts.append(("head.", network.head))
-    for prefix, module in parts:
-        fit_state(module, {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}, path)
+        fit_state(network.head, dict(_head_of(found)), path)
+
+
+def _head_of(found: PublicResNet) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the summed ASPP beside a ResNet, by the names of ``ASPP``."""
+    own = f"{found.around.removesuffix('backbone.')}head."
+    for name, value in found.rest.items():
+        if name.startswith(own):
+            yield name.removeprefix(own), value
+        elif match := _ASPP.fullmatch(name.removeprefix(found.around)):
+            yield f"branches.{match[1]}.{match[2]}", value

@@ -91,6 +91,16 @@ def build_hub_network(
     return HubNet(model.float(), {"model": settings.to_dict(), **statistics})
 
 
+def learned_to_segment(name: str) -> bool:
+    """Whether the weights under a name are of a model that was trained to segment, and not of a backbone alone.
+
+    Raises:
+        UserError: nothing is found under that name.
+    """
+    kinds = _read_json(_locate(name) / "config.json").get("architectures") or []
+    return any("Segmentation" in str(kind) for kind in kinds)
+
+
 def _load(loader: Any, settings: Any, place: Path, name: str) -> Any:
     """A model with the weights of a folder; what a head for other classes lacks is drawn anew, with a warning."""
     from transformers.utils import logging

@@ -6,35 +6,26 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from tag2mask.models.containers import read_weights
 from tag2mask.types import UserError
 
 _COUNTER = "num_batches_tracked"  # of a batch norm; means nothing with a fixed momentum
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pth file, in float32. Nothing in the file is run.
+    """The tensors of a file of weights (``containers.read_weights``), in float32. Nothing in the file is run.
 
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    import safetensors.torch
+    return floats(read_weights(path).state)
 
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state)
-        return {name: value.float() for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # each library has its own exceptions for a damaged or hostile file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path}: was not read: {reason}; expected a state dict of tensors alone. Nothing in it was run; "
-            "fetch it again"
-        ) from error
+
+def floats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same in float32."""
+    return {name: value.float() for name, value in state.items()}
 
 
 def fit_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -1,43 +1,29 @@
-"""Finding and loading a CLIP: a hub repository, a folder, OpenAI's ``.pt``, or the embedded storybook-clip."""
+"""A loaded CLIP: both towers with tokenizer, pixel statistics and cached text features."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.models.clip import Block, CLIPModel, VisionTransformer
-from tag2mask.models.convert import TEXT_DEFAULTS, from_hf_state, from_openai_state
-from tag2mask.models.openai import read_openai_pt
+from tag2mask.models.clip import Activation, Block, CLIPModel, VisionTransformer
+from tag2mask.models.clip_files import MEAN, STD, read_clip
+from tag2mask.models.find_clip import DEFAULT_CLIP, STORYBOOK, cached_clip, fetch, locate_clip, tokenizer_beside
 from tag2mask.models.resnet import ModifiedResNet
 from tag2mask.models.text import FeatureCache, Tokenizer, Tokens, cache_folder, read_tokenizer
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
-DEFAULT_CLIP = "openai/clip-vit-base-patch16"
-STORYBOOK = "storybook-clip"
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of red, green and blue in 0..1
-STD = (0.26862954, 0.26130258, 0.27577711)
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the first there is taken
-TOKENIZERS = ("tokenizer.json", "merges.txt", "vocab.json")
-SMALL_FILES = ("config.json", "preprocessor_config.json", *TOKENIZERS)
+__all__ = ["CLIP", "DEFAULT_CLIP", "MEAN", "STD", "STORYBOOK", "cached_clip", "fetch", "load_clip"]
+
 TEXT_BATCH, TEXT_STEP = 16, 16  # texts at a time, padded to a multiple of so many tokens
-TOKENIZER_REPOSITORIES = (
-    DEFAULT_CLIP,
-    "openai/clip-vit-base-patch32",
-    "openai/clip-vit-large-patch14",
-    "openai/clip-vit-large-patch14-336",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,15 +145,18 @@ def load_clip(
     precision: str = "float32",
     revision: str | None = None,
     tokenizer: str | Path | None = None,
+    activation: Activation | None = None,
     cache: Path | Literal["default"] | None = "default",
 ) -> CLIP:
     """Load a CLIP from what is on this machine; nothing is downloaded (see ``fetch``).
 
-    source: a hub repository that is in the Hugging Face cache, a folder in Hugging Face layout, OpenAI's .pt,
-        or "storybook-clip". None: openai/clip-vit-base-patch16 where it is cached.
+    source: a hub repository that is in the Hugging Face cache, a folder in Hugging Face or open_clip layout, OpenAI's
+        .pt, a file of weights with their names, or "storybook-clip". None: openai/clip-vit-base-patch16 where it is
+        cached.
     precision: "float32", "bfloat16" or "float16", of the vision blocks before the last.
-    tokenizer: a file or folder that replaces the checkpoint's; OpenAI's .pt holds none, and takes one of
-        openai's repositories from the Hugging Face cache.
+    tokenizer: a file or folder that replaces the checkpoint's; OpenAI's .pt holds none, and takes OpenAI's merges
+        where these lie beside it, or else one of openai's repositories from the Hugging Face cache.
+    activation: that the weights were trained with, for a bare state dict, which does not tell; see ``clip_files``.
     cache: folder for text features; None keeps them in memory alone.
 
     Raises:
@@ -175,199 +164,21 @@ def load_clip(
     """
     place = find_device(str(device))
     dtype = find_precision(precision, place)
-    path = _locate(source, revision)
+    path = locate_clip(source, revision)
     name = DEFAULT_CLIP if source is None else str(source)
-    mean, std, end = MEAN, STD, None
-    if path.is_dir():
-        config = _read_json(path / "config.json")
-        files = _weight_files(path)
-        model = _fitting(path, lambda: from_hf_state(_read_weights(files), config))
-        mean, std = _statistics(path)
-        eos = (TEXT_DEFAULTS | (config.get("text_config") or {}))["eos_token_id"]
-        end = None if eos == 2 else eos  # transformers' own rule, for configs written before it was mended
-        words = Path(tokenizer) if tokenizer else path
-    else:
-        files = [path]
-        model = _fitting(path, lambda: from_openai_state(read_openai_pt(path)))
-        words = Path(tokenizer) if tokenizer else _cached_tokenizer(path)
+    found = read_clip(path, activation)
+    model = found.model
+    words = Path(tokenizer) if tokenizer else tokenizer_beside(path)
     rows, _ = model.text.token_embedding.weight.shape
-    reader = read_tokenizer(words, context=model.text.context, vocabulary=rows, end=end)
-    sha256 = _digest(files)
+    reader = read_tokenizer(words, context=model.text.context, vocabulary=rows, end=found.end)
+    sha256 = _digest(found.files)
     _lower(model, dtype)
     model.to(place)
     where = None
     if cache is not None:
         folder = cache_folder() if cache == "default" else Path(cache)
         where = folder / f"text-{_text_fingerprint(model, sha256, place)}.npz"
-    return CLIP(model, name, sha256, mean, std, place, dtype, reader, FeatureCache(where))
-
-
-def fetch(repository: str, *, revision: str | None = None) -> Path:
-    """Download a CLIP repository into the Hugging Face cache: settings, tokenizer and weights, nothing else.
-
-    Weights come as safetensors where the repository has them, else as pytorch_model.bin, which is read without
-    unpickling objects. Returns the folder.
-
-    Raises:
-        UserError: where the repository cannot be reached or holds no CLIP.
-    """
-    import huggingface_hub
-
-    try:
-        listing = set(huggingface_hub.HfApi().list_repo_files(repository, revision=revision))
-        weights = [name for name in WEIGHTS if name in listing][:1]
-        if not weights or "config.json" not in listing:
-            raise UserError(
-                f"{repository} holds no config.json with model.safetensors or pytorch_model.bin; "
-                "expected a CLIP repository in Hugging Face layout"
-            )
-        if weights[0].endswith(".index.json"):
-            weights.append("model-*.safetensors")
-        return Path(
-            huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=[*SMALL_FILES, *weights])
-        )
-    except UserError:
-        raise
-    except Exception as error:  # the hub client raises what its HTTP library raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{repository} could not be fetched: {reason}; check the name and the network, or copy the repository's "
-            "folder to this machine and give its path"
-        ) from error
-
-
-def _locate(source: str | Path | None, revision: str | None) -> Path:
-    """The folder or .pt file that ``source`` means."""
-    if source is None:
-        found = cached_clip(DEFAULT_CLIP, revision)
-        if found is None:
-            raise UserError(
-                f"no CLIP was named and {DEFAULT_CLIP} is not on this machine; fetch it once (about 600 MB) with "
-                f"`tag2mask fetch {DEFAULT_CLIP}`, or name another"
-            )
-        return found
-    if str(source) == STORYBOOK:
-        folder = Path(str(importlib.resources.files("tag2mask"))) / "storybook" / "weights" / "clip"
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{STORYBOOK} is missing from this installation ({folder}); install tag2mask again")
-        warn(
-            f"{STORYBOOK} was trained on drawn Storybook scenes alone and knows no photographs; "
-            f"for photographs take {DEFAULT_CLIP}"
-        )
-        return folder
-    path = Path(source).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix in (".pt", ".pth")):
-        return path
-    if path.is_file():
-        raise UserError(f"{path}: is no CLIP that can be loaded; expected a folder with config.json, or OpenAI's .pt")
-    found = cached_clip(str(source), revision)
-    if found is None:
-        hint = f"; fetch it with `tag2mask fetch {source}`" if _looks_like_repository(str(source)) else ""
-        if get_close_matches(str(source), [STORYBOOK]):
-            hint = f"; did you mean {STORYBOOK}?"
-        raise UserError(
-            f"{source}: is no folder, .pt file or hub repository with weights in the Hugging Face cache{hint}"
-        )
-    return found
-
-
-def _looks_like_repository(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith((".pt", ".pth"))
-
-
-def cached_clip(repository: str, revision: str | None = None, *, weights: bool = True) -> Path | None:
-    """The folder of a repository in the Hugging Face cache, where it holds weights (or else a tokenizer)."""
-    if not _looks_like_repository(repository):
-        return None
-    import huggingface_hub
-
-    try:
-        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
-    except Exception:  # not cached, or no valid name: both mean that it is not here
-        return None
-    wanted = WEIGHTS if weights else TOKENIZERS
-    return folder if any((folder / name).is_file() for name in wanted) else None
-
-
-def _cached_tokenizer(path: Path) -> Path:
-    for repository in TOKENIZER_REPOSITORIES:
-        found = cached_clip(repository, weights=False)
-        if found is not None:
-            return found
-    raise UserError(
-        f"{path}: OpenAI's .pt holds no tokenizer, and none is on this machine; run "
-        f"`tag2mask fetch {DEFAULT_CLIP}`, or give OpenAI's bpe_simple_vocab_16e6.txt.gz with --tokenizer"
-    )
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not found:
-        raise UserError(f"{folder}: holds no weights; expected one of {', '.join(WEIGHTS)}")
-    if found[0].suffix != ".json":
-        return found[:1]
-    weight_map = _read_json(found[0]).get("weight_map")
-    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
-    lost = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-    if lost or not names:
-        raise UserError(
-            f"{found[0]}: names {lost or 'no files'}, expected files beside it; fetch the checkpoint again"
-        )
-    return [folder / name for name in names]
-
-
-def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
-    import safetensors.torch
-
-    state: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            if file.suffix == ".safetensors":
-                state |= safetensors.torch.load_file(file)
-            else:
-                state |= torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # each library has its own exceptions for a damaged or hostile file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{file}: was not read: {reason}; expected tensors alone. Nothing in it was run; fetch it again"
-            ) from error
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _fitting(path: Path, build: Any) -> CLIPModel:
-    try:
-        model: CLIPModel = build()
-    except UserError as error:
-        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
-    return model
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); expected the JSON file of a Hugging Face checkpoint"
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, expected an object; fetch the checkpoint again")
-    return value
-
-
-Triple = tuple[float, float, float]
-
-
-def _statistics(folder: Path) -> tuple[Triple, Triple]:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return MEAN, STD
-    settings = _read_json(path)
-    try:
-        r, g, b = map(float, settings.get("image_mean", MEAN))
-        sr, sg, sb = map(float, settings.get("image_std", STD))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: image_mean and image_std are not three numbers each; fetch it again") from error
-    return (r, g, b), (sr, sg, sb)
+    return CLIP(model, name, sha256, found.mean, found.std, place, dtype, reader, FeatureCache(where))
 
 
 def _digest(files: Sequence[Path]) -> str:

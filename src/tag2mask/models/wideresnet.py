@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.backbone import FrozenBatchNorm2d
+from tag2mask.models.containers import prefix_of
 from tag2mask.models.mxnet import read_params, wideresnet_state
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.types import UserError
@@ -227,8 +228,9 @@ _HEAD = re.compile(r"(fc8_seg_conv|conv_fov|bn_fov|cls_conv)")
 def load_wideresnet(network: WideResNet | DeepLabV1, path: Path, *, head: bool = False) -> None:
     """Load a public checkpoint of ResNet-38 or of DeepLabV1 on it; the file is never run.
 
-    Understood: PSA's and MCTformer's (flat names), SEAM's and WeakCLIP's ("backbone." before the stages), "module."
-    before either, our own, and the original ImageNet weights in MXNet's format. Classifiers of images are left out.
+    Understood: PSA's and MCTformer's (flat names), SEAM's and WeakCLIP's ("backbone." before the stages), with
+    anything before either, our own, and the original ImageNet weights in MXNet's format. Classifiers of images are
+    left out.
 
     Args:
         network: to fill.
@@ -241,7 +243,9 @@ def load_wideresnet(network: WideResNet | DeepLabV1, path: Path, *, head: bool =
     if head and not isinstance(network, DeepLabV1):
         raise UserError(f"{path}: got a ResNet-38 without a head, expected a DeepLabV1 to load a head into")
     given = wideresnet_state(read_params(path)) if path.suffix == ".params" else read_state(path)
-    state = {re.sub(r"^(?:(?:module|backbone|head)\.)+", "", name): value for name, value in given.items()}
+    around = prefix_of(given, "b2.conv_branch2a.weight", path) or ""
+    outer = around.removesuffix("backbone.")  # a head is beside the backbone, or in a part of that name
+    state = {name.removeprefix(around).removeprefix(outer).removeprefix("head."): v for name, v in given.items()}
     stages = {name: v for name, v in state.items() if re.match(r"(conv1a|b[2-7](_\d)?|bn7)\.", name)}
     fit_state(network.backbone if isinstance(network, DeepLabV1) else network, stages, path)
     if head and isinstance(network, DeepLabV1):

@@ -43,7 +43,7 @@ class CLIMSLoss:
     threshold: L_CBS counts every background text whose cosine is above this, for all classes alike. None: each
         class has its own texts (``TextSet.per_class``), all of which count, with their mean.
     emphasis: by class name, how much more a pair of that class counts in L_OTM and L_BTM.
-    floor: the smallest probability whose logarithm is taken.
+    floor: the smallest probability whose logarithm is taken in L_OTM and L_BTM.
     clamp: below ``floor`` (and above 1 - floor) the loss is flat, without gradient; else it is the tangent.
     """
 
@@ -70,6 +70,9 @@ CAMERA_READY = CLIMSLoss(
 )
 RELEASED = CLIMSLoss(10, 24, 1, 0.2, threshold=0.26, floor=1e-4, clamp=True)
 RELEASED_COCO = CLIMSLoss(2, 14, 1.25, 0.2, threshold=0.285, floor=1e-4, clamp=True)
+
+_LEAST = 2.0**-24
+"""From 1 to the largest float32 below it."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,9 @@ def clims_loss(
     pairs = max(1, len(inside))
     matching = (scale * negative_log(inside, settings)).sum() / pairs
     outside_loss = (scale * negative_log(1 - outside, settings)).sum() / pairs
-    # Neither code clamps here: a cosine of 1 is the only one to be guarded against.
-    suppression = (weights * -(1 - inside_background.float()).clamp_min(settings.floor).log()).sum()
+    # Neither code clamps here. A cosine of 1, and what rounds above it, is the only one to be guarded against; the
+    # next below is _LEAST away. There the cosine itself has no slope, so that nothing is lost with the gradient.
+    suppression = (weights * -(1 - inside_background.float()).clamp_min(_LEAST).log()).sum()
     area = maps.float().mean()
     total = (
         settings.object * matching

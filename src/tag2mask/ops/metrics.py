@@ -203,7 +203,7 @@ class BackgroundSweep:
 
         Args:
             truth: (H, W) uint8.
-            maps: (K, H, W) float32 or float16 in [0, 1], on the image's pixels.
+            maps: (K, H, W) float32 or float16, 0 or more, on the image's pixels.
             tags: (K,) int64, the mask value of each map.
 
         Raises:
@@ -245,14 +245,14 @@ class BackgroundSweep:
 
 
 def crossing(rule: Power | Constant, dtype: torch.dtype = torch.float32) -> float:
-    """The smallest score in [0, 1] that beats the background score it causes; infinity if none does.
+    """The smallest score from 0 that beats the background score it causes; it may lie above 1.
 
     Found among the numbers of ``dtype`` with ``ops.masks.background_score`` itself, so rounding is included.
     """
     integer = {torch.float32: torch.int32, torch.float16: torch.int16}[dtype]
     # the bit patterns of non-negative floats are in the order of their values
-    top = int(torch.ones(1, dtype=dtype).view(integer))
-    low, high = -1, top + 1  # low loses, high wins (or is out of range)
+    top = int(torch.tensor([torch.inf], dtype=dtype).view(integer))
+    low, high = -1, top  # low loses, high wins: infinity beats every rule
     while high - low > 1:
         step = max(1, (high - low) // 4096)
         bits = torch.arange(low + 1, high, step, dtype=integer)
@@ -263,7 +263,7 @@ def crossing(rule: Power | Constant, dtype: torch.dtype = torch.float32) -> floa
             high = int(bits[first])
         if first > 0:
             low = int(bits[first - 1])
-    return float(torch.tensor([high], dtype=integer).view(dtype)) if high <= top else float("inf")
+    return float(torch.tensor([high], dtype=integer).view(dtype))
 
 
 def _sorted_crossings(rules: Sequence[Power | Constant], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def encode_scores(scores: Scores) -> bytes:
     """Scores as the bytes of an .npz file with tags, maps, size and, where present, background, initial, frame,
     boundary, displacement.
 
-    Maps are stored as float16: 2**-11 of rounding at the most in [0, 1].
+    Maps are stored as float16, which rounds them by 2**-11 of themselves at the most.
     """
     arrays = {
         "tags": scores.tags.detach().cpu().numpy().astype(np.int64),  # (K,)

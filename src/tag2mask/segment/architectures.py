@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from tag2mask.classes import nearest
 from tag2mask.config import explain
 from tag2mask.models.backbone import Layout, ResNet
-from tag2mask.models.classifier import MEAN, STD, STORYBOOK_RESNET, load_backbone, load_classifier
+from tag2mask.models.classifier import (
+    MEAN,
+    STD,
+    STORYBOOK_RESNET,
+    load_backbone,
+    load_classifier,
+    warn_of_weights,
+)
 from tag2mask.models.decoders import CCT_RESNET50, CCTNet
 from tag2mask.models.deeplab import CAFFE_RESNET101, SCALES, DeepLabV2, MultiScale, caffe_pixels, load_deeplab
+from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.models.small import SmallNet
 from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
 from tag2mask.ops.image import standardise
@@ -171,6 +179,7 @@ def _load_resnet(backbone: ResNet, init: str) -> None:
     """Fill a ResNet with the weights of another one of the same shapes."""
     if init in (RANDOM, LATER):
         return
+    warn_of_weights(init)
     own = backbone.layout
     same = {"strides": own.strides, "dilations": own.dilations, "first_dilations": own.first_dilations}
     source = load_backbone(init, **same)
@@ -219,6 +228,27 @@ def _load_public(
         raise UserError(
             f"{error} (its head must be for {classes} classes; without {WHOLE!r} the head starts anew)"
         ) from error
+
+
+def pixels_of_start(init: str, architecture: str) -> tuple[str, ...]:
+    """What the supervision of first weights has beside tags, as ``public_resnet.pixel_labels`` says it, or ().
+
+    Args:
+        init: as ``build_network`` takes it, but for folders of networks, which say it themselves.
+        architecture: its name.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    path = Path(init.removeprefix(WHOLE)).expanduser()
+    if path.is_file() and path.suffix != ".params":  # MXNet's are ImageNet's classifier
+        return pixel_labels(path)
+    if architecture.startswith(HUB) and init == "pretrained":
+        from tag2mask.models.hub_segmentation import learned_to_segment
+
+        name = architecture.removeprefix(HUB)
+        return (f"pixels(weights: {name.replace('+', '_')})",) if learned_to_segment(name) else ()
+    return ()
 
 
 def _build_hub(name: str, names: Names, options: HubOptions, init: str) -> nn.Module:

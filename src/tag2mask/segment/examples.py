@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +24,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tag2mask.data.columns import counted, listing
+from tag2mask.data.agreement import Agreement
+from tag2mask.data.columns import Columns, counted, listing
 from tag2mask.data.image import BadImage, image_size, read_image
+from tag2mask.data.lists import read_list
 from tag2mask.data.png import read_confidence, read_mask
-from tag2mask.data.voc import read_list
+from tag2mask.data.truth import read_truth, reading_notes, values_are_chosen
+from tag2mask.data.truth_turn import settle_turn
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.segment.augment import Augment, Example, augment
@@ -48,7 +52,7 @@ class Targets:
 
     data: the images. run: where the pseudo masks are; None: masks are true ones, or blank (``find_targets``).
     indices: (N,) int64, ascending, of ``data``. pixels: (N,) bool, True where the mask is the true one.
-    left_out: how many images of the data are not trained on, by reason.
+    left_out: how many images of the data are not trained on, by reason. notes: how true masks are read.
     """
 
     data: Dataset
@@ -56,6 +60,7 @@ class Targets:
     indices: NDArray[np.int64]
     pixels: NDArray[np.bool_]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -131,7 +136,7 @@ def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = Non
 
     Raises:
         UserError: a list that cannot be read, or names images that are not there or have no true mask; a run on
-            other classes; nothing left to train on.
+            other classes; nothing left to train on; true masks of turned photographs that could be meant either way.
     """
     if run is not None:
         names = run.settings.get("classes", {}).get("names")
@@ -159,14 +164,31 @@ def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = Non
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "the data set is empty"
         where = pixel_labels if run is None else run.path
         raise UserError(f"{where}: no image of {data.root} has a mask to train on ({why}); label the images first")
-    return Targets(data, run, np.array(indices), np.array(pixels), dict(left_out))
+    data, notes = _settled(data, run, sorted(true))
+    return Targets(data, run, np.array(indices), np.array(pixels), dict(left_out), notes)
+
+
+def _settled(data: Dataset, run: Run | None, true: Sequence[int]) -> tuple[Dataset, tuple[str, ...]]:
+    """The data with its true masks upright also where their size does not tell."""
+    if not true or not isinstance(data, Columns):
+        return data, ()
+
+    def mask(id: str) -> NDArray[np.uint8] | None:
+        try:
+            return None if run is None else read_mask(run.mask_path(id))
+        except BadImage:
+            return None
+
+    settled = settle_turn(data.subset(true), mask)
+    return replace(data, truth_turn=settled.turn), settled.notes
 
 
 def _listed(path: Path, data: Dataset) -> set[int]:
     try:
-        positions, missing, _ = read_list(path, [sample.id for sample in data])
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--pixel-labels {path}: cannot be read ({error}); give a text file of image ids") from None
+        listed = read_list(path, [sample.id for sample in data])
+    except UserError as error:
+        raise UserError(f"--pixel-labels {error}") from None
+    positions, missing = listed.positions, listed.missing
     if missing:
         raise UserError(
             f"--pixel-labels {path}: {len(missing)} images are not in {data.root}: {listing(missing)}; its ids look "
@@ -199,14 +221,17 @@ def check_targets(
         confidence: the masks' confidence is trained on, too.
 
     Returns:
-        what a user should know: images that cannot be read (others will stand in for them).
+        what a user should know: images that cannot be read (others will stand in for them), how true masks are read,
+        and where they do not fit the tags.
 
     Raises:
-        UserError: a mask of another size than its image, or with values outside the class set.
+        UserError: a mask of another size than its image, or with values outside the class set; true masks that number
+            the classes otherwise than the tags.
     """
     few = set(np.linspace(0, len(targets) - 1, min(len(targets), VALUES_CHECKED)).astype(int).tolist())
     wrong: list[str] = []
     unreadable: dict[str, str] = {}
+    true = _TrueMasks(targets.data)
 
     def look(position: int) -> None:
         sample = targets.sample(position)
@@ -214,7 +239,9 @@ def check_targets(
             size = image_size(sample.image)
             if (targets.run is None or targets.pixels[position]) and position not in few:
                 return  # a true mask may have to be drawn; its size is seen when it is loaded
-            labels = targets.labels(position) if position in few else None
+            labels = None
+            if position in few:
+                labels = true.read(sample) if targets.pixels[position] else targets.labels(position)
             masked = image_size(targets.mask_path(sample)) if labels is None else tuple(labels.shape)
             if confidence and targets.run is not None and not targets.pixels[position]:
                 image_size(targets.run.confidence_path(sample.id))
@@ -237,7 +264,42 @@ def check_targets(
         raise UserError(
             f"no image of {targets.data.root} can be read together with its mask: {next(iter(unreadable.values()))}"
         )
-    return counted("images or masks that cannot be read, others stand in for them", sorted(unreadable))
+    return [
+        *targets.notes,
+        *true.notes(),
+        *counted("images or masks that cannot be read, others stand in for them", sorted(unreadable)),
+    ]
+
+
+class _TrueMasks:
+    """Reads true masks, by several threads, and counts how they were read and how they fit the tags."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+        self.agreement = Agreement(data.classes)
+        self.read_by: Counter[str] = Counter()
+        self.turned = 0
+        self.lock = Lock()
+
+    def read(self, sample: Sample) -> Tensor:
+        """The mask, (H, W) uint8."""
+        found = read_truth(sample)
+        with self.lock:
+            self.agreement.add(sample.id, found.mask, sample.tags)
+            self.read_by.update([found.by] if found.by else [])
+            self.turned += found.turned
+        return torch.from_numpy(np.array(found.mask))
+
+    def notes(self) -> list[str]:
+        """What a user should know.
+
+        Raises:
+            UserError: the masks number the classes otherwise than the tags.
+        """
+        found = self.agreement.finding()
+        if found is not None and found.refuse and (found.outside or not values_are_chosen(self.data)):
+            raise UserError(f"nothing is trained: {found}")
+        return [*reading_notes(self.read_by, self.turned), *([] if found is None else [str(found)])]
 
 
 def _size(size: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tag2mask.models.deeplab import MultiScale
+from tag2mask.models.public_resnet import OWN
 from tag2mask.models.state import fit_state
 from tag2mask.run.device import find_device
 from tag2mask.run.files import write_atomic
@@ -201,7 +202,17 @@ def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, 
     folder = Path(folder)
     # clones: safetensors refuses tensors that share memory
     state = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
-    data = safetensors.torch.save(state, metadata={"format": "pt"})
+    # the file alone tells, too: weights of either stride have the same shapes (models.public_resnet)
+    inner: Any = net.network.network if isinstance(net.network, MultiScale) else net.network
+    layout = getattr(getattr(inner, "backbone", None), "layout", None)
+    kept = {
+        "model_type": MODEL_TYPE,
+        "architecture": net.config.architecture,
+        "stride_at": None if layout is None else layout.stride_at,
+        "supervision": supervision,
+    }
+    # one entry alone: safetensors writes several in an order that changes from call to call
+    data = safetensors.torch.save(state, metadata={OWN: json.dumps(kept)})
     weights = [{"sha256": hashlib.sha256(data).hexdigest(), "supervision": supervision, "noted": plain(noted)}]
     about = {"model_type": MODEL_TYPE, **plain(net.config)}
     try:

@@ -52,7 +52,8 @@ class TrainRecipe:
 
     architecture, options: of the network. init: where its weights come from; None: the architecture's own choice.
     init_pixels: the data set whose pixel labels those weights were trained on ("coco"), if they were: it is
-    supervision, and is said wherever the network's numbers are shown.
+    supervision, and is said wherever the network's numbers are shown. None: weights with a decoder are taken for
+    such; "": for these, too, nobody drew masks.
     steps: optimiser steps. batch: images a forward pass; a step takes the mean gradient of ``accumulate`` of them.
     crop: side of the training images, pixels. scale: "choice:0.5,0.75,1", "uniform:0.5,1.5" (times the image's size),
     "long-side:200,800" (pixels), or None. flip: probability. colour: farthest moves of brightness, contrast,

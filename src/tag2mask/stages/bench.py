@@ -17,7 +17,7 @@ from tag2mask.methods.prompts import Sharpness
 from tag2mask.models.weights import CLIP
 from tag2mask.ops.masks import pseudo_mask, upsample
 from tag2mask.ops.metrics import BackgroundSweep, Metrics, average_precision, confusion_matrix, metrics
-from tag2mask.stages.evaluate import CONSTANTS, POWERS
+from tag2mask.stages.tally import CONSTANTS, POWERS
 from tag2mask.storybook import draw_scene, scene_seed
 from tag2mask.types import Background, ClassSet, Constant, Dataset, Item, Power, Scores
 

@@ -75,7 +75,8 @@ class Evaluation:
     images: how many were scored. missing: how many with ground truth have no mask (``missing_ids`` names the
     first). without_truth: how many could not be scored. worst, best: by the mIoU of the single image. confidence:
     pixels by how sure they are, where asked for. supervision: what people gave to the masks ("tags+pixels(100)"),
-    where that is known. use_tags: a network was given the tags of these images, too.
+    where that is known. truth_notes: how the truth was read, and how it fits the tags, where there is something to
+    say. use_tags: a network was given the tags of these images, too.
     """
 
     metrics: Metrics
@@ -91,6 +92,7 @@ class Evaluation:
     confidence: ConfidenceTable | None = None
     supervision: str | None = None
     use_tags: bool = False
+    truth_notes: tuple[str, ...] = ()
 
     @property
     def miou(self) -> float:
@@ -124,6 +126,7 @@ class Evaluation:
             lines.append(f"NOT COUNTED: {self.missing} images with ground truth have no mask ({first}, …)")
         if self.without_truth:
             lines.append(f"{self.without_truth} images have no ground truth")
+        lines += [f"truth: {note}" for note in self.truth_notes]
         if self.confidence is not None:
             lines.append(self.confidence.text())
         for curve in self.curves:
@@ -145,6 +148,7 @@ class Evaluation:
             "missing": self.missing,
             "missing_ids": list(self.missing_ids),
             "without_truth": self.without_truth,
+            "truth_notes": list(self.truth_notes),
             "miou": m.miou,
             "boundary_iou": self.boundary,
             "pixel_accuracy": m.pixel_accuracy,

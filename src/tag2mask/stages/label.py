@@ -14,6 +14,7 @@ import torch
 
 from tag2mask.methods import known_methods, make_method, make_options, method_class
 from tag2mask.methods.refiners import Refiner
+from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.ops.crf import preset
 from tag2mask.run.ahead import ahead
 from tag2mask.run.device import find_device, find_precision
@@ -132,7 +133,7 @@ def label(
             **learned,
             "keep_scores": keep_scores,
             "crf_max_pixels": crf_max_pixels,
-            "supervision": "tags" if before is None else before.settings.get("supervision", "tags"),
+            "supervision": _supervision(before, method),
             **(settings or {}),
         },
         noted={
@@ -185,6 +186,15 @@ def _make(
     method = make_method(name, classes, clip=model, **options)
     place(method, device)
     return method, {"method": name, "options": checked}
+
+
+def _supervision(before: Run | None, method: Method) -> str:
+    """What people gave: to the earlier run, and to the weights that the method starts with."""
+    parts = ["tags"] if before is None else str(before.settings.get("supervision", "tags")).split("+")
+    file = Path(str(getattr(getattr(method, "options", None), "weights", ""))).expanduser()
+    if file.is_file() and file.suffix != ".params":  # MXNet's are ImageNet's classifier
+        parts += [part for part in pixel_labels(file) if part not in parts]
+    return "+".join(parts)
 
 
 def _name_of(method: Method) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tag2mask.config import DataConfig, LabelConfig, MaskConfig, dump_config, parse_config
+from tag2mask.config import DataConfig, LabelConfig, MaskConfig, dump_config, parse_config, parse_data
 from tag2mask.data import TagReading, read_dataset
 from tag2mask.data.columns import Columns
 from tag2mask.data.tags import FOLDERS
@@ -64,6 +64,8 @@ def open_data(config: DataConfig, network: ClassSet | None = None) -> Columns:
         unknown=config.unknown,
         network=network,
         reading=TagReading(config.separator, config.twins, config.count_from),
+        truth_values=config.truth_values,
+        truth_turn=config.truth_turn,
     )
 
 
@@ -83,7 +85,13 @@ def prepare(config: LabelConfig, *, device: str = "auto") -> Recipe:
     if any(method_class(name).needs_clip for name in names):
         from tag2mask.models.weights import load_clip
 
-        clip = load_clip(config.clip, device=device, precision=config.precision, tokenizer=config.tokenizer)
+        clip = load_clip(
+            config.clip,
+            device=device,
+            precision=config.precision,
+            tokenizer=config.tokenizer,
+            activation=config.activation,
+        )
     method = _make(config.method, data.classes, clip, config.options)
     place(method, device)
     rule = _rule(config.method, method, config.masks)
@@ -122,6 +130,8 @@ def absolute(config: LabelConfig) -> LabelConfig:
     }
     if config.data.classes is not None and config.data.classes.endswith((".yaml", ".yml")):
         paths["classes"] = str(Path(config.data.classes).absolute())
+    if config.data.truth_values is not None and Path(config.data.truth_values).is_file():
+        paths["truth_values"] = str(Path(config.data.truth_values).absolute())
     return config.model_copy(update={"data": config.data.model_copy(update=paths)})
 
 
@@ -131,6 +141,8 @@ def data_for(
     split: str | None = None,
     truth: Path | None = None,
     classes: str | None = None,
+    truth_values: str | None = None,
+    truth_turn: str | None = None,
 ) -> Columns:
     """The data of a run, as its settings say, with whatever is given in its place; that of ``predict`` needs no tags.
 
@@ -138,11 +150,14 @@ def data_for(
         UserError: it is not known, or no longer there.
     """
     flags = {"path": data, "split": split, "truth": truth, "classes": classes}
+    flags |= {"truth_values": truth_values, "truth_turn": truth_turn}
     given = {key: str(value) for key, value in flags.items() if value is not None}
     before = {} if data is not None and "config" not in run.noted else data_of(run).model_dump()
     if data is not None:  # what belonged to the old place
         before |= {"kind": None, "tags": None, "images": None, "truth": None}
-    return open_data(DataConfig(**{**before, **given}), stored_classes(run) if is_predicted(run) else None)
+    if data is not None or truth is not None:  # what was said of the old truth
+        before |= {"truth_values": None, "truth_turn": None}
+    return open_data(parse_data({**before, **given}), stored_classes(run) if is_predicted(run) else None)
 
 
 def images_for(run: Run, *given: Any) -> Columns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -24,9 +24,10 @@ from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages import report_parts as parts
 from tag2mask.stages.confidence import span
-from tag2mask.stages.evaluate import check_classes, evaluate, is_predicted, stored_classes
+from tag2mask.stages.evaluate import check_classes, evaluate, is_predicted, settle_truth, stored_classes
 from tag2mask.stages.evaluation import CHOSEN_WITH_TRUTH, Evaluation, percent
 from tag2mask.stages.export import refuse_foreign_file
+from tag2mask.stages.report_weights import weights_of
 from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Dataset, Sample, Scores, UserError
 
 STRIP = 6
@@ -90,7 +91,7 @@ def report(
 
     Raises:
         UserError: the run is of other classes than ``data``, has no mask, or a damaged run.yaml; the truth has no
-            pixel to score; ``out`` is a file that is no report.
+            pixel to score, or numbers the classes otherwise; ``out`` is a file that is no report.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     path = run.path / "report.html" if out is None else Path(out)
@@ -102,8 +103,11 @@ def report(
     if data is not None:
         check_classes(run, data)
         # the first samples tell: a data set either has truth or has not
-        if evaluation is None and any(sample.truth for sample in islice(data, 1000)):
-            evaluation = evaluate(run, data, confidence=True, progress=progress)
+        if any(sample.truth for sample in islice(data, 1000)):
+            data, notes = settle_truth(run, data)
+            if evaluation is None:
+                evaluation = evaluate(run, data, confidence=True, progress=progress)
+                evaluation = replace(evaluation, truth_notes=(*notes, *evaluation.truth_notes))
     classes = data.classes if data is not None else stored_classes(run)
 
     sure, unsure, confidence = _by_confidence(run, ids, worst, progress)
@@ -123,6 +127,7 @@ def report(
         # a method that was handed over as an object is noted as "module:Class"
         method=str(run.settings.get("method", "A method")).rpartition(":")[2],
         settings=run.settings,
+        weights=weights_of(run),
         predicted=is_predicted(run),
         span=span,
         classes=classes,

@@ -66,18 +66,18 @@ def mask_overlay(photo: Pixels, mask: Pixels, classes: ClassSet) -> Pixels:
 def map_overlay(photo: Pixels, maps: Tensor, tags: Tensor, classes: ClassSet) -> Pixels:
     """The strongest class's colour over a dark photograph, the more opaque the higher its score.
 
-    photo: (h, w, 3). maps: (K, gh, gw) in [0, 1]. tags: (K,). Returns (h, w, 3).
+    photo: (h, w, 3). maps: (K, gh, gw); 1 and more is opaque. tags: (K,). Returns (h, w, 3).
     """
     out = _paled(photo, light=0.45, colour=0.15)
     if not len(tags):
         return _pixels(out)
     size = photo.shape[:2]
     full = F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]  # (K, h, w)
-    score, best = full.clamp(0, 1).max(0)  # (h, w)
+    score, best = full.max(0)  # (h, w)
     colours = _lookup(classes)[tags[best].numpy()]  # (h, w, 3)
     # black and navy would not glow on a dark photograph
     glow = 0.7 * colours + 0.3 * 255
-    share = score.numpy()[..., None]
+    share = score.clamp(0, 1).numpy()[..., None]
     return _pixels((1 - share) * out + share * glow)
 
 

@@ -29,7 +29,7 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import check_own, claim, plain
 from tag2mask.run.training import LAST, first_process, fit, minutes_left, steps_done
 from tag2mask.run.warn import warn
-from tag2mask.segment.architectures import WHOLE
+from tag2mask.segment.architectures import WHOLE, pixels_of_start
 from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
 from tag2mask.segment.network import (
     INSIDE,
@@ -205,6 +205,14 @@ def _supervision(targets: Targets, recipe: TrainRecipe) -> tuple[str, str | None
         parts += [part for part in saved.supervision.split("+") if part not in ("tags", *parts)]
         return "+".join(parts), saved.sha256
     path = Path(start.removeprefix(WHOLE)).expanduser()
+    found = pixels_of_start(start, recipe.architecture) if recipe.init_pixels is None else ()
+    if found:
+        warn(
+            f"{Path(start).name}: these weights hold a decoder, so they seem to be trained on pixel labels; the "
+            f'supervision says so ({"+".join(found)}). Name the data set by init_pixels=NAME, or say init_pixels="" '
+            "if nobody drew masks for them"
+        )
+        parts += [part for part in found if part not in parts]
     if not path.is_file():
         return "+".join(parts), None
     with path.open("rb") as file:

@@ -1,0 +1,96 @@
+"""POT's network (CVPR 2025, after SIPE, CVPR 2022): a ResNet-50 at stride 16, a classifier, features of all stages.
+
+Each stage is seen beside the picture itself, at its own size, by a 1x1 convolution; the four results, each of length
+1, are joined to 768 channels at stride 16. Prototypes are made of these features. Parameters bear the names of the
+released checkpoint but for the ResNet's prefix: ``resnet50.`` there, ``backbone.`` here, as in our other networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tag2mask.models.backbone import ResNet
+
+__all__ = ["POTNetwork", "released_names"]
+
+SIDES = (128, 128, 256, 256)
+"""Channels that each stage is seen with; 768 together."""
+
+FEATURE = 2
+"""The stage whose grid the features have, stride 16."""
+
+EPS = 1e-5
+RELEASED_PREFIX = "resnet50."
+
+
+class POTNetwork(nn.Module):
+    """A backbone of strides (1, 2, 2, 1), four side heads, and one map a class.
+
+    classes: C. Stem and first norm of the backbone are frozen, as are the statistics of all norms where the layout
+    says ``frozen_norm``.
+    """
+
+    def __init__(self, backbone: ResNet, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        stages = backbone.layout.channels[1:]
+        self.side1, self.side2, self.side3, self.side4 = (
+            nn.Conv2d(channels + 3, width, 1, bias=False) for channels, width in zip(stages, SIDES, strict=True)
+        )
+        self.classifier = nn.Conv2d(stages[-1], classes, 1, bias=False)
+        for module in (backbone.conv1, backbone.bn1):
+            module.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Class maps before ReLU, whose mean is the logit, and the features.
+
+        Args:
+            pixels: (B, 3, H, W) standardised, of any size.
+
+        Returns:
+            (B, C, h, w) and (B, 768, h, w) at stride 16. The features are four parts of length 1 each, not joined to
+            length 1.
+        """
+        stages = self.backbone.features(pixels)[1:]
+        size = stages[FEATURE].shape[-2:]
+        sides = (self.side1, self.side2, self.side3, self.side4)
+        seen = [_unit(side(_beside(stage, pixels))) for side, stage in zip(sides, stages, strict=True)]
+        joined = [F.interpolate(part, size, mode="bilinear", align_corners=False) for part in seen]
+        return self.classifier(stages[-1]), torch.cat(joined, 1)
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """Class maps alone, before ReLU: (B, 3, H, W) standardised -> (B, C, h, w)."""
+        out: Tensor = self.classifier(self.backbone(pixels))
+        return out
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """What learns at ten times the rate: all but the backbone."""
+        return [value for name, value in self.named_parameters() if not name.startswith("backbone.")]
+
+
+def released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parts of a released checkpoint's ``net`` that this network has, by its names.
+
+    Most of the 966 entries there are further names of the same tensors; ``f9`` is never used.
+    """
+    kept = {}
+    for name, value in state.items():
+        if name.startswith(RELEASED_PREFIX):
+            kept["backbone." + name.removeprefix(RELEASED_PREFIX)] = value
+        elif name.startswith(("side", "classifier.")):
+            kept[name] = value
+    return kept
+
+
+def _beside(stage: Tensor, pixels: Tensor) -> Tensor:
+    """A stage's features with the picture at their size: (B, D, h, w), (B, 3, H, W) -> (B, D + 3, h, w)."""
+    small = F.interpolate(pixels, stage.shape[-2:], mode="bilinear", align_corners=True)
+    return torch.cat([stage, small], 1)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return features / (features.norm(dim=1, keepdim=True) + EPS)
