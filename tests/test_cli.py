@@ -169,6 +169,18 @@ def test_unknown_classes_are_listed_with_counts_before_any_work(photos, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_tags_of_two_meanings_are_asked_and_answered(photos, tmp_path):
+    (photos / "tags.csv").write_text('image,labels\nholiday/val_000_000000.jpg,"cow,horse"\n')
+    message = error_of("label", photos, "-o", tmp_path / "run", *CLIP)
+    assert "--separator ','" in message
+    assert "--separator none" in message
+    done = call("label", photos, "-o", tmp_path / "run", "--separator", ",", *CLIP)
+    assert done.exit_code == 0, done.output
+    assert "'cow' (1), 'horse' (1)" in done.stderr
+    assert call("report", tmp_path / "run").exit_code == 0  # the answer is kept with the run
+    assert "keep" in error_of("label", photos, "-o", tmp_path / "other", "--twins", "both", *CLIP)
+
+
 def test_words_that_the_clip_does_not_know(photos, tmp_path):
     (photos / "tags.csv").write_text("image,labels\nholiday/val_000_000000.jpg,zeppelin\n")
     assert "'zeppelin'" in error_of("label", photos, "-o", tmp_path / "run", *CLIP)

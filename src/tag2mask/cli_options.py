@@ -26,7 +26,23 @@ SetOption = Annotated[
 ]
 KindOption = Annotated[str | None, typer.Option(help="voc, coco or folder; default: seen from what is there.")]
 SplitOption = Annotated[str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")]
-TagsOption = Annotated[Path | None, typer.Option(help="tags.csv or tags.jsonl; default: the one in the folder.")]
+TagsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV, TSV, JSON, JSONL or .npy of images and labels, or the word folders: an image's folder is its "
+        "class. Default: tags.csv, tags.jsonl, labels.csv, metadata.jsonl and the like in the folder."
+    ),
+]
+SeparatorOption = Annotated[
+    str | None,
+    typer.Option(help='What stands between labels besides ";", such as ","; none: nothing does.'),
+]
+TwinsOption = Annotated[
+    str | None, typer.Option(help="Tags that look like one class (tree, trees): keep both, or merge.")
+]
+CountFromOption = Annotated[
+    int | None, typer.Option(help="The number of the first class, 0 or 1, where tags are numbers.")
+]
 ImagesOption = Annotated[Path | None, typer.Option(help="COCO: the folder of the images.")]
 TruthOption = Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")]
 TruthValuesOption = Annotated[

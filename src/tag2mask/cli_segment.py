@@ -10,10 +10,14 @@ import typer
 
 from tag2mask.cli_options import (
     SOME_FAILED,
+    CountFromOption,
     DeviceOption,
     RemovedOption,
+    SeparatorOption,
+    TagsOption,
     TruthTurnOption,
     TruthValuesOption,
+    TwinsOption,
     checked_removed,
     list_settings,
 )
@@ -149,7 +153,10 @@ def predict(
     ] = False,
     kind: Annotated[str | None, typer.Option(help="voc, coco or folder; default: seen from what is there.")] = None,
     split: Annotated[str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as val.")] = None,
-    tags: Annotated[Path | None, typer.Option(help="tags.csv or tags.jsonl, for --use-tags.")] = None,
+    tags: TagsOption = None,
+    separator: SeparatorOption = None,
+    twins: TwinsOption = None,
+    count_from: CountFromOption = None,
     coco_images: Annotated[Path | None, typer.Option("--images", help="COCO: the folder of the images.")] = None,
     truth: Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")] = None,
     truth_values: TruthValuesOption = None,
@@ -184,7 +191,9 @@ def predict(
     described = {"path": images, "kind": kind, "split": split, "tags": tags, "images": coco_images, "truth": truth}
     described |= {"truth_values": truth_values, "truth_turn": truth_turn}
     described |= {"classes": classes, "unknown": "error" if use_tags else "skip"}
-    data, noted = read_images(network, {key: str(value) for key, value in described.items() if value is not None})
+    described |= {"separator": separator, "twins": twins}
+    where: dict[str, Any] = {key: str(value) for key, value in described.items() if value is not None}
+    data, noted = read_images(network, where if count_from is None else {**where, "count_from": count_from})
     for note in data.notes:
         typer.echo(f"note: {note}", err=True)
     summary = run_predict(

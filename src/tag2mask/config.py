@@ -25,7 +25,7 @@ class DataConfig(_Settings):
     path: str | None = Field(None, description="folder of images, VOC devkit, or COCO instances JSON")
     kind: Literal["voc", "coco", "folder"] | None = Field(None, description="default: seen from what is there")
     split: str | None = Field(None, description="a list under ImageSets/Segmentation (VOC)")
-    tags: str | None = Field(None, description="tags.csv or tags.jsonl; default: found in the folder")
+    tags: str | None = Field(None, description='a tag file, or "folders"; default: found in the folder')
     images: str | None = Field(None, description="folder of the images (COCO)")
     truth: str | None = Field(None, description="folder of ground-truth masks, for evaluation only")
     truth_values: str | None = Field(None, description="as-is, from-0, from-2, coco-ids, 255=NAME, or a file")
@@ -36,6 +36,9 @@ class DataConfig(_Settings):
         None, description="voc12, coco14, a YAML of your own, or file: VOC's or COCO's own names"
     )
     unknown: Literal["error", "skip"] = Field("error", description="what to do with tags that are no class")
+    separator: str | None = Field(None, min_length=1, description='between labels besides ";"; "none": nothing is')
+    twins: Literal["keep", "merge"] | None = Field(None, description="names that look like one class: two, or one")
+    count_from: Literal[0, 1] | None = Field(None, description="the first class's number, where labels are numbers")
 
 
 class MaskConfig(_Settings):

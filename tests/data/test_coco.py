@@ -142,7 +142,11 @@ def test_other_categories(coco):
     with pytest.raises(UserError, match="no class of p") as caught:
         read_coco(coco, classes=plain_classes(["person"], "p"))
     assert all(f"'{name}' (1x" in str(caught.value) for name in ("airplane", "dining table", "dog"))
-    assert [s.tags for s in read_coco(coco, classes=plain_classes(["person"], "p"), unknown="skip")] == [(1,), (), ()]
+    assert [s.tags for s in read_coco(coco, classes=plain_classes(["person"], "p"), unknown="skip")] == [
+        (1,),
+        None,
+        (),
+    ]
     own = read_coco(coco, classes="file")
     assert own.classes.foreground == tuple(OFFICIAL.values())
     assert own[0].tags == (1, 2, 3)

@@ -54,14 +54,14 @@ def test_csv(tmp_path):
         "a": ("Cat", "dog"),
         "sub/b": ("Cat",),
         "odd, name": ("dog",),
-        "empty": (),
+        "empty": None,
         "no row": None,
         "käse": ("Cat",),
     }
     notes = "\n".join(dataset.notes)
     assert "rows of tags.csv whose image is not there: 1 (gone.jpg)" in notes
     assert "images without a row in tags.csv, tags unknown: 1 (no row.jpg)" in notes
-    assert "images tagged as background only: 1 (empty.jpg)" in notes
+    assert "images that tags.csv leaves without labels, not tagged yet: 1 (empty.jpg)" in notes
 
 
 def test_jsonl(tmp_path):
@@ -74,8 +74,8 @@ def test_jsonl(tmp_path):
     ]
     tags(tmp_path, "\ufeff" + "\r\n".join(json.dumps(row) for row in rows) + "\r\n\r\n", "tags.jsonl")
     dataset = read_folder(tmp_path)
-    assert tag_names(dataset) == {"a": ("cat", "dog"), "b": ("cat", "dog"), "c": (), "d": None}
-    assert any("tags.jsonl leaves without labels (null), tags unknown: 1 (d.jpg)" in note for note in dataset.notes)
+    assert tag_names(dataset) == {"a": ("cat", "dog"), "b": ("cat", "dog"), "c": None, "d": None}
+    assert any("tags.jsonl leaves without labels, not tagged yet: 2 (c.jpg, d.jpg)" in note for note in dataset.notes)
 
 
 def test_more_columns_and_a_row_a_label(tmp_path):
@@ -110,8 +110,9 @@ def test_all_unknown_names_are_listed_at_once(tmp_path):
     assert "'hrse' (2x, nearest: 'horse')" in message
     assert "'unicorn' (1x" in message
     dataset = read_folder(tmp_path, classes="voc12", unknown="skip")
-    assert [s.tags for s in dataset] == [(8,), ()]
+    assert [s.tags for s in dataset] == [(8,), None]
     assert any("left out: " in note and "unicorn" in note for note in dataset.notes)
+    assert "images whose labels were all left out, not tagged: 1" in dataset.notes
 
 
 def test_without_tags_a_class_set_is_needed(tmp_path):
@@ -127,15 +128,13 @@ def test_without_tags_a_class_set_is_needed(tmp_path):
     ("text", "message"),
     [
         ("", "'image,labels'"),
-        ("file;tags\na.jpg;cat\n", "starts with 'file;tags'"),
-        ("a.jpg,cat\n", "starts with 'a.jpg,cat'"),
+        ("name of it;what\na.jpg;cat\n", "starts with 'name of it;what'"),
+        ("a,cat\n", "starts with 'a,cat'"),
         ("image,labels\na.jpg,cat,dog\n", "line 2: 3 columns instead of 2"),
         ("image,labels\na.jpg\n", "line 2: 1 columns"),
         ("image,labels\n,cat\n", "line 2: no image"),
-        ("image,labels\n../a.jpg,cat\n", "point out of"),
-        ("image,labels\nx/../../a.jpg,cat\n", "point out of"),
-        ("image,labels\n/etc/a.jpg,cat\n", "point out of"),
-        ("image,labels\nC:\\a.jpg,cat\n", "point out of"),
+        ("image,labels\n/etc/a.jpg,cat\nC:\\a.jpg,cow\n", "mean one image"),
+        ("image,labels\n../b.jpg,cat\n", "none of the 1 rows"),
         ("image,labels\nb.jpg,cat\n", "none of the 1 rows"),
         ("image,labels\na.jpg,\n", "names no class at all"),
     ],
@@ -155,13 +154,6 @@ def test_faults_of_jsonl(tmp_path, line):
     fill(tmp_path, "a.jpg")
     tags(tmp_path, '{"image": "a.jpg", "labels": "cat"}\n' + line, "tags.jsonl")
     with pytest.raises(UserError, match=r"line 2.*expected"):
-        read_folder(tmp_path)
-
-
-def test_other_encodings_are_named(tmp_path):
-    fill(tmp_path, "a.jpg")
-    tags(tmp_path, "image,labels\na.jpg,cat\n", encoding="utf-16")
-    with pytest.raises(UserError, match="save it as CSV UTF-8"):
         read_folder(tmp_path)
 
 
@@ -289,7 +281,7 @@ def test_real_photographs(photographs):
     coco = photographs / "coco128"
     dataset = read_folder(coco, classes="coco14", truth=coco / "masks")
     assert len(dataset) == 128
-    assert sum(s.tags == () for s in dataset) == 2
+    assert sum(s.tags is None for s in dataset) == 2
     for sample in dataset.subset(range(20)):
         mask = sample.truth()
         assert mask.shape == read_image(sample.image).shape[:2]

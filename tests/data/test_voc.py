@@ -89,7 +89,7 @@ def test_ids_with_spaces_in_a_list(devkit):
 def test_a_tags_file_instead(devkit, tmp_path):
     put(tmp_path / "t.csv", "image,labels\none,cat\nJPEGImages/two.jpg,dog\nthree.jpg,\n")
     dataset = read_voc(devkit, tags=tmp_path / "t.csv")
-    assert {s.id: s.tags for s in dataset} == {"one": (8,), "two": (12,), "three": ()}
+    assert {s.id: s.tags for s in dataset} == {"one": (8,), "two": (12,), "three": None}
     part = read_voc(devkit, "train", tags=tmp_path / "t.csv")
     assert [s.tags for s in part] == [(12,), (8,)]
     assert not any("not there" in note or "no row" in note for note in part.notes)
@@ -116,7 +116,7 @@ def test_other_classes(devkit):
     (devkit / "classes.yaml").write_text("names: [bicycle, person, dog]")
     assert {s.id: s.tags for s in read_voc(devkit)} == {"one": (2, 3), "two": (1,), "three": None}
     skipped = read_voc(devkit, classes=few, unknown="skip")
-    assert {s.id: s.tags for s in skipped} == {"one": (2, 3), "two": (), "three": None}
+    assert {s.id: s.tags for s in skipped} == {"one": (2, 3), "two": None, "three": None}
 
 
 def test_it_is_found_from_above(devkit):

@@ -412,7 +412,7 @@ def test_a_folder_whose_own_tags_number_its_truth_keeps_its_classes(network, pho
     (folder / "tags.csv").write_text("image,labels\n0.png,green\n1.png,unicorn\n")
     found, _ = read_images(network, {"path": str(folder), "unknown": "skip"})
     assert found.classes.names == CLASSES.names
-    assert [sample.tags for sample in found] == [(2,), (), None, None]
+    assert [sample.tags for sample in found] == [(2,), None, None, None]
     truth = tmp_path / "truth"
     truth.mkdir()
     Image.new("L", (56, 40)).save(truth / "0.png")

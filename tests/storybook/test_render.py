@@ -232,3 +232,14 @@ def test_scenes_that_contradict_a_folder_are_refused(tmp_path, arguments, messag
     (tmp_path / "storybook.json").write_text("{")
     with pytest.raises(UserError, match=r"storybook\.json is damaged"):
         render(tmp_path, 4, size=SIZE)
+
+
+def test_a_scene_without_objects_is_tagged_as_background(tmp_path, monkeypatch):
+    module = sys.modules[render.__module__]
+    rows = [module._Row("val_000_000000", (), "an empty field"), module._Row("val_000_000001", ("cow",), "a cow")]
+    monkeypatch.setattr(module, "_draw_missing", lambda *_: rows)
+    render(tmp_path / "w", 2, size=SIZE, workers=1)
+    assert (tmp_path / "w/tags.csv").read_text().splitlines()[1:] == [
+        "JPEGImages/val_000_000000.jpg,background",
+        "JPEGImages/val_000_000001.jpg,cow",
+    ]

@@ -89,17 +89,18 @@ def load_classes(name_or_path: str | Path) -> ClassSet:
     )
 
 
-def plain_classes(names: Sequence[str], name: str) -> ClassSet:
+def plain_classes(names: Sequence[str], name: str, aliases: Mapping[str, str] | None = None) -> ClassSet:
     """A class set of bare names: VOC's colours, and each class called by its name in CLIP-ES's sentence.
 
     Args:
         names: the foreground classes in the order of their mask values, 1 onwards.
         name: the id of the set.
+        aliases: other words for them.
 
     Raises:
         UserError: a name is empty or there twice, or there are more than 254.
     """
-    return _build(_File(names=tuple(names)), name, f"classes {name!r}")
+    return _build(_File(names=tuple(names), aliases=dict(aliases or {})), name, f"classes {name!r}")
 
 
 def fold(word: str) -> str:
@@ -180,6 +181,8 @@ def _explain(problem: Mapping) -> str:
         return f"unknown key {where!r}" + (_hint(str(problem["loc"][-1]), known) or f", known: {', '.join(known)}")
     if problem["type"] == "missing":
         return f"the key {where!r} is missing"
+    if problem["type"] == "string_type" and isinstance(problem["input"], bool):
+        return f"{where} must be text, but YAML reads yes, no, on and off as true or false: put it in quotes"
     if problem["type"] == "string_type":
         return f"{where} must be text, got {problem['input']!r}: put it in quotes"
     return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
@@ -251,6 +254,11 @@ def _check_names(names: tuple[str, ...], aliases: Mapping[str, str], source: str
         key = fold(name)
         if not key:
             raise UserError(f"{source}: {name!r} is no name: use letters or digits")
+        if name == "__ignore__":
+            raise UserError(
+                f"{source}: '__ignore__' is labelme's word for pixels that are not looked at, and no class: "
+                "leave it out"
+            )
         if key == "background":
             raise UserError(f"{source}: 'background' stands among the classes: leave it out, or put it first")
         if key in index:

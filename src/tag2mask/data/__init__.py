@@ -13,13 +13,13 @@ from typing import Literal
 from tag2mask.data.coco import read_coco
 from tag2mask.data.columns import Columns, listing
 from tag2mask.data.folder import read_folder
-from tag2mask.data.tags import Unknown, choose_classes, find_tag_file
+from tag2mask.data.tags import TagReading, Unknown, choose_classes, find_tag_file
 from tag2mask.data.truth_turn import Turn
 from tag2mask.data.voc import read_voc
 from tag2mask.data.voc_layout import find_layout
 from tag2mask.types import ClassSet, UserError
 
-__all__ = ["read_coco", "read_dataset", "read_folder", "read_voc"]
+__all__ = ["TagReading", "read_coco", "read_dataset", "read_folder", "read_voc"]
 
 Kind = Literal["voc", "coco", "folder"]
 
@@ -37,6 +37,7 @@ def read_dataset(
     network: ClassSet | None = None,
     truth_values: str | None = None,
     truth_turn: Turn | None = None,
+    reading: TagReading | None = None,
 ) -> Columns:
     """Reads a data set of any kind; the first note says which kind was taken, and why.
 
@@ -51,6 +52,7 @@ def read_dataset(
             "255=cat", or a file (see ``tag2mask.data.truth_values``).
         truth_turn: which pixels of photographs that EXIF turns the ground truth was drawn on, where the masks' size
             does not tell.
+        reading: what was decided about tags of a file that could mean two things.
 
     Raises:
         UserError: nothing there, an argument that this kind has no use for, or what the reader finds.
@@ -71,13 +73,15 @@ def read_dataset(
         numbered = truth is not None and (tags is not None or find_tag_file(path) is not None)
         classes = choose_classes(None, path) or (None if numbered else network)
     if chosen == "voc":
-        dataset = read_voc(path, split, classes, tags, unknown, network=network, truth_values=truth_values)
+        dataset = read_voc(
+            path, split, classes, tags, unknown, network=network, truth_values=truth_values, reading=reading
+        )
     elif chosen == "coco":
         dataset = read_coco(
             _annotations(path, split), images, classes, truth, unknown, network=network, truth_values=truth_values
         )
     else:
-        dataset = read_folder(path, tags, classes, truth, unknown, truth_values)
+        dataset = read_folder(path, tags, classes, truth, unknown, truth_values, reading)
     return replace(dataset, notes=(f"read as {chosen} ({reason})", *dataset.notes), truth_turn=truth_turn)
 
 

@@ -11,14 +11,16 @@ from unicodedata import normalize
 from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
 from tag2mask.data.image import IMAGE_SUFFIXES, is_image, without_suffix
 from tag2mask.data.tags import (
-    TagFile,
+    FOLDERS,
+    TagReading,
     Unknown,
     Vocabulary,
     choose_classes,
-    classes_of,
     find_tag_file,
+    folder_tags,
     match_images,
-    read_tag_file,
+    read_tags,
+    row_notes,
 )
 from tag2mask.data.truth import MaskFolders
 from tag2mask.types import ClassSet, UserError
@@ -33,6 +35,7 @@ def read_folder(
     truth: Path | str | None = None,
     unknown: Unknown = "error",
     truth_values: str | None = None,
+    reading: TagReading | None = None,
 ) -> Columns:
     """Reads all images in a folder and the folders in it.
 
@@ -42,43 +45,50 @@ def read_folder(
 
     Args:
         root: the folder.
-        tags: a CSV or JSONL file (see ``tag2mask.data.tags``). Default: ``tags.csv`` or ``tags.jsonl`` in ``root``.
+        tags: a tag file of any form (see ``tag2mask.data.tag_list``), or "folders": an image's folder is its class.
+            Default: ``tags.csv``, ``tags.jsonl``, ``labels.csv``, ``metadata.jsonl`` and the like in ``root``.
         classes: a class set, its name, or its file. Default: ``classes.yaml`` in ``root``, else the tags' names.
         truth: a folder of ground-truth masks, ``<id>.png`` or alike (see ``tag2mask.data.truth``).
         unknown: what becomes of names that are no class.
         truth_values: what the numbers in the masks stand for (see ``tag2mask.data.truth_values``).
+        reading: what was decided about tags that could mean two things.
 
     Raises:
-        UserError: no folder, no image, neither tags nor classes, unknown names, or a malformed tags file.
+        UserError: no folder, no image, neither tags nor classes, unknown names, a malformed tags file, or tags that
+            could mean two things.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: give the folder that holds the images")
-    source = Path(tags) if tags is not None else find_tag_file(root)
+    by_folder = str(tags) == FOLDERS and not Path(FOLDERS).is_file()
+    source = None if by_folder else Path(tags) if tags is not None else find_tag_file(root)
     chosen = choose_classes(classes, root)
-    if source is None and chosen is None:
-        raise UserError(
-            f"{root} has no tags.csv and no class set is named: write tags.csv (image,labels), or name the classes"
-        )
     notes: list[str] = []
     base = _image_folder(root, source, notes)
     masks = MaskFolders((_truth_folder(truth),)) if truth is not None else None
     images = list(walk_images(base, notes, masks.folders if masks else ()))
+    if source is None and chosen is None and not by_folder:
+        nested = bool(images) and all("/" in image for image in images)
+        hint = f", or take an image's folder for its class by --tags {FOLDERS}" if nested else ""
+        raise UserError(
+            f"{root} has no tags.csv and no class set is named: write tags.csv (image,labels), or name the classes"
+            + hint
+        )
     if not images:
         suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise UserError(f"no image in {base} (looked for {suffixes}): give the folder that holds the images")
-    rows: TagFile = read_tag_file(source) if source is not None else {}
-    if chosen is None and source is not None:
-        chosen, said = classes_of(rows, source)
-        notes += said
-    if chosen is None:
-        raise UserError(f"{root}: name the classes")
     labels: dict[int, tuple[str, ...] | None] = {}
-    if source is None:
-        notes.append(f"no tags file, tags unknown: all {len(images)} images")
+    if by_folder:
+        rows, chosen, said = read_tags(folder_tags(images, root), root, chosen, unknown, reading)
+        labels = {position: rows[image] for position, image in enumerate(images)}
+        notes += [f"an image's folder is its class (--tags {FOLDERS})", *said, *row_notes(root, images, labels)]
+    elif source is not None:
+        rows, chosen, said = read_tags(source, source, chosen, unknown, reading)
+        labels, found = match_images(rows, images, source, base)
+        notes += [*said, *found, *row_notes(source, images, labels)]
     else:
-        labels, missing = match_images(rows, images, source, base)
-        notes += row_notes(source, images, labels, missing)
+        notes.append(f"no tags file, tags unknown: all {len(images)} images")
+    assert chosen is not None
     words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
     ids = list(image_ids(images, notes))
     if masks is not None:
@@ -89,26 +99,11 @@ def read_folder(
         known = None if said_labels is None else words.tags(said_labels)
         relative = (base / image).relative_to(root).as_posix()
         builder.add(name, relative, known, masks is not None and masks.has(name))
-    notes += words.check(source)
+    notes += words.check(source or root)
     dataset = builder.build(chosen, root, masks, notes)
     if masks is not None and not dataset.has_truth.any():
         raise UserError(f"{truth} has no mask of any image: expected {dataset.ids[0]}.png and so on")
     return dataset
-
-
-def row_notes(
-    source: Path, images: Sequence[str], labels: dict[int, tuple[str, ...] | None], missing: Sequence[str]
-) -> list[str]:
-    """What a user should know of a tags file and of images that do not belong together."""
-    rowless = [image for position, image in enumerate(images) if position not in labels]
-    unsaid = [images[position] for position, said in labels.items() if said is None]
-    empty = [images[position] for position, said in labels.items() if said == ()]
-    return [
-        *counted(f"rows of {source.name} whose image is not there", missing),
-        *counted(f"images without a row in {source.name}, tags unknown", rowless),
-        *counted(f"images that {source.name} leaves without labels (null), tags unknown", unsaid),
-        *counted("images tagged as background only", empty),
-    ]
 
 
 def walk_images(root: Path, notes: list[str], without: Iterable[Path] = ()) -> Iterator[str]:

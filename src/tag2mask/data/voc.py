@@ -14,16 +14,20 @@ from pathlib import Path
 from tag2mask.classes import class_index, fold, load_classes
 from tag2mask.data.boxes import Labels, read_boxes
 from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
-from tag2mask.data.folder import image_ids, row_notes, walk_images
+from tag2mask.data.folder import image_ids, walk_images
 from tag2mask.data.lists import read_list
 from tag2mask.data.own_classes import classes_of_names
+from tag2mask.data.tag_words import check_names, is_background
 from tag2mask.data.tags import (
+    TagFile,
+    TagReading,
     Unknown,
     Vocabulary,
     choose_classes,
     find_tag_file,
     match_images,
-    read_tag_file,
+    row_notes,
+    settled_tags,
 )
 from tag2mask.data.truth import MaskFolders
 from tag2mask.data.voc_layout import Layout, find_layout
@@ -41,6 +45,7 @@ def read_voc(
     *,
     network: ClassSet | None = None,
     truth_values: str | None = None,
+    reading: TagReading | None = None,
 ) -> Columns:
     """Reads a VOC devkit, or images with XML files like its own.
 
@@ -51,13 +56,14 @@ def read_voc(
             path of a list (see ``tag2mask.data.lists``). None = all images.
         classes: a class set, its name, or its file, or "file" for the names in the data. Default: ``classes.yaml``
             in the folder, else "voc12" where it has every name in the data, else these names, sorted.
-        tags: a CSV or JSONL file, or a folder of XML files. Default: ``Annotations``; without them ``tags.csv`` or
-            ``tags.jsonl``.
+        tags: a tag file of any form (see ``tag2mask.data.tag_list``), or a folder of XML files. Default:
+            ``Annotations``; without them ``tags.csv`` and the like.
         unknown: what becomes of names that are no class.
         network: the classes of a network that shall look at the images, which needs no tags: these are unknown where
             there are none, as in VOC's own test set. Its classes are taken where they have every name in the data,
             and VOC's do not.
         truth_values: what the numbers in the masks stand for (see ``tag2mask.data.truth_values``).
+        reading: what was decided about tags of a file that could mean two things.
 
     Raises:
         UserError: no devkit, no such split, no source of tags, or two that disagree, or names of which most, but not
@@ -86,13 +92,17 @@ def read_voc(
     elif source.is_dir():
         named, names = _from_boxes(source, layout, ids, scope, wanted, notes, tagged=network is None)
     else:
-        named, names = _from_file(source, images, wanted, top, notes)
+        rows, said = settled_tags(source, given, reading)
+        notes += said
+        named, names = _from_file(rows, source, images, wanted, top, notes)
+        if given is None:
+            check_names(names, source.name, unknown == "skip")
     if given is None:
         own = classes == "file"
         given, said = _classes_of(names, top, source, unknown, own=own, network=network)
         notes += said
     if source == layout.boxes and tags is None:
-        notes += _check_other(find_tag_file(top), layout, images, wanted, named, given, ask=network is None)
+        notes += _check_other(layout, images, wanted, named, given, ask=network is None)
 
     masks, said = MaskFolders((top / "SegmentationClass", top / "SegmentationClassAug")).read_as(
         [ids[position] for position in wanted], given, truth_values
@@ -174,15 +184,15 @@ def _from_boxes(
 
 
 def _from_file(
-    source: Path, images: Sequence[str], wanted: Sequence[int], top: Path, notes: list[str]
+    rows: TagFile, source: Path, images: Sequence[str], wanted: Sequence[int], top: Path, notes: list[str]
 ) -> tuple[Labels, Counter[str]]:
     """The names in the wanted images, and in how many rows of the file each is."""
-    rows = read_tag_file(source)
-    labels, missing = match_images(rows, images, source, top)
+    labels, found = match_images(rows, images, source, top)
     chosen = {position: labels[position] for position in wanted if position in labels}
-    notes.append(f"tags from {source.name}")
-    notes += row_notes(source, [images[position] for position in wanted], _renumber(chosen, wanted), missing)
-    return chosen, Counter(name for labels in rows.values() for name in labels or ())
+    notes += [f"tags from {source.name}", *found]
+    notes += row_notes(source, [images[position] for position in wanted], _renumber(chosen, wanted))
+    words = (name for labels in rows.values() for name in labels or ())
+    return chosen, Counter(name for name in words if not is_background(name))
 
 
 def _renumber(labels: Labels, wanted: Sequence[int]) -> Labels:
@@ -244,7 +254,6 @@ def _are_slips(known: Sequence[str], others: Sequence[str], names: Mapping[str, 
 
 
 def _check_other(
-    file: Path | None,
     layout: Layout,
     images: Sequence[str],
     wanted: Sequence[int],
@@ -258,10 +267,14 @@ def _check_other(
     Raises:
         UserError: the two disagree on an image of which the file knows the tags, and ``ask``.
     """
+    try:
+        file = find_tag_file(layout.top)
+    except UserError as error:
+        return [f"no tag file is used, but {layout.where}: {error}"]
     if file is None:
         return []
     try:
-        rows, _ = match_images(read_tag_file(file), images, file, layout.top)
+        rows, _ = match_images(settled_tags(file, classes)[0], images, file, layout.top)
     except UserError as error:
         return [f"{file.name} is not used: {error}"]
     index = class_index(classes)

@@ -145,7 +145,7 @@ def predict(
         return work.through(loaded, show_progress(total, "predict", enabled=progress))
 
 
-def read_images(network: Path | str, described: Mapping[str, str]) -> tuple[Columns, dict[str, Any]]:
+def read_images(network: Path | str, described: Mapping[str, Any]) -> tuple[Columns, dict[str, Any]]:
     """The images that a network shall look at, and what run.yaml says of where they are.
 
     Args:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tag2mask.config import DataConfig, LabelConfig, MaskConfig, dump_config, parse_config, parse_data
-from tag2mask.data import read_dataset
+from tag2mask.data import TagReading, read_dataset
 from tag2mask.data.columns import Columns
+from tag2mask.data.tags import FOLDERS
 from tag2mask.methods import make_method, make_options, method_class
 from tag2mask.ops.crf import preset
 from tag2mask.run.folder import Run
@@ -62,6 +63,7 @@ def open_data(config: DataConfig, network: ClassSet | None = None) -> Columns:
         classes=config.classes,
         unknown=config.unknown,
         network=network,
+        reading=TagReading(config.separator, config.twins, config.count_from),
         truth_values=config.truth_values,
         truth_turn=config.truth_turn,
     )
@@ -124,6 +126,7 @@ def absolute(config: LabelConfig) -> LabelConfig:
         key: str(Path(value).absolute())
         for key in ("path", "tags", "images", "truth")
         if (value := getattr(config.data, key)) is not None
+        and not (key == "tags" and value == FOLDERS and not Path(value).is_file())
     }
     if config.data.classes is not None and config.data.classes.endswith((".yaml", ".yml")):
         paths["classes"] = str(Path(config.data.classes).absolute())

@@ -128,7 +128,7 @@ def render(
         rows = _draw_missing(out, n, seed, split, size, classes, workers, progress)
 
         ids = [row.id for row in rows]
-        tags = [f"JPEGImages/{row.id}.jpg,{';'.join(row.names)}" for row in rows]
+        tags = [f"JPEGImages/{row.id}.jpg,{';'.join(row.names) or 'background'}" for row in rows]
         said = [json.dumps({"image": f"JPEGImages/{row.id}.jpg", "caption": row.caption}) for row in rows]
         write_atomic(out / "classes.txt", _lines(classes))
         write_atomic(out / "classes.yaml", _class_file(classes))

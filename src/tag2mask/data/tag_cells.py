@@ -1,0 +1,79 @@
+"""One cell or value of a tag file as words: a text with ";", a list of Python, JSON or numpy, a number."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+__all__ = ["Words", "cell_text", "words_of"]
+
+Words = tuple[str, ...] | None
+"""The words in a cell as written; None = there are none, the image is not tagged."""
+
+_ITS_OWN = re.compile(r"[;\uff1b\r\n\t]")  # ";" of any width, lines and tabs: never part of a name
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_NO_COMMA = re.compile(r"['\"]\s+['\"]")  # numpy prints ['cat' 'dog'], which Python would read as one text
+_ENDS = {"[": "]", "(": ")", "{": "}"}
+
+
+def words_of(value: Any) -> Words:
+    """The words in a value of a tag file.
+
+    Raises:
+        ValueError: it is neither text, nor a list of texts, nor a class's number.
+    """
+    if isinstance(value, str):
+        return _words_of_text(value)
+    if isinstance(value, dict) and value.keys() == {"choices"}:  # as Label Studio writes several choices
+        value = value["choices"]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (str(value),)
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        if not all(isinstance(item, str) or (isinstance(item, int) and not isinstance(item, bool)) for item in items):
+            raise ValueError(value)
+        return tuple(word for item in items if (word := str(item).strip())) or None
+    if value is None:
+        return None
+    raise ValueError(value)
+
+
+def cell_text(cell: str) -> str:
+    """A cell without the spaces around it, and without quotes that another program left there."""
+    cell = cell.strip()
+    if len(cell) >= 2 and cell[0] == cell[-1] and cell[0] in "'\"`":
+        inner = cell[1:-1]
+        return inner.strip() if cell[0] not in inner else cell
+    return cell
+
+
+def _words_of_text(text: str) -> Words:
+    text = cell_text(text)
+    if len(text) >= 2 and _ENDS.get(text[0]) == text[-1]:
+        listed = _literal(text)
+        if listed is not None:
+            return words_of(listed)
+    words = (cell_text(word) for word in _ITS_OWN.split(text))
+    return tuple(word for word in words if word) or None
+
+
+def _literal(text: str) -> Any:
+    """The list, set or dict that a text spells out, or None where it is a name in brackets."""
+    if _NO_COMMA.search(text) and "," not in text:
+        return [first or second for first, second in _QUOTED.findall(text)]
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, list | tuple | set | dict):
+            return value
+    if text[0] != "[":
+        return None
+    inner = text[1:-1]  # [cat, dog]: a list whose writer left the quotes out
+    numbers = inner.split()
+    if "," not in inner and len(numbers) > 1 and all(number.isdigit() for number in numbers):
+        return numbers
+    return [cell_text(word) for word in re.split(r"[,;]", inner)]

@@ -1,0 +1,176 @@
+"""Tag files: which image holds what, read from any form that has one meaning, as it is written there.
+
+The form of our own is CSV, a header ``image,labels``, then a row an image, labels with ``;`` between them::
+
+    image,labels
+    cats/001.jpg,cat;sofa
+    "odd, name.png",dog
+    nothing.jpg,background
+    not yet tagged.jpg,
+
+Read too are other separators of columns, other names of the two columns, columns of 0 and 1 for each class, JSON and
+JSON lines (``{"image": "cats/001.jpg", "labels": ["cat", "sofa"]}``), lists ``id 4 19`` of classes by their number,
+``cls_labels.npy`` (a dict of vectors of 0 and 1), and a folder for each class. No labels means that the image is not
+tagged yet; that it holds background only is said by the word ``background``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tag2mask.classes import fold
+from tag2mask.data.columns import listing
+from tag2mask.data.tag_cells import Words
+from tag2mask.data.tag_json import json_lines, json_rows
+from tag2mask.data.tag_table import Row, Rows, find_roles, text_table
+from tag2mask.data.text_file import read_text
+from tag2mask.safe_pickle import read_npy_dict
+from tag2mask.types import UserError
+
+__all__ = ["FOLDERS", "TAG_FILES", "TagList", "find_tag_file", "folder_tags", "read_tag_file"]
+
+TAG_FILES = (
+    "tags.csv",
+    "tags.tsv",
+    "tags.txt",
+    "tags.jsonl",
+    "tags.json",
+    "labels.csv",
+    "metadata.jsonl",
+    "metadata.csv",
+    "_classes.csv",
+    "cls_labels.npy",
+)
+"""Where tags are looked for in a folder."""
+
+FOLDERS = "folders"
+"""Instead of a tag file: an image's folder is its class."""
+
+_SPLITS = frozenset(("train", "training", "trainval", "val", "valid", "validation", "test", "testing"))
+_NUMBERED = re.compile(r"(\S+?)((?:[\s,]+\d+)*)\s*")
+
+
+@dataclass(frozen=True)
+class TagList:
+    """A tag file as it is written.
+
+    rows: the words of each image, both as written; None = not tagged.
+    notes: what a user should know about the reading.
+    listed: the classes that the file lists besides, where its columns or folders are classes: such words are whole.
+    width: how many classes the vectors of a ``.npy`` file have, which names none: words count from 0. Else None.
+    """
+
+    rows: dict[str, Words]
+    notes: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()
+    width: int | None = None
+
+
+def find_tag_file(root: Path) -> Path | None:
+    """The tag file in a folder, where there is one.
+
+    Raises:
+        UserError: there are several.
+    """
+    found = [root / name for name in TAG_FILES if (root / name).is_file()]
+    if len(found) > 1:
+        raise UserError(
+            f"{root} has several tag files: {listing([path.name for path in found])}; name the one to take by --tags"
+        )
+    return found[0] if found else None
+
+
+def read_tag_file(path: Path) -> TagList:
+    """Reads a tag file. The labels of several rows of one image are put together.
+
+    Raises:
+        UserError: no such file, or nothing that is read as described above, with its line.
+    """
+    if not path.is_file():
+        raise UserError(f"no tags file {path}: give a CSV or JSONL file with image and labels")
+    if path.suffix.lower() == ".npy":
+        return _vectors(path)
+    text, notes = read_text(path)
+    source = path.name if len(str(path)) > 60 else str(path)
+    kind = path.suffix.lower()
+    if kind in (".jsonl", ".ndjson"):
+        table = json_lines(text, source)
+    elif kind == ".json" or text.lstrip()[:1] == "{":
+        table = json_rows(text, source)
+    else:
+        table = _number_list(text, source) or text_table(text, source)
+    return TagList(_together(table.rows), (*notes, *table.notes), table.listed)
+
+
+def _together(rows: Iterable[Row]) -> dict[str, Words]:
+    found: dict[str, Words] = {}
+    shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # few combinations occur: keep each once
+    for _, image, words in rows:
+        if words is not None:
+            words = (found.get(image) or ()) + words
+            words = shared.setdefault(words, words)
+        found[image] = words if words is not None else found.get(image)
+    return found
+
+
+def _number_list(text: str, source: str) -> Rows | None:
+    """Lines ``id 4 19``, an image and the numbers of its classes; None where the text is something else."""
+    rows: list[Row] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        match = _NUMBERED.fullmatch(line)
+        if match is None:
+            return None
+        rows.append((f"line {number}", match[1], tuple(re.findall(r"\d+", match[2])) or None))
+    header = re.split(r"[\s,;|]+", text.lstrip().partition("\n")[0].strip())
+    if not any(words for _, _, words in rows) or find_roles(header, source) != (None, None):
+        return None  # a table with its header in the first line, or no list
+    return Rows(rows, [])
+
+
+def _vectors(path: Path) -> TagList:
+    """The field's ``cls_labels.npy``: a dict of vectors of 0 and 1 by image."""
+    rows: dict[str, Words] = {}
+    widths: set[int] = set()
+    for key, value in read_npy_dict(path).items():
+        name = str(key.decode() if isinstance(key, bytes) else key)
+        vector = np.asarray(value)
+        if vector.ndim != 1 or vector.dtype.kind not in "biuf" or not np.isin(vector, (0, 1)).all():
+            raise UserError(f"{path}: {name!r} has {vector.dtype} {vector.shape}, expected a vector of 0 and 1")
+        widths.add(len(vector))
+        rows[name] = tuple(str(place) for place in np.flatnonzero(vector)) or None
+    if len(widths) != 1:
+        raise UserError(f"{path}: vectors of {listing(sorted(widths)) or 'no'} classes, expected as many in each")
+    return TagList(rows, width=widths.pop())
+
+
+def folder_tags(images: Sequence[str], root: Path) -> TagList:
+    """Tags by the folder that an image lies in; folders called train, val or test around them are passed over.
+
+    Raises:
+        UserError: no image lies in a folder, or some lie deeper than in one.
+    """
+    rows: dict[str, Words] = {}
+    deep: list[str] = []
+    for image in images:
+        folders = image.split("/")[:-1]
+        while folders and fold(folders[0]) in _SPLITS:
+            folders = folders[1:]
+        if len(folders) > 1:
+            deep.append(image)
+        rows[image] = tuple(folders) or None
+    if deep:
+        raise UserError(
+            f"{root}: --tags {FOLDERS} takes an image's folder for its class, but {len(deep)} lie in folders of "
+            f"folders: {listing(deep)}; give the folder right above those of the classes, or write tags.csv"
+        )
+    names = sorted({word for words in rows.values() for word in words or ()})
+    if not names:
+        raise UserError(f"{root}: --tags {FOLDERS} takes an image's folder for its class, but no image is in one")
+    return TagList(rows, listed=tuple(names))
