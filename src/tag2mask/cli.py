@@ -160,7 +160,7 @@ def label(
     -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa` · `tag2mask label photos
     --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
     """
-    from tag2mask.run.shard import find_shard
+    from tag2mask.run.shard import WHOLE, find_shard
     from tag2mask.stages.label import label as run_label
     from tag2mask.stages.recipe import prepare
     from tag2mask.stages.refine import label_refined
@@ -195,10 +195,12 @@ def label(
         set_ or [],
         refine_set,
     )
-    recipe = prepare(given, device=device)
+    shard_ = find_shard(shard)
+    afresh = refit or (overwrite and shard_ == WHOLE)
+    recipe = prepare(given, device=device, out=None if afresh else out)
     for note in recipe.data.notes:
         typer.echo(f"note: {note}", err=True)
-    how: dict[str, Any] = {"shard": find_shard(shard), "batch_size": batch, "overwrite": overwrite, "prior": prior}
+    how: dict[str, Any] = {"shard": shard_, "batch_size": batch, "overwrite": overwrite, "prior": prior}
     how |= {"refit": refit, "removed": checked_removed(removed)}
     if recipe.refine is None:
         how |= {"rule": recipe.rule, "noted": recipe.noted, "keep_scores": scores, "fitted": fitted}
@@ -222,6 +224,8 @@ def evaluate(
     run: RunFolder,
     data: Annotated[Path | None, typer.Option(help="The data with its truth; default: where the run's was.")] = None,
     split: SplitOption = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
     truth: TruthOption = None,
     truth_values: TruthValuesOption = None,
     truth_turn: TruthTurnOption = None,
@@ -235,10 +239,11 @@ def evaluate(
     """Measure a run's masks and score maps against ground truth: mIoU, accuracy, precision, recall, boundary IoU."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.evaluate import evaluate as run_evaluate
-    from tag2mask.stages.recipe import data_for
+    from tag2mask.stages.run_data import data_for
 
     opened = Run.open(run)
-    dataset = data_for(opened, data, split, truth, classes, truth_values, truth_turn)
+    where = {"path": data, "split": split, "tags": tags, "images": images, "truth": truth, "classes": classes}
+    dataset = data_for(opened, where | {"truth_values": truth_values, "truth_turn": truth_turn})
     result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds, confidence=confidence)
     typer.echo(result.text())
 
@@ -249,6 +254,8 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run folder.")] = None,
     data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
     split: SplitOption = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
     truth: TruthOption = None,
     truth_values: TruthValuesOption = None,
     truth_turn: TruthTurnOption = None,
@@ -257,13 +264,11 @@ def report(
 ) -> None:
     """Write one HTML file that shows a run: overlays, numbers, settings; with truth, classes and threshold curve."""
     from tag2mask.run.folder import Run
-    from tag2mask.stages.recipe import images_for
     from tag2mask.stages.report import report as run_report
 
     opened = Run.open(run)
-    where = (data, split, truth, classes, truth_values, truth_turn)
-    given = any(value is not None for value in where)
-    dataset = images_for(opened, *where) if given else images_if_there(opened)
+    where = {"path": data, "split": split, "tags": tags, "images": images, "truth": truth, "classes": classes}
+    dataset = images_if_there(opened, where | {"truth_values": truth_values, "truth_turn": truth_turn})
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
@@ -285,6 +290,8 @@ def export(
         Path | None, typer.Option(help="The data of a run's masks; default: where the run's was.")
     ] = None,
     split: SplitOption = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
     competition: Annotated[
         str, typer.Option(help="voc-test: comp5 if nothing but VOC was used in training, else comp6.")
     ] = "comp6",
@@ -293,20 +300,20 @@ def export(
     from tag2mask.run.folder import Run
     from tag2mask.stages.export import export as run_export
     from tag2mask.stages.export_network import export_network, holds_network
-    from tag2mask.stages.recipe import images_for
+    from tag2mask.stages.run_data import images_for
 
     if holds_network(source, to):
         typer.echo(export_network(source, to, out).text())
         return
     opened = Run.open(source)
+    where = {"path": data, "split": split, "tags": tags, "images": images}
     if to == "voc-test":
         from tag2mask.stages.voc_server import voc_archive
 
-        whole = images_for(opened, data, split)
+        whole = images_for(opened, where)
         typer.echo(f"written: {voc_archive(opened, whole, out, competition=competition)}")  # type: ignore[arg-type]
         return
-    given = data is not None or split is not None
-    dataset = images_for(opened, data, split) if given else images_if_there(opened)
+    dataset = images_if_there(opened, where)
     typer.echo(f"written: {run_export(opened, dataset, to, out)}")  # type: ignore[arg-type]
 
 

@@ -120,13 +120,18 @@ def checked_removed(word: str) -> Literal["keep", "drop"]:
     return cast('Literal["keep", "drop"]', word)
 
 
-def images_if_there(run: Any) -> Any:
-    """The data of a run, or None with a note where it is gone: masks can be shown and exported without it."""
-    from tag2mask.stages.recipe import images_for
+def images_if_there(run: Any, where: dict[str, Any]) -> Any:
+    """The data of a run, or None with a note where it is gone: masks can be shown and exported without it.
+
+    where: what was given in its place, see ``stages.run_data.data_for``; what is given must be there.
+    """
+    from tag2mask.stages.run_data import images_for
 
     try:
-        return images_for(run, None)
+        return images_for(run, where)
     except UserError as gone:
+        if any(value is not None for value in where.values()):
+            raise
         typer.echo(f"note: going on without the images: {gone}", err=True)
         return None
 

@@ -30,7 +30,7 @@ from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.stages.changes import Changes, Removed, left_over
 from tag2mask.stages.label import CRF_MAX_PIXELS
 from tag2mask.stages.plan import Batch, Loaded, load, survey
-from tag2mask.stages.recipe import absolute, open_data
+from tag2mask.stages.run_data import absolute, open_data
 from tag2mask.stages.store import Outcome
 from tag2mask.stages.work import Summary, Work, describe
 from tag2mask.types import ClassSet, Dataset, MaskRule, Sample, UserError
