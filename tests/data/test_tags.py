@@ -129,6 +129,8 @@ def test_spaces(tmp_path):
     assert named(read_folder(ask, classes=CLASSES)) == WANTED
     usual = folder(tmp_path / "2", "image_name,tags\na,bicycle pottedplant;car\nb,cow\n")
     assert "'bicycle pottedplant'" in refusal(usual)
+    known = folder(tmp_path / "4", "image,labels\na.jpg,hot dog;dog\nb.jpg,hot\n")
+    assert read_folder(known).classes.foreground == ("dog", "hot", "hot dog")
     names = folder(tmp_path / "3", "image,labels\na.jpg,traffic light;blue sky;sky\nb.jpg,dining table\n")
     dataset = read_folder(names)
     assert dataset.classes.foreground == ("blue sky", "dining table", "sky", "traffic light")
@@ -253,7 +255,13 @@ def test_several_tag_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("rows", "first", "wanted"),
-    [("a 0 2\nb 1\n", None, 0), ("a 3 1\nb 2\n", None, 1), ("a 1\nb 2\n", None, None), ("a 1\nb 2\n", 1, 1)],
+    [
+        ("a 0 2\nb 1\n", None, 0),
+        ("a 3 1\nb 2\n", None, 1),
+        ("a 1\nb 2\n", None, None),
+        ("a 0 1\nb 0 2\n", None, None),
+        ("a 1\nb 2\n", 1, 1),
+    ],
 )
 def test_numbers_with_classes(tmp_path, rows, first, wanted):
     folder(tmp_path, rows, "tags.txt")
