@@ -21,6 +21,7 @@ from tag2mask.cli_options import (
     DeviceOption,
     ImagesOption,
     KindOption,
+    RemovedOption,
     RunFolder,
     SeparatorOption,
     SetOption,
@@ -32,6 +33,7 @@ from tag2mask.cli_options import (
     TruthValuesOption,
     TwinsOption,
     UnknownOption,
+    checked_removed,
     images_if_there,
     label_config,
     spell,
@@ -54,8 +56,8 @@ app = typer.Typer(
     by `;`) beside them, then `tag2mask fetch openai/clip-vit-base-patch16`,
     `tag2mask label photos -o runs/photos` and `tag2mask report runs/photos`.
 
-    Exit codes: 0 done, 1 an error that you can mend, 2 wrong usage, 3 some images failed (they are in the run's
-    manifest), 130 stopped by Ctrl-C (the same command goes on).""",
+    Exit codes: 0 done, 1 an error that you can fix, 2 wrong usage, 3 some images failed (they are in the run's
+    manifest) or none has a mask, 130 stopped by Ctrl-C (the same command goes on).""",
 )
 app.add_typer(storybook_app, name="storybook")
 app.add_typer(segment_app)  # without a name: its commands stand among the others
@@ -141,6 +143,10 @@ def label(
         typer.Option(help="An option of the refiner, NAME=VALUE; masks.crf, masks.background and masks.mu too."),
     ] = None,
     scores: Annotated[bool, typer.Option(help="Keep the score maps (small), for eval, report and refiners.")] = True,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Learn and label all anew, for methods that learn (say, from new tags).")
+    ] = False,
+    removed: RemovedOption = "keep",
     overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
 ) -> None:
     """Make a pseudo mask, with its confidence, for every image that has tags.
@@ -154,7 +160,7 @@ def label(
     -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa` · `tag2mask label photos
     --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
     """
-    from tag2mask.run.shard import find_shard
+    from tag2mask.run.shard import WHOLE, find_shard
     from tag2mask.stages.label import label as run_label
     from tag2mask.stages.recipe import prepare
     from tag2mask.stages.refine import label_refined
@@ -189,10 +195,13 @@ def label(
         set_ or [],
         refine_set,
     )
-    recipe = prepare(given, device=device)
+    shard_ = find_shard(shard)
+    afresh = refit or (overwrite and shard_ == WHOLE)
+    recipe = prepare(given, device=device, out=None if afresh else out)
     for note in recipe.data.notes:
         typer.echo(f"note: {note}", err=True)
-    how: dict[str, Any] = {"shard": find_shard(shard), "batch_size": batch, "overwrite": overwrite, "prior": prior}
+    how: dict[str, Any] = {"shard": shard_, "batch_size": batch, "overwrite": overwrite, "prior": prior}
+    how |= {"refit": refit, "removed": checked_removed(removed)}
     if recipe.refine is None:
         how |= {"rule": recipe.rule, "noted": recipe.noted, "keep_scores": scores, "fitted": fitted}
         summaries = [run_label(recipe.data, recipe.method, out, fit_only=fit_only, **how)]
@@ -206,7 +215,7 @@ def label(
         return
     for summary in summaries:
         typer.echo(summary.text())
-    if any(summary.failed for summary in summaries):
+    if any(summary.failed or summary.empty for summary in summaries):
         raise typer.Exit(SOME_FAILED)
 
 
@@ -215,6 +224,8 @@ def evaluate(
     run: RunFolder,
     data: Annotated[Path | None, typer.Option(help="The data with its truth; default: where the run's was.")] = None,
     split: SplitOption = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
     truth: TruthOption = None,
     truth_values: TruthValuesOption = None,
     truth_turn: TruthTurnOption = None,
@@ -228,10 +239,11 @@ def evaluate(
     """Measure a run's masks and score maps against ground truth: mIoU, accuracy, precision, recall, boundary IoU."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.evaluate import evaluate as run_evaluate
-    from tag2mask.stages.recipe import data_for
+    from tag2mask.stages.run_data import data_for
 
     opened = Run.open(run)
-    dataset = data_for(opened, data, split, truth, classes, truth_values, truth_turn)
+    where = {"path": data, "split": split, "tags": tags, "images": images, "truth": truth, "classes": classes}
+    dataset = data_for(opened, where | {"truth_values": truth_values, "truth_turn": truth_turn})
     result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds, confidence=confidence)
     typer.echo(result.text())
 
@@ -242,6 +254,8 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run folder.")] = None,
     data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
     split: SplitOption = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
     truth: TruthOption = None,
     truth_values: TruthValuesOption = None,
     truth_turn: TruthTurnOption = None,
@@ -250,13 +264,11 @@ def report(
 ) -> None:
     """Write one HTML file that shows a run: overlays, numbers, settings; with truth, classes and threshold curve."""
     from tag2mask.run.folder import Run
-    from tag2mask.stages.recipe import images_for
     from tag2mask.stages.report import report as run_report
 
     opened = Run.open(run)
-    where = (data, split, truth, classes, truth_values, truth_turn)
-    given = any(value is not None for value in where)
-    dataset = images_for(opened, *where) if given else images_if_there(opened)
+    where = {"path": data, "split": split, "tags": tags, "images": images, "truth": truth, "classes": classes}
+    dataset = images_if_there(opened, where | {"truth_values": truth_values, "truth_turn": truth_turn})
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
@@ -278,6 +290,8 @@ def export(
         Path | None, typer.Option(help="The data of a run's masks; default: where the run's was.")
     ] = None,
     split: SplitOption = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
     competition: Annotated[
         str, typer.Option(help="voc-test: comp5 if nothing but VOC was used in training, else comp6.")
     ] = "comp6",
@@ -286,20 +300,20 @@ def export(
     from tag2mask.run.folder import Run
     from tag2mask.stages.export import export as run_export
     from tag2mask.stages.export_network import export_network, holds_network
-    from tag2mask.stages.recipe import images_for
+    from tag2mask.stages.run_data import images_for
 
     if holds_network(source, to):
         typer.echo(export_network(source, to, out).text())
         return
     opened = Run.open(source)
+    where = {"path": data, "split": split, "tags": tags, "images": images}
     if to == "voc-test":
         from tag2mask.stages.voc_server import voc_archive
 
-        whole = images_for(opened, data, split)
+        whole = images_for(opened, where)
         typer.echo(f"written: {voc_archive(opened, whole, out, competition=competition)}")  # type: ignore[arg-type]
         return
-    given = data is not None or split is not None
-    dataset = images_for(opened, data, split) if given else images_if_there(opened)
+    dataset = images_if_there(opened, where)
     typer.echo(f"written: {run_export(opened, dataset, to, out)}")  # type: ignore[arg-type]
 
 

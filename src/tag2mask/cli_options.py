@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import typer
 
 from tag2mask.types import UserError
 
 SOME_FAILED = 3
-"""Exit code of a run that ended, but could not do some of its images."""
+"""Exit code of a run that ended, but could not do some of its images, or none at all."""
+
+RemovedOption = Annotated[
+    str, typer.Option(help="Masks of images that are no longer in the data, or not tagged: keep or drop them.")
+]
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Data = Annotated[Path, typer.Argument(help="Folder of images with tags, VOC devkit, or COCO instances JSON.")]
@@ -109,13 +113,25 @@ def _named(flag: str, option: str, example: str) -> tuple[str, Any]:
         raise UserError(f"{flag} {option!r}: the value is not YAML; put it in quotes") from None
 
 
-def images_if_there(run: Any) -> Any:
-    """The data of a run, or None with a note where it is gone: masks can be shown and exported without it."""
-    from tag2mask.stages.recipe import images_for
+def checked_removed(word: str) -> Literal["keep", "drop"]:
+    """``--removed``, if it is one of its words."""
+    if word not in ("keep", "drop"):
+        raise UserError(f"--removed {word}: expected keep or drop")
+    return cast('Literal["keep", "drop"]', word)
+
+
+def images_if_there(run: Any, where: dict[str, Any]) -> Any:
+    """The data of a run, or None with a note where it is gone: masks can be shown and exported without it.
+
+    where: what was given in its place, see ``stages.run_data.data_for``; what is given must be there.
+    """
+    from tag2mask.stages.run_data import images_for
 
     try:
-        return images_for(run, None)
+        return images_for(run, where)
     except UserError as gone:
+        if any(value is not None for value in where.values()):
+            raise
         typer.echo(f"note: going on without the images: {gone}", err=True)
         return None
 

@@ -12,11 +12,14 @@ from tag2mask.cli_options import (
     SOME_FAILED,
     CountFromOption,
     DeviceOption,
+    ImagesOption,
+    RemovedOption,
     SeparatorOption,
     TagsOption,
     TruthTurnOption,
     TruthValuesOption,
     TwinsOption,
+    checked_removed,
     list_settings,
 )
 from tag2mask.types import UserError
@@ -44,6 +47,8 @@ def train(
     split: Annotated[
         str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")
     ] = None,
+    tags: TagsOption = None,
+    images: ImagesOption = None,
     truth: Annotated[Path | None, typer.Option(help="Folder of true masks, read for --pixel-labels alone.")] = None,
     truth_values: TruthValuesOption = None,
     truth_turn: TruthTurnOption = None,
@@ -88,7 +93,7 @@ def train(
     from tag2mask.run.folder import Run
     from tag2mask.run.training import first_process
     from tag2mask.segment.recipe import TrainRecipe
-    from tag2mask.stages.recipe import data_for, open_data
+    from tag2mask.stages.run_data import data_for, open_data
     from tag2mask.stages.train import train as run_train
 
     chosen = [*(set_ or []), *([] if semi is None else [f"semi={semi}"])]
@@ -99,14 +104,14 @@ def train(
         list_settings(recipe)
         return
     opened = None if run is None else Run.open(run)
+    where = {"path": data, "split": split, "tags": tags, "images": images, "truth": truth, "classes": classes}
+    where |= {"truth_values": truth_values, "truth_turn": truth_turn}
     if opened is not None:
-        dataset = data_for(opened, data, split, truth, classes, truth_values, truth_turn)
+        dataset = data_for(opened, where)
     elif data is None:
         raise UserError("nothing to train on: give a run folder, or --data and --pixel-labels for true masks alone")
     else:
-        flags = {"path": data, "split": split, "truth": truth, "classes": classes}
-        flags |= {"truth_values": truth_values, "truth_turn": truth_turn}
-        dataset = open_data(parse_data({key: str(value) for key, value in flags.items() if value is not None}))
+        dataset = open_data(parse_data({key: str(value) for key, value in where.items() if value is not None}))
     result = run_train(
         opened,
         out,
@@ -164,6 +169,7 @@ def predict(
     shard: Annotated[
         str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
     ] = None,
+    removed: RemovedOption = "keep",
     overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
 ) -> None:
     """Make a mask of every image by a trained network. Tags are not needed.
@@ -204,9 +210,10 @@ def predict(
         noted=noted,
         shard=find_shard(shard),
         overwrite=overwrite,
+        removed=checked_removed(removed),
     )
     typer.echo(summary.text())
-    if summary.failed:
+    if summary.failed or summary.empty:
         raise typer.Exit(SOME_FAILED)
 
 

@@ -267,9 +267,10 @@ def test_odd_sides_are_named(tmp_path, row):
 
 
 def test_truth_of_turned_images(tmp_path):
-    """Both the upright size and the stored one are the image's; without sides it could be either."""
-    for sides in ((H, W), (W, H)):
-        assert sized(tmp_path, {"width": sides[0], "height": sides[1]}, orientation=6).shape == sides[::-1]
+    """Both the upright size and the stored one are the image's, and truth is upright; without sides it is unknown."""
+    drawn_upright = sized(tmp_path, {"width": H, "height": W}, orientation=6)
+    assert drawn_upright.shape == (W, H)
+    np.testing.assert_array_equal(sized(tmp_path, {"width": W, "height": H}, orientation=6), np.rot90(SQUARE, -1))
     with pytest.raises(UserError, match=r"'a\.jpg'.*EXIF"):
         sized(tmp_path, {}, orientation=6)
 

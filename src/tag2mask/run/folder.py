@@ -6,13 +6,16 @@
     masks/<id>.png                    the pseudo mask; written last, so it says that the image is done
     confidence/<id>.png
     scores/<id>.npz
-    manifest.<shard>.jsonl            one line an image
+    manifest.<shard>.jsonl            one line an image: what became of it, and what its mask was made of
     summary.<shard>.json
     checkpoints/                      what a method learned
     seeds/                            the run whose maps were refined, where it was made together with this one
     metrics.json, report.html         what later stages say of the run
 
 An id may hold "/": the artefacts lie in folders like the images did.
+
+Which images the run is of is no setting: an image belongs to its artefacts by its content and tags (``run.inputs``),
+so photographs may be added, replaced and tagged otherwise, and only these are made again.
 """
 
 from __future__ import annotations
@@ -25,12 +28,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import yaml
-
 from tag2mask import __version__
+from tag2mask.run.document import compare, read_document, write_document
 from tag2mask.run.files import write_atomic
+from tag2mask.run.inputs import Inputs, KnownInputs
 from tag2mask.run.lock import Lock
-from tag2mask.run.manifest import Manifest, Record, merge_manifests
+from tag2mask.run.manifest import Manifest, Record, merge_manifests, read_manifest
 from tag2mask.run.scores import encode_scores, read_scores
 from tag2mask.run.settings import describe_differences, plain
 from tag2mask.run.shard import WHOLE, Shard, check_shard, in_shard, shard_name
@@ -41,18 +44,28 @@ SEEDS = "seeds"
 MASKS, CONFIDENCE, SCORES, CHECKPOINTS = "masks", "confidence", "scores", "checkpoints"
 _SUFFIX = {MASKS: ".png", CONFIDENCE: ".png", SCORES: ".npz"}
 _ABOUT = ("metrics.json", "report.html")
-_MADE_BY = "tag2mask"
 _MATTERS = ("version", "torch", "threads", "device", "precision", "batch_size")
 """Circumstances that may move the last bits of a result."""
+
+_WHERE = ("data_root", "config")
+"""Circumstances that say where the data are: they may have moved."""
 
 
 class Run:
     """One run folder. Made by :meth:`create` to write, by :meth:`open` to read."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], noted: Mapping[str, Any]):
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        noted: Mapping[str, Any],
+        images: int | None = None,
+    ):
         self.path = path
         self.settings = dict(settings)
         self.noted = dict(noted)
+        self.images = images
+        """Of the data, of all shards, when it was labelled last; None where that is not known."""
         self._shard: Shard | None = None
         self._lock: Lock | None = None
         self._manifest: Manifest | None = None
@@ -64,8 +77,11 @@ class Run:
         settings: Mapping[str, Any],
         *,
         noted: Mapping[str, Any] | None = None,
+        images: int | None = None,
         shard: Shard = WHOLE,
         overwrite: bool = False,
+        refit: bool = False,
+        may_grow: bool = True,
     ) -> Run:
         """Begin a run, or go on with the one in the folder, and lock the shard.
 
@@ -75,21 +91,25 @@ class Run:
                 dataclasses or pydantic models.
             noted: circumstances worth knowing (library versions, threads): written; those that may move
                 the last bits of a result (``version``, ``torch``, ``threads`` ...) are compared, with a warning.
+            images: how many the data has, in all shards.
             shard: (index, count); the part that this process writes.
             overwrite: remove what earlier runs left of this shard, or of all shards if the settings differ.
                 Nothing but files of this package's making is touched.
+            refit: remove what earlier runs left of all shards, and what was learned, too.
+            may_grow: whether classes may be added at the end of the run's; what was fitted to those does not know
+                them.
 
         Raises:
-            UserError: other settings; files that are no run of ours; another process writes this shard, or one of
-                another number of shards; the folder cannot be written.
+            UserError: other settings; files that are no run of ours, or one of an earlier version; another process
+                writes this shard, or one of another number of shards; the folder cannot be written.
         """
         path, shard = Path(path), check_shard(shard)
-        run = cls(path, plain(settings), {"version": __version__, **plain(noted or {})})
+        run = cls(path, plain(settings), {"version": __version__, **plain(noted or {})}, images)
         try:
             path.mkdir(parents=True, exist_ok=True)
             setup = Lock(path / ".setup.lock", f"The set-up of {path}", wait=True)
             try:
-                run._set_up(shard, overwrite)
+                run._set_up(shard, overwrite, refit, may_grow)
             finally:
                 setup.release()
         except OSError as error:
@@ -108,15 +128,17 @@ class Run:
             UserError: there is no run in the folder, or its run.yaml is not readable.
         """
         path = Path(path)
-        document = _read_document(path)
+        document = read_document(path)
         if document is None:
             raise UserError(
                 f"{path} is no run of tag2mask: it has no run.yaml of ours. Give a folder that label wrote"
             )
-        return cls(path, document["settings"], document["noted"])
+        old = document["settings"].get("data")  # in the first layout the number of images was a setting
+        images = document.get("images", old.get("images") if isinstance(old, dict) else None)
+        return cls(path, document["settings"], document["noted"], images)
 
-    def _set_up(self, shard: Shard, overwrite: bool) -> None:
-        document = _read_document(self.path)
+    def _set_up(self, shard: Shard, overwrite: bool, refit: bool, may_grow: bool) -> None:
+        document = read_document(self.path)
         if document is None:
             foreign = sorted(name for name in os.listdir(self.path) if not name.startswith(".") and name != SEEDS)
             if foreign:
@@ -125,24 +147,42 @@ class Run:
                     f"{self.path} is not empty and is no run of ours (it holds {shown}); choose a new or empty folder"
                 )
         self._lock = self._lock_shard(shard)
-        differences = describe_differences(document["settings"], self.settings) if document else ""
-        if differences and not overwrite:
+        differences, added = compare(document, self.settings)
+        if differences and not (overwrite or refit):
             raise UserError(
-                f"{self.path} was made with other settings: {differences}. "
+                f"{self.path} was made {differences}. "
                 "Choose another folder, or pass --overwrite to remove what is there and start afresh"
             )
-        self._refuse_while_others_write(shard, spare_siblings=not differences)
-        if differences:
+        afresh = bool(differences) or refit
+        if added and not (may_grow or afresh):
+            raise UserError(
+                f"{self.path} was fitted for other classes: {', '.join(map(repr, added))} "
+                f"{'is' if len(added) == 1 else 'are'} new. Pass --refit to learn and label all anew"
+            )
+        self._refuse_while_others_write(shard, spare_siblings=not afresh)
+        if afresh:
             self._remove(lambda id: True)
         elif overwrite:
             self._remove(lambda id: in_shard(id, shard), shard)
-        if document is None or differences:
-            head = {"made_by": f"{_MADE_BY} {__version__}", "settings": self.settings, "noted": self.noted}
-            text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
-            write_atomic(self.path / "run.yaml", text.encode(), token="setup", sync=True)
-        else:
+        if document is not None and not afresh:
             self._warn_of_changes(document["noted"])
-            self.noted = document["noted"]
+            self.noted = {**document["noted"], **{key: self.noted[key] for key in _WHERE if key in self.noted}}
+        if added and not afresh:
+            warn(
+                f"{self.path}: classes that are new since its masks were made come after the others: "
+                f"{', '.join(map(repr, added))}"
+            )
+        if (
+            afresh
+            or added
+            or document is None
+            or (document["noted"], document.get("images"))
+            != (
+                self.noted,
+                self.images,
+            )
+        ):
+            write_document(self.path, self.images, self.settings, self.noted)
         self._shard = shard
         self._manifest = Manifest(self.path / f"manifest.{shard_name(shard)}.jsonl")
 
@@ -205,10 +245,13 @@ class Run:
     def write(self, id: str, *, mask: bytes, confidence: bytes, scores: Scores | None) -> None:
         """Store the artefacts of one image; the mask comes last and says that the image is done.
 
+        An earlier mask goes first, so that none ever stands beside the artefacts of another picture.
+
         Raises:
             OSError: the disk is full or read-only, or the id is not possible as a file name there.
         """
         token = shard_name(self._writing()[0])
+        self.mask_path(id).unlink(missing_ok=True)
         if scores is not None:
             write_atomic(self.scores_path(id), encode_scores(scores), token=token)
         write_atomic(self.confidence_path(id), confidence, token=token)
@@ -220,13 +263,21 @@ class Run:
         status: Literal["ok", "failed", "skipped"],
         seconds: Mapping[str, float] | None = None,
         error: str | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         """Append a line to the shard's manifest.
+
+        inputs: what the mask was made of, where there is one now.
 
         Raises:
             OSError: the disk is full or read-only.
         """
-        self._writing()[1].append(Record(id, status, seconds or {}, error))
+        self._writing()[1].append(Record(id, status, seconds or {}, error, inputs=inputs))
+
+    def discard(self, id: str) -> None:
+        """Remove the artefacts of one image, the mask first."""
+        for kind in _SUFFIX:
+            self._artefact(kind, id).unlink(missing_ok=True)
 
     def write_summary(self, data: bytes) -> None:
         """Store summary.<shard>.json."""
@@ -256,6 +307,10 @@ class Run:
     def ids(self) -> list[str]:
         """The ids that have a mask, sorted."""
         return sorted(self._ids_of(MASKS))
+
+    def mask_ids(self) -> Iterator[str]:
+        """The ids that have a mask, in no order, as the folder is walked."""
+        return self._ids_of(MASKS)
 
     def scores(self, id: str) -> Scores:
         """The stored maps of an image, as float32.
@@ -295,7 +350,15 @@ class Run:
 
     def records(self) -> dict[str, Record]:
         """The last word of all shards' manifests on every image."""
-        return merge_manifests(list(self.path.glob("manifest.*.jsonl")))
+        return merge_manifests(self._manifests())
+
+    def inputs(self) -> KnownInputs:
+        """What the masks were made of, by all shards' manifests."""
+        lines = (line for path in sorted(self._manifests()) for line in read_manifest(path))
+        return KnownInputs((line.id, line.at, line.inputs) for line in lines)
+
+    def _manifests(self) -> Iterator[Path]:
+        return self.path.glob("manifest.*.jsonl")
 
     def _artefact(self, kind: str, id: str) -> Path:
         # by string, not with_suffix: an id may hold dots
@@ -323,21 +386,6 @@ def check_id(id: str) -> str:
     if os.name == "nt" and Path(id).drive:
         raise UserError(f"image id {id!r} begins with a drive; expected a relative path")
     return id
-
-
-def _read_document(path: Path) -> dict[str, Any] | None:
-    """What run.yaml holds, or None if there is none of ours."""
-    try:
-        document = yaml.safe_load((path / "run.yaml").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path / 'run.yaml'} is not readable ({error}); choose another folder") from None
-    if not isinstance(document, dict) or not str(document.get("made_by", "")).startswith(_MADE_BY):
-        return None
-    if not isinstance(document.get("settings"), dict) or not isinstance(document.get("noted"), dict):
-        raise UserError(f"{path / 'run.yaml'} is damaged: it has no settings; choose another folder")
-    return document
 
 
 def _no_writing(path: Path, error: OSError) -> str:

@@ -6,28 +6,32 @@ import errno
 import io
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from tag2mask.run.inputs import Inputs
 
 Status = Literal["ok", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line: seconds by stage, and why it failed or was skipped. ``at`` is Unix time."""
+    """One line: seconds by stage, why it failed or was skipped, what its mask was made of. ``at`` is Unix time."""
 
     id: str
     status: Status
     seconds: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
     at: float = 0.0
+    inputs: Inputs | None = None
 
 
 class Manifest:
-    """Appends records to one file, each with a single unbuffered write.
+    """Appends records to one file, each with a single unbuffered write, from any thread.
 
     Raises:
         OSError: on construction or appending, if the disk is full or read-only.
@@ -36,6 +40,7 @@ class Manifest:
     def __init__(self, path: Path):
         self._file = io.FileIO(path, "ab")
         self._torn = _ends_torn(path)
+        self._turn = threading.Lock()
 
     def append(self, record: Record) -> None:
         """Add a line. It is in the file when this returns."""
@@ -46,13 +51,18 @@ class Manifest:
             "error": record.error,
             "at": round(record.at or time.time(), 3),
         }
+        if record.inputs is not None:
+            line["inputs"] = record.inputs.plain()
         # ASCII: lone surrogates of an undecodable file name survive, and a torn line is torn between characters
-        data = ("\n" if self._torn else "").encode() + json.dumps(line).encode("ascii") + b"\n"
-        self._torn = True
-        written = self._file.write(data)
-        if written != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
-        self._torn = False
+        data = json.dumps(line).encode("ascii") + b"\n"
+        with self._turn:
+            if self._torn:
+                data = b"\n" + data
+            self._torn = True
+            written = self._file.write(data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+            self._torn = False
 
     def close(self) -> None:
         """Close the file; every line is already in it."""
@@ -74,12 +84,13 @@ def read_manifest(path: Path) -> Iterator[Record]:
         for line in file:
             try:
                 fields = json.loads(line)
-                yield Record(fields["id"], fields["status"], fields["seconds"], fields["error"], fields["at"])
+                inputs = None if fields.get("inputs") is None else Inputs.from_plain(fields["inputs"])
+                yield Record(fields["id"], fields["status"], fields["seconds"], fields["error"], fields["at"], inputs)
             except (ValueError, KeyError, TypeError):
                 continue
 
 
-def merge_manifests(paths: list[Path]) -> dict[str, Record]:
+def merge_manifests(paths: Iterable[Path]) -> dict[str, Record]:
     """The last word on every image: within a file the last line, among files the latest in time."""
     merged: dict[str, Record] = {}
     for path in sorted(paths):

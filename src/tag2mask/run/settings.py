@@ -54,12 +54,38 @@ def describe_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> st
     """The settings that differ, each as ``key is A there and B now``; empty when none does."""
     old, new = dict(_leaves(there)), dict(_leaves(now))
     keys = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
-    if any(key.startswith("data.") for key in keys):
-        counts = [settings.get("data.images", "?") for settings in (old, new)]
-        changed = f"the list of images or their tags ({counts[0]} images there, {counts[1]} now)"
-        keys = [key for key in keys if not key.startswith("data.")]
-        return "; ".join(filter(None, [changed, _differences(keys, old, new)]))
     return _differences(keys, old, new)
+
+
+def added_classes(there: Any, now: Any) -> tuple[str, ...]:
+    """The classes that a class set (as ``plain`` gives it) has after all those of another, or () where it is no such.
+
+    Nothing that is said of the old ones may differ: they keep their mask values, colours and texts.
+    """
+    if not isinstance(there, Mapping) or not isinstance(now, Mapping) or there == now:
+        return ()
+    names, more = list(there.get("names") or ()), list(now.get("names") or ())
+    count = len(names)
+    if not (0 < count < len(more) and more[:count] == names and there.keys() == now.keys()):
+        return ()
+    same = all(
+        _grows(there[key], now[key], count) if key in ("palette", "texts") else there[key] == now[key]
+        for key in there
+        if key != "names"
+    )
+    return tuple(str(name) for name in more[count:]) if same else ()
+
+
+def _grows(there: Any, now: Any, count: int) -> bool:
+    """Whether palette or texts of ``count`` mask values say the same of these, and perhaps something of others."""
+    if isinstance(there, list):
+        return bool(now[:count] == there[:count])
+    return there.keys() == now.keys() and all(
+        texts["names"] == now[method]["names"][: count - 1]
+        and all(now[method][key] == texts[key] for key in ("templates", "background"))
+        and all(now[method]["per_class"].get(name) == said for name, said in texts["per_class"].items())
+        for method, texts in there.items()
+    )
 
 
 def _differences(keys: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -4,15 +4,18 @@
 
     checkpoints/          what lies directly in it is what was learned, and what the method's ``load`` reads
     checkpoints/last.ckpt, hidden files and folders: the state of the training, which goes on from there
+    checkpoints/fit_data.json   written first: of which images and tags the fit is
     checkpoints/fitted.json   written last: the fit is done, and these are its files and their sha256
 
-A fit sees images and tags alone. It is killed at any moment and started again without harm.
+A fit sees images and tags alone. It is killed at any moment and started again without harm. A finished fit stays
+what it is when images or tags change, and says so; an unfinished one begins anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,10 +27,13 @@ from tag2mask.run.lock import Lock
 from tag2mask.run.progress import silent
 from tag2mask.run.settings import describe_differences, plain
 from tag2mask.run.shard import WHOLE, Shard
+from tag2mask.run.warn import warn
 from tag2mask.types import ClassSet, Dataset, Method, Sample, Trainable, UserError
 
 FITTED = "fitted.json"
+FIT_DATA = "fit_data.json"
 _STATE = "last.ckpt"
+_LOCK = ".fit.lock"
 
 
 class TagsOnly:
@@ -58,7 +64,15 @@ class TagsOnly:
             yield self[index]
 
 
-def fit(method: Trainable, data: Dataset, run: Run, prior: Run | None = None, *, progress: bool = True) -> str:
+def fit(
+    method: Trainable,
+    data: Dataset,
+    run: Run,
+    prior: Run | None = None,
+    *,
+    fingerprint: str | None = None,
+    progress: bool = True,
+) -> str:
     """Fit ``method`` into ``run.checkpoints``, or see that this is done; the method then holds what was learned.
 
     Args:
@@ -66,6 +80,7 @@ def fit(method: Trainable, data: Dataset, run: Run, prior: Run | None = None, *,
         data: all images with their tags, of every shard.
         run: whose settings decide the fit.
         prior: the earlier run that the method learns from, if it does.
+        fingerprint: of the ids and tags of ``data`` (``stages.plan.survey``); None: they are not compared.
         progress: show it on stderr.
 
     Returns:
@@ -76,9 +91,10 @@ def fit(method: Trainable, data: Dataset, run: Run, prior: Run | None = None, *,
         KeyboardInterrupt: as the user asked; the state is saved and the same call goes on.
     """
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    lock = Lock(run.checkpoints / ".fit.lock", f"What is fitted in {run.path}")
+    lock = Lock(run.checkpoints / _LOCK, f"What is fitted in {run.path}")
     try:
         digest = fitted_digest(run)
+        _compare_data(run, {"images": len(data), "fingerprint": fingerprint}, done=digest is not None)
         if digest is None:
             with nullcontext() if progress else silent():
                 method.fit(TagsOnly(data), run, prior)
@@ -125,6 +141,7 @@ def make_ready(
     run: Run,
     prior: Run | None,
     *,
+    fingerprint: str | None = None,
     shard: Shard = WHOLE,
     progress: bool = True,
 ) -> None:
@@ -134,14 +151,45 @@ def make_ready(
         UserError: as ``fit``; and in a shard, where the fit is not finished.
     """
     if shard == WHOLE:
-        fit(method, data, run, prior, progress=progress)
+        fit(method, data, run, prior, fingerprint=fingerprint, progress=progress)
     elif fitted_digest(run) is None:
         raise UserError(
             f"what the method learns is not finished in {run.path}, and one of {shard[1]} shards cannot do it for "
             "all; first give the same command once with --fit-only --shard 0/1, then the shards"
         )
     else:
+        _compare_data(run, {"images": len(data), "fingerprint": fingerprint}, done=True)
         method.load(run)
+
+
+def _compare_data(run: Run, now: dict[str, Any], *, done: bool) -> None:
+    """See whether what is or was fitted in ``run`` is of these images and tags; keep which it is of."""
+    path = run.checkpoints / FIT_DATA
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        before = None
+    if before == now or (before is None and done):
+        return
+    if done:
+        warn(
+            f"what was learned in {run.path} is of the images and tags of then ({before.get('images', '?')} images; "
+            f"{now['images']} now): it is used as it is. --refit learns and labels all anew"
+        )
+        return
+    if before is not None:
+        warn(f"{run.path}: images or tags changed since the fit began; it begins anew")
+        _clear(run.checkpoints)
+    write_atomic(path, (json.dumps(now) + "\n").encode(), sync=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an unfinished fit left, but not the lock that this process holds."""
+    for each in folder.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each)
+        elif each.name != _LOCK:
+            each.unlink()
 
 
 def open_fitted(
@@ -190,7 +238,7 @@ def _learned(run: Run) -> list[Path]:
     return sorted(
         path
         for path in run.checkpoints.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.name not in (FITTED, _STATE)
+        if path.is_file() and not path.name.startswith(".") and path.name not in (FITTED, FIT_DATA, _STATE)
     )
 
 

@@ -22,6 +22,7 @@ from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
+from tag2mask.stages.changes import Changes, Removed, left_over
 from tag2mask.stages.fit import make_ready, open_fitted
 from tag2mask.stages.plan import load, plan, survey
 from tag2mask.stages.work import Labeller, Summary, Work, describe, device_of, place
@@ -55,12 +56,15 @@ def label(
     prior: Run | Path | str | None = None,
     fitted: Run | Path | str | None = None,
     fit_only: bool = False,
+    refit: bool = False,
+    removed: Removed = "keep",
     crf_max_pixels: int | None = CRF_MAX_PIXELS,
     progress: bool = True,
 ) -> Summary:
     """Make a pseudo mask for every image that has tags.
 
-    Samples with unknown tags are skipped and counted; those with none at all (``()``) get a mask of background.
+    Samples with unknown tags are skipped and counted; those with none at all (``()``) get a mask of background. In a
+    folder with masks, those of images that were replaced or are tagged otherwise now are made again, and no others.
     A method that learns is fitted first, in the folder's checkpoints, on all of the data; see ``stages.fit``.
 
     Args:
@@ -84,6 +88,8 @@ def label(
         prior: an earlier run on the same images, for methods that start from one.
         fitted: another run whose fit the method takes, instead of learning from these images.
         fit_only: stop after the fit; the same call without it then labels, in shards too.
+        refit: remove what was learned and labelled in the folder, and do all anew.
+        removed: what becomes of the masks of images that are not in the data any more, or not tagged.
         crf_max_pixels: images with more are refined at this size; None: at full size.
         progress: show it on stderr.
 
@@ -128,7 +134,6 @@ def label(
             "mask_rule": rule,
             **_resolved_of(method),
             "classes": _classes_of(data.classes, method, named["method"]),
-            "data": {"images": len(data), "fingerprint": fingerprint},
             "prior": None if before is None else before.digest,
             **learned,
             "keep_scores": keep_scores,
@@ -147,8 +152,11 @@ def label(
             "batch_size": batch_size,
             **(noted or {}),
         },
+        images=len(data),
         shard=shard,
         overwrite=overwrite,
+        refit=refit,
+        may_grow=learned.get("fitted") != "here",
     )
     with run:
         if elsewhere is not None:
@@ -156,16 +164,23 @@ def label(
             if isinstance(method, Refiner) and before is not None:
                 method.follow(before)
         elif isinstance(method, Trainable):
-            make_ready(method, data, run, before, shard=shard, progress=progress)
+            make_ready(method, data, run, before, fingerprint=fingerprint, shard=shard, progress=progress)
         if fit_only:
             return Summary(str(run.path), "labelled", total)
+        changes = Changes(run, before)
+        left = left_over(run, data, shard, removed)
         samples = (sample for sample in data if in_shard(sample.id, shard))
-        batches = plan(samples, method.grid, batch_size, run.finished)
+        batches = plan(samples, method.grid, batch_size, changes.finished)
         labeller = Labeller(method, rule, before, crf_max_pixels=crf_max_pixels, keep_scores=keep_scores)
         work = Work(
-            run, data.classes, labeller, total, did="labelled", steps=labeller.steps, device=device_of(method)
+            *(run, data.classes, labeller, total),
+            did="labelled",
+            steps=labeller.steps,
+            device=device_of(method),
+            notes=lambda: [*changes.notes(), *left],
         )
-        return work.through(ahead(load(batches, describe)), show_progress(total, "label", enabled=progress))
+        loaded = ahead(load(batches, describe, changes.inputs))
+        return work.through(loaded, show_progress(total, "label", enabled=progress))
 
 
 def _make(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 from tag2mask.data.image import image_size, read_image
 from tag2mask.run.folder import check_id
+from tag2mask.run.inputs import Inputs
 from tag2mask.run.shard import Shard, in_shard
 from tag2mask.types import Dataset, Sample, UserError
 
@@ -46,19 +48,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch with its images decoded: id -> (3, H, W) uint8, or in ``errors`` why not. seconds: id -> decoding."""
+    """A batch with its images decoded: id -> (3, H, W) uint8, or in ``errors`` why not.
+
+    seconds: id -> decoding. inputs: id -> what is decoded there, of those that are not finished.
+    """
 
     batch: Batch
     images: dict[str, Tensor] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, Inputs] = field(default_factory=dict)
 
 
 def plan(
     samples: Iterable[Sample],
     grid: Callable[[tuple[int, int]], Grid],
     batch_size: int,
-    finished: Callable[[str], bool],
+    finished: Callable[[Sample], bool],
     *,
     size: Callable[[Path], tuple[int, int]] = image_size,
     window: int = WINDOW,
@@ -69,13 +75,14 @@ def plan(
         samples: the shard, in the order of the data set.
         grid: image size (H, W) -> grid (h, w); images of equal grid share a batch.
         batch_size: the most images in one.
-        finished: whether an image's artefacts are there. In a window where all are, no header is read.
+        finished: whether an image's artefacts are there, and are of what it is now. In a window where all are, no
+            header is read.
         size: (H, W) of an image file.
         window: the number of samples among which batches are gathered.
     """
     samples = iter(samples)
     while chunk := list(islice(samples, window)):
-        todo = frozenset(sample.id for sample in chunk if not finished(sample.id))
+        todo = frozenset(sample.id for sample in chunk if not finished(sample))
         work = any(sample.tags and sample.id in todo for sample in chunk)
         waiting: dict[Grid, list[Sample]] = {}
         for sample in chunk:
@@ -92,7 +99,7 @@ def plan(
 
 
 def survey(data: Dataset, shard: Shard, *, tags: bool = True) -> tuple[int, str]:
-    """The number of images in the shard, and a fingerprint of all ids and tags, in order.
+    """The number of images in the shard, and a fingerprint of all ids and tags, in order, which a fit is of.
 
     tags: False: they play no part, not even in the fingerprint.
 
@@ -111,10 +118,15 @@ def survey(data: Dataset, shard: Shard, *, tags: bool = True) -> tuple[int, str]
 
 
 def load(
-    batches: Iterable[Batch], describe: Callable[[Exception], str], *, untagged: bool = False
+    batches: Iterable[Batch],
+    describe: Callable[[Exception], str],
+    inputs: Callable[[Sample], Inputs],
+    *,
+    untagged: bool = False,
 ) -> Iterator[Loaded]:
     """Decode what each batch needs: nothing if all is finished, else also the finished neighbours.
 
+    inputs: what a sample's artefacts will be of, looked at before it is decoded.
     untagged: whether images of unknown tags are wanted too.
     """
     for batch in batches:
@@ -123,6 +135,8 @@ def load(
             sample for sample in batch.samples if sample.id in batch.todo and (untagged or sample.tags is not None)
         ]
         for sample in first:
+            with suppress(OSError):  # decoding will say why
+                loaded.inputs[sample.id] = inputs(sample)
             _decode(sample, loaded, describe)
         if loaded.images:
             for sample in batch.samples:

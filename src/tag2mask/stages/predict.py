@@ -27,9 +27,10 @@ from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
 from tag2mask.segment.network import SegmentationNet, load_network, read_saved
 from tag2mask.segment.test_time import TestTime, predict_labels
+from tag2mask.stages.changes import Changes, Removed, left_over
 from tag2mask.stages.label import CRF_MAX_PIXELS
 from tag2mask.stages.plan import Batch, Loaded, load, survey
-from tag2mask.stages.recipe import absolute, open_data
+from tag2mask.stages.run_data import absolute, open_data
 from tag2mask.stages.store import Outcome
 from tag2mask.stages.work import Summary, Work, describe
 from tag2mask.types import ClassSet, Dataset, MaskRule, Sample, UserError
@@ -50,6 +51,7 @@ def predict(
     noted: Mapping[str, Any] | None = None,
     shard: Shard = WHOLE,
     overwrite: bool = False,
+    removed: Removed = "keep",
     crf_max_pixels: int | None = CRF_MAX_PIXELS,
     progress: bool = True,
 ) -> Summary:
@@ -68,6 +70,7 @@ def predict(
         noted: circumstances to be kept in run.yaml, such as where the data came from.
         shard: (index, count): the images with ``crc32(id) % count == index``.
         overwrite: remove an earlier run in the folder instead of going on with it.
+        removed: what becomes of the masks of images that are not in the data any more.
         crf_max_pixels: the CRF of larger images, or tiles, is done at this size; None: at full size.
         progress: show it on stderr.
 
@@ -89,7 +92,7 @@ def predict(
             f"the tags of {data.root} are of other classes ({_listed(data.classes.names)}) than the network "
             f"({_listed(names)}); leave out --use-tags, or give the data in the network's classes (--classes)"
         )
-    total, fingerprint = survey(data, shard, tags=use_tags)
+    total, _ = survey(data, shard, tags=use_tags)
     net = load_network(saved, device)
     where = next(net.parameters()).device
     test = test or TestTime()
@@ -106,7 +109,6 @@ def predict(
             "crf_max_pixels": crf_max_pixels,
             "use_tags": use_tags,
             "classes": {"id": saved.config.classes, "names": names, "palette": saved.config.palette},
-            "data": {"images": len(data), "fingerprint": fingerprint},
             "keep_scores": False,
             "supervision": saved.supervision,
         },
@@ -120,17 +122,26 @@ def predict(
             "batch_size": test.batch,
             **(noted or {}),
         },
+        images=len(data),
         shard=shard,
         overwrite=overwrite,
     )
     classes = ClassSet(saved.config.classes, names, saved.config.palette)
     predictor = Predictor(net, where, test, crf, crf_max_pixels, use_tags)
     with run:
+        changes = Changes(run, tags=use_tags)
+        left = left_over(run, data, shard, removed, tags=False)
         samples = (sample for sample in data if in_shard(sample.id, shard))
         # each image alone, so that its neighbours cannot matter
-        batches = (Batch((sample,), frozenset(() if run.finished(sample.id) else (sample.id,))) for sample in samples)
-        work = Work(run, classes, predictor, total, did="predicted", steps=predictor.steps, device=where)
-        loaded = ahead(load(batches, describe, untagged=True))
+        batches = (Batch((each,), frozenset(() if changes.finished(each) else (each.id,))) for each in samples)
+        work = Work(
+            *(run, classes, predictor, total),
+            did="predicted",
+            steps=predictor.steps,
+            device=where,
+            notes=lambda: [*changes.notes(), *left],
+        )
+        loaded = ahead(load(batches, describe, changes.inputs, untagged=True))
         return work.through(loaded, show_progress(total, "predict", enabled=progress))
 
 

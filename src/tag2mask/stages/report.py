@@ -128,6 +128,7 @@ def report(
         method=str(run.settings.get("method", "A method")).rpartition(":")[2],
         settings=run.settings,
         weights=weights_of(run),
+        unfinished=_unfinished(run, data),
         predicted=is_predicted(run),
         span=span,
         classes=classes,
@@ -150,6 +151,14 @@ def report(
     # a file name that is no Unicode arrives as lone surrogates
     write_atomic(path, page.encode("utf-8", "replace"))
     return path
+
+
+def _unfinished(run: Run, data: Dataset | None) -> int:
+    """Images that the run has not come to yet."""
+    records = run.records()
+    if data is None:
+        return max(0, (run.images or 0) - len(records))
+    return sum(sample.id not in records and not run.mask_path(sample.id).exists() for sample in data)
 
 
 def _template() -> jinja2.Template:

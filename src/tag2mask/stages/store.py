@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tag2mask.data.png import encode_confidence, encode_mask
 from tag2mask.run.folder import Run
+from tag2mask.run.inputs import Inputs
 from tag2mask.types import Color, Scores
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ class CannotWrite(Exception):  # noqa: N818 (what it says)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image: its mask (H, W) uint8, confidence (H, W) in [0, 1] and scores, or why not."""
+    """What became of one image: its mask (H, W) uint8, confidence (H, W) in [0, 1] and scores, or why not.
+
+    inputs: what it was made of.
+    """
 
     id: str
     status: Literal["ok", "failed", "skipped"]
@@ -40,6 +44,7 @@ class Outcome:
     confidence: NDArray[np.float32] | None = None
     scores: Scores | None = None
     error: str | None = None
+    inputs: Inputs | None = None
 
 
 class Store:
@@ -107,10 +112,19 @@ class Store:
                     status, error = "failed", self._describe(problem)
                 except Exception as problem:  # one bad image never stops a run
                     status, error = "failed", self._describe(problem)
+            if status == "failed":
+                self._discard(outcome.id)  # what an earlier picture or other tags left there is not its mask
             seconds = {**outcome.seconds, "write": perf_counter() - start}
-            self._run.record(outcome.id, status, seconds, error)
+            self._run.record(outcome.id, status, seconds, error, outcome.inputs if status == "ok" else None)
         except OSError as problem:
             reason = os.strerror(problem.errno) if problem.errno else str(problem)
             self._broken = CannotWrite(f"cannot write to {self._run.path}: {reason}")
             raise self._broken from problem
         return replace(outcome, status=status, error=error, seconds=seconds, mask=None, confidence=None, scores=None)
+
+    def _discard(self, id: str) -> None:
+        try:
+            self._run.discard(id)
+        except OSError as problem:
+            if problem.errno not in _ONE_FILE:
+                raise

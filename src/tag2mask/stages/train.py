@@ -42,7 +42,7 @@ from tag2mask.segment.network import (
 from tag2mask.segment.recipe import TrainRecipe, check
 from tag2mask.segment.semi import CrossConsistency, Mixed
 from tag2mask.segment.supervised import SupervisedTraining
-from tag2mask.stages.recipe import data_of, open_data
+from tag2mask.stages.run_data import data_for
 from tag2mask.types import Dataset, UserError
 
 SUMMARY = "train.json"
@@ -130,7 +130,7 @@ def train(
     if data is None:
         if run is None:
             raise UserError("without a run, name the data (--data) and the images with true masks (--pixel-labels)")
-        data = open_data(data_of(run))
+        data = data_for(run)
     if run is None and pixel_labels is None:
         raise UserError("no masks to train on: give a run with masks, or --pixel-labels with a list of image ids")
     blank = recipe.semi == "cct" and recipe.cct.weak == "none"  # then the run only says where the images are

@@ -34,7 +34,7 @@ class Summary:
     total: images of the shard = done + skipped (finished before) + failed + no_tags, if ``complete``.
     seconds: by stage (decode, method, masks, write); stages overlap, so their sum may exceed ``elapsed``.
     peak_memory, peak_device_memory: bytes, None where not known. images_per_second: of those done.
-    errors: the first failed ids, each with its reason.
+    errors: the first failed ids, each with its reason. notes: what else a user should know, a line each.
     """
 
     path: str
@@ -51,6 +51,12 @@ class Summary:
     peak_memory: int | None = None
     peak_device_memory: int | None = None
     errors: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there were images, and none has a mask now."""
+        return self.complete and self.total > 0 and self.done + self.skipped == 0
 
     def text(self) -> str:
         """The summary for people, in a few lines."""
@@ -70,9 +76,12 @@ class Summary:
             stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
             memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**20:.0f} MB"
             lines.append(f"{self.elapsed:.1f} s, {self.images_per_second:.3g} images/s ({stages}){memory}")
+        lines += self.notes
         lines += [f"failed: {id}: {reason}" for id, reason in self.errors]
         if self.failed > len(self.errors):
             lines.append(f"and {self.failed - len(self.errors)} more; the manifest in the folder names all")
+        if self.empty:
+            lines.append(f"no image has a mask: {'none has tags' if not self.failed else 'see above'}")
         return "\n".join(lines)
 
 
@@ -88,6 +97,7 @@ class Work:
         did: with the images, in one word, for the summary.
         steps: what is timed for each image.
         device: where results are computed.
+        notes: asked at the end for what a user should know of the run.
     """
 
     def __init__(
@@ -100,8 +110,9 @@ class Work:
         did: str,
         steps: Sequence[str],
         device: torch.device,
+        notes: Callable[[], Sequence[str]] = tuple,
     ):
-        self.run, self.outcomes, self.device = run, outcomes, device
+        self.run, self.outcomes, self.device, self.notes = run, outcomes, device, notes
         self.store = Store(run, classes.palette, describe, self._count)
         self.summary = Summary(str(run.path), did, total)
         self.seconds = dict.fromkeys(steps, 0.0)
@@ -114,7 +125,7 @@ class Work:
             with bar:
                 for loaded in batches:
                     for outcome in self.outcomes(loaded):
-                        self.store.put(outcome)
+                        self.store.put(replace(outcome, inputs=loaded.inputs.get(outcome.id)))
                     done_before = len(loaded.batch.samples) - len(loaded.batch.todo)
                     self._add(skipped=done_before)
                     bar.advance(done_before, worked=False)
@@ -172,6 +183,7 @@ class Work:
             seconds=self.seconds,
             peak_memory=peak_memory(),
             peak_device_memory=peak_device_memory(self.device),
+            notes=tuple(self.notes()),
         )
         with suppress(OSError):  # the summary can be made again from the manifest
             self.run.write_summary(json.dumps(asdict(self.summary), indent=1).encode())

@@ -1,0 +1,177 @@
+"""What an image's artefacts were made of: the content of its file, its tags, and what an earlier run found of it.
+
+A file is known by its size and time of change, and by a digest of its content where these differ: a copy of the data
+on another machine is the same data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Inputs", "KnownInputs", "Stamp", "id_key"]
+
+_DIGEST = 16  # bytes
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A file at one moment: its size in bytes, when it was changed (Unix time in nanoseconds), a digest in hex."""
+
+    size: int
+    changed: int
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp:
+        """The stamp of a file. What is changed after this call is another content: the time is taken first.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST))
+        return cls(status.st_size, status.st_mtime_ns, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What decides an image's artefacts besides the settings of its run.
+
+    image: the file. tags: mask values, or None where they play no part. earlier: the maps, or the mask, of an earlier
+    run that was refined, or None.
+    """
+
+    image: Stamp
+    tags: tuple[int, ...] | None = None
+    earlier: Stamp | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As a manifest keeps it."""
+        kept: dict[str, Any] = {"image": [self.image.size, self.image.changed, self.image.digest]}
+        if self.tags is not None:
+            kept["tags"] = list(self.tags)
+        if self.earlier is not None:
+            kept["earlier"] = [self.earlier.size, self.earlier.changed, self.earlier.digest]
+        return kept
+
+    @classmethod
+    def from_plain(cls, kept: Mapping[str, Any]) -> Inputs:
+        """What :meth:`plain` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        tags, earlier = kept.get("tags"), kept.get("earlier")
+        return cls(
+            _stamp(kept["image"]),
+            None if tags is None else tuple(int(tag) for tag in tags),
+            None if earlier is None else _stamp(earlier),
+        )
+
+
+def _stamp(kept: Any) -> Stamp:
+    size, changed, digest = kept
+    if not isinstance(digest, str) or len(digest) != 2 * _DIGEST:
+        raise ValueError(f"digest {digest!r}")
+    return Stamp(int(size), int(changed), digest)
+
+
+_STAMP = np.dtype([("size", "<i8"), ("changed", "<i8"), ("digest", f"V{_DIGEST}")])
+_ROW = np.dtype([("key", "<u8"), ("at", "<f8"), ("ok", "?"), ("tags", "<i8"), ("image", _STAMP), ("earlier", _STAMP)])
+_PACK = struct.Struct(f"<Qd?qqq{_DIGEST}sqq{_DIGEST}s")
+_NOTHING = (-1, -1, bytes(_DIGEST))
+
+
+class KnownInputs:
+    """The inputs of many images, 89 bytes each, by id; the last word on each counts.
+
+    Tags are kept as a 63-bit hash.
+    """
+
+    def __init__(self, rows: Iterable[tuple[str, float, Inputs | None]]) -> None:
+        """rows: (id, when, inputs), in any order; None where the last try did not end in a mask."""
+        packed = bytearray()
+        for id, at, inputs in rows:
+            packed += _PACK.pack(id_key(id), at, inputs is not None, *_fields(inputs))
+        table: NDArray[Any] = np.frombuffer(bytes(packed), _ROW)
+        table = table[np.lexsort((table["at"], table["key"]))]  # stable: of equal times the later line counts
+        last = np.ones(len(table), np.bool_)
+        last[:-1] = table["key"][1:] != table["key"][:-1]
+        table = table[last]
+        self._table = table[table["ok"]]
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def find(self, id: str) -> KnownImage | None:
+        """What an image's mask was made of, or None where there is none."""
+        key = id_key(id)
+        place = int(np.searchsorted(self._table["key"], np.uint64(key)))
+        if place == len(self._table) or int(self._table["key"][place]) != key:
+            return None
+        return KnownImage(self._table[place])
+
+
+class KnownImage:
+    """One image of ``KnownInputs``."""
+
+    def __init__(self, row: Any) -> None:
+        self._row = row
+
+    def has_tags(self, tags: tuple[int, ...] | None) -> bool:
+        """Whether it was labelled with these tags."""
+        return int(self._row["tags"]) == _tags_hash(tags)
+
+    def image_is(self, path: Path) -> Stamp | bool:
+        """Whether the image's file has the content it had; a new stamp where only its time differs.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return _is(self._row["image"], path)
+
+    def earlier_is(self, path: Path | None) -> Stamp | bool:
+        """As ``image_is``, of what an earlier run found. None: there is no earlier run."""
+        if path is None or not path.exists():
+            return int(self._row["earlier"]["size"]) == -1
+        return _is(self._row["earlier"], path)
+
+
+def _is(row: Any, path: Path) -> Stamp | bool:
+    status = path.stat()
+    size, changed = int(row["size"]), int(row["changed"])
+    if status.st_size == size and status.st_mtime_ns == changed:
+        return True
+    if status.st_size != size:
+        return False
+    stamp = Stamp.of(path)
+    return stamp if bytes.fromhex(stamp.digest) == row["digest"].tobytes() else False
+
+
+def _fields(inputs: Inputs | None) -> tuple[Any, ...]:
+    if inputs is None:
+        return (0, *_NOTHING, *_NOTHING)
+    return (_tags_hash(inputs.tags), *_packed(inputs.image), *_packed(inputs.earlier))
+
+
+def _packed(stamp: Stamp | None) -> tuple[int, int, bytes]:
+    return _NOTHING if stamp is None else (stamp.size, stamp.changed, bytes.fromhex(stamp.digest))
+
+
+def _tags_hash(tags: tuple[int, ...] | None) -> int:
+    return -1 if tags is None else _hash(bytes(tags)) >> 1
+
+
+def id_key(id: str) -> int:
+    """A 64-bit hash of an id."""
+    return _hash(id.encode("utf-8", "surrogatepass"))
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

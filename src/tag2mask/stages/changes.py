@@ -1,0 +1,155 @@
+"""Which images of a run are finished: those whose artefacts were made of what the data are now.
+
+A run that goes on makes again what was made of another picture, of other tags, or of other maps of an earlier run,
+and nothing else. It says how many and which.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tag2mask.data.columns import listing
+from tag2mask.run.folder import Run
+from tag2mask.run.inputs import Inputs, Stamp, id_key
+from tag2mask.run.shard import Shard, in_shard
+from tag2mask.types import Dataset, Sample
+
+Removed = Literal["keep", "drop"]
+"""What becomes of the masks of images that are no longer in the data, or have no tags any more."""
+
+_SHOWN = 5
+
+_WORDS = {
+    "picture": "whose picture is another one",
+    "tags": "whose tags changed",
+    "earlier": "whose maps in the earlier run changed",
+    "unknown": "of which the manifest does not say what their masks were made of",
+}
+
+
+class Changes:
+    """Compares a run with the data, image by image, while it is planned; counts what differs.
+
+    Args:
+        run: open to write, before anything is written.
+        earlier: the run whose maps it refines, if it does.
+        tags: whether the masks depend on tags.
+    """
+
+    def __init__(self, run: Run, earlier: Run | None = None, *, tags: bool = True) -> None:
+        self._run, self._earlier, self._tags = run, earlier, tags
+        self._known = run.inputs()
+        self._counts: Counter[str] = Counter()
+        self._shown: dict[str, list[str]] = {}
+
+    def finished(self, sample: Sample) -> bool:
+        """Whether the sample's artefacts are there and were made of what it is now."""
+        if not self._run.finished(sample.id):
+            return False
+        if sample.tags is None and self._tags:
+            return True  # nothing could be made of it; see ``left_over``
+        reason, stamped = self._compare(sample)
+        if reason is None:
+            if stamped is not None:
+                with suppress(OSError):  # it only spares the next call a look at the content
+                    self._run.record(sample.id, "ok", inputs=stamped)
+            return True
+        self._counts[reason] += 1
+        shown = self._shown.setdefault(reason, [])
+        if len(shown) < _SHOWN:
+            shown.append(sample.id)
+        return False
+
+    def inputs(self, sample: Sample) -> Inputs:
+        """What the sample's artefacts will have been made of. Raises OSError where a file cannot be read."""
+        earlier = self._earlier_file(sample)
+        return Inputs(
+            Stamp.of(sample.image),
+            sample.tags if self._tags else None,
+            Stamp.of(earlier) if earlier is not None and earlier.exists() else None,
+        )
+
+    def notes(self) -> list[str]:
+        """What was made again, and why: a line each."""
+        return [
+            f"made again: {self._counts[reason]} images {words} ({self._some(reason)})"
+            for reason, words in _WORDS.items()
+            if self._counts[reason]
+        ]
+
+    def _some(self, reason: str) -> str:
+        more = self._counts[reason] - len(self._shown[reason])
+        return ", ".join(self._shown[reason]) + (f" and {more} more" if more else "")
+
+    def _compare(self, sample: Sample) -> tuple[str | None, Inputs | None]:
+        """Why the artefacts are of something else, or new stamps of the same, or neither."""
+        known = self._known.find(sample.id)
+        if known is None:
+            return "unknown", None
+        if not known.has_tags(sample.tags if self._tags else None):
+            return "tags", None
+        try:
+            image, earlier = known.image_is(sample.image), known.earlier_is(self._earlier_file(sample))
+        except OSError:
+            return None, None  # a file that cannot be looked at now is no reason to lose its mask
+        if image is False:
+            return "picture", None
+        if earlier is False:
+            return "earlier", None
+        if image is True and earlier is True:
+            return None, None
+        return None, self.inputs(sample)
+
+    def _earlier_file(self, sample: Sample) -> Path | None:
+        if self._earlier is None:
+            return None
+        scores = self._earlier.scores_path(sample.id)
+        return scores if scores.exists() else self._earlier.mask_path(sample.id)
+
+
+def left_over(run: Run, data: Dataset, shard: Shard, removed: Removed, *, tags: bool = True) -> list[str]:
+    """Finds masks of images that are not in the data any more, or lost their tags; drops them if asked.
+
+    Args:
+        run: open to write.
+        data: of all shards.
+        removed: "drop" removes their artefacts.
+        tags: whether the masks depend on tags.
+
+    Returns:
+        A note on them, if there are any.
+    """
+    has_place = _keys(sample.id for sample in data if not tags or sample.tags is not None)
+    gone: list[str] = []
+    count = 0
+    for id in list(_outside(run.mask_ids(), has_place)):
+        if not in_shard(id, shard):
+            continue
+        count += 1
+        if len(gone) < _SHOWN:
+            gone.append(id)
+        if removed == "drop":
+            run.discard(id)
+    if not count:
+        return []
+    more = f" and {count - len(gone)} more" if count > len(gone) else ""
+    what = f"{count} masks of images that are no longer in the data{', or no longer tagged' if tags else ''}"
+    done = "removed" if removed == "drop" else "kept (--removed drop removes them)"
+    return [f"{what}: {done}: {listing(gone)}{more}"]
+
+
+def _keys(ids: Iterable[str]) -> np.ndarray:
+    return np.sort(np.fromiter((id_key(id) for id in ids), np.uint64))
+
+
+def _outside(ids: Iterable[str], keys: np.ndarray) -> Iterator[str]:
+    for id in ids:
+        place = int(np.searchsorted(keys, np.uint64(id_key(id))))
+        if place == len(keys) or int(keys[place]) != id_key(id):
+            yield id

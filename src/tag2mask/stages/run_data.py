@@ -1,0 +1,156 @@
+"""The data of a run: opened as settings describe it, found again later, also where it has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tag2mask.classes import fold, plain_classes
+from tag2mask.config import DataConfig, LabelConfig, parse_config, parse_data
+from tag2mask.data import TagReading, read_dataset
+from tag2mask.data.columns import Columns
+from tag2mask.data.tags import FOLDERS
+from tag2mask.run.folder import Run
+from tag2mask.stages.evaluate import is_predicted, stored_classes
+from tag2mask.types import ClassSet, UserError
+
+__all__ = ["absolute", "data_for", "data_of", "images_for", "in_run_order", "open_data"]
+
+
+def open_data(config: DataConfig, network: ClassSet | None = None, classes: ClassSet | None = None) -> Columns:
+    """The data set that the settings describe. Raises UserError where there is none.
+
+    network: the classes of a network that shall look at the images, or has: tags are not needed then.
+    classes: instead of those that the settings name.
+    """
+    if config.path is None:
+        raise UserError("no data: give a folder of images, a VOC devkit, or COCO instances JSON")
+    return read_dataset(
+        config.path,
+        kind=config.kind,
+        split=config.split,
+        tags=config.tags,
+        images=config.images,
+        truth=config.truth,
+        classes=config.classes if classes is None else classes,
+        unknown=config.unknown,
+        network=network,
+        reading=TagReading(config.separator, config.twins, config.count_from),
+        truth_values=config.truth_values,
+        truth_turn=config.truth_turn,
+    )
+
+
+def absolute(config: LabelConfig) -> LabelConfig:
+    """The same settings with every path of the data made absolute."""
+    paths = {
+        key: str(Path(value).absolute())
+        for key in ("path", "tags", "images", "truth")
+        if (value := getattr(config.data, key)) is not None
+        and not (key == "tags" and value == FOLDERS and not Path(value).is_file())
+    }
+    if config.data.classes is not None and config.data.classes.endswith((".yaml", ".yml")):
+        paths["classes"] = str(Path(config.data.classes).absolute())
+    if config.data.truth_values is not None and Path(config.data.truth_values).is_file():
+        paths["truth_values"] = str(Path(config.data.truth_values).absolute())
+    return config.model_copy(update={"data": config.data.model_copy(update=paths)})
+
+
+def data_for(run: Run, given: Mapping[str, Any] | None = None) -> Columns:
+    """The data of a run, with the run's classes in its order; that of ``predict`` needs no tags.
+
+    Args:
+        run: says in run.yaml where its data were.
+        given: keys of ``config.DataConfig`` that take the place of the run's own, None as if it were not there. With
+            another ``path`` the run's tags file, images and ground truth are looked for below it, if they lay below
+            the old one.
+
+    Raises:
+        UserError: the data is not known, or no longer there.
+    """
+    new = {key: str(value) for key, value in (given or {}).items() if value is not None}
+    before = {} if "path" in new and "config" not in run.noted else data_of(run).model_dump()
+    if "path" in new:
+        before = _moved(before, Path(new["path"]))
+    if "path" in new or "truth" in new:  # what was said of the old truth
+        before |= {"truth_values": None, "truth_turn": None}
+    config = parse_data({**before, **new})
+    try:
+        data = open_data(config, stored_classes(run) if is_predicted(run) else None)
+    except UserError as error:
+        raise UserError(f"{error}{_where_to_say(config)}") from error
+    return data if is_predicted(run) else in_run_order(data, config, run)
+
+
+def _moved(before: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of data that lies at another place now."""
+    old = Path(str(before.get("path")))
+    here, there = (each.parent if each.suffix else each for each in (path, old))
+    found: dict[str, Any] = {"kind": None}
+    for key in ("tags", "images", "truth"):
+        value = before.get(key)
+        if value is None or value == FOLDERS:
+            continue
+        place = Path(value)
+        place = here / place.relative_to(there) if place.is_relative_to(there) else place
+        found[key] = str(place) if place.exists() else None
+    return {**before, **found}
+
+
+def _where_to_say(config: DataConfig) -> str:
+    """What to give where a place that the settings name is not there."""
+    options = {"path": "--data PATH", "images": "--images FOLDER", "tags": "--tags FILE", "truth": "--truth FOLDER"}
+    gone = [
+        option
+        for key, option in options.items()
+        if (value := getattr(config, key)) is not None and value != FOLDERS and not Path(value).exists()
+    ]
+    if gone == [] and config.path is not None and config.path.endswith(".json"):
+        gone = ["--images FOLDER"] if config.images is None else []
+    return f". If the data has moved, say where it is now: {' '.join(gone)}" if gone else ""
+
+
+def in_run_order(data: Columns, config: DataConfig, run: Run) -> Columns:
+    """Data whose classes are the names in it, with those of a run first, in its order, and new ones after them.
+
+    Mask values of a run never change their meaning, whatever names come and go. Classes that the settings name
+    (``--classes``, ``classes.yaml``) stay as these have them.
+    """
+    stored, names = stored_classes(run), data.classes.foreground
+    if names[: len(stored.foreground)] == stored.foreground or not _names_its_own(data, config):
+        return data
+    known = {fold(name) for name in stored.foreground}
+    order = [*stored.foreground, *(name for name in names if fold(name) not in known)]
+    classes = replace(plain_classes(order, stored.id), aliases=data.classes.aliases)
+    again = open_data(config, classes=classes)
+    return again.with_notes(*again.notes, "the classes are in the order of the run, those that are new come last")
+
+
+def _names_its_own(data: Columns, config: DataConfig) -> bool:
+    if config.classes not in (None, "file") or config.path is None:
+        return False
+    path = Path(config.path)
+    places = {data.root, path, path.parent} if path.suffix else {data.root, path}
+    return not any((place / "classes.yaml").is_file() for place in places)
+
+
+def images_for(run: Run, given: Mapping[str, Any] | None = None) -> Columns:
+    """As ``data_for``, to be looked at: of data in other classes than the network's that saw it, the images alone.
+
+    Raises:
+        UserError: as ``data_for``.
+    """
+    data = data_for(run, given)
+    if is_predicted(run) and data.classes.names != stored_classes(run).names:
+        return data.images_only(stored_classes(run))
+    return data
+
+
+def data_of(run: Run) -> DataConfig:
+    """Where a run's data was. Raises UserError for a run made from Python, whose data has no path on record."""
+    config = run.noted.get("config")
+    if config is None:
+        raise UserError(f"{run.path} does not say where its images are; name the data with --data")
+    return parse_config(config, str(run.path / "run.yaml")).data

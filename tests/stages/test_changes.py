@@ -1,0 +1,425 @@
+"""A run that goes on after its data changed: what changed is made again, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from methods.toys import CLASSES, FittedOnTags, Refiner, TinyData, TrainingFree, make_data
+from tag2mask.run.folder import Run
+from tag2mask.run.inputs import Inputs, KnownInputs, Stamp
+from tag2mask.run.manifest import Manifest
+from tag2mask.run.scores import encode_scores
+from tag2mask.stages.label import label
+from tag2mask.types import ClassSet, TextSet, UserError
+
+FIRST = "part0/img.000"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Images this small are not worth a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data(tmp_path) -> TinyData:
+    return make_data(tmp_path / "images", count=6)
+
+
+def toy(kind=TrainingFree, classes=CLASSES, **options):
+    return kind(classes, None, kind.Options(**options))
+
+
+def quiet(data, out, method=None, **more):
+    return label(data, method or toy(classes=data.classes), out, progress=False, **more)
+
+
+def artefacts(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for kind in ("masks", "confidence", "scores")
+        for path in (folder / kind).rglob("*")
+        if path.is_file()
+    }
+
+
+def touched(before, folder):
+    """The ids whose artefacts differ, or are there on one side alone."""
+    after = artefacts(folder)
+    paths = [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
+    return {path.partition("/")[2].rpartition(".")[0] for path in paths}
+
+
+def repaint(path, seed=9):
+    """Another picture of the same size under the same name."""
+    with Image.open(path) as image:
+        width, height = image.size
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def retag(data, position, tags):
+    samples = [replace(each, tags=tags) if n == position else each for n, each in enumerate(data)]
+    return replace(data, samples=samples)
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def test_a_replaced_photograph_is_labelled_again_and_no_other(data, tmp_path):
+    quiet(data, tmp_path / "run")
+    before = artefacts(tmp_path / "run")
+    repaint(data[0].image)
+    summary = quiet(data, tmp_path / "run")
+    assert (summary.done, summary.skipped) == (1, 5)
+    assert f"made again: 1 images whose picture is another one ({FIRST})" in summary.text()
+    assert touched(before, tmp_path / "run") == {FIRST}
+    quiet(data, tmp_path / "fresh")
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
+
+
+def test_a_replaced_photograph_of_the_same_number_of_bytes_is_found_by_its_content(data, tmp_path):
+    path, sizes = data[0].image, []
+    for seed in (1, 2):
+        pixels = np.random.default_rng(seed).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, compress_level=0)
+        sizes.append(path.stat().st_size)
+        summary = quiet(data, tmp_path / "run")
+        assert summary.done == (6 if seed == 1 else 1)
+    assert sizes[0] == sizes[1]
+    quiet(data, tmp_path / "fresh")
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
+
+
+def test_the_same_content_with_another_time_is_looked_at_once_and_not_labelled(data, tmp_path, monkeypatch):
+    quiet(data, tmp_path / "run")
+    before = artefacts(tmp_path / "run")
+    for sample in data:
+        os.utime(sample.image, ns=(10**18, 10**18))
+    summary = quiet(data, tmp_path / "run")
+    assert (summary.done, summary.skipped, summary.notes) == (0, 6, ())
+    assert artefacts(tmp_path / "run") == before
+    monkeypatch.setattr(Stamp, "of", lambda path: pytest.fail(f"{path} was read again"))
+    assert quiet(data, tmp_path / "run").skipped == 6
+
+
+def test_unchanged_files_are_not_read(data, tmp_path, monkeypatch):
+    quiet(data, tmp_path / "run")
+    monkeypatch.setattr(Stamp, "of", lambda path: pytest.fail(f"{path} was read"))
+    assert quiet(data, tmp_path / "run").skipped == 6
+
+
+def test_a_photograph_that_became_unreadable_leaves_no_mask_of_the_old_one(data, tmp_path):
+    quiet(data, tmp_path / "run")
+    data[0].image.write_bytes(b"not a picture at all")
+    summary = quiet(data, tmp_path / "run")
+    assert (summary.failed, summary.skipped) == (1, 5)
+    run = Run.open(tmp_path / "run")
+    assert not run.mask_path(FIRST).exists()
+    assert not run.scores_path(FIRST).exists()
+
+
+def test_a_photograph_that_cannot_be_looked_at_keeps_its_mask(data, tmp_path):
+    """A disk that is not mounted today is no change of the data."""
+    quiet(data, tmp_path / "run")
+    before = artefacts(tmp_path / "run")
+    data[0].image.unlink()
+    assert quiet(data, tmp_path / "run").skipped == 6
+    assert artefacts(tmp_path / "run") == before
+
+
+# --- tags --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tags", [(1, 2, 3), (), (3,)])
+def test_changed_tags_redo_their_image_alone(data, tmp_path, tags):
+    quiet(data, tmp_path / "run")
+    before = artefacts(tmp_path / "run")
+    other = retag(data, 0, tags)
+    summary = quiet(other, tmp_path / "run")
+    assert summary.done == 1
+    assert f"made again: 1 images whose tags changed ({FIRST})" in summary.text()
+    assert touched(before, tmp_path / "run") == {FIRST}
+    quiet(other, tmp_path / "fresh")
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
+    assert quiet(other, tmp_path / "run").skipped == 6
+
+
+def test_tags_that_were_taken_away_leave_a_mask_that_is_named(data, tmp_path):
+    quiet(data, tmp_path / "run")
+    untagged = retag(data, 0, None)
+    summary = quiet(untagged, tmp_path / "run")
+    assert summary.done == 0
+    assert "1 masks of images that are no longer in the data, or no longer tagged: kept" in summary.text()
+    assert Run.open(tmp_path / "run").mask_path(FIRST).exists()
+    dropped = quiet(untagged, tmp_path / "run", removed="drop")
+    assert "removed" in dropped.notes[0]
+    assert not Run.open(tmp_path / "run").mask_path(FIRST).exists()
+    assert quiet(data, tmp_path / "run").done == 1
+
+
+# --- images that come and go --------------------------------------------------------------------------------------
+
+
+def test_new_photographs_are_labelled_and_the_others_stay(data, tmp_path):
+    few = replace(data, samples=[each for n, each in enumerate(data) if n != 2])
+    quiet(few, tmp_path / "run")
+    before = artefacts(tmp_path / "run")
+    summary = quiet(data, tmp_path / "run")
+    assert (summary.done, summary.skipped, summary.notes) == (1, 5, ())
+    assert touched(before, tmp_path / "run") == {data[2].id}
+    assert Run.open(tmp_path / "run").images == 6
+    quiet(data, tmp_path / "fresh")
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
+
+
+def test_removed_photographs_are_kept_or_dropped(data, tmp_path):
+    quiet(data, tmp_path / "run")
+    before = artefacts(tmp_path / "run")
+    few = replace(data, samples=data.samples[1:])
+    kept = quiet(few, tmp_path / "run")
+    assert "1 masks of images that are no longer in the data, or no longer tagged: kept" in kept.text()
+    assert FIRST in kept.text()
+    assert artefacts(tmp_path / "run") == before
+    dropped = quiet(few, tmp_path / "run", removed="drop")
+    assert "removed" in dropped.notes[0]
+    assert touched(before, tmp_path / "run") == {FIRST}
+    assert quiet(few, tmp_path / "run").notes == ()
+
+
+def test_each_shard_sees_to_its_own_images(data, tmp_path):
+    for index in (0, 1):
+        quiet(data, tmp_path / "run", shard=(index, 2))
+    few = retag(replace(data, samples=data.samples[1:]), 0, (1, 2, 3))
+    summaries = [quiet(few, tmp_path / "run", shard=(index, 2), removed="drop") for index in (0, 1)]
+    assert sum(summary.done for summary in summaries) == 1
+    assert sum(len(summary.notes) for summary in summaries) == 2
+    quiet(few, tmp_path / "fresh")
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
+    assert quiet(few, tmp_path / "run").skipped == 5  # as a whole, too
+
+
+# --- kills -------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """As good as kill -9."""
+
+
+def test_killed_between_mask_and_line_then_changed_back_it_is_never_a_mixture(data, tmp_path, monkeypatch):
+    """The maps of the new picture stand beside the mask of the old one only where the mask is gone first."""
+    quiet(data, tmp_path / "run")
+    original = data[0].image.read_bytes()
+    times = data[0].image.stat()
+    repaint(data[0].image)
+    keep = Run.write
+
+    def write(self, id, *, mask, confidence, scores):
+        monkeypatch.setattr(Run, "confidence_path", lambda self, id: (_ for _ in ()).throw(Killed()))
+        keep(self, id, mask=mask, confidence=confidence, scores=scores)
+
+    monkeypatch.setattr(Run, "write", write)
+    with pytest.raises(Killed):
+        quiet(data, tmp_path / "run")
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    data[0].image.write_bytes(original)
+    os.utime(data[0].image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert quiet(data, tmp_path / "run").done == 1
+    quiet(data, tmp_path / "fresh")
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
+
+
+def test_a_mask_without_its_line_is_made_again(data, tmp_path, monkeypatch):
+    keep, lines = Manifest.append, []
+
+    def append(self, record):
+        lines.append(record)
+        if len(lines) < 3:
+            keep(self, record)
+
+    monkeypatch.setattr(Manifest, "append", append)
+    quiet(data, tmp_path / "run")
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    before = artefacts(tmp_path / "run")
+    summary = quiet(data, tmp_path / "run")
+    assert summary.done == 4
+    assert "4 images of which the manifest does not say" in summary.text()
+    assert artefacts(tmp_path / "run") == before
+
+
+# --- classes -----------------------------------------------------------------------------------------------------
+
+
+def classes(*names, background=("sky",)):
+    colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)]
+    texts = {"toy": TextSet(names, background=background)}
+    return ClassSet("mine", ("background", *names), tuple(colours[: len(names) + 1]), texts)
+
+
+def test_classes_are_added_at_the_end_and_masks_stay(data, tmp_path, recwarn):
+    some = replace(data, classes=classes("red", "green", "blue"))
+    quiet(some, tmp_path / "run")
+    before = artefacts(tmp_path / "run")
+    more = retag(replace(data, classes=classes("red", "green", "blue", "apple")), 0, (1, 2))
+    quiet(more, tmp_path / "run")
+    assert any("come after the others: 'apple'" in str(each.message) for each in recwarn)
+    assert touched(before, tmp_path / "run") == {FIRST}
+    run = Run.open(tmp_path / "run")
+    assert run.settings["classes"]["names"] == ["background", "red", "green", "blue", "apple"]
+    assert len(run.settings["classes"]["palette"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        (classes("apple", "red", "green", "blue"), r"classes\.names"),
+        (classes("red", "green"), r"classes\.names"),
+        (classes("red", "green", "navy"), "'blue'.* there and .*'navy'.* now"),
+    ],
+)
+def test_other_classes_are_another_run(data, tmp_path, other, match):
+    quiet(replace(data, classes=classes("red", "green", "blue")), tmp_path / "run")
+    clean = replace(data, classes=other, samples=[replace(each, tags=(1,)) for each in data])
+    with pytest.raises(UserError, match=match):
+        quiet(clean, tmp_path / "run")
+
+
+def test_a_new_class_that_changes_what_is_said_to_clip_is_another_run(data, tmp_path):
+    """A class "sky" is no background any more, so all maps would be others."""
+
+    def says(data):
+        method = toy(classes=data.classes)
+        method.clip = type("CLIP", (), {"sha256": "s", "dtype": torch.float32, "device": "cpu", "name": "c"})()
+        return method
+
+    some = replace(data, classes=classes("red", "green", "blue"))
+    quiet(some, tmp_path / "run", says(some))
+    more = replace(data, classes=classes("red", "green", "blue", "sky", background=()))
+    with pytest.raises(UserError, match=r"background is \['sky'\] there and \[\] now"):
+        quiet(more, tmp_path / "run", says(more))
+    fine = replace(data, classes=classes("red", "green", "blue", "apple"))
+    assert quiet(fine, tmp_path / "run", says(fine)).skipped == 6
+
+
+# --- methods that learn or refine ---------------------------------------------------------------------------------
+
+
+def test_a_fit_stays_as_it_is_and_says_so_until_it_is_made_anew(data, tmp_path, recwarn):
+    quiet(data, tmp_path / "run", toy(FittedOnTags))
+    learned = (tmp_path / "run/checkpoints/fitted.json").read_text()
+    assert not [each for each in recwarn if "was learned" in str(each.message)]
+    other = retag(data, 0, (1, 2, 3))
+    summary = quiet(other, tmp_path / "run", toy(FittedOnTags))
+    assert summary.done == 1
+    assert any("--refit learns and labels all anew" in str(each.message) for each in recwarn)
+    assert (tmp_path / "run/checkpoints/fitted.json").read_text() == learned
+    assert quiet(other, tmp_path / "run", toy(FittedOnTags), refit=True).done == 6
+    quiet(other, tmp_path / "fresh", toy(FittedOnTags))
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
+    assert (tmp_path / "run/checkpoints/fitted.json").read_text() == (
+        tmp_path / "fresh/checkpoints/fitted.json"
+    ).read_text()
+
+
+def test_classes_that_a_fit_does_not_know_need_another_one(data, tmp_path):
+    some = replace(data, classes=classes("red", "green", "blue"))
+    quiet(some, tmp_path / "run", toy(FittedOnTags, some.classes))
+    more = replace(data, classes=classes("red", "green", "blue", "apple"))
+    before = (tmp_path / "run/run.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"fitted for other classes: .apple. is new\. Pass --refit"):
+        quiet(more, tmp_path / "run", toy(FittedOnTags, more.classes))
+    assert (tmp_path / "run/run.yaml").read_bytes() == before
+    assert quiet(more, tmp_path / "run", toy(FittedOnTags, more.classes), refit=True).done == 6
+
+
+def test_an_unfinished_fit_of_other_tags_begins_anew(data, tmp_path, recwarn):
+    quiet(data, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+    (tmp_path / "run/checkpoints/fitted.json").unlink()
+    other = retag(data, 0, (1, 2, 3))
+    quiet(other, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+    assert any("it begins anew" in str(each.message) for each in recwarn)
+    quiet(other, tmp_path / "fresh", toy(FittedOnTags), fit_only=True)
+    expected = (tmp_path / "fresh/checkpoints/fitted.json").read_text()
+    assert (tmp_path / "run/checkpoints/fitted.json").read_text() == expected
+
+
+def test_refined_are_those_again_whose_earlier_maps_changed(data, tmp_path):
+    quiet(data, tmp_path / "seeds")
+    quiet(data, tmp_path / "run", toy(Refiner), prior=tmp_path / "seeds")
+    before = artefacts(tmp_path / "run")
+    repaint(data[0].image)
+    os.utime(data[0].image, ns=(5, 5))
+    quiet(data, tmp_path / "seeds")
+    summary = quiet(data, tmp_path / "run", toy(Refiner), prior=tmp_path / "seeds")
+    assert summary.done == 1
+    assert touched(before, tmp_path / "run") == {FIRST}
+    # the same picture, of which the earlier run says something else now
+    seeds = Run.open(tmp_path / "seeds")
+    maps = seeds.scores(data[1].id)
+    seeds.scores_path(data[1].id).write_bytes(encode_scores(replace(maps, maps=maps.maps / 2)))
+    changed = quiet(data, tmp_path / "run", toy(Refiner), prior=tmp_path / "seeds")
+    assert changed.done == 1
+    assert f"1 images whose maps in the earlier run changed ({data[1].id})" in changed.text()
+
+
+# --- folders of earlier versions -----------------------------------------------------------------------------------
+
+
+def test_a_run_of_the_first_layout_can_be_read_but_not_gone_on_with(data, tmp_path):
+    quiet(data, tmp_path / "run")
+    path = tmp_path / "run/run.yaml"
+    document = yaml.safe_load(path.read_text())
+    del document["layout"], document["images"]
+    document["settings"]["data"] = {"images": 6, "fingerprint": "f"}
+    path.write_text(yaml.safe_dump(document))
+    assert Run.open(tmp_path / "run").images == 6
+    assert len(Run.open(tmp_path / "run").ids()) == 6
+    with pytest.raises(UserError, match=r"earlier version of tag2mask, which did not note.*--overwrite"):
+        quiet(data, tmp_path / "run")
+    assert quiet(data, tmp_path / "run", overwrite=True).done == 6
+    document["layout"] = 99
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(UserError, match="newer version"):
+        quiet(data, tmp_path / "run")
+
+
+# --- what is kept of many -------------------------------------------------------------------------------------------
+
+
+def test_the_last_word_counts_whatever_the_order_of_the_lines(data):
+    old, new = (replace(Stamp.of(data[0].image), size=size) for size in (1, 2))
+    for rows in (
+        [("a", 1.0, Inputs(old)), ("a", 2.0, Inputs(new))],
+        [("a", 2.0, Inputs(new)), ("a", 1.0, Inputs(old))],
+    ):
+        known = KnownInputs([*rows, ("b", 1.0, Inputs(old)), ("b", 2.0, None)])
+        assert len(known) == 1
+        assert known.find("a")._row["image"]["size"] == 2
+        assert known.find("b") is None
+        assert known.find("c") is None
+    assert KnownInputs([]).find("a") is None
+
+
+def test_no_mask_at_all_is_no_success(data, tmp_path):
+    untagged = replace(data, samples=[replace(each, tags=None) for each in data])
+    summary = quiet(untagged, tmp_path / "run")
+    assert summary.empty
+    assert "no image has a mask: none has tags" in summary.text()
+    assert not quiet(data, tmp_path / "run").empty
+    assert not quiet(data, tmp_path / "run").empty  # finished before
+    nothing = replace(data, samples=[])
+    assert not quiet(nothing, tmp_path / "none").empty
+    assert json.loads((tmp_path / "run/summary.0-of-1.json").read_text())["skipped"] == 6
