@@ -17,6 +17,7 @@ from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs, KnownInputs, Stamp
 from tag2mask.run.manifest import Manifest
 from tag2mask.run.scores import encode_scores
+from tag2mask.run.shard import in_shard
 from tag2mask.stages.label import label
 from tag2mask.types import ClassSet, TextSet, UserError
 
@@ -202,6 +203,9 @@ def test_each_shard_sees_to_its_own_images(data, tmp_path):
     for index in (0, 1):
         quiet(data, tmp_path / "run", shard=(index, 2))
     few = retag(replace(data, samples=data.samples[1:]), 0, (1, 2, 3))
+    named = [quiet(replace(data, samples=[]), tmp_path / "run", shard=(index, 2)).notes for index in (0, 1)]
+    own = [sum(in_shard(sample.id, (index, 2)) for sample in data) for index in (0, 1)]
+    assert [note.partition(" ")[0] for notes in named for note in notes] == [str(count) for count in own if count]
     summaries = [quiet(few, tmp_path / "run", shard=(index, 2), removed="drop") for index in (0, 1)]
     assert sum(summary.done for summary in summaries) == 1
     assert sum(len(summary.notes) for summary in summaries) == 2
