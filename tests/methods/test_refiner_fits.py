@@ -126,9 +126,9 @@ def test_a_picture_that_breaks_during_the_fit_is_left_out(name, seeds, tmp_path,
 @pytest.mark.parametrize("name", BOTH)
 def test_an_unfinished_run_is_not_learned_from(name, seeds, tmp_path):
     data, prior = seeds
-    more = replace(data, samples=[*data.samples, replace(data.samples[0], id="more")])
-    with pytest.raises(UserError, match=r"is unfinished: it did not come to 1 of 5 images"):
-        fit(make(name), (more, prior), tmp_path / "run")
+    half = Run(prior.path, prior.settings, prior.noted, images=5)
+    with pytest.raises(UserError, match=r"is unfinished \(4 of 5 images\)"):
+        fit(make(name), (data, half), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -94,13 +94,9 @@ class Refiner(ABC, Generic[Options, Network]):
         if prior is None:
             raise UserError(f"{self.name} learns from an earlier run's maps; give its folder as the prior")
         maps = PriorMaps.of(prior, self.options.threshold)
-        records = prior.records()
-        undone = sum(sample.tags is not None and sample.id not in records for sample in data)
-        if undone:  # once it has learned from a part, it would not learn from the rest
-            raise UserError(
-                f"{prior.path} is unfinished: it did not come to {undone} of {len(data)} images; give its command "
-                "again first"
-            )
+        images, done = prior.images or 0, len(prior.records())
+        if done < images:  # once it has learned from a part, it would not learn from the rest
+            raise UserError(f"{prior.path} is unfinished ({done} of {images} images); give its command again first")
         if not (run.checkpoints / FITTED).exists():
             steps, what = self.published
             if self.options.steps < steps:
