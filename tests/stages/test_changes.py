@@ -331,6 +331,8 @@ def test_a_fit_stays_as_it_is_and_says_so_until_it_is_made_anew(data, tmp_path, 
     assert any("--refit learns and labels all anew" in str(each.message) for each in recwarn)
     assert (tmp_path / "run/checkpoints/fitted.json").read_text() == learned
     assert quiet(other, tmp_path / "run", toy(FittedOnTags), refit=True).done == 6
+    with pytest.raises(UserError, match="nothing to fit here; leave out refit"):
+        quiet(other, tmp_path / "plain", refit=True)
     quiet(other, tmp_path / "fresh", toy(FittedOnTags))
     assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
     assert (tmp_path / "run/checkpoints/fitted.json").read_text() == (

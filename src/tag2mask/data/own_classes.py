@@ -68,7 +68,7 @@ def classes_of_names(
     alike = [" and ".join(map(repr, group)) for group in _look_alikes(classes.values())]
     notes += counted(f"names in {source} that look like one class, and stay two", alike)
     notes += _inner(classes.values(), source)
-    return own, [f"the {len(own.foreground)} classes are those named in {source}: {said}", *notes]
+    return own, [f"{_these(len(own.foreground))} named in {source}: {said}", *notes]
 
 
 def classes_of_tags(
@@ -124,7 +124,7 @@ def classes_of_tags(
     chosen = sorted((n for n in classes.values() if n not in aliases), key=lambda word: (fold(word), word))
     notes += _inner(chosen, source)
     with_counts = listing([f"{name!r} ({held[fold(name)]})" for name in chosen], most=40)
-    first = f"the {len(chosen)} classes are those named in {source}, with the images that have them: {with_counts}"
+    first = f"{_these(len(chosen))} named in {source}, with the number of images that have each: {with_counts}"
     return plain_classes(chosen, id, aliases), [first, *notes]
 
 
@@ -180,3 +180,7 @@ def _inner(names: Iterable[str], source: str) -> list[str]:
         if part in single
     ]
     return counted(f"names of {source} that recur in longer ones, each a class of its own", inner)
+
+
+def _these(count: int) -> str:
+    return "the class is the one" if count == 1 else f"the {count} classes are those"

@@ -99,7 +99,7 @@ class KnownInputs:
         packed = bytearray()
         for id, at, inputs in rows:
             packed += _PACK.pack(id_key(id), at, inputs is not None, *_fields(inputs))
-        table: NDArray[Any] = np.frombuffer(bytes(packed), _ROW)
+        table: NDArray[Any] = np.frombuffer(packed, _ROW)
         table = table[np.lexsort((table["at"], table["key"]))]  # stable: of equal times the later line counts
         last = np.ones(len(table), np.bool_)
         last[:-1] = table["key"][1:] != table["key"][:-1]

@@ -122,8 +122,9 @@ def label(
         decided = {**named, "clip": _clip_of(method), **_resolved_of(method)}
         elsewhere, digest = open_fitted(fitted, method, data.classes, decided)
         learned = {"fitted": {"sha256": digest}}
-    if fit_only and learned.get("fitted") != "here":
-        raise UserError(f"{named['method']} has nothing to fit here; leave fit_only (--fit-only) away")
+    if (fit_only or refit) and learned.get("fitted") != "here":
+        option = "fit_only (--fit-only)" if fit_only else "refit (--refit); overwrite (--overwrite) labels all anew"
+        raise UserError(f"{named['method']} has nothing to fit here; leave out {option}")
     total, fingerprint = survey(data, shard)
     run = Run.create(
         out,

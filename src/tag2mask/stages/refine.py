@@ -12,11 +12,18 @@ from tag2mask.run.folder import SEEDS
 from tag2mask.stages.label import label
 from tag2mask.stages.recipe import Recipe
 from tag2mask.stages.work import Summary
-from tag2mask.types import UserError
+from tag2mask.types import Trainable, UserError
 
 
 def label_refined(
-    recipe: Recipe, out: Path | str, *, prior: Path | str | None = None, fit_only: bool = False, **how: Any
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    prior: Path | str | None = None,
+    fit_only: bool = False,
+    overwrite: bool = False,
+    refit: bool = False,
+    **how: Any,
 ) -> list[Summary]:
     """Make seeds as the recipe says and refine their maps.
 
@@ -25,7 +32,9 @@ def label_refined(
         out: the folder of the refined run; the seeds' is inside.
         prior: what the seeds' own method starts from, if it does.
         fit_only: make the seeds and stop when the refiner has learned.
-        how: of both, as ``label`` has it: shard, batch_size, overwrite, progress, crf_max_pixels.
+        overwrite: remove both runs and begin afresh.
+        refit: as ``overwrite``, and what was learned goes, too.
+        how: of both, as ``label`` has it: shard, batch_size, removed, progress, crf_max_pixels.
 
     Returns:
         Summaries of the seeds and of the refined run.
@@ -36,7 +45,18 @@ def label_refined(
     if recipe.refine is None:
         raise UserError("nothing to refine with; name a refiner, such as --refine irn")
     seeds = Path(out) / SEEDS
-    first = label(recipe.data, recipe.method, seeds, rule=recipe.rule, noted=recipe.noted, prior=prior, **how)
+    learns = isinstance(recipe.method, Trainable)
+    first = label(
+        recipe.data,
+        recipe.method,
+        seeds,
+        rule=recipe.rule,
+        noted=recipe.noted,
+        prior=prior,
+        overwrite=overwrite or (refit and not learns),
+        refit=refit and learns,
+        **how,
+    )
     second = label(
         recipe.data,
         recipe.refine.method,
@@ -45,6 +65,8 @@ def label_refined(
         noted=recipe.noted,
         prior=seeds,
         fit_only=fit_only,
+        overwrite=overwrite,
+        refit=refit,
         **how,
     )
     return [first, second]
