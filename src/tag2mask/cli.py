@@ -21,6 +21,7 @@ from tag2mask.cli_options import (
     DeviceOption,
     ImagesOption,
     KindOption,
+    NewUnknownOption,
     RemovedOption,
     RunFolder,
     SeparatorOption,
@@ -215,7 +216,8 @@ def label(
         return
     for summary in summaries:
         typer.echo(summary.text())
-    if any(summary.failed or summary.empty for summary in summaries):
+    # of a shard alone, images without tags may be all there are
+    if any(summary.failed or (summary.empty and shard_ == WHOLE) for summary in summaries):
         raise typer.Exit(SOME_FAILED)
 
 
@@ -223,6 +225,7 @@ def label(
 def evaluate(
     run: RunFolder,
     data: Annotated[Path | None, typer.Option(help="The data with its truth; default: where the run's was.")] = None,
+    kind: KindOption = None,
     split: SplitOption = None,
     tags: TagsOption = None,
     images: ImagesOption = None,
@@ -230,6 +233,10 @@ def evaluate(
     truth_values: TruthValuesOption = None,
     truth_turn: TruthTurnOption = None,
     classes: ClassesOption = None,
+    unknown: NewUnknownOption = None,
+    separator: SeparatorOption = None,
+    twins: TwinsOption = None,
+    count_from: CountFromOption = None,
     boundary: Annotated[bool, typer.Option(help="Boundary IoU too (slower).")] = True,
     thresholds: Annotated[bool, typer.Option(help="All background thresholds and powers on the score maps.")] = True,
     confidence: Annotated[
@@ -242,8 +249,17 @@ def evaluate(
     from tag2mask.stages.run_data import data_for
 
     opened = Run.open(run)
-    where = {"path": data, "split": split, "tags": tags, "images": images, "truth": truth, "classes": classes}
-    dataset = data_for(opened, where | {"truth_values": truth_values, "truth_turn": truth_turn})
+    where: dict[str, Any] = {
+        "path": data,
+        "kind": kind,
+        "split": split,
+        "tags": tags,
+        "images": images,
+        "truth": truth,
+    }
+    where |= {"truth_values": truth_values, "truth_turn": truth_turn, "classes": classes, "unknown": unknown}
+    where |= {"separator": separator, "twins": twins, "count_from": count_from}
+    dataset = data_for(opened, where)
     result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds, confidence=confidence)
     typer.echo(result.text())
 
@@ -253,6 +269,7 @@ def report(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run folder.")] = None,
     data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
+    kind: KindOption = None,
     split: SplitOption = None,
     tags: TagsOption = None,
     images: ImagesOption = None,
@@ -260,6 +277,10 @@ def report(
     truth_values: TruthValuesOption = None,
     truth_turn: TruthTurnOption = None,
     classes: ClassesOption = None,
+    unknown: NewUnknownOption = None,
+    separator: SeparatorOption = None,
+    twins: TwinsOption = None,
+    count_from: CountFromOption = None,
     worst: Annotated[int, typer.Option(min=0, help="How many images are shown, worst first.")] = 24,
 ) -> None:
     """Write one HTML file that shows a run: overlays, numbers, settings; with truth, classes and threshold curve."""
@@ -267,8 +288,17 @@ def report(
     from tag2mask.stages.report import report as run_report
 
     opened = Run.open(run)
-    where = {"path": data, "split": split, "tags": tags, "images": images, "truth": truth, "classes": classes}
-    dataset = images_if_there(opened, where | {"truth_values": truth_values, "truth_turn": truth_turn})
+    where: dict[str, Any] = {
+        "path": data,
+        "kind": kind,
+        "split": split,
+        "tags": tags,
+        "images": images,
+        "truth": truth,
+    }
+    where |= {"truth_values": truth_values, "truth_turn": truth_turn, "classes": classes, "unknown": unknown}
+    where |= {"separator": separator, "twins": twins, "count_from": count_from}
+    dataset = images_if_there(opened, where)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
@@ -289,9 +319,18 @@ def export(
     data: Annotated[
         Path | None, typer.Option(help="The data of a run's masks; default: where the run's was.")
     ] = None,
+    kind: KindOption = None,
     split: SplitOption = None,
     tags: TagsOption = None,
     images: ImagesOption = None,
+    truth: TruthOption = None,
+    truth_values: TruthValuesOption = None,
+    truth_turn: TruthTurnOption = None,
+    classes: ClassesOption = None,
+    unknown: NewUnknownOption = None,
+    separator: SeparatorOption = None,
+    twins: TwinsOption = None,
+    count_from: CountFromOption = None,
     competition: Annotated[
         str, typer.Option(help="voc-test: comp5 if nothing but VOC was used in training, else comp6.")
     ] = "comp6",
@@ -306,7 +345,16 @@ def export(
         typer.echo(export_network(source, to, out).text())
         return
     opened = Run.open(source)
-    where = {"path": data, "split": split, "tags": tags, "images": images}
+    where: dict[str, Any] = {
+        "path": data,
+        "kind": kind,
+        "split": split,
+        "tags": tags,
+        "images": images,
+        "truth": truth,
+    }
+    where |= {"truth_values": truth_values, "truth_turn": truth_turn, "classes": classes, "unknown": unknown}
+    where |= {"separator": separator, "twins": twins, "count_from": count_from}
     if to == "voc-test":
         from tag2mask.stages.voc_server import voc_archive
 

@@ -63,6 +63,10 @@ ClassesOption = Annotated[
         help="voc12, coco14, a YAML file of your own, or file (VOC's or COCO's own names); default: from the data."
     ),
 ]
+NewUnknownOption = Annotated[
+    str | None,
+    typer.Option("--unknown", help="Tags that are no class: error, or skip them; default: as the run had it."),
+]
 UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]
 ClipOption = Annotated[
     str | None,

@@ -13,6 +13,8 @@ from tag2mask.cli_options import (
     CountFromOption,
     DeviceOption,
     ImagesOption,
+    KindOption,
+    NewUnknownOption,
     RemovedOption,
     SeparatorOption,
     TagsOption,
@@ -47,12 +49,17 @@ def train(
     split: Annotated[
         str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")
     ] = None,
+    kind: KindOption = None,
     tags: TagsOption = None,
     images: ImagesOption = None,
     truth: Annotated[Path | None, typer.Option(help="Folder of true masks, read for --pixel-labels alone.")] = None,
     truth_values: TruthValuesOption = None,
     truth_turn: TruthTurnOption = None,
-    classes: Annotated[str | None, typer.Option(help="Class set of --data, where it does not tell itself.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Class set of --data, where it names none.")] = None,
+    unknown: NewUnknownOption = None,
+    separator: SeparatorOption = None,
+    twins: TwinsOption = None,
+    count_from: CountFromOption = None,
     pixel_labels: Annotated[
         Path | None,
         typer.Option(
@@ -104,14 +111,30 @@ def train(
         list_settings(recipe)
         return
     opened = None if run is None else Run.open(run)
-    where = {"path": data, "split": split, "tags": tags, "images": images, "truth": truth, "classes": classes}
-    where |= {"truth_values": truth_values, "truth_turn": truth_turn}
+    where: dict[str, Any] = {
+        "path": data,
+        "kind": kind,
+        "split": split,
+        "tags": tags,
+        "images": images,
+        "truth": truth,
+    }
+    where |= {"truth_values": truth_values, "truth_turn": truth_turn, "classes": classes, "unknown": unknown}
+    where |= {"separator": separator, "twins": twins, "count_from": count_from}
     if opened is not None:
         dataset = data_for(opened, where)
     elif data is None:
         raise UserError("nothing to train on: give a run folder, or --data and --pixel-labels for true masks alone")
     else:
-        dataset = open_data(parse_data({key: str(value) for key, value in where.items() if value is not None}))
+        dataset = open_data(
+            parse_data(
+                {
+                    key: str(value) if isinstance(value, Path) else value
+                    for key, value in where.items()
+                    if value is not None
+                }
+            )
+        )
     result = run_train(
         opened,
         out,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -429,3 +431,98 @@ def test_no_mask_at_all_is_no_success(data, tmp_path):
     nothing = replace(data, samples=[])
     assert not quiet(nothing, tmp_path / "none").empty
     assert json.loads((tmp_path / "run/summary.0-of-1.json").read_text())["skipped"] == 6
+
+
+# --- what a reviewer found ------------------------------------------------------------------------------------------
+
+
+def test_a_kill_before_the_line_leaves_no_old_word_on_the_new_mask(data, tmp_path, monkeypatch):
+    """A, then B written and killed before its line, then A again: the mask there is B's."""
+    quiet(data, tmp_path / "run")
+    original, times = data[0].image.read_bytes(), data[0].image.stat()
+    repaint(data[0].image)
+    keep = Manifest.append
+
+    def append(self, record):
+        if record.status == "ok":
+            raise Killed
+        keep(self, record)
+
+    monkeypatch.setattr(Manifest, "append", append)
+    with pytest.raises(Killed):
+        quiet(data, tmp_path / "run")
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    data[0].image.write_bytes(original)
+    os.utime(data[0].image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert quiet(data, tmp_path / "run").done == 1
+    quiet(data, tmp_path / "fresh")
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
+
+
+def test_a_clock_that_is_set_back_does_not_bring_old_words_back(data, tmp_path, monkeypatch):
+    now = time.time
+    monkeypatch.setattr("tag2mask.run.manifest.time.time", lambda: now() + 3600)
+    for index in (0, 1):
+        quiet(data, tmp_path / "run", shard=(index, 2))
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    repaint(data[0].image)
+    assert quiet(data, tmp_path / "run").done == 1
+    assert quiet(data, tmp_path / "run").done == 0
+
+
+def test_a_refined_run_keeps_its_masks_where_the_earlier_run_cannot_be_looked_at(data, tmp_path):
+    quiet(data, tmp_path / "seeds")
+    quiet(data, tmp_path / "run", toy(Refiner), prior=tmp_path / "seeds")
+    before = artefacts(tmp_path / "run")
+    shutil.move(tmp_path / "seeds/scores", tmp_path / "away")
+    assert quiet(data, tmp_path / "run", toy(Refiner), prior=tmp_path / "seeds").skipped == 6
+    assert artefacts(tmp_path / "run") == before
+
+
+def test_what_is_noted_of_a_touched_file_is_what_was_compared(data, tmp_path, monkeypatch):
+    """A file that is replaced right after it was compared is found by the next call."""
+    quiet(data, tmp_path / "run")
+    path = data[0].image
+    with Image.open(path) as image:
+        image.save(path)  # the same picture, perhaps other bytes
+    quiet(data, tmp_path / "run")
+    os.utime(path, ns=(7, 7))
+    keep = Stamp.of
+
+    def of(file):
+        stamp = keep(file)
+        if file == path:
+            monkeypatch.setattr(Stamp, "of", keep)
+            repaint(path, seed=11)
+        return stamp
+
+    monkeypatch.setattr(Stamp, "of", of)
+    assert quiet(data, tmp_path / "run").done == 0
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    assert quiet(data, tmp_path / "run").done == 1
+
+
+def test_an_unfinished_fit_of_other_pictures_begins_anew(data, tmp_path, recwarn):
+    quiet(data, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+    (tmp_path / "run/checkpoints/fitted.json").unlink()
+    for n, sample in enumerate(data):
+        repaint(sample.image, seed=n + 20)
+    quiet(data, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+    assert any("it begins anew" in str(each.message) for each in recwarn)
+    quiet(data, tmp_path / "fresh", toy(FittedOnTags), fit_only=True)
+    expected = (tmp_path / "fresh/checkpoints/fitted.json").read_text()
+    assert (tmp_path / "run/checkpoints/fitted.json").read_text() == expected
+
+
+def test_classes_that_the_earlier_run_gained_are_named_by_the_refined_one(data, tmp_path):
+    some = replace(data, classes=classes("red", "green", "blue"))
+    more = replace(data, classes=classes("red", "green", "blue", "apple"))
+    quiet(some, tmp_path / "seeds")
+    quiet(some, tmp_path / "run", toy(Refiner, some.classes), prior=tmp_path / "seeds")
+    quiet(more, tmp_path / "seeds")
+    with pytest.raises(UserError, match=r"'apple' is new\. Pass --refit"):
+        quiet(more, tmp_path / "run", toy(Refiner, more.classes), prior=tmp_path / "seeds")
+    assert quiet(more, tmp_path / "run", toy(Refiner, more.classes), prior=tmp_path / "seeds", refit=True).done == 6

@@ -143,22 +143,22 @@ def activate(
 def _masses(anchors: Tensor, typical: Tensor, sizes: Tensor, settings: Prototypes) -> Tensor:
     """The mass of each cluster by how typical of its class it is: (B, G, K), sums of 1, 0 where there is none."""
     there = sizes > 0  # (B, G, K)
-    likeness = F.cosine_similarity(anchors, typical, dim=-1)  # (B, G, K)
+    likeness = F.cosine_similarity(anchors.float(), typical.float(), dim=-1)  # (B, G, K)
     if settings.marginal == "similarity":
         masses = likeness.clamp(min=0) * there
     elif settings.marginal == "softmax":
         masses = (likeness / settings.temperature).masked_fill(~there, -torch.inf).softmax(-1).nan_to_num()
     else:
         masses = there.float()
-    none = masses.sum(-1, keepdim=True) <= 0  # no cluster is like its class at all: all alike
+    none = masses.sum(-1, keepdim=True) <= EPS  # no cluster is like its class at all: all alike
     masses = torch.where(none, there.float(), masses)
     return masses / masses.sum(-1, keepdim=True).clamp(min=EPS)
 
 
 def _plan(flat: Tensor, anchors: Tensor, masses: Tensor, there: Tensor, settings: Prototypes) -> Tensor:
     count, clusters = flat.shape[1], anchors.shape[2]
-    cost = 1 - cosines(flat, anchors).transpose(2, 3)  # (B, G, N, K)
-    rows = flat.new_full((*there.shape, count), 1 / count)
+    cost = 1 - cosines(flat.float(), anchors.float()).transpose(2, 3)  # (B, G, N, K)
+    rows = torch.full((*there.shape, count), 1 / count, device=flat.device)
     # A class without a confident pixel has no masses; its problem is made solvable and its result left out.
     columns = torch.where(there[..., None], masses, masses.new_full((), 1 / clusters))
     return transport_plan(

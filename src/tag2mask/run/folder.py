@@ -47,7 +47,7 @@ _ABOUT = ("metrics.json", "report.html")
 _MATTERS = ("version", "torch", "threads", "device", "precision", "batch_size")
 """Circumstances that may move the last bits of a result."""
 
-_WHERE = ("data_root", "config")
+_WHERE = ("data_root", "config", "prior_path", "fitted_path")
 """Circumstances that say where the data are: they may have moved."""
 
 
@@ -245,13 +245,16 @@ class Run:
     def write(self, id: str, *, mask: bytes, confidence: bytes, scores: Scores | None) -> None:
         """Store the artefacts of one image; the mask comes last and says that the image is done.
 
-        An earlier mask goes first, so that none ever stands beside the artefacts of another picture.
+        An earlier mask goes first, so that none ever stands beside the artefacts of another picture; and before that
+        a line in the manifest says so, so that a kill before the line on this one leaves no old word on it.
 
         Raises:
             OSError: the disk is full or read-only, or the id is not possible as a file name there.
         """
         token = shard_name(self._writing()[0])
-        self.mask_path(id).unlink(missing_ok=True)
+        if any(self._artefact(kind, id).exists() for kind in _SUFFIX):
+            self.record(id, "failed", error="it was to be made again, and that was not finished")
+            self.mask_path(id).unlink(missing_ok=True)
         if scores is not None:
             write_atomic(self.scores_path(id), encode_scores(scores), token=token)
         write_atomic(self.confidence_path(id), confidence, token=token)
@@ -340,8 +343,9 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Stands for all settings of this run in those of another."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+        """Stands for the settings of this run in those of another, which compares the classes itself."""
+        deciding = {key: value for key, value in self.settings.items() if key != "classes"}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def checkpoints(self) -> Path:
@@ -355,7 +359,10 @@ class Run:
     def inputs(self) -> KnownInputs:
         """What the masks were made of, by all shards' manifests."""
         lines = (line for path in sorted(self._manifests()) for line in read_manifest(path))
-        return KnownInputs((line.id, line.at, line.inputs) for line in lines)
+        known = KnownInputs((line.id, line.at, line.inputs) for line in lines)
+        if self._manifest is not None:
+            self._manifest.comes_after(known.latest)
+        return known
 
     def _manifests(self) -> Iterator[Path]:
         return self.path.glob("manifest.*.jsonl")

@@ -89,9 +89,9 @@ _NOTHING = (-1, -1, bytes(_DIGEST))
 
 
 class KnownInputs:
-    """The inputs of many images, 89 bytes each, by id; the last word on each counts.
+    """The inputs of many images by id, some 100 bytes each; the last word on each counts.
 
-    Tags are kept as a 63-bit hash.
+    Tags are kept as a 63-bit hash. latest: when the last line was written, Unix time.
     """
 
     def __init__(self, rows: Iterable[tuple[str, float, Inputs | None]]) -> None:
@@ -104,7 +104,10 @@ class KnownInputs:
         last = np.ones(len(table), np.bool_)
         last[:-1] = table["key"][1:] != table["key"][:-1]
         table = table[last]
+        self.latest = float(table["at"].max()) if len(table) else 0.0
         self._table = table[table["ok"]]
+        # a field of the table is not contiguous, and searching in one would copy it each time
+        self._keys = np.ascontiguousarray(self._table["key"])
 
     def __len__(self) -> int:
         return len(self._table)
@@ -112,8 +115,8 @@ class KnownInputs:
     def find(self, id: str) -> KnownImage | None:
         """What an image's mask was made of, or None where there is none."""
         key = id_key(id)
-        place = int(np.searchsorted(self._table["key"], np.uint64(key)))
-        if place == len(self._table) or int(self._table["key"][place]) != key:
+        place = int(np.searchsorted(self._keys, np.uint64(key)))
+        if place == len(self._keys) or int(self._keys[place]) != key:
             return None
         return KnownImage(self._table[place])
 
@@ -128,30 +131,47 @@ class KnownImage:
         """Whether it was labelled with these tags."""
         return int(self._row["tags"]) == _tags_hash(tags)
 
-    def image_is(self, path: Path) -> Stamp | bool:
-        """Whether the image's file has the content it had; a new stamp where only its time differs.
+    @property
+    def inputs_of(self) -> tuple[Stamp, Stamp | None]:
+        """The stamps of the image and of what an earlier run found, as they were."""
+        earlier = self._row["earlier"]
+        return _stamped(self._row["image"]), None if int(earlier["size"]) == -1 else _stamped(earlier)
+
+    def image_now(self, path: Path) -> Stamp | None:
+        """The stamp of the image's file if its content is what it was, with its time of now, else None.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: it cannot be looked at.
         """
-        return _is(self._row["image"], path)
+        return _same(self.inputs_of[0], path)
 
-    def earlier_is(self, path: Path | None) -> Stamp | bool:
-        """As ``image_is``, of what an earlier run found. None: there is no earlier run."""
-        if path is None or not path.exists():
-            return int(self._row["earlier"]["size"]) == -1
-        return _is(self._row["earlier"], path)
+    def earlier_now(self, path: Path | None) -> tuple[bool, Stamp | None]:
+        """Whether what an earlier run found is what it was, and its stamp; None: there is no earlier run.
+
+        Raises:
+            OSError: it was there, and cannot be looked at now.
+        """
+        before = self.inputs_of[1]
+        if before is None:
+            return path is None or not path.exists(), None
+        if path is None:
+            return False, None
+        now = _same(before, path)
+        return now is not None, now
 
 
-def _is(row: Any, path: Path) -> Stamp | bool:
+def _stamped(row: Any) -> Stamp:
+    return Stamp(int(row["size"]), int(row["changed"]), row["digest"].tobytes().hex())
+
+
+def _same(before: Stamp, path: Path) -> Stamp | None:
     status = path.stat()
-    size, changed = int(row["size"]), int(row["changed"])
-    if status.st_size == size and status.st_mtime_ns == changed:
-        return True
-    if status.st_size != size:
-        return False
-    stamp = Stamp.of(path)
-    return stamp if bytes.fromhex(stamp.digest) == row["digest"].tobytes() else False
+    if status.st_size == before.size and status.st_mtime_ns == before.changed:
+        return before
+    if status.st_size != before.size:
+        return None
+    now = Stamp.of(path)
+    return now if now.digest == before.digest else None
 
 
 def _fields(inputs: Inputs | None) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tag2mask.run.inputs import Inputs
 
@@ -41,21 +41,24 @@ class Manifest:
         self._file = io.FileIO(path, "ab")
         self._torn = _ends_torn(path)
         self._turn = threading.Lock()
+        self._latest = 0.0
 
     def append(self, record: Record) -> None:
         """Add a line. It is in the file when this returns."""
-        line = {
+        line: dict[str, Any] = {
             "id": record.id,
             "status": record.status,
             "seconds": {stage: round(seconds, 4) for stage, seconds in record.seconds.items()},
             "error": record.error,
-            "at": round(record.at or time.time(), 3),
         }
         if record.inputs is not None:
             line["inputs"] = record.inputs.plain()
-        # ASCII: lone surrogates of an undecodable file name survive, and a torn line is torn between characters
-        data = json.dumps(line).encode("ascii") + b"\n"
         with self._turn:
+            # a clock that was set back must not make the last word an old one
+            self._latest = max(round(record.at or time.time(), 3), self._latest + 0.001)
+            line["at"] = round(self._latest, 3)
+            # ASCII: lone surrogates of an undecodable file name survive, and a torn line is torn between characters
+            data = json.dumps(line).encode("ascii") + b"\n"
             if self._torn:
                 data = b"\n" + data
             self._torn = True
@@ -63,6 +66,11 @@ class Manifest:
             if written != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
             self._torn = False
+
+    def comes_after(self, at: float) -> None:
+        """Lines from now on are later than that, whatever the clock says."""
+        with self._turn:
+            self._latest = max(self._latest, at)
 
     def close(self) -> None:
         """Close the file; every line is already in it."""

@@ -18,7 +18,7 @@ from tag2mask.data.columns import listing
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs, Stamp, id_key
 from tag2mask.run.shard import Shard, in_shard
-from tag2mask.types import Dataset, Sample
+from tag2mask.types import Dataset, Sample, UserError
 
 Removed = Literal["keep", "drop"]
 """What becomes of the masks of images that are no longer in the data, or have no tags any more."""
@@ -95,22 +95,22 @@ class Changes:
         if not known.has_tags(sample.tags if self._tags else None):
             return "tags", None
         try:
-            image, earlier = known.image_is(sample.image), known.earlier_is(self._earlier_file(sample))
+            image, (same, earlier) = known.image_now(sample.image), known.earlier_now(self._earlier_file(sample))
         except OSError:
             return None, None  # a file that cannot be looked at now is no reason to lose its mask
-        if image is False:
+        if image is None:
             return "picture", None
-        if earlier is False:
+        if not same:
             return "earlier", None
-        if image is True and earlier is True:
+        if (image, earlier) == known.inputs_of:
             return None, None
-        return None, self.inputs(sample)
+        return None, Inputs(image, sample.tags if self._tags else None, earlier)
 
     def _earlier_file(self, sample: Sample) -> Path | None:
         if self._earlier is None:
             return None
-        scores = self._earlier.scores_path(sample.id)
-        return scores if scores.exists() else self._earlier.mask_path(sample.id)
+        kept = self._earlier.settings.get("keep_scores", True)
+        return self._earlier.scores_path(sample.id) if kept else self._earlier.mask_path(sample.id)
 
 
 def left_over(run: Run, data: Dataset, shard: Shard, removed: Removed, *, tags: bool = True) -> list[str]:
@@ -135,7 +135,10 @@ def left_over(run: Run, data: Dataset, shard: Shard, removed: Removed, *, tags: 
         if len(gone) < _SHOWN:
             gone.append(id)
         if removed == "drop":
-            run.discard(id)
+            try:
+                run.discard(id)
+            except OSError as error:
+                raise UserError(f"{run.mask_path(id)} cannot be removed ({error.strerror})") from error
     if not count:
         return []
     more = f" and {count - len(gone)} more" if count > len(gone) else ""

@@ -6,7 +6,7 @@ if nothing had happened. One bad image never stops it. A disk that is full or re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from tag2mask.stages.changes import Changes, Removed, left_over
 from tag2mask.stages.fit import make_ready, open_fitted
 from tag2mask.stages.plan import load, plan, survey
 from tag2mask.stages.work import Labeller, Summary, Work, describe, device_of, place
-from tag2mask.types import ClassSet, Dataset, MaskRule, Method, Trainable, UserError
+from tag2mask.types import ClassSet, Dataset, MaskRule, Method, Sample, Trainable, UserError
 
 if TYPE_CHECKING:
     from tag2mask.models.weights import CLIP
@@ -64,7 +64,8 @@ def label(
     """Make a pseudo mask for every image that has tags.
 
     Samples with unknown tags are skipped and counted; those with none at all (``()``) get a mask of background. In a
-    folder with masks, those of images that were replaced or are tagged otherwise now are made again, and no others.
+    folder with masks, those of images that were replaced or are tagged otherwise now are made again, and no others
+    (of batches of several, whose last bits may depend on neighbours, the others keep those they had).
     A method that learns is fitted first, in the folder's checkpoints, on all of the data; see ``stages.fit``.
 
     Args:
@@ -125,7 +126,9 @@ def label(
     if (fit_only or refit) and learned.get("fitted") != "here":
         option = "fit_only (--fit-only)" if fit_only else "refit (--refit); overwrite (--overwrite) labels all anew"
         raise UserError(f"{named['method']} has nothing to fit here; leave out {option}")
-    total, fingerprint = survey(data, shard)
+    total, fingerprint = survey(
+        data, shard, files=_fit_files(before) if learned.get("fitted") == "here" else _no_files
+    )
     run = Run.create(
         out,
         {
@@ -202,6 +205,17 @@ def _make(
     method = make_method(name, classes, clip=model, **options)
     place(method, device)
     return method, {"method": name, "options": checked}
+
+
+def _no_files(_: Sample) -> tuple[Path, ...]:
+    return ()
+
+
+def _fit_files(before: Run | None) -> Callable[[Sample], tuple[Path, ...]]:
+    """The files that a fit reads of a sample."""
+    if before is None:
+        return lambda sample: (sample.image,)
+    return lambda sample: (sample.image, before.scores_path(sample.id))
 
 
 def _supervision(before: Run | None, method: Method) -> str:

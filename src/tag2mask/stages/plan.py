@@ -98,10 +98,13 @@ def plan(
             yield _batch(group, todo)
 
 
-def survey(data: Dataset, shard: Shard, *, tags: bool = True) -> tuple[int, str]:
+def survey(
+    data: Dataset, shard: Shard, *, tags: bool = True, files: Callable[[Sample], Iterable[Path]] = lambda _: ()
+) -> tuple[int, str]:
     """The number of images in the shard, and a fingerprint of all ids and tags, in order, which a fit is of.
 
     tags: False: they play no part, not even in the fingerprint.
+    files: of a sample, whose sizes in bytes are in the fingerprint; the content of all would take too long to read.
 
     Raises:
         UserError: an id that cannot name a file, or a tag outside the class set.
@@ -112,9 +115,17 @@ def survey(data: Dataset, shard: Shard, *, tags: bool = True) -> tuple[int, str]
         check_id(sample.id)
         if tags and sample.tags and not 1 <= min(sample.tags) <= max(sample.tags) < len(data.classes):
             raise UserError(f"{sample.id} has tags {sample.tags}; {data.classes.id} has 1 to {len(data.classes) - 1}")
-        digest.update(json.dumps([sample.id, sample.tags if tags else None]).encode())
+        sizes = [_size_of(path) for path in files(sample)]
+        digest.update(json.dumps([sample.id, sample.tags if tags else None, *sizes]).encode())
         total += in_shard(sample.id, shard)
     return total, digest.hexdigest()[:16]
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def load(

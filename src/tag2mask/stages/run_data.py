@@ -70,11 +70,16 @@ def data_for(run: Run, given: Mapping[str, Any] | None = None) -> Columns:
     Raises:
         UserError: the data is not known, or no longer there.
     """
-    new = {key: str(value) for key, value in (given or {}).items() if value is not None}
+    new = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in (given or {}).items()
+        if value is not None
+    }
     before = {} if "path" in new and "config" not in run.noted else data_of(run).model_dump()
     if "path" in new:
         before = _moved(before, Path(new["path"]))
-    if "path" in new or "truth" in new:  # what was said of the old truth
+    lost = before.pop("truth_lost", False)
+    if lost or "truth" in new:  # what was said of the old truth
         before |= {"truth_values": None, "truth_turn": None}
     config = parse_data({**before, **new})
     try:
@@ -87,8 +92,8 @@ def data_for(run: Run, given: Mapping[str, Any] | None = None) -> Columns:
 def _moved(before: dict[str, Any], path: Path) -> dict[str, Any]:
     """The settings of data that lies at another place now."""
     old = Path(str(before.get("path")))
-    here, there = (each.parent if each.suffix else each for each in (path, old))
-    found: dict[str, Any] = {"kind": None}
+    here, there = (each.parent if _is_file(each) else each for each in (path, old))
+    found: dict[str, Any] = {}
     for key in ("tags", "images", "truth"):
         value = before.get(key)
         if value is None or value == FOLDERS:
@@ -96,7 +101,12 @@ def _moved(before: dict[str, Any], path: Path) -> dict[str, Any]:
         place = Path(value)
         place = here / place.relative_to(there) if place.is_relative_to(there) else place
         found[key] = str(place) if place.exists() else None
-    return {**before, **found}
+    return {**before, **found, "truth_lost": before.get("truth") is not None and found.get("truth") is None}
+
+
+def _is_file(path: Path) -> bool:
+    """Whether data at a path, which may be gone, is a COCO file and not a folder."""
+    return path.suffix.lower() == ".json" and not path.is_dir()
 
 
 def _where_to_say(config: DataConfig) -> str:
@@ -121,9 +131,14 @@ def in_run_order(data: Columns, config: DataConfig, run: Run) -> Columns:
     stored, names = stored_classes(run), data.classes.foreground
     if names[: len(stored.foreground)] == stored.foreground or not _names_its_own(data, config):
         return data
-    known = {fold(name) for name in stored.foreground}
-    order = [*stored.foreground, *(name for name in names if fold(name) not in known)]
-    classes = replace(plain_classes(order, stored.id), aliases=data.classes.aliases)
+    known = {fold(name): name for name in stored.foreground}
+    # names that were put together (--twins merge) may be called otherwise in the run
+    called = {to: known[fold(alias)] for alias, to in data.classes.aliases.items() if fold(alias) in known}
+    called = {name: old for name, old in called.items() if fold(name) not in known}
+    order = [*stored.foreground, *(name for name in names if fold(name) not in known and name not in called)]
+    aliases = {alias: called.get(name, name) for alias, name in data.classes.aliases.items()} | called
+    aliases = {alias: name for alias, name in aliases.items() if fold(alias) != fold(name)}
+    classes = replace(plain_classes(order, stored.id), aliases=aliases)
     again = open_data(config, classes=classes)
     return again.with_notes(*again.notes, "the classes are in the order of the run, those that are new come last")
 
@@ -132,7 +147,7 @@ def _names_its_own(data: Columns, config: DataConfig) -> bool:
     if config.classes not in (None, "file") or config.path is None:
         return False
     path = Path(config.path)
-    places = {data.root, path, path.parent} if path.suffix else {data.root, path}
+    places = {data.root, path.parent if _is_file(path) else path}
     return not any((place / "classes.yaml").is_file() for place in places)
 
 
