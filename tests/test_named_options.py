@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from tag2mask.cli import app
+from tag2mask.config import DataConfig
 from tag2mask.methods import known_methods, method_class
 
 ROOT = Path(__file__).parent.parent
@@ -70,3 +71,10 @@ def test_every_setting_that_is_named_exists() -> None:
 @pytest.mark.parametrize("text", ["give --no-such-thing", "a (--nothing) b"])
 def test_the_pattern_sees_options(text: str) -> None:
     assert OPTION.findall(text)
+
+
+@pytest.mark.parametrize("command", ["label", "predict", "eval", "report", "export", "train"])
+def test_a_command_that_reads_data_takes_every_option_of_it(command):
+    """A reader's message may name any of them."""
+    takes = options(typer.main.get_command(app).commands[command])
+    assert {f"--{name.replace('_', '-')}" for name in DataConfig.model_fields if name != "path"} <= takes

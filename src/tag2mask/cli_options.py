@@ -65,7 +65,7 @@ ClassesOption = Annotated[
 ]
 NewUnknownOption = Annotated[
     str | None,
-    typer.Option("--unknown", help="Tags that are no class: error, or skip them; default: as the run had it."),
+    typer.Option("--unknown", help="Tags that are no class: error, or skip them."),
 ]
 UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]
 ClipOption = Annotated[

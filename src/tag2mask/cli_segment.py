@@ -188,6 +188,7 @@ def predict(
     truth_values: TruthValuesOption = None,
     truth_turn: TruthTurnOption = None,
     classes: Annotated[str | None, typer.Option(help="Of the data; default: its own, else the network's.")] = None,
+    unknown: NewUnknownOption = None,
     device: DeviceOption = "auto",
     shard: Annotated[
         str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
@@ -216,7 +217,7 @@ def predict(
     settings = replace(preset.test, **{name: value for name, value in given.items() if value is not None})
     described = {"path": images, "kind": kind, "split": split, "tags": tags, "images": coco_images, "truth": truth}
     described |= {"truth_values": truth_values, "truth_turn": truth_turn}
-    described |= {"classes": classes, "unknown": "error" if use_tags else "skip"}
+    described |= {"classes": classes, "unknown": unknown or ("error" if use_tags else "skip")}
     described |= {"separator": separator, "twins": twins}
     where: dict[str, Any] = {key: str(value) for key, value in described.items() if value is not None}
     data, noted = read_images(network, where if count_from is None else {**where, "count_from": count_from})
