@@ -526,3 +526,15 @@ def test_classes_that_the_earlier_run_gained_are_named_by_the_refined_one(data, 
     with pytest.raises(UserError, match=r"'apple' is new\. Pass --refit"):
         quiet(more, tmp_path / "run", toy(Refiner, more.classes), prior=tmp_path / "seeds")
     assert quiet(more, tmp_path / "run", toy(Refiner, more.classes), prior=tmp_path / "seeds", refit=True).done == 6
+
+
+def test_figures_of_masks_that_are_made_again_are_removed(data, tmp_path):
+    quiet(data, tmp_path / "run")
+    for name in ("metrics.json", "report.html"):
+        (tmp_path / "run" / name).write_text("of then")
+    assert quiet(data, tmp_path / "run").skipped == 6
+    assert (tmp_path / "run/metrics.json").exists()
+    repaint(data[0].image)
+    quiet(data, tmp_path / "run")
+    assert not (tmp_path / "run/metrics.json").exists()
+    assert not (tmp_path / "run/report.html").exists()

@@ -69,6 +69,7 @@ class Run:
         self._shard: Shard | None = None
         self._lock: Lock | None = None
         self._manifest: Manifest | None = None
+        self._forgot = False
 
     @classmethod
     def create(
@@ -252,6 +253,7 @@ class Run:
             OSError: the disk is full or read-only, or the id is not possible as a file name there.
         """
         token = shard_name(self._writing()[0])
+        self._forget_figures()
         if any(self._artefact(kind, id).exists() for kind in _SUFFIX):
             self.record(id, "failed", error="it was to be made again, and that was not finished")
             self.mask_path(id).unlink(missing_ok=True)
@@ -259,6 +261,13 @@ class Run:
             write_atomic(self.scores_path(id), encode_scores(scores), token=token)
         write_atomic(self.confidence_path(id), confidence, token=token)
         write_atomic(self.mask_path(id), mask, token=token)
+
+    def _forget_figures(self) -> None:
+        """Remove what was measured and shown of masks that are about to be others."""
+        if not self._forgot:
+            for name in _ABOUT:
+                (self.path / name).unlink(missing_ok=True)
+            self._forgot = True
 
     def record(
         self,
