@@ -177,7 +177,7 @@ def make_recipe(
         if options.momentum is not None:
             raise UserError("clims: variant released has its weight decay as momentum; momentum is for variant paper")
     elif options.threshold is not None:
-        raise UserError("clims: variant paper has texts of its own for each class, and no threshold; leave it away")
+        raise UserError("clims: variant paper has texts of its own for each class, and no threshold; leave it out")
     size = options.clip_size or (128 if own_clip else native_size)
     if size % patch:
         raise UserError(f"clims: clip_size {size} is no multiple of this CLIP's patch, {patch}; give one that is")

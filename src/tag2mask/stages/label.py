@@ -271,7 +271,7 @@ def _open_prior(prior: Run | Path | str | None, method: Method, classes: ClassSe
             )
         return None
     if not method.needs_prior:
-        raise UserError(f"{type(method).__name__} starts from no earlier run; leave the prior (--prior) away")
+        raise UserError(f"{type(method).__name__} starts from no earlier run; leave out the prior (--prior)")
     run = prior if isinstance(prior, Run) else Run.open(prior)
     if run.path.resolve() == out.resolve():
         raise UserError(f"{out} cannot be both the earlier run and the new one; choose another folder for the new")
