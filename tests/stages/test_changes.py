@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +17,16 @@ import yaml
 from PIL import Image
 
 from methods.toys import CLASSES, FittedOnTags, Refiner, TinyData, TrainingFree, make_data
+from tag2mask.run.current import Current
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs, KnownInputs, Stamp
 from tag2mask.run.manifest import Manifest
 from tag2mask.run.scores import encode_scores
 from tag2mask.run.shard import in_shard
+from tag2mask.segment.examples import find_targets
+from tag2mask.stages.export import export
 from tag2mask.stages.label import label
+from tag2mask.stages.report import report
 from tag2mask.types import ClassSet, TextSet, UserError
 
 FIRST = "part0/img.000"
@@ -86,7 +92,7 @@ def test_a_replaced_photograph_is_labelled_again_and_no_other(data, tmp_path):
     repaint(data[0].image)
     summary = quiet(data, tmp_path / "run")
     assert (summary.done, summary.skipped) == (1, 5)
-    assert f"made again: 1 images whose picture is another one ({FIRST})" in summary.text()
+    assert f"made again: 1 image whose picture is another one ({FIRST})" in summary.text()
     assert touched(before, tmp_path / "run") == {FIRST}
     quiet(data, tmp_path / "fresh")
     assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
@@ -152,7 +158,7 @@ def test_changed_tags_redo_their_image_alone(data, tmp_path, tags):
     other = retag(data, 0, tags)
     summary = quiet(other, tmp_path / "run")
     assert summary.done == 1
-    assert f"made again: 1 images whose tags changed ({FIRST})" in summary.text()
+    assert f"made again: 1 image whose tags changed ({FIRST})" in summary.text()
     assert touched(before, tmp_path / "run") == {FIRST}
     quiet(other, tmp_path / "fresh")
     assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
@@ -262,7 +268,7 @@ def test_a_mask_without_its_line_is_made_again(data, tmp_path, monkeypatch):
     before = artefacts(tmp_path / "run")
     summary = quiet(data, tmp_path / "run")
     assert summary.done == 4
-    assert "4 images of which the manifest does not say" in summary.text()
+    assert "4 images with no word in the manifest" in summary.text()
     assert artefacts(tmp_path / "run") == before
 
 
@@ -380,7 +386,7 @@ def test_refined_are_those_again_whose_earlier_maps_changed(data, tmp_path):
     seeds.scores_path(data[1].id).write_bytes(encode_scores(replace(maps, maps=maps.maps / 2)))
     changed = quiet(data, tmp_path / "run", toy(Refiner), prior=tmp_path / "seeds")
     assert changed.done == 1
-    assert f"1 images whose maps in the earlier run changed ({data[1].id})" in changed.text()
+    assert f"1 image whose maps in the earlier run changed ({data[1].id})" in changed.text()
 
 
 # --- folders of earlier versions -----------------------------------------------------------------------------------
@@ -538,3 +544,77 @@ def test_figures_of_masks_that_are_made_again_are_removed(data, tmp_path):
     quiet(data, tmp_path / "run")
     assert not (tmp_path / "run/metrics.json").exists()
     assert not (tmp_path / "run/report.html").exists()
+
+
+# --- what reads a run after its data changed ----------------------------------------------------------------------
+
+
+def replaced(data):
+    repaint(data[0].image)
+    return data, "whose picture is another one"
+
+
+def tagged_otherwise(data):
+    return retag(data, 0, (1, 2, 3)), "whose tags changed"
+
+
+def untagged(data):
+    return retag(data, 0, None), "without tags now"
+
+
+CHANGED = pytest.mark.parametrize("change", [replaced, tagged_otherwise, untagged])
+
+
+@CHANGED
+def test_stale_masks_are_not_exported(data, tmp_path, change):
+    quiet(data, tmp_path / "run")
+    now, words = change(data)
+    with pytest.warns(UserWarning, match=f"left out.*1 image {words} \\({FIRST}\\)"):
+        export(tmp_path / "run", now, "png", tmp_path / "out", progress=False)
+    assert {path.stem for path in (tmp_path / "out").rglob("*.png")} == {Path(each.id).name for each in data[1:]}
+
+
+@CHANGED
+def test_stale_masks_are_not_trained_on(data, tmp_path, change):
+    quiet(data, tmp_path / "run")
+    now, words = change(data)
+    targets = find_targets(now, Run.open(tmp_path / "run"))
+    assert (len(targets), targets.left_out) == (5, {words: 1})
+    assert FIRST not in {targets.sample(position).id for position in range(5)}
+
+
+@CHANGED
+def test_stale_masks_are_not_in_the_report(data, tmp_path, change):
+    quiet(data, tmp_path / "run")
+    few = [replace(sample, truth=None) for sample in data.samples[:5]]
+    now, words = change(replace(data, samples=few))
+    page = report(tmp_path / "run", now, progress=False).read_text("utf-8")
+    assert "masks of images that are not in" in page
+    assert "(1)" in page
+    assert f"1 image {words} ({FIRST})" in page
+    assert re.search(r"<b[^>]*>4</b>\s*<span[^>]*>images labelled", page)
+
+
+@pytest.mark.parametrize("change", [replaced, tagged_otherwise])
+def test_stale_maps_are_not_refined(data, tmp_path, change):
+    quiet(data, tmp_path / "first")
+    now, words = change(data)
+    summary = quiet(now, tmp_path / "run", toy(Refiner), prior=tmp_path / "first")
+    assert (summary.done, summary.failed) == (5, 1)
+    assert f"one of the images {words} since" in summary.text()
+    quiet(now, tmp_path / "first")
+    assert quiet(now, tmp_path / "run", toy(Refiner), prior=tmp_path / "first").done == 1
+
+
+def test_masks_of_current_data_are_not_stale(data, tmp_path):
+    quiet(data, tmp_path / "run")
+    for sample in data:
+        os.utime(sample.image, ns=(10**18, 10**18))
+    assert {Current(Run.open(tmp_path / "run")).why_none(sample) for sample in data} == {None}
+
+
+def test_an_image_that_lost_its_tags_is_counted_as_one_without(data, tmp_path):
+    quiet(data, tmp_path / "run")
+    summary = quiet(retag(data, 0, None), tmp_path / "run")
+    assert (summary.done, summary.skipped, summary.no_tags) == (0, 5, 1)
+    assert quiet(data, tmp_path / "run").skipped == 6  # its mask was still there, and is of these tags

@@ -155,6 +155,11 @@ def test_use_tags_leaves_only_the_classes_of_the_tags(network, tmp_path):
     for sample in data.samples[2:]:
         assert set(masks[sample.id].ravel().tolist()) <= {0, *sample.tags}
     assert any((masks[sample.id] != bare[sample.id]).any() for sample in data.samples[2:])
+    # its tags were taken away
+    data.samples[2] = type(data.samples[2])(data.samples[2].id, data.samples[2].image, None)
+    again = predict(network, data, tmp_path / "tags", use_tags=True, device="cpu", progress=False)
+    assert (again.done, again.skipped, again.no_tags) == (1, 5, 0)
+    assert (read_mask(tmp_path / "tags" / "masks" / f"{data.samples[2].id}.png") == bare[data.samples[2].id]).all()
     other = TinyData(data.samples, data.root, STORYBOOK)
     with pytest.raises(UserError, match=r"leave out --use-tags"):
         predict(network, other, tmp_path / "c", use_tags=True, device="cpu", progress=False)

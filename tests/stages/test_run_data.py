@@ -89,7 +89,7 @@ def test_a_name_that_is_gone_keeps_its_number(photos, tmp_path):
     label(photos, tmp_path / "run")
     tag(photos, n0="cat", n1="cat", n2="dog")
     said = label(photos, tmp_path / "run")
-    assert "made again: 1 images whose tags changed (0)" in said
+    assert "made again: 1 image whose tags changed (0)" in said
     assert names(tmp_path / "run") == ["ape", "cat", "dog"]
 
 

@@ -367,10 +367,19 @@ class Run:
 
     def inputs(self) -> KnownInputs:
         """What the masks were made of, by all shards' manifests."""
-        lines = (line for path in sorted(self._manifests()) for line in read_manifest(path))
-        known = KnownInputs((line.id, line.at, line.inputs) for line in lines)
+        latest = 0.0
+
+        def rows() -> Iterator[tuple[str, float, Inputs | None]]:
+            nonlocal latest
+            for path in sorted(self._manifests()):
+                for line in read_manifest(path):
+                    latest = max(latest, line.at)
+                    if line.status != "skipped":  # for want of tags: it keeps the mask that it had
+                        yield line.id, line.at, line.inputs
+
+        known = KnownInputs(rows())
         if self._manifest is not None:
-            self._manifest.comes_after(known.latest)
+            self._manifest.comes_after(latest)
         return known
 
     def _manifests(self) -> Iterator[Path]:

@@ -91,7 +91,7 @@ _NOTHING = (-1, -1, bytes(_DIGEST))
 class KnownInputs:
     """The inputs of many images by id, some 100 bytes each; the last word on each counts.
 
-    Tags are kept as a 63-bit hash. latest: when the last line was written, Unix time.
+    Tags are kept as a 63-bit hash.
     """
 
     def __init__(self, rows: Iterable[tuple[str, float, Inputs | None]]) -> None:
@@ -104,7 +104,6 @@ class KnownInputs:
         last = np.ones(len(table), np.bool_)
         last[:-1] = table["key"][1:] != table["key"][:-1]
         table = table[last]
-        self.latest = float(table["at"].max()) if len(table) else 0.0
         self._table = table[table["ok"]]
         # a field of the table is not contiguous, and searching in one would copy it each time
         self._keys = np.ascontiguousarray(self._table["key"])

@@ -23,6 +23,7 @@ from tag2mask.data.image import BadImage, read_image
 from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.ops.masks import background_score, normalise_maps, upsample
+from tag2mask.run.current import STALE, Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress
@@ -161,12 +162,15 @@ def make_labels(
         names = frozenset(json.loads(done.read_text(encoding="utf-8")))
         return [index for index, sample in enumerate(data) if sample.id in names]
     found, left_out = [], []
+    current = Current(prior)
     tagged = [index for index, sample in enumerate(data) if sample.tags is not None]
     for index in progress(tagged, "labels to learn from", enabled=show):
         sample = data[index]
         path = label_path(folder, sample.id)
         if not path.exists():
             try:
+                if (reason := current.why_none(sample)) in STALE:
+                    raise ValueError(f"one of the images {STALE[reason]} since {prior.path} labelled them")
                 made = _label_of(sample, prior, maps, label, max_pixels)
             except (BadImage, OSError, UserError, ValueError) as error:  # one bad image never stops a run
                 left_out.append(f"{sample.id}: {error}")

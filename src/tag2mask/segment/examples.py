@@ -31,6 +31,7 @@ from tag2mask.data.lists import read_list
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.data.truth import read_truth, reading_notes, values_are_chosen
 from tag2mask.data.truth_turn import settle_turn
+from tag2mask.run.current import STALE, Current
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.segment.augment import Augment, Example, augment
@@ -147,16 +148,18 @@ def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = Non
             )
     true = set() if pixel_labels is None else _listed(pixel_labels, data)
     records = {} if run is None else run.records()
+    current = None if run is None else Current(run)
     indices, pixels, left_out = [], [], Counter[str]()
     for index, sample in enumerate(data):
         if index in true:
             pass
-        elif run is None:
+        elif current is None:
             if not blank:
                 continue
-        elif not _has_mask(run, sample.id):
+        elif (reason := current.why_none(sample)) is not None:
             record = records.get(sample.id)
-            left_out["not labelled" if record is None or record.status == "ok" else record.status] += 1
+            never = "not labelled" if record is None or record.status == "ok" else record.status
+            left_out[STALE.get(reason, never)] += 1
             continue
         indices.append(index)
         pixels.append(index in true)
@@ -201,13 +204,6 @@ def _listed(path: Path, data: Dataset) -> set[int]:
             f"({listing(blind) or 'the list is empty'}); give ids of images that have one"
         )
     return set(positions)
-
-
-def _has_mask(run: Run, id: str) -> bool:
-    try:
-        return run.mask_path(id).stat().st_size > 0
-    except OSError:
-        return False
 
 
 def check_targets(

@@ -6,7 +6,6 @@ and nothing else. It says how many and which.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from tag2mask.data.columns import listing
+from tag2mask.run.current import Named, earlier_file
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs, Stamp, id_key
 from tag2mask.run.shard import Shard, in_shard
@@ -25,13 +25,6 @@ Removed = Literal["keep", "drop"]
 
 _SHOWN = 5
 
-_WORDS = {
-    "picture": "whose picture is another one",
-    "tags": "whose tags changed",
-    "earlier": "whose maps in the earlier run changed",
-    "unknown": "of which the manifest does not say what their masks were made of",
-}
-
 
 class Changes:
     """Compares a run with the data, image by image, while it is planned; counts what differs.
@@ -40,30 +33,25 @@ class Changes:
         run: open to write, before anything is written.
         earlier: the run whose maps it refines, if it does.
         tags: whether the masks depend on tags.
+        untagged: whether images without tags get a mask, too.
     """
 
-    def __init__(self, run: Run, earlier: Run | None = None, *, tags: bool = True) -> None:
-        self._run, self._earlier, self._tags = run, earlier, tags
+    def __init__(self, run: Run, earlier: Run | None = None, *, tags: bool = True, untagged: bool = False) -> None:
+        self._run, self._earlier, self._tags, self._untagged = run, earlier, tags, untagged
         self._known = run.inputs()
-        self._counts: Counter[str] = Counter()
-        self._shown: dict[str, list[str]] = {}
+        self._again = Named()
 
     def finished(self, sample: Sample) -> bool:
         """Whether the sample's artefacts are there and were made of what it is now."""
-        if not self._run.finished(sample.id):
-            return False
-        if sample.tags is None and self._tags:
-            return True  # nothing could be made of it; see ``left_over``
+        if not self._run.finished(sample.id) or (sample.tags is None and not self._untagged):
+            return False  # of one that lost its tags, ``left_over`` speaks
         reason, stamped = self._compare(sample)
         if reason is None:
             if stamped is not None:
                 with suppress(OSError):  # it only spares the next call a look at the content
                     self._run.record(sample.id, "ok", inputs=stamped)
             return True
-        self._counts[reason] += 1
-        shown = self._shown.setdefault(reason, [])
-        if len(shown) < _SHOWN:
-            shown.append(sample.id)
+        self._again.add(reason, sample.id)
         return False
 
     def inputs(self, sample: Sample) -> Inputs:
@@ -77,15 +65,7 @@ class Changes:
 
     def notes(self) -> list[str]:
         """What was made again, and why: a line each."""
-        return [
-            f"made again: {self._counts[reason]} images {words} ({self._some(reason)})"
-            for reason, words in _WORDS.items()
-            if self._counts[reason]
-        ]
-
-    def _some(self, reason: str) -> str:
-        more = self._counts[reason] - len(self._shown[reason])
-        return ", ".join(self._shown[reason]) + (f" and {more} more" if more else "")
+        return [f"made again: {line}" for line in self._again.lines()]
 
     def _compare(self, sample: Sample) -> tuple[str | None, Inputs | None]:
         """Why the artefacts are of something else, or new stamps of the same, or neither."""
@@ -107,10 +87,7 @@ class Changes:
         return None, Inputs(image, sample.tags if self._tags else None, earlier)
 
     def _earlier_file(self, sample: Sample) -> Path | None:
-        if self._earlier is None:
-            return None
-        kept = self._earlier.settings.get("keep_scores", True)
-        return self._earlier.scores_path(sample.id) if kept else self._earlier.mask_path(sample.id)
+        return None if self._earlier is None else earlier_file(self._earlier, sample.id)
 
 
 def left_over(run: Run, data: Dataset, shard: Shard, removed: Removed, *, tags: bool = True) -> list[str]:
@@ -143,7 +120,8 @@ def left_over(run: Run, data: Dataset, shard: Shard, removed: Removed, *, tags: 
         return []
     more = f" and {count - len(gone)} more" if count > len(gone) else ""
     what = f"{count} masks of images that are no longer in the data{', or no longer tagged' if tags else ''}"
-    done = "removed" if removed == "drop" else "kept (--removed drop removes them)"
+    kept = "kept, and left out by export, report and train (--removed drop removes them)"
+    done = "removed" if removed == "drop" else kept
     return [f"{what}: {done}: {listing(gone)}{more}"]
 
 

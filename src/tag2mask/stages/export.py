@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tag2mask.data.coco_rle import COCO_STAMP, write_coco
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import encode_mask, read_mask
+from tag2mask.run.current import Current
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.folder import CHECKPOINTS, CONFIDENCE, MASKS, SCORES, Run
 from tag2mask.run.progress import progress as show_progress
@@ -35,8 +36,9 @@ def export(
 ) -> Path:
     """Write the masks of a run in another form and return where they are.
 
-    Only images of ``data`` that have a mask are written, with a warning if others have none; memory does not grow
-    with their number. Nothing is replaced but what an earlier export wrote.
+    Only images of ``data`` that have a mask are written, and only masks that are of what ``data`` is now
+    (``run.current``); a warning says what was left out. Memory does not grow with their number. Nothing is replaced
+    but what an earlier export wrote.
 
     Args:
         run: the run, or its folder.
@@ -137,16 +139,20 @@ def _run_masks(run: Run, progress: bool) -> Iterator[tuple[str, str, NDArray[np.
 def _masks(run: Run, data: Dataset, progress: bool) -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
     """(id, file name relative to the data set's folder, mask)."""
     without = 0
+    current = Current(run)
     for sample in show_progress(data, "export", enabled=progress):
-        if not run.mask_path(sample.id).exists():
+        if current.why_none(sample) is not None:
             without += 1
             continue
         mask = _read(run, sample.id)
         inside = sample.image.is_relative_to(data.root)
         name = sample.image.relative_to(data.root).as_posix() if inside else sample.image.as_posix()
         yield sample.id, name, mask
+    without -= current.stale.counts.total()
     if 0 < without < len(data):
         warn(f"{without} of {len(data)} images have no mask in {run.path} and are left out; label them, export again")
+    if note := current.note():
+        warn(note)
 
 
 def _read(run: Run, id: str) -> NDArray[np.uint8]:

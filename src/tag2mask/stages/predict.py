@@ -129,7 +129,7 @@ def predict(
     classes = ClassSet(saved.config.classes, names, saved.config.palette)
     predictor = Predictor(net, where, test, crf, crf_max_pixels, use_tags)
     with run:
-        changes = Changes(run, tags=use_tags)
+        changes = Changes(run, tags=use_tags, untagged=True)
         left = left_over(run, data, shard, removed, tags=False)
         samples = (sample for sample in data if in_shard(sample.id, shard))
         # each image alone, so that its neighbours cannot matter

@@ -19,6 +19,7 @@ import yaml
 
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.data.png import read_confidence, read_mask
+from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
@@ -97,17 +98,18 @@ def report(
     path = run.path / "report.html" if out is None else Path(out)
     if out is not None:
         refuse_foreign_file(path, GENERATOR, "report of tag2mask", "report.html")
-    ids = run.ids()
-    if not ids:
-        raise UserError(f"{run.path} has no mask yet; label images first, then make the report")
     if data is not None:
         check_classes(run, data)
-        # the first samples tell: a data set either has truth or has not
-        if any(sample.truth for sample in islice(data, 1000)):
-            data, notes = settle_truth(run, data)
-            if evaluation is None:
-                evaluation = evaluate(run, data, confidence=True, progress=progress)
-                evaluation = replace(evaluation, truth_notes=(*notes, *evaluation.truth_notes))
+    ids, stale = _current_masks(run, data)
+    if not ids:
+        why = f"of these images: {stale}" if stale else "yet; label images first, then make the report"
+        raise UserError(f"{run.path} has no mask {why}")
+    # the first samples tell: a data set either has truth or has not
+    if data is not None and any(sample.truth for sample in islice(data, 1000)):
+        data, notes = settle_truth(run, data)
+        if evaluation is None:
+            evaluation = evaluate(run, data, confidence=True, progress=progress)
+            evaluation = replace(evaluation, truth_notes=(*notes, *evaluation.truth_notes))
     classes = data.classes if data is not None else stored_classes(run)
 
     sure, unsure, confidence = _by_confidence(run, ids, worst, progress)
@@ -129,6 +131,7 @@ def report(
         settings=run.settings,
         weights=weights_of(run),
         unfinished=_unfinished(run, data),
+        stale=stale,
         predicted=is_predicted(run),
         span=span,
         classes=classes,
@@ -151,6 +154,17 @@ def report(
     # a file name that is no Unicode arrives as lone surrogates
     write_atomic(path, page.encode("utf-8", "replace"))
     return path
+
+
+def _current_masks(run: Run, data: Dataset | None) -> tuple[list[str], str]:
+    """The ids of the masks that the report is of, sorted, and what it says of the others."""
+    if data is None:
+        return run.ids(), ""
+    current = Current(run)
+    ids = sorted(sample.id for sample in data if current.why_none(sample) is None)
+    others = sum(1 for _ in run.mask_ids()) - len(ids) - current.stale.counts.total()
+    notes = [f"masks of images that are not in {data.root} ({others:,})"] if others else []
+    return ids, "; ".join([*notes, *([current.note() or ""] if current.stale.counts else [])])
 
 
 def _unfinished(run: Run, data: Dataset | None) -> int:

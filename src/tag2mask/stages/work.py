@@ -16,6 +16,7 @@ import torch
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_mask
 from tag2mask.ops.masks import pseudo_mask
+from tag2mask.run.current import STALE, Current
 from tag2mask.run.device import find_device, peak_device_memory, peak_memory
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import Bar
@@ -204,6 +205,7 @@ class Labeller:
         keep_scores: bool = True,
     ):
         self.method, self.rule, self.prior = method, rule, prior
+        self._current = None if prior is None else Current(prior)
         self.crf_max_pixels, self.keep_scores = crf_max_pixels, keep_scores
 
     def __call__(self, loaded: Loaded) -> Iterator[Outcome]:
@@ -238,9 +240,16 @@ class Labeller:
         return Item(sample.id, image, torch.tensor(sample.tags, dtype=torch.int64), seen)
 
     def _missing_prior(self, sample: Sample) -> str | None:
-        if self.method.needs_prior and self.prior is not None and sample.tags:
-            path = self.prior.mask_path(sample.id)
-            return None if path.exists() else f"the earlier run has no mask of it: {path}"
+        if self._current is None or not self.method.needs_prior or not sample.tags:
+            return None
+        reason = self._current.why_none(sample)
+        if reason == "absent":
+            return f"the earlier run has no mask of it: {self._current.run.mask_path(sample.id)}"
+        if reason is not None:
+            where = self._current.run.path
+            return (
+                f"it is one of the images {STALE[reason]} since {where} labelled them; label them there again first"
+            )
         return None
 
     def _scores(self, items: list[Item], todo: frozenset[str]) -> dict[str, tuple[Scores | str, float]]:
