@@ -72,7 +72,7 @@ def label_scenes(data: Columns, out: Path) -> Run:
     """Pseudo masks from tags: CLIP-ES with the embedded CLIP, unsure pixels ignored as the paper's rule has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
-        method = ClipES(data.classes, load_clip("storybook-clip", device="cpu"))
+        method = ClipES(data.classes, clip=load_clip("storybook-clip", device="cpu"))
     label(data, method, out, rule=method.mask_rule)
     return Run.open(out)
 

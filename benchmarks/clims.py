@@ -107,14 +107,14 @@ def full(scores: Scores) -> torch.Tensor:
 
 def start(data: Dataset, clip: CLIP, options: CLIMSOptions) -> CLIMS:
     """CLIMS before its first step: the maps of the classifier alone."""
-    method = CLIMS(data.classes, clip, options)
+    method = CLIMS(data.classes, options, clip=clip)
     method.ready = True
     return method
 
 
 def fitted(data: Dataset, clip: CLIP, options: CLIMSOptions) -> tuple[CLIMS, float]:
     """CLIMS after its training, and how many seconds that took."""
-    method = CLIMS(data.classes, clip, options)
+    method = CLIMS(data.classes, options, clip=clip)
     began = time.perf_counter()
     with TemporaryDirectory() as folder, Run.create(folder, {"method": "clims", "options": options}) as run:
         fit(method, data, run)

@@ -112,7 +112,7 @@ def speed(folder: Path | None) -> None:
     with TemporaryDirectory() as there:
         path = write_checkpoint(Path(there))
         clip = load_clip(path, device="cpu", cache=None)
-        method = ClipES(load_classes("voc12"), clip)
+        method = ClipES(load_classes("voc12"), clip=clip)
         images = pictures(folder, 11)
         tags = torch.tensor([9, 15])
         items = [Item(str(i), image, tags) for i, image in enumerate(images)]
@@ -137,7 +137,7 @@ def speed(folder: Path | None) -> None:
         print(f"| floor: 172 GFLOP at the {rate:.0f} GFLOP/s of this machine's matrix product | {172 / rate:.2f} |")
         print(f"\nlargest difference of a map: {difference:.1e}; peak memory {peak():.0f} MB. {where()}")
         if native_bfloat16():
-            half = ClipES(load_classes("voc12"), load_clip(path, device="cpu", precision="bfloat16", cache=None))
+            half = ClipES(load_classes("voc12"), clip=load_clip(path, device="cpu", precision="bfloat16", cache=None))
             half.scores(items[:1])
             print(f"bfloat16: {statistics.median(seconds(lambda i: half.scores([i]), items[1:])):.2f} s an image")
         else:
@@ -150,7 +150,7 @@ def precision(n: int) -> None:
         warnings.simplefilter("ignore")
         data = read_voc(render(scenes, n, split="val"), split="val", classes="voc12")
         full, half = (
-            ClipES(data.classes, load_clip("storybook-clip", device="cpu", precision=p))
+            ClipES(data.classes, clip=load_clip("storybook-clip", device="cpu", precision=p))
             for p in ("float32", "bfloat16")
         )
         rule = replace(full.mask_rule, mu=None)
@@ -178,13 +178,13 @@ def memory(n: int, folder: Path | None) -> None:
     with TemporaryDirectory() as there, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = read_voc(render(Path(there) / "scenes", n, split="val"), split="val", classes="voc12")
-        method = ClipES(data.classes, load_clip("storybook-clip", device="cpu"))
+        method = ClipES(data.classes, clip=load_clip("storybook-clip", device="cpu"))
         growth("Storybook scenes, storybook-clip", method, ((s.image, s.tags) for s in data if s.tags), 100)
         if folder is not None:
             clip = load_clip(write_checkpoint(Path(there) / "clip"), device="cpu", cache=None)
             paths = sorted(folder.rglob("*.jpg"))[:100]
             twice = ((path, (9, 15)) for path in [*paths, *paths])
-            growth("photographs, ViT-B/16", ClipES(load_classes("voc12"), clip), twice, len(paths))
+            growth("photographs, ViT-B/16", ClipES(load_classes("voc12"), clip=clip), twice, len(paths))
     print(where())
 
 

@@ -46,11 +46,11 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "train_storybook.yaml"
 def pseudo_masks(data: Dataset, out: Path, floor: bool = False) -> Run:
     """CLIP-ES with dense CRF through storybook-clip, every pixel labelled; or every pixel the first tag."""
     if floor:
-        label(data, Everything(), out)
+        label(data, Everything(data.classes), out)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
-            method = ClipES(data.classes, load_clip("storybook-clip"))
+            method = ClipES(data.classes, clip=load_clip("storybook-clip"))
         label(data, method, out, rule=replace(method.mask_rule, mu=None))
     return Run.open(out)
 

@@ -78,7 +78,7 @@ class Table:
         rule = replace(made.mask_rule, crf=None, mu=None, background=background or made.mask_rule.background)
         folder = self.work / name.replace(" ", "-").replace(",", "")
         began, took = time.perf_counter(), 0.0
-        if made.needs_prior:
+        if made.earlier_run(made.options).needed:
             label(self.data, made, folder, rule=rule, prior=prior, fit_only=True)
             took = time.perf_counter() - began
         summary = label(self.data, made, folder, rule=rule, prior=prior)

@@ -92,7 +92,7 @@ def method() -> None:
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = read_voc(render(folder, SCENES, split="val"), split="val", classes="voc12")
-        method = ClipES(data.classes, load_clip("storybook-clip", device="cpu"))
+        method = ClipES(data.classes, clip=load_clip("storybook-clip", device="cpu"))
         palette = np.array(data.classes.palette, np.uint8)
         figure, axes = plt.subplots(len(SHOWN), 5, figsize=(10, 1.62 * len(SHOWN)), layout="constrained")
         for row, index in zip(axes, SHOWN, strict=True):

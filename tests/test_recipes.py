@@ -41,7 +41,8 @@ def test_recipe_runs_dry(path):
         preset(rule.crf)
     if config.refine is not None:
         assert make_options(config.refine.method, config.refine.options)
-        assert method_class(config.refine.method).needs_prior
+        refiner = method_class(config.refine.method)
+        assert refiner.earlier_run(refiner.Options(**config.refine.options)).label
         assert config.refine.masks.rule(method_class(config.refine.method).mask_rule)
     assert parse_config(dump_config(config)) == config
 

@@ -42,7 +42,6 @@ from tag2mask.cli_options import (
 from tag2mask.cli_segment import segment_app
 from tag2mask.cli_storybook import storybook_app
 from tag2mask.process import tune_process
-from tag2mask.types import UserError
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -162,6 +161,7 @@ def label(
     --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
     """
     from tag2mask.run.shard import WHOLE, find_shard
+    from tag2mask.stages.label import LabelSettings
     from tag2mask.stages.label import label as run_label
     from tag2mask.stages.recipe import prepare
     from tag2mask.stages.refine import label_refined
@@ -201,15 +201,23 @@ def label(
     recipe = prepare(given, device=device, out=None if afresh else out)
     for note in recipe.data.notes:
         typer.echo(f"note: {note}", err=True)
-    how: dict[str, Any] = {"shard": shard_, "batch_size": batch, "overwrite": overwrite, "prior": prior}
-    how |= {"refit": refit, "removed": checked_removed(removed)}
+    how = LabelSettings(
+        rule=recipe.rule,
+        prior=prior,
+        fitted=fitted,
+        keep_scores=scores,
+        shard=shard_,
+        batch_size=batch,
+        overwrite=overwrite,
+        refit=refit,
+        fit_only=fit_only,
+        removed=checked_removed(removed),
+        noted=recipe.noted,
+    )
     if recipe.refine is None:
-        how |= {"rule": recipe.rule, "noted": recipe.noted, "keep_scores": scores, "fitted": fitted}
-        summaries = [run_label(recipe.data, recipe.method, out, fit_only=fit_only, **how)]
-    elif fitted is not None or not scores:
-        raise UserError("--refine makes its own seeds, with maps; for --fitted or --no-scores label in two commands")
+        summaries = [run_label(recipe.data, recipe.method, out, how)]
     else:
-        summaries = label_refined(recipe, out, fit_only=fit_only, **how)
+        summaries = label_refined(recipe, out, how)
     if fit_only:
         learned = given.method if given.refine is None else given.refine.method
         typer.echo(f"{out}: {learned} has learned; the same command without --fit-only labels")

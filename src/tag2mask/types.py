@@ -1,11 +1,11 @@
-"""The whole vocabulary of tag2mask: classes, samples, items, scores, and what a method is.
+"""The whole vocabulary of tag2mask: classes, samples, items, scores.
 
-Nothing here touches the disk or imports torch; every other room speaks in these terms.
+Nothing here touches the disk or imports torch, or any other part of the package; all of them speak in these terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor, nn
-
-    from tag2mask.run.folder import Run
+    from torch import Tensor
 
 IGNORE = 255
 """The mask value that is never trained on and never scored."""
@@ -205,48 +203,3 @@ class MaskRule:
     mu: float | None = None
     confidence: Literal["posterior", "cam"] = "posterior"
     crf_image: Literal["rgb", "wrapped-bgr"] = "rgb"
-
-
-@runtime_checkable
-class Method(Protocol):
-    """Turns images with tags into score maps. A training-free method is nothing more than this."""
-
-    needs_prior: bool
-    mask_rule: MaskRule
-
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The map size (h, w) that an image of ``size`` (H, W) gets; stages batch images of equal grid."""
-        ...
-
-    def scores(self, items: Sequence[Item]) -> list[Scores]:
-        """One Scores per item, in order. Items may differ in size; those of equal grid are computed together."""
-        ...
-
-
-@runtime_checkable
-class Trainable(Method, Protocol):
-    """A method that learns first: from tags (CLIMS), or from an earlier run's maps (WeakCLIP, POT, IRN).
-
-    It may name options that do not touch what is learned, in a tuple ``label_options``.
-    """
-
-    def fit(self, data: Dataset, run: Run, prior: Run | None = None) -> None:
-        """Learn from scratch, or go on after an interrupt, whatever this object has learned before.
-
-        Everything is kept in ``run.checkpoints``. What ``load`` needs lies directly in that folder; ``last.ckpt`` and
-        what is in folders is the training's own. ``data`` has no ground truth; its images may be damaged.
-        """
-        ...
-
-    def load(self, run: Run) -> None:
-        """Take up what ``fit`` left in ``run``."""
-        ...
-
-
-@runtime_checkable
-class Online(Trainable, Protocol):
-    """A single-stage method (WeCLIP, CD-CLIP): its pseudo labels arise inside the training loop."""
-
-    def network(self, run: Run) -> nn.Module:
-        """The trained segmentation network: (B, 3, H, W) float32 -> (B, C + 1, h, w) logits."""
-        ...

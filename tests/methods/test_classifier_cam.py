@@ -64,8 +64,8 @@ def test_unknown_classes_are_named(weights) -> None:
 
 def test_the_stored_grid_spans_whole_cells(weights) -> None:
     """At the network's own stride the frame is what its cells span, so a cell is at its pixels after upsampling."""
-    coarse = ClassifierCAM(CLASSES, None, ClassifierCAM.Options(weights=weights, map_stride=16, scales=(1.0,)))
-    fine = ClassifierCAM(CLASSES, None, ClassifierCAM.Options(weights=weights, map_stride=1, scales=(1.0,)))
+    coarse = ClassifierCAM(CLASSES, ClassifierCAM.Options(weights=weights, map_stride=16, scales=(1.0,)))
+    fine = ClassifierCAM(CLASSES, ClassifierCAM.Options(weights=weights, map_stride=1, scales=(1.0,)))
     thing = item(45, 67, [1])
     (few,), (many,) = coarse.scores([thing]), fine.scores([thing])
     assert (few.maps.shape, many.maps.shape) == ((1, 3, 5), (1, 48, 80))
@@ -74,7 +74,7 @@ def test_the_stored_grid_spans_whole_cells(weights) -> None:
 
 
 def test_large_images_are_shrunk(weights) -> None:
-    method = ClassifierCAM(CLASSES, None, ClassifierCAM.Options(weights=weights, max_pixels=64 * 64))
+    method = ClassifierCAM(CLASSES, ClassifierCAM.Options(weights=weights, max_pixels=64 * 64))
     sizes = []
     method.classifier.backbone.register_forward_pre_hook(lambda _, x: sizes.append(tuple(x[0].shape[2:])))
     (found,) = method.scores([item(256, 300, [1])])
@@ -102,16 +102,17 @@ def test_options_that_cannot_work(weights, option, value) -> None:
 def test_what_decides_the_result_is_on_record(weights) -> None:
     method = make_method("classifier-cam", CLASSES, weights=weights)
     assert len(method.resolved["weights_sha256"]) == 64
-    assert method.to(torch.device("cpu")).device == torch.device("cpu")
+    assert method.device == torch.device("cpu")
 
 
 def test_labels_by_name_on_the_device_that_was_asked_for(weights, tmp_path) -> None:
     data = make_data(tmp_path / "images", count=2)
     data.classes = ClassSet("pets", ("background", "cat", "dog", "emu"), CLASSES.palette * 2)
-    done = label(data, "classifier-cam", tmp_path / "run", options={"weights": weights}, device="cpu", progress=False)
+    method = make_method("classifier-cam", data.classes, weights=weights, device="cpu")
+    done = label(data, method, tmp_path / "run", progress=False)
     assert done.complete
     settings = Run.open(tmp_path / "run").settings
     assert settings["resolved"]["weights_sha256"] == make_method("classifier-cam", CLASSES, weights=weights).sha256
     assert settings["clip"] is None
     with pytest.raises(UserError, match="quantum"):
-        label(data, "classifier-cam", tmp_path / "no", options={"weights": weights}, device="quantum", progress=False)
+        make_method("classifier-cam", data.classes, weights=weights, device="quantum")

@@ -327,10 +327,8 @@ def test_what_each_part_is_cropped_to(variant, clip, weights, data, tmp_path, mo
     options = {**SMALL, "variant": variant, "baseline_epochs": 1, "finetune_clip": 1, "threshold": None}
     if variant == "released":
         options["threshold"] = 0.2
-    with Run.create(tmp_path / "run", {"method": "clims"}) as run:
-        subject.train(
-            make_method("clims", classes, clip=clip, weights=weights, allow_unknown=True, **options), data, run
-        )
+    method = make_method("clims", classes, clip=clip, weights=weights, allow_unknown=True, **options)
+    subject.train(method, data, tmp_path)
     assert crops == {"clip": 28, "clims start": 28 if variant == "paper" else 32, "clims": 32}
 
 
@@ -466,11 +464,8 @@ def test_what_a_data_set_may_hold(clip, weights, data, tmp_path):
     with pytest.warns(UserWarning, match="broken cannot be learned from"):
         summary = label(
             TinyData(mixed, data.root, CLASSES),
-            "clims",
+            make_method("clims", CLASSES, clip=clip, device="cpu", weights=weights, **SMALL),
             tmp_path / "run",
-            options={"weights": weights, **SMALL},
-            clip=clip,
-            device="cpu",
             progress=False,
         )
     assert (summary.done, summary.failed, summary.no_tags) == (4, 1, 1)

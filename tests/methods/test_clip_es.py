@@ -59,7 +59,7 @@ def scene_item(seed, size=(96, 128)):
 
 
 def method(**options):
-    return ClipES(CLASSES, small_clip(), ClipESOptions(**options))
+    return ClipES(CLASSES, ClipESOptions(**options), clip=small_clip())
 
 
 def several_tags():
@@ -230,7 +230,7 @@ def test_resnet_is_gradcam_at_the_last_stage():
     tower = ModifiedResNet(layers=(1, 1, 1, 1), width=8, heads=4, native_grid=(3, 3), embed=24)
     clip = small_clip(tower)
     item = several_tags()
-    made = ClipES(CLASSES, clip, ClipESOptions())
+    made = ClipES(CLASSES, ClipESOptions(), clip=clip)
     (scores,) = made.scores([item])
     assert scores.maps.shape == (len(item.tags), *made.grid((96, 128)))
     assert torch.equal(scores.maps, scores.initial)
@@ -246,7 +246,7 @@ def test_resnet_is_gradcam_at_the_last_stage():
     torch.testing.assert_close(scores.initial[1], cam, rtol=0, atol=2e-5)
     for wrong in ({"affinity": "caa"}, {"readout": "class"}):
         with pytest.raises(UserError, match="is a ResNet"):
-            ClipES(CLASSES, clip, ClipESOptions(**wrong))
+            ClipES(CLASSES, ClipESOptions(**wrong), clip=clip)
 
 
 @pytest.mark.parametrize(
@@ -288,8 +288,8 @@ def test_cam_fusion_counts_every_synonym_once():
 def test_a_text_without_a_rival_is_refused():
     one = plain_classes(["cat"], "one")
     with pytest.raises(UserError, match="no rival"):
-        ClipES(one, small_clip(), ClipESOptions(background=False))
-    ClipES(one, small_clip(), ClipESOptions(background=False, score="logits"))
+        ClipES(one, ClipESOptions(background=False), clip=small_clip())
+    ClipES(one, ClipESOptions(background=False, score="logits"), clip=small_clip())
 
 
 @pytest.mark.parametrize("tags", [[], [0], [21], [-3]])
@@ -306,7 +306,7 @@ def test_other_scales_stay_within_max_tokens():
 
 def test_box_threshold_follows_the_data_set():
     assert method().box_threshold == 0.4
-    assert ClipES(load_classes("coco14"), small_clip()).box_threshold == 0.7
+    assert ClipES(load_classes("coco14"), clip=small_clip()).box_threshold == 0.7
 
 
 def frozen_case(items):

@@ -52,7 +52,7 @@ def method_of(golden, name, case, **options):
         ensemble=lambda phrases, templates, **_: torch.stack([row[phrase] for phrase in phrases]),
     )
     classes = load_classes("coco14" if dataset == "coco" else "voc12")
-    return ClipES(classes, clip, RELEASED.model_copy(update=options))
+    return ClipES(classes, RELEASED.model_copy(update=options), clip=clip)
 
 
 def item_of(case):

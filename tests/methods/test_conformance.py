@@ -16,6 +16,7 @@ from methods.toys import CLASSES, TOYS, TrainingFree, make_data
 from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods import METHODS, make_method, method_class
+from tag2mask.methods.protocol import Method, Trainable
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import Classifier, save_classifier
 from tag2mask.models.weights import CLIP, load_clip
@@ -24,7 +25,7 @@ from tag2mask.run.folder import Run
 from tag2mask.run.training import steps_done
 from tag2mask.stages.fit import FIT_DATA, FITTED, fitted_digest
 from tag2mask.stages.label import label
-from tag2mask.types import IGNORE, ClassSet, Item, Method, Online, Prior, TextSet, Trainable
+from tag2mask.types import IGNORE, ClassSet, Item, Prior, TextSet
 from tiny_clips import oracle, write_tokenizer
 
 
@@ -99,11 +100,11 @@ def random_classifier() -> tempfile.TemporaryDirectory:
 
 def build(name: str, classes: ClassSet) -> Method:
     if name in TOYS:
-        return TOYS[name](classes, None, TOYS[name].Options())
+        return TOYS[name](classes, TOYS[name].Options())
     made = method_class(name)
     options = {"weights": random_classifier().name} if "weights" in made.Options.model_fields else {}
     options |= FITS.get(name, {})
-    return make_method(name, classes, clip=random_clip() if made.needs_clip else None, **options)
+    return make_method(name, classes, clip=random_clip() if "clip" in made.needs else None, **options)
 
 
 @pytest.fixture(scope="module", params=[*METHODS, *TOYS])
@@ -113,20 +114,19 @@ def case(request, tmp_path_factory) -> Case:
     data.classes = replace(CLASSES, texts={request.param: WORDS})
     method = build(request.param, data.classes)
     prior = fitted = None
-    if method.needs_prior:
-        label(data, TrainingFree(CLASSES, None, TrainingFree.Options()), folder / "prior", progress=False)
+    if method.earlier_run(method.options).needed:
+        label(data, TrainingFree(CLASSES, TrainingFree.Options()), folder / "prior", progress=False)
         prior = Run.open(folder / "prior")
     if isinstance(method, Trainable):
         label(data, method, folder / "fit", prior=prior, fit_only=True, progress=False)
         fitted = Run.open(folder / "fit")
         method = build(request.param, data.classes)
-        method.load(fitted)
+        method.load(fitted.checkpoints, prior)
     return Case(request.param, method, data, prior, fitted, folder)
 
 
 def test_is_a_method(case):
     assert isinstance(case.method, Method)
-    assert isinstance(case.method.needs_prior, bool)
     for size in [(1, 1), (24, 32), (17, 23)]:
         height, width = case.method.grid(size)
         assert height >= 1
@@ -244,7 +244,7 @@ def test_fit_goes_on_where_it_stopped(case, monkeypatch):
             case.label("fit-again", fitted=None, fit_only=True)
         except Killed:
             case.method = build(case.name, case.data.classes)  # another process knows nothing
-            case.method.load(case.fitted)
+            case.method.load(case.fitted.checkpoints, case.prior)
             continue
         break
     assert learned(Run.open(folder)) == learned(case.fitted)
@@ -279,21 +279,12 @@ def learned(run: Run) -> dict[str, bytes]:
     return {name: (run.checkpoints / name).read_bytes() for name in [*names, FITTED]}
 
 
-def test_an_online_method_has_a_network(case):
-    if not isinstance(case.method, Online):
-        pytest.skip("no network")
-    logits = case.method.network(case.fitted)(torch.rand(2, 3, 24, 32))
-    assert logits.shape[:2] == (2, len(case.data.classes))
-    assert logits.ndim == 4
-
-
 def test_the_toys_are_of_the_kinds_they_say():
-    kinds = {name: TOYS[name](CLASSES, None, TOYS[name].Options()) for name in TOYS}
+    kinds = {name: TOYS[name](CLASSES, TOYS[name].Options()) for name in TOYS}
     assert {name for name, method in kinds.items() if isinstance(method, Trainable)} == set(TOYS) - {
         "toy-training-free"
     }
-    assert {name for name, method in kinds.items() if isinstance(method, Online)} == {"toy-online"}
-    assert {name for name, method in kinds.items() if method.needs_prior} == {"toy-refiner"}
+    assert {name for name, method in kinds.items() if method.earlier_run(method.options).needed} == {"toy-refiner"}
 
 
 def artefacts(folder: Path) -> dict[str, bytes]:

@@ -78,7 +78,7 @@ def by_hand(made, template, items, background):
 
 @pytest.mark.parametrize("background", [True, False])
 def test_equation_5(background):
-    made = ClipES(CLASSES, small_clip(), ClipESOptions(background=background))
+    made = ClipES(CLASSES, ClipESOptions(background=background), clip=small_clip())
     sharpness = Sharpness(made, CLASSES, TEMPLATES)
     sharpness.update(ITEMS[:2])
     sharpness.update(ITEMS[2:])  # one tag: no variance, but its mean counts
@@ -91,7 +91,7 @@ def test_equation_5(background):
 
 
 def test_images_without_tags_do_not_count():
-    made = ClipES(CLASSES, small_clip())
+    made = ClipES(CLASSES, clip=small_clip())
     some, all_ = Sharpness(made, CLASSES, TEMPLATES), Sharpness(made, CLASSES, TEMPLATES)
     some.update(ITEMS)
     all_.update(
@@ -102,7 +102,7 @@ def test_images_without_tags_do_not_count():
 
 
 def test_no_image_is_refused():
-    sharpness = Sharpness(ClipES(CLASSES, small_clip()), CLASSES, TEMPLATES)
+    sharpness = Sharpness(ClipES(CLASSES, clip=small_clip()), CLASSES, TEMPLATES)
     with pytest.raises(UserError, match="no image with tags"):
         sharpness.ranking()
     sharpness.update([Item("unknown", ITEMS[0].image, None)])
@@ -111,7 +111,7 @@ def test_no_image_is_refused():
 
 
 def test_templates_with_unknown_words_are_left_out():
-    made = ClipES(CLASSES, small_clip(lambda text: [w for w in text.split() if w == "photo"]))
+    made = ClipES(CLASSES, clip=small_clip(lambda text: [w for w in text.split() if w == "photo"]))
     sharpness = Sharpness(made, CLASSES, TEMPLATES)
     assert sharpness.left_out == (("a photo of {}.", ("photo",)),)
     assert sharpness.templates == ("a {}.", "the {} here.")

@@ -32,14 +32,15 @@ def make(name, **options):
 @pytest.fixture
 def seeds(tmp_path):
     data = make_data(tmp_path / "images", count=4)
-    label(data, TrainingFree(CLASSES, None, TrainingFree.Options()), tmp_path / "seeds", progress=False)
+    label(data, TrainingFree(CLASSES, TrainingFree.Options()), tmp_path / "seeds", progress=False)
     return data, Run.open(tmp_path / "seeds")
 
 
 def fit(method, seeds, folder):
     data, prior = seeds
     with Run.create(folder, {"method": method.name}) as run:
-        method.fit(data, run, prior)
+        run.checkpoints.mkdir(exist_ok=True)
+        method.fit(data, run.checkpoints, prior)
     return run
 
 
@@ -157,14 +158,14 @@ def test_maps_are_read_as_the_run_says_that_they_are_of(name, seeds, tmp_path):
     data, prior = seeds
     label(data, make(name), tmp_path / "run", prior=prior, progress=False)
     rule = MaskRule(background=Constant(0.9))
-    label(data, TrainingFree(CLASSES, None, TrainingFree.Options()), tmp_path / "other", rule=rule, progress=False)
+    label(data, TrainingFree(CLASSES, TrainingFree.Options()), tmp_path / "other", rule=rule, progress=False)
     method = make(name)
     label(data, method, tmp_path / "x", prior=tmp_path / "other", fitted=tmp_path / "run", progress=False)
     assert method.maps.rule.background == Constant(0.9)
-    method.follow(prior)
+    method.load(tmp_path / "run" / "checkpoints", prior)
     assert method.maps == PriorMaps.of(prior, method.options.threshold)
     blind = tmp_path / "blind"
-    label(data, TrainingFree(CLASSES, None, TrainingFree.Options()), blind, keep_scores=False, progress=False)
+    label(data, TrainingFree(CLASSES, TrainingFree.Options()), blind, keep_scores=False, progress=False)
     with pytest.raises(UserError, match="without score maps"):
         label(data, make(name), tmp_path / "y", prior=blind, fitted=tmp_path / "run", progress=False)
 

@@ -45,7 +45,7 @@ def make(name, **options):
 def seeds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
     data = make_data(folder / "images", count=5)
-    label(data, TrainingFree(CLASSES, None, TrainingFree.Options()), folder / "run", progress=False)
+    label(data, TrainingFree(CLASSES, TrainingFree.Options()), folder / "run", progress=False)
     return data, Run.open(folder / "run")
 
 
@@ -53,7 +53,7 @@ def fitted(name, seeds, folder, **options):
     data, prior = seeds
     method = make(name, **options)
     with Run.create(folder, {"method": name}) as run:
-        method.fit(data, run, prior)
+        method.fit(data, run.checkpoints, prior)
     return method, run
 
 
@@ -305,17 +305,17 @@ def test_a_batch_without_a_pair_has_no_loss_and_moves_nothing(name):
 @pytest.mark.parametrize("name", BOTH)
 def test_what_it_cannot_learn_from_is_said(name, seeds, tmp_path):
     data, prior = seeds
-    with pytest.raises(UserError, match="give its folder as the prior"), Run.create(tmp_path / "a", {}) as run:
-        make(name).fit(data, run)
+    with pytest.raises(UserError, match="give its folder as the prior"):
+        make(name).fit(data, tmp_path)
     blind = Run(prior.path, {**prior.settings, "keep_scores": False}, prior.noted)
-    with pytest.raises(UserError, match="without score maps"), Run.create(tmp_path / "b", {}) as run:
-        make(name).fit(data, run, blind)
+    with pytest.raises(UserError, match="without score maps"):
+        make(name).fit(data, tmp_path, blind)
     untagged = replace(data, samples=[replace(sample, tags=None) for sample in data.samples])
-    with pytest.raises(UserError, match="none of the 5 images"), Run.create(tmp_path / "c", {}) as run:
-        make(name).fit(untagged, run, prior)
+    with pytest.raises(UserError, match="none of the 5 images"):
+        make(name).fit(untagged, tmp_path, prior)
     with pytest.raises(UserError, match="nothing is fitted there yet"):
-        make(name).load(prior)
-    with pytest.raises(UserError, match="learned nothing"):
+        make(name).load(tmp_path / "empty", prior)
+    with pytest.raises(UserError, match="not ready"):
         make(name).scores([item_of(0)])
     with pytest.raises(UserError, match="too small to compare"):
         make(name, crop=32)
@@ -387,11 +387,10 @@ def test_the_command_line_and_python_give_the_same_bytes(name, seeds, tmp_path):
     tag2mask(*seeds_of, "--refine", name, *refine, "-o", str(tmp_path / "cli"))
     tag2mask("-m", name, "--prior", str(tmp_path / "cli/seeds"), *own, "-o", str(tmp_path / "two"))
     read = read_dataset(data.root, classes=str(tmp_path / "classes.yaml"))
-    label(
-        read, "classifier-cam", tmp_path / "py/seeds", options={"weights": random_classifier().name}, progress=False
-    )
-    options = {**FITS[name], "weights": random_classifier().name}
-    label(read, name, tmp_path / "py", options=options, prior=tmp_path / "py/seeds", progress=False, device="cpu")
+    known = {"weights": random_classifier().name, "device": "cpu"}
+    label(read, make_method("classifier-cam", read.classes, **known), tmp_path / "py/seeds", progress=False)
+    method = make_method(name, read.classes, **FITS[name], **known)
+    label(read, method, tmp_path / "py", prior=tmp_path / "py/seeds", progress=False)
     wanted = artefacts(tmp_path / "py")
     assert len(wanted) == 3 * len(data)
     for other in ("cli", "two"):
@@ -405,7 +404,7 @@ def test_seeds_and_refined_run_go_on_and_may_be_split(seeds, tmp_path):
     options = {**FITS["irn"], "weights": random_classifier().name}
 
     def recipe():
-        seeder = TrainingFree(CLASSES, None, TrainingFree.Options())
+        seeder = TrainingFree(CLASSES, TrainingFree.Options())
         refiner = make("irn")
         config = LabelConfig(method="clip-es", refine=RefineConfig(options=options))
         return Recipe(data, seeder, seeder.mask_rule, config, Refine(refiner, refiner.mask_rule))

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from tag2mask.data.image import read_image
+from tag2mask.methods.protocol import EarlierRun, Method, MethodOptions, Trainable
 from tag2mask.run.files import write_atomic
 from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Power, Sample, Scores
 
@@ -82,22 +82,17 @@ def size_of(item: Item) -> tuple[int, int]:
     return item.image.shape[1], item.image.shape[2]
 
 
-class NoOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class NoOptions(MethodOptions):
+    pass
 
 
-class TrainingFree:
+class TrainingFree(Method):
     """The red, green or blue of each cell."""
 
     class Options(NoOptions):
         gain: float = 1.0
 
-    needs_clip = False
-    needs_prior = False
     mask_rule = MaskRule(background=Power(1.0))
-
-    def __init__(self, classes: ClassSet, clip: None, options: Options):
-        self.options = options
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return cell_grid(size)
@@ -118,12 +113,11 @@ class TrainingFree:
 class Neighbourly(TrainingFree):
     """Its result depends on what else is in the batch, far more than any rounding: batches must not change."""
 
-    class Options(NoOptions):
-        gain: float = 1.0
-        seconds: float = 0.0
+    seconds = 0.0
+    """That an image takes."""
 
     def scores(self, items: Sequence[Item]) -> list[Scores]:
-        time.sleep(self.options.seconds * len(items))
+        time.sleep(self.seconds * len(items))
         shift = sum(int(item.image.sum()) for item in items) % 97 / 100
         return [
             Scores(each.tags, (each.maps + shift) / 2, each.size, initial=each.initial)
@@ -131,24 +125,23 @@ class Neighbourly(TrainingFree):
         ]
 
 
-class FittedOnTags:
+class FittedOnTags(Trainable):
     """Learns the mean colour of the images of each class, one checkpoint for every few images."""
 
     Options = NoOptions
-    needs_clip = False
-    needs_prior = False
     mask_rule = MaskRule(background=Own())
     every = 4
 
-    def __init__(self, classes: ClassSet, clip: None, options: NoOptions):
+    def __init__(self, classes: ClassSet, options: NoOptions | None = None):
+        super().__init__(classes, options)
         self.sums = np.zeros((len(classes), 3))
         self.counts = np.zeros(len(classes))
 
-    def fit(self, data: Dataset, run, prior=None) -> None:
+    def fit(self, data: Dataset, folder, earlier=None) -> None:
         seen = 0
         self.sums, self.counts = np.zeros_like(self.sums), np.zeros_like(self.counts)
-        if (run.checkpoints / "colours.npz").exists():
-            self.load(run)
+        if (folder / "colours.npz").exists():
+            self.load(folder)
             seen = self.seen
         for i in range(seen, len(data)):
             sample = data[i]
@@ -157,10 +150,10 @@ class FittedOnTags:
                 self.counts[tag] += 1
             if (i + 1) % self.every == 0 or i + 1 == len(data):
                 packed = np.concatenate([self.sums.ravel(), self.counts, [i + 1]])
-                write_atomic(run.checkpoints / "colours.npz", packed.tobytes())
+                write_atomic(folder / "colours.npz", packed.tobytes())
 
-    def load(self, run) -> None:
-        packed = np.frombuffer((run.checkpoints / "colours.npz").read_bytes())
+    def load(self, folder, earlier=None) -> None:
+        packed = np.frombuffer((folder / "colours.npz").read_bytes())
         self.sums = packed[: self.sums.size].reshape(self.sums.shape).copy()
         self.counts = packed[self.sums.size : -1].copy()
         self.seen = int(packed[-1])
@@ -179,24 +172,28 @@ class FittedOnTags:
         return out
 
 
-class Refiner:
+class Refiner(Trainable):
     """Smooths an earlier run's maps; how much is fitted on those maps."""
 
     Options = NoOptions
-    needs_clip = False
-    needs_prior = True
+
+    @classmethod
+    def earlier_run(cls, options):
+        return EarlierRun(fit="maps", label="maps")
+
     mask_rule = MaskRule(background=Power(2.0), normalise="image")
 
-    def __init__(self, classes: ClassSet, clip: None, options: NoOptions):
+    def __init__(self, classes: ClassSet, options: NoOptions | None = None):
+        super().__init__(classes, options)
         self.mix = 0.0
 
-    def fit(self, data: Dataset, run, prior=None) -> None:
-        spread = [float(prior.scores(sample.id).maps.std()) for sample in data if sample.tags]
-        write_atomic(run.checkpoints / "mix.bin", np.array([min(1.0, sum(spread) / len(spread))]).tobytes())
-        self.load(run)
+    def fit(self, data: Dataset, folder, earlier=None) -> None:
+        spread = [float(earlier.scores(sample.id).maps.std()) for sample in data if sample.tags]
+        write_atomic(folder / "mix.bin", np.array([min(1.0, sum(spread) / len(spread))]).tobytes())
+        self.load(folder)
 
-    def load(self, run) -> None:
-        self.mix = float(np.frombuffer((run.checkpoints / "mix.bin").read_bytes())[0])
+    def load(self, folder, earlier=None) -> None:
+        self.mix = float(np.frombuffer((folder / "mix.bin").read_bytes())[0])
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return cell_grid(size)
@@ -213,16 +210,15 @@ class Refiner:
         return out
 
 
-class Online:
+class Online(Trainable):
     """Trains a segmentation network on pseudo labels that it makes itself, step by step; its CAM is the logits."""
 
     Options = NoOptions
-    needs_clip = False
-    needs_prior = False
     mask_rule = MaskRule(background=Power(1.0), normalise="class")
     steps = 12
 
-    def __init__(self, classes: ClassSet, clip: None, options: NoOptions):
+    def __init__(self, classes: ClassSet, options: NoOptions | None = None):
+        super().__init__(classes, options)
         self.count = len(classes)
         self.net = self._new()
 
@@ -231,12 +227,12 @@ class Online:
             torch.manual_seed(0)
             return nn.Conv2d(3, self.count, 3, stride=2, padding=1)
 
-    def fit(self, data: Dataset, run, prior=None) -> None:
-        path = run.checkpoints / "net.bin"
+    def fit(self, data: Dataset, folder, earlier=None) -> None:
+        path = folder / "net.bin"
         step = 0
         self.net = self._new()
         if path.exists():
-            self.load(run)
+            self.load(folder)
             step = self.step
         optimiser = torch.optim.SGD(self.net.parameters(), lr=0.1)
         while step < self.steps:
@@ -256,14 +252,10 @@ class Online:
             write_atomic(path, np.append(packed.astype(np.float64), step).tobytes())
         self.net.eval()
 
-    def load(self, run) -> None:
-        packed = np.frombuffer((run.checkpoints / "net.bin").read_bytes())
+    def load(self, folder, earlier=None) -> None:
+        packed = np.frombuffer((folder / "net.bin").read_bytes())
         torch.nn.utils.vector_to_parameters(torch.tensor(packed[:-1]).float(), self.net.parameters())
         self.step = int(packed[-1])
-
-    def network(self, run) -> nn.Module:
-        self.load(run)
-        return self.net
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return -(-size[0] // 2), -(-size[1] // 2)

@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def data(tmp_path) -> TinyData:
 
 
 def toy(kind=TrainingFree, classes=CLASSES, **options):
-    return kind(classes, None, kind.Options(**options))
+    return kind(classes, kind.Options(**options))
 
 
 def quiet(data, out, method=None, **more):
@@ -314,7 +315,8 @@ def test_a_new_class_that_changes_what_is_said_to_clip_is_another_run(data, tmp_
 
     def says(data):
         method = toy(classes=data.classes)
-        method.clip = type("CLIP", (), {"sha256": "s", "dtype": torch.float32, "device": "cpu", "name": "c"})()
+        about = {"sha256": "s", "fingerprint": "f", "dtype": torch.float32, "device": "cpu", "name": "c"}
+        method.towers = {"clip": SimpleNamespace(**about)}
         return method
 
     some = replace(data, classes=classes("red", "green", "blue"))

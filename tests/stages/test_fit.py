@@ -21,7 +21,7 @@ from tag2mask.types import UserError
 
 
 def toy():
-    return FittedOnTags(CLASSES, None, FittedOnTags.Options())
+    return FittedOnTags(CLASSES, FittedOnTags.Options())
 
 
 @pytest.fixture
@@ -94,13 +94,13 @@ def test_two_processes_do_not_fit_at_once(data, tmp_path):
 
 def test_the_truth_is_out_of_reach(data, tmp_path):
     class Curious(FittedOnTags):
-        def fit(self, data, run, prior=None):
+        def fit(self, data, folder, earlier=None):
             assert all(sample.truth is None for sample in data)
             assert data[3].truth is None
             assert (len(data), data.classes, data.root) == (9, CLASSES, data.root)
-            super().fit(data, run, prior)
+            super().fit(data, folder, earlier)
 
-    assert quiet(data, tmp_path / "run", Curious(CLASSES, None, Curious.Options())).done == 9
+    assert quiet(data, tmp_path / "run", Curious(CLASSES)).done == 9
 
 
 def test_changed_or_lost_weights_are_named(data, tmp_path):
@@ -121,9 +121,9 @@ def test_changed_or_lost_weights_are_named(data, tmp_path):
 
 def test_a_fit_of_another_run_must_suit(data, tmp_path):
     quiet(data, tmp_path / "run", fit_only=True)
-    quiet(data, tmp_path / "free", TrainingFree(CLASSES, None, TrainingFree.Options()))
+    quiet(data, tmp_path / "free", TrainingFree(CLASSES, TrainingFree.Options()))
     with pytest.raises(UserError, match="learns nothing"):
-        quiet(data, tmp_path / "x", TrainingFree(CLASSES, None, TrainingFree.Options()), fitted=tmp_path / "run")
+        quiet(data, tmp_path / "x", TrainingFree(CLASSES, TrainingFree.Options()), fitted=tmp_path / "run")
     with pytest.raises(UserError, match="nothing to fit here"):
         quiet(data, tmp_path / "x", fitted=tmp_path / "run", fit_only=True)
     with pytest.raises(UserError, match=r"is a run of .*, not of"):
@@ -144,12 +144,8 @@ def test_options_that_only_label_may_differ(data, tmp_path):
 
         label_options = ("look",)
 
-        def __init__(self, classes, clip, options):
-            super().__init__(classes, clip, options)
-            self.options = options
-
     def tuned(**options):
-        return Tuned(CLASSES, None, Tuned.Options(**options))
+        return Tuned(CLASSES, Tuned.Options(**options))
 
     quiet(data, tmp_path / "run", tuned(), fit_only=True)
     assert quiet(data, tmp_path / "a", tuned(look=2), fitted=tmp_path / "run").done == 9

@@ -52,14 +52,13 @@ def work(images: Path, out: Path, seconds: float = 0.0, die_at: int | None = Non
         rename(source, target)
 
     files.os.replace = replace_file
-    method = Neighbourly(CLASSES, None, Neighbourly.Options(seconds=seconds))
-    same = method.options.model_copy(update={"seconds": 0.0})
+    method = Neighbourly(CLASSES)
+    method.seconds = seconds
     try:
         label(
             make_data(images, COUNT),
             method,
             out,
-            settings={"options": same},
             shard=shard,
             batch_size=IMAGES_OF_A_BATCH,
             progress=False,
@@ -103,7 +102,7 @@ def whole(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
 def test_the_toy_notices_another_batch(whole, tmp_path):
     """Otherwise the other tests would show nothing."""
     images, expected = whole
-    method = Neighbourly(CLASSES, None, Neighbourly.Options())
+    method = Neighbourly(CLASSES)
     label(make_data(images, COUNT), method, tmp_path / "run", batch_size=IMAGES_OF_A_BATCH + 1, progress=False)
     found = artefacts(tmp_path / "run")
     assert sum(found[name] != expected[name] for name in expected) > len(expected) / 2
@@ -185,7 +184,7 @@ def test_a_second_writer_is_kept_out_while_the_first_lives(whole, tmp_path):
     process = start(images, tmp_path / "run", seconds=0.05)
     while not list((tmp_path / "run").glob("masks/*/*.png")):
         time.sleep(0.005)
-    method = Neighbourly(CLASSES, None, Neighbourly.Options())
+    method = Neighbourly(CLASSES)
     with pytest.raises(UserError, match=f"is being written by process {process.pid} on"):
         label(make_data(images, COUNT), method, tmp_path / "run", batch_size=IMAGES_OF_A_BATCH, progress=False)
     process.kill()

@@ -75,7 +75,7 @@ def test_figures_are_those_of_label_and_eval(embedded, key, tmp_path):
     bench = Bench.read(read_voc(folder, split="val", classes="voc12"), clip)
     found = bench.measure(crf=True, **options)
     data = read_voc(folder, split="val", classes="voc12")
-    method = ClipES(data.classes, clip, ClipESOptions.model_validate(options))
+    method = ClipES(data.classes, ClipESOptions.model_validate(options), clip=clip)
     label(data, method, tmp_path / "own", rule=replace(method.mask_rule, mu=None), progress=False)
     other = evaluate(tmp_path / "own", data, boundary=False, progress=False)
     best = {curve.source: curve.best for curve in other.curves}
@@ -163,7 +163,7 @@ def test_scenes_to_choose_weights_by_are_not_those_of_the_card(clip):
 
 def test_tag_map_follows_the_truth(clip, monkeypatch):
     bench = Bench.draw(clip, 6, size=(32, 32))
-    method = ClipES(bench.classes, clip)
+    method = ClipES(bench.classes, clip=clip)
     rows = {item.id: method.class_features[0][item.tags - 1].sum(0, keepdim=True) for item in bench.items}
     monkeypatch.setattr(ClipES, "embeddings", lambda self, items: torch.cat([rows[item.id] for item in items]))
     right = bench.tag_map()

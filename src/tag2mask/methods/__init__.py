@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from tag2mask.classes import nearest
-from tag2mask.types import ClassSet, Method, UserError
+from tag2mask.methods.protocol import Method, Tower
+from tag2mask.run.device import find_device, find_precision
+from tag2mask.types import ClassSet, UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from tag2mask.models.weights import CLIP
 
 METHODS = {
@@ -22,8 +26,10 @@ METHODS = {
     "irn": "tag2mask.methods.irn:IRN",
     "psa": "tag2mask.methods.psa:PSA",
 }
-"""Name -> "module:class". A class has ``Options`` (a pydantic model that forbids extra keys), ``needs_clip``, and is
-made from (classes, clip, options)."""
+"""Name -> "module:class", a class as ``methods.protocol`` has it."""
+
+TOWERS = ("clip",)
+"""The frozen networks that a method may need, by name."""
 
 ENTRY_POINTS = "tag2mask.methods"
 """The entry-point group in which other packages offer methods, "name = module:class"."""
@@ -35,7 +41,7 @@ def known_methods() -> dict[str, str]:
     return {**METHODS, **{name: where for name, where in others.items() if name not in METHODS}}
 
 
-def method_class(name: str) -> Any:
+def method_class(name: str) -> type[Method]:
     """The class of a method.
 
     Raises:
@@ -46,9 +52,10 @@ def method_class(name: str) -> Any:
         raise UserError(f'method "{name}" is not known{_hint(name, methods)}; known: {", ".join(methods)}')
     module, _, attribute = methods[name].partition(":")
     try:
-        return getattr(import_module(module), attribute)
+        found: type[Method] = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f'method "{name}" ({methods[name]}) does not import: {error}') from error
+    return found
 
 
 def make_options(name: str, options: Mapping[str, Any]) -> BaseModel:
@@ -66,26 +73,46 @@ def make_options(name: str, options: Mapping[str, Any]) -> BaseModel:
         ) from None
 
 
-def make_method(name: str, classes: ClassSet, *, clip: CLIP | None = None, **options: Any) -> Method:
+def make_method(
+    name: str,
+    classes: ClassSet,
+    *,
+    clip: CLIP | str | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    **options: Any,
+) -> Method:
     """A method by name, ready to use or to fit.
 
     Args:
         name: a key of :func:`known_methods`.
         classes: what there is to be found.
-        clip: the model, for methods that have ``needs_clip``.
+        clip: a model, or the name or folder of one; None: the default one, if the method needs one and it is on this
+            machine.
+        device, precision: where the method computes, and in which numbers a CLIP that is loaded here does.
         options: the method's own.
 
     Raises:
-        UserError: unknown name or option, a value that does not fit, or no CLIP where one is needed.
+        UserError: unknown name or option, a value that does not fit, no such device, or no CLIP where one is needed.
     """
-    made = method_class(name)
-    checked = make_options(name, options)
-    if made.needs_clip and clip is None:
-        raise UserError(
-            f"method {name} needs a CLIP model; give one with --clip, such as openai/clip-vit-base-patch16"
-        )
-    method: Method = made(classes, clip, checked)
+    kind = method_class(name)
+    checked = make_options(name, options)  # a misspelt option is refused before a model is loaded
+    where = find_device(device)
+    towers: dict[str, Tower] = {}
+    if "clip" in kind.needs:
+        towers["clip"] = _clip(clip, where, precision)
+    method = kind(classes, checked, **towers)
+    method.to(where)
     return method
+
+
+def _clip(clip: CLIP | str | None, device: torch.device, precision: str) -> CLIP:
+    from tag2mask.models.weights import load_clip
+
+    if clip is not None and not isinstance(clip, str):
+        return clip
+    find_precision(precision, device)
+    return load_clip(clip, device=device, precision=precision)
 
 
 def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:

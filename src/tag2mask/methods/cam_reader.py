@@ -11,9 +11,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
+from tag2mask.methods.protocol import MethodOptions
 from tag2mask.models.classifier import SCALES, MapNetwork, class_maps
 from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.image import resize_bicubic, working_size
@@ -22,10 +23,8 @@ from tag2mask.types import Item, Scores, UserError
 _TINY = 1e-30
 
 
-class CAMOptions(BaseModel):
+class CAMOptions(MethodOptions):
     """How maps are read from a trained network."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scales: tuple[float, ...] = Field(SCALES, min_length=1, description="image scales whose maps are summed")
     flip: bool = Field(True, description="add the mirrored image at every scale")

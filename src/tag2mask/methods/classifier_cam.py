@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 
 from tag2mask.methods.cam_reader import CAMOptions, CAMReader
+from tag2mask.methods.protocol import Method
 from tag2mask.models.classifier import STORYBOOK_RESNET, load_classifier, warn_of_weights
 from tag2mask.types import ClassSet, Constant, Item, MaskRule, Scores, UserError
 
@@ -23,42 +24,44 @@ class ClassifierCAMOptions(CAMOptions):
     weights: str = Field(STORYBOOK_RESNET, description="folder of a classifier trained on tags, or storybook-resnet")
 
 
-class ClassifierCAM:
+class ClassifierCAM(Method):
     """Class activation maps of a trained classifier as a tag2mask method.
 
     The classifier's classes are matched by name, so one that knows more than the class set will do.
     """
 
     Options = ClassifierCAMOptions
-    needs_clip = False
-    needs_prior = False
+    options: ClassifierCAMOptions
     mask_rule = MaskRule(background=Constant(0.15))  # IRN's and CLIMS's threshold
 
-    def __init__(self, classes: ClassSet, clip: None = None, options: ClassifierCAMOptions | None = None) -> None:
-        self.options = options = options or ClassifierCAMOptions()
-        warn_of_weights(options.weights)
-        self.classifier, self.sha256 = load_classifier(options.weights)
-        self.device = torch.device("cpu")
+    def __init__(self, classes: ClassSet, options: ClassifierCAMOptions | None = None) -> None:
+        super().__init__(classes, options)
+        warn_of_weights(self.options.weights)
+        self.classifier, self.sha256 = load_classifier(self.options.weights)
         known = self.classifier.names
         unknown = [name for name in classes.foreground if name not in known]
         if unknown:
             raise UserError(
-                f"the classifier {options.weights} does not know {', '.join(unknown[:5])} of {classes.id}; it knows "
-                f"{', '.join(known)}; take weights that were trained on your classes"
+                f"the classifier {self.options.weights} does not know {', '.join(unknown[:5])} of {classes.id}; it "
+                f"knows {', '.join(known)}; take weights that were trained on your classes"
             )
         channels = torch.tensor([known.index(name) for name in classes.foreground])  # (C,)
-        self.reader = CAMReader(self.classifier, channels, options)
+        self.reader = CAMReader(self.classifier, channels, self.options)
 
     @property
     def resolved(self) -> dict[str, object]:
         """What decides the results beside the options."""
         return {"weights_sha256": self.sha256}
 
-    def to(self, device: torch.device) -> ClassifierCAM:
+    @property
+    def weights(self) -> str:
+        """The classifier's."""
+        return self.options.weights
+
+    def to(self, device: torch.device) -> None:
         """Compute on that device."""
         self.classifier.to(device)
         self.device = device
-        return self
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) in pixels -> (h, w): whole cells of the network, each cut into cells of ``map_stride``."""

@@ -49,6 +49,7 @@ import torch
 from pydantic import Field
 
 from tag2mask.methods.cam_reader import CAMOptions, CAMReader
+from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import STORYBOOK_RESNET, load_classifier, warn_of_weights
 from tag2mask.models.clims import CLIMSNetwork, build_clims
 from tag2mask.models.clip import VisionTransformer
@@ -232,18 +233,19 @@ STORYBOOK_LOSS: dict[str, Any] = {"suppression": 5.0, "area": 5.0}
 paper's 29.5 and a rate of 0.004, L_CBS alone decides, and boats shrink to their sails (docs/clims.md)."""
 
 
-class CLIMS:
+class CLIMS(Trainable):
     """CLIMS as a tag2mask method; fitted by ``stages.fit``, or ready after ``load``."""
 
     Options = CLIMSOptions
-    needs_clip = True
-    needs_prior = False
+    needs = ("clip",)
+    options: CLIMSOptions
     mask_rule = MaskRule(background=Constant(0.15))
     label_options = tuple(CAMOptions.model_fields)
 
-    def __init__(self, classes: ClassSet, clip: CLIP, options: CLIMSOptions | None = None) -> None:
-        self.options = options = options or CLIMSOptions()
-        self.classes, self.clip = classes, clip
+    def __init__(self, classes: ClassSet, options: CLIMSOptions | None = None, *, clip: CLIP) -> None:
+        super().__init__(classes, options, clip=clip)
+        self.clip = clip
+        options = self.options
         warn_of_weights(options.weights)
         network, unknown = self.start()
         self.recipe = make_recipe(
@@ -263,9 +265,9 @@ class CLIMS:
         return build_clims(self.options.weights, self.classes.foreground, head, seed=self.options.seed)
 
     @property
-    def device(self) -> torch.device:
-        """Where it computes: with its CLIP."""
-        return self.clip.device
+    def weights(self) -> str:
+        """Of the classifier that it starts from."""
+        return self.options.weights
 
     @property
     def texts(self) -> TextSet:
@@ -285,7 +287,7 @@ class CLIMS:
         )
         return {"weights_sha256": sha256, "recipe": self.recipe}
 
-    def fit(self, data: Dataset, run: Run, prior: Run | None = None) -> None:
+    def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
         """Train on images and tags; goes on where it was stopped.
 
         Raises:
@@ -293,11 +295,11 @@ class CLIMS:
         """
         from tag2mask.methods.clims_training import train
 
-        train(self, data, run)
+        train(self, data, folder)
 
-    def load(self, run: Run) -> None:
+    def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Take up the network that ``fit`` left."""
-        path = run.checkpoints / WEIGHTS
+        path = folder / WEIGHTS
         network, _ = self.start()
         fit_state(network, read_state(path), path)
         self._read_with(network)

@@ -44,7 +44,6 @@ from tag2mask.ops.clims import (
 )
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.run.files import write_atomic
-from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Training
 from tag2mask.run.training import LAST, fit, steps_done
 from tag2mask.run.warn import warn
@@ -58,14 +57,14 @@ _LOOKED_AT = 500
 """Images that a threshold is calibrated on."""
 
 
-def train(method: CLIMS, data: Dataset, run: Run) -> None:
+def train(method: CLIMS, data: Dataset, folder: Path) -> None:
     """Everything of a fit, from wherever an earlier call was stopped; leaves ``WEIGHTS`` in the run's checkpoints.
 
     Raises:
         UserError: no image has a tag, or CLIP does not know the words, or tells the classes no better than chance.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
-    recipe, options, folder = method.recipe, method.options, run.checkpoints
+    recipe, options = method.recipe, method.options
     shapes = Augment(recipe.crop, scale=LongSide(*recipe.long_side), place="anywhere", resample="bicubic")
     images = TaggedImages(data, shapes, options.seed)
     tagged = TaggedImages(data, shapes, options.seed, tagged_only=True)

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
+from tag2mask.methods.protocol import Method, MethodOptions
 from tag2mask.models.clip import Mean, Positions, VisionTransformer
 from tag2mask.models.resnet import ModifiedResNet
 from tag2mask.models.vjp import channel_weights, read_out, run_last_block
@@ -45,10 +46,8 @@ if TYPE_CHECKING:
     from tag2mask.models.weights import CLIP
 
 
-class ClipESOptions(BaseModel):
+class ClipESOptions(MethodOptions):
     """Every choice of the paper's tables."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     variant: Literal["paper", "released"] = Field(
         "paper", description="the paper, or the released code with its faults"
@@ -104,15 +103,16 @@ class ClipESOptions(BaseModel):
         return templates
 
 
-class ClipES:
+class ClipES(Method):
     """CLIP-ES as a tag2mask method. Frozen: it holds text features and computes nothing twice per class."""
 
     Options = ClipESOptions
-    needs_clip = True
-    needs_prior = False
+    needs = ("clip",)
+    options: ClipESOptions
 
-    def __init__(self, classes: ClassSet, clip: CLIP, options: ClipESOptions | None = None) -> None:
-        self.options = options = options or ClipESOptions()
+    def __init__(self, classes: ClassSet, options: ClipESOptions | None = None, *, clip: CLIP) -> None:
+        super().__init__(classes, options, clip=clip)
+        options = self.options
         self.clip = clip
         self.vision = vision = cast(VisionTransformer | ModifiedResNet, clip.model.vision)
         is_vit = isinstance(vision, VisionTransformer)

@@ -24,6 +24,7 @@ The displacements are not needed for class masks, but are kept with the scores f
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class IRN(Refiner[IRNOptions, IRNHeads]):
     label_options = ("walk_radius", "beta", "walk_steps")
     mask_rule = MaskRule(background=Constant(0.25))
 
-    def __init__(self, classes: ClassSet, clip: None = None, options: IRNOptions | None = None) -> None:
+    def __init__(self, classes: ClassSet, options: IRNOptions | None = None) -> None:
         options = options or IRNOptions()
         self.backbone = load_backbone(options.weights, strides=(1, 2, 2, 1), frozen_norm=True).requires_grad_(False)
         self.sha256 = state_sha256(self.backbone)
@@ -113,22 +114,21 @@ class IRN(Refiner[IRNOptions, IRNHeads]):
         """What decides the results beside the options."""
         return {"weights_sha256": self.sha256, "decay_as_momentum": self.released, "pad": self.released}
 
-    def to(self, device: torch.device) -> IRN:
+    def to(self, device: torch.device) -> None:
         """Compute on that device."""
         self.backbone.to(device)
         super().to(device)
-        return self
 
-    def train(self, data: Dataset, prior: Run, maps: PriorMaps, run: Run) -> None:
+    def train(self, data: Dataset, earlier: Run, maps: PriorMaps, folder: Path) -> None:
         """Labels where a CRF is sure, and both heads on them."""
         from tag2mask.segment.affinity_training import AffinitySettings, IRNTraining, measure_displacement, train
 
         chosen = self.options
-        folder = run.checkpoints / "labels"
-        indices = make_labels(data, prior, maps, self._label, folder, max_pixels=chosen.max_pixels)
+        labels = folder / "labels"
+        indices = make_labels(data, earlier, maps, self._label, labels, max_pixels=chosen.max_pixels)
         seen = Augment(chosen.crop, scale=Uniform(*chosen.scale), place="anywhere", resample="bicubic")
         examples = AffinityExamples(
-            data, indices, folder, seen, chosen.seed, chosen.max_pixels, Example, _on_grid, GRID
+            data, indices, labels, seen, chosen.seed, chosen.max_pixels, Example, _on_grid, GRID
         )
         settings = AffinitySettings(
             chosen.steps,
@@ -141,7 +141,7 @@ class IRN(Refiner[IRNOptions, IRNHeads]):
             chosen.displacement_lr,
         )
         module = IRNTraining(self.net, self.backbone, settings)
-        train(module, examples, run.checkpoints, self.device, "fit irn")
+        train(module, examples, folder, self.device, "fit irn")
         measure_displacement(module, examples, chosen.crop)
 
     def _label(self, image: Tensor, maps: Tensor, tags: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ Where ``variant="released"`` differs from "paper":
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -101,7 +102,7 @@ class PSA(Refiner[PSAOptions, AffinityNet]):
     label_options = ("background", "beta", "walk_steps")
     mask_rule = MaskRule(background=Own())
 
-    def __init__(self, classes: ClassSet, clip: None = None, options: PSAOptions | None = None) -> None:
+    def __init__(self, classes: ClassSet, options: PSAOptions | None = None) -> None:
         super().__init__(classes, options or PSAOptions())
         self.sha256 = state_sha256(self.net.backbone)
 
@@ -119,17 +120,17 @@ class PSA(Refiner[PSAOptions, AffinityNet]):
             "high": self.options.alpha_high,
         }
 
-    def train(self, data: Dataset, prior: Run, maps: PriorMaps, run: Run) -> None:
+    def train(self, data: Dataset, earlier: Run, maps: PriorMaps, folder: Path) -> None:
         """Scores of classes and of background by a CRF, and the network on what wins in them."""
         from tag2mask.segment.affinity_training import AffinitySettings, PSATraining, train
 
         chosen = self.options
-        folder = run.checkpoints / "labels"
-        indices = make_labels(data, prior, maps, self._label, folder, max_pixels=chosen.max_pixels)
+        labels = folder / "labels"
+        indices = make_labels(data, earlier, maps, self._label, labels, max_pixels=chosen.max_pixels)
         colour = Colour(0.3, 0.3, 0.3, 0.1) if chosen.jitter else None
         seen = Augment(chosen.crop, colour=colour, place="anywhere")
         examples = AffinityExamples(
-            data, indices, folder, seen, chosen.seed, chosen.max_pixels, _unpack, _on_grid, CELL
+            data, indices, labels, seen, chosen.seed, chosen.max_pixels, _unpack, _on_grid, CELL
         )
         settings = AffinitySettings(
             chosen.steps,
@@ -140,7 +141,7 @@ class PSA(Refiner[PSAOptions, AffinityNet]):
             chosen.seed,
             self.released,
         )
-        train(PSATraining(self.net, settings), examples, run.checkpoints, self.device, "fit psa")
+        train(PSATraining(self.net, settings), examples, folder, self.device, "fit psa")
 
     def _label(self, image: Tensor, maps: Tensor, tags: Tensor) -> Tensor:
         """CRF scores against both backgrounds, (2 (K + 1), H, W) uint8: in 255ths."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from tag2mask.methods.protocol import EarlierRun, MethodOptions, Trainable
 from tag2mask.models.classifier import STORYBOOK_RESNET, warn_of_weights
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.image import resize_bicubic, working_size
@@ -25,10 +25,8 @@ from tag2mask.types import ClassSet, Dataset, Item, Scores, UserError
 FITTED = "refiner.safetensors"
 
 
-class RefinerOptions(BaseModel):
+class RefinerOptions(MethodOptions):
     """What IRN and PSA have in common."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(300, ge=1, description="training steps")
     variant: Literal["paper", "released"] = Field("paper", description="as the paper says, or as its code does")
@@ -44,20 +42,18 @@ Options = TypeVar("Options", bound=RefinerOptions)
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class Refiner(ABC, Generic[Options, Network]):
+class Refiner(Trainable, Generic[Options, Network]):
     """A method that is fitted on an earlier run's maps and refines them."""
 
     name: ClassVar[str]
     published: ClassVar[tuple[int, str]]
     """Steps of the published training, and what they were."""
-    needs_clip = False
-    needs_prior = True
+    options: Options
 
     def __init__(self, classes: ClassSet, options: Options) -> None:
-        self.classes, self.options = classes, options
+        super().__init__(classes, options)
         warn_of_weights(options.weights)
         self.net = self.untrained()
-        self.device = torch.device("cpu")
         self.maps: PriorMaps | None = None
 
     @abstractmethod
@@ -65,8 +61,8 @@ class Refiner(ABC, Generic[Options, Network]):
         """What the fit trains, before its first step."""
 
     @abstractmethod
-    def train(self, data: Dataset, prior: Run, maps: PriorMaps, run: Run) -> None:
-        """Make labels of the prior's maps and train on them, from wherever that was stopped."""
+    def train(self, data: Dataset, earlier: Run, maps: PriorMaps, folder: Path) -> None:
+        """Make labels of the earlier run's maps and train on them, from wherever that was stopped."""
 
     @abstractmethod
     def refine(self, item: Item, maps: PriorMaps) -> Scores:
@@ -77,48 +73,54 @@ class Refiner(ABC, Generic[Options, Network]):
         """Whether the released code's faults are repeated."""
         return self.options.variant == "released"
 
-    def to(self, device: torch.device) -> Refiner[Options, Network]:
+    @classmethod
+    def earlier_run(cls, options: Options) -> EarlierRun:
+        """Maps, to learn from and to refine."""
+        return EarlierRun(fit="maps", label="maps")
+
+    @property
+    def weights(self) -> str:
+        """The backbone's."""
+        return self.options.weights
+
+    def to(self, device: torch.device) -> None:
         """Compute on that device."""
         self.net.to(device)
         self.device = device
-        return self
 
-    def fit(self, data: Dataset, run: Run, prior: Run | None = None) -> None:
-        """Make labels of the prior's maps and train on them; called again after an interrupt, it goes on.
-
-        Keeps labels, checkpoints and what was fitted under ``run.checkpoints``.
+    def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
+        """Make labels of the earlier run's maps and train on them; called again after an interrupt, it goes on.
 
         Raises:
-            UserError: no prior, one that is unfinished or without maps, or no image to learn from.
+            UserError: no earlier run, one that is unfinished or without maps, or no image to learn from.
         """
-        if prior is None:
+        if earlier is None:
             raise UserError(f"{self.name} learns from an earlier run's maps; give its folder as the prior")
-        maps = PriorMaps.of(prior, self.options.threshold)
-        images, done = prior.images or 0, len(prior.records())
+        maps = PriorMaps.of(earlier, self.options.threshold)
+        images, done = earlier.images or 0, len(earlier.records())
         if done < images:  # once it has learned from a part, it would not learn from the rest
-            raise UserError(f"{prior.path} is unfinished ({done} of {images} images); give its command again first")
-        if not (run.checkpoints / FITTED).exists():
+            raise UserError(f"{earlier.path} is unfinished ({done} of {images} images); give its command again first")
+        if not (folder / FITTED).exists():
             steps, what = self.published
             if self.options.steps < steps:
                 warn(f"{self.name} learns for {self.options.steps} steps; published: {steps:,}, {what}")
             self.net = self.untrained().to(self.device)
-            self.train(data, prior, maps, run)
-            save_fitted(run, self.net.state_dict(), maps)
-        self.load(run)
+            self.train(data, earlier, maps, folder)
+            save_fitted(folder, self.net.state_dict())
+        self.load(folder, earlier)
 
-    def load(self, run: Run) -> None:
-        """Take up what ``fit`` left. Raises UserError where there is nothing, or of other options."""
-        state, self.maps, path = load_fitted(run)
-        fit_state(self.net, state, path)
-        self.net.eval()
-
-    def follow(self, prior: Run) -> None:
-        """Read maps as that run makes masks of them: what was learned elsewhere may have had another one.
+    def load(self, folder: Path, earlier: Run | None = None) -> None:
+        """Take up what ``fit`` left, and read the earlier run's maps as that run makes masks of them.
 
         Raises:
-            UserError: it has no maps.
+            UserError: nothing was fitted, or by other options; or the earlier run has no maps.
         """
-        self.maps = PriorMaps.of(prior, self.options.threshold)
+        path = folder / FITTED
+        if not path.exists():
+            raise UserError(f"{folder}: nothing is fitted there yet; give the command that fits it again to go on")
+        fit_state(self.net, read_state(path), path)
+        self.net.eval()
+        self.maps = None if earlier is None else PriorMaps.of(earlier, self.options.threshold)
 
     @torch.no_grad()
     def scores(self, items: Sequence[Item]) -> list[Scores]:
@@ -137,7 +139,7 @@ def check_prior(item: Item, maps: PriorMaps | None, channels: int) -> PriorMaps:
         UserError: nothing was fitted or loaded, no earlier run, or no tags of 1 .. ``channels``.
     """
     if maps is None:
-        raise UserError("this refiner has learned nothing yet; call fit, or load a run that it was fitted in")
+        raise UserError("this refiner is not ready; call fit, or load what was fitted, with the run that it refines")
     if item.prior is None:
         raise UserError(f"{item.id} comes without an earlier run's maps; give that run as the prior")
     tags = [] if item.tags is None else item.tags.tolist()
@@ -168,34 +170,12 @@ def frame_of(size: tuple[int, int], grid: tuple[int, int], cell: int, max_pixels
     return round(grid[0] * cell * size[0] / within[0]), round(grid[1] * cell * size[1] / within[1])
 
 
-def save_fitted(run: Run, state: Mapping[str, Tensor], maps: PriorMaps) -> None:
-    """Keep what a fit ended in: weights, and how the earlier run's maps are read."""
+def save_fitted(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Keep the weights that a fit ended in."""
     import safetensors.torch
 
     kept = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    told = json.dumps({"prior": maps.plain(), "threshold": maps.threshold})
-    write_atomic(run.checkpoints / FITTED, safetensors.torch.save(kept, metadata={"tag2mask": told}), sync=True)
-
-
-def load_fitted(run: Run) -> tuple[dict[str, Tensor], PriorMaps, Path]:
-    """What ``save_fitted`` kept, and where.
-
-    Raises:
-        UserError: the fit is not done, or its file is damaged.
-    """
-    import safetensors
-
-    path = run.checkpoints / FITTED
-    if not path.exists():
-        raise UserError(f"{run.path}: nothing is fitted there yet; give the command that fits it again to go on")
-    state = read_state(path)
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            told = json.loads(file.metadata()["tag2mask"])
-        maps = PriorMaps.from_plain(told["prior"], told["threshold"], str(path))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} was not written by a refiner; fit it again") from error
-    return state, maps, path
+    write_atomic(folder / FITTED, safetensors.torch.save(kept), sync=True)
 
 
 @contextmanager

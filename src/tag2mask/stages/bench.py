@@ -88,7 +88,7 @@ class Bench:
 
     def measure(self, *, crf: bool = False, clip: CLIP | None = None, **options: object) -> Figures:
         """The maps and, where asked for, the masks after the dense CRF (NaN if not)."""
-        method = ClipES(self.classes, clip or self.clip, ClipESOptions.model_validate(options))
+        method = ClipES(self.classes, ClipESOptions.model_validate(options), clip=clip or self.clip)
         sweep, before = (BackgroundSweep(RULES, len(self.classes)) for _ in range(2))
         kept: list[Scores] = []
         for item, truth in zip(self.items, self.truths, strict=True):
@@ -124,7 +124,7 @@ class Bench:
         readout: "class", as CLIP itself reads a picture, or "patches", as CLIP-ES does.
         """
         options = ClipESOptions.model_validate({"readout": readout})
-        method = ClipES(self.classes, clip or self.clip, options)
+        method = ClipES(self.classes, options, clip=clip or self.clip)
         scores = torch.cat([F.normalize(method.embeddings([item]), dim=-1) for item in self.items])  # (n, E)
         scores = scores @ method.class_features[0].T  # (n, C)
         present = torch.zeros(scores.shape, dtype=torch.bool)
@@ -135,7 +135,7 @@ class Bench:
 
     def sharpness(self, templates: Iterable[str], **options: object) -> Sharpness:
         """Eq. 5 for every template whose words the CLIP knows."""
-        method = ClipES(self.classes, self.clip, ClipESOptions.model_validate(options))
+        method = ClipES(self.classes, ClipESOptions.model_validate(options), clip=self.clip)
         seen = Sharpness(method, self.classes, list(templates))
         for item in self.items:
             seen.update([item])

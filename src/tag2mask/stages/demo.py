@@ -11,6 +11,7 @@ import torch
 
 from tag2mask.data import read_voc
 from tag2mask.methods.clip_es import ClipES
+from tag2mask.methods.protocol import Method
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import load_clip
 from tag2mask.run.folder import Run
@@ -20,7 +21,7 @@ from tag2mask.stages.evaluation import Curve, Evaluation
 from tag2mask.stages.label import label
 from tag2mask.stages.report import report
 from tag2mask.storybook import render
-from tag2mask.types import Constant, Dataset, Item, MaskRule, Method, Scores
+from tag2mask.types import Constant, Dataset, Item, MaskRule, Scores
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,9 @@ class DemoResult:
     text: str
 
 
-class Everything:
+class Everything(Method):
     """A floor, not a method: every pixel belongs to every tag, so the first tag fills the image."""
 
-    needs_prior = False
     mask_rule = MaskRule(background=Constant(0.0))
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -69,12 +69,14 @@ def demo(out: Path | str, n: int = 120, *, device: str = "auto", progress: bool 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
         clip = load_clip("storybook-clip", device=device)
-    method = ClipES(data.classes, clip)
+    method = ClipES(data.classes, clip=clip)
     rule = replace(method.mask_rule, mu=None)  # every pixel gets a label, to be measured
     found, run = _measure(data, method, rule, out / f"run-{n}", progress)
-    blank = ClipES(data.classes, untrained(clip, seed=0))
+    blank = ClipES(data.classes, clip=untrained(clip, seed=0))
     random, _ = _measure(data, blank, rule, out / f"floor-random-{n}", progress)
-    everything, _ = _measure(data, Everything(), Everything.mask_rule, out / f"floor-everything-{n}", progress)
+    everything, _ = _measure(
+        data, Everything(data.classes), Everything.mask_rule, out / f"floor-everything-{n}", progress
+    )
     page = report(
         run,
         data,

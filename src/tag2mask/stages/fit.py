@@ -21,6 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from tag2mask.methods.protocol import Method, Trainable
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.lock import Lock
@@ -28,7 +29,7 @@ from tag2mask.run.progress import silent
 from tag2mask.run.settings import describe_differences, plain
 from tag2mask.run.shard import WHOLE, Shard
 from tag2mask.run.warn import warn
-from tag2mask.types import ClassSet, Dataset, Method, Sample, Trainable, UserError
+from tag2mask.types import ClassSet, Dataset, Sample, UserError
 
 FITTED = "fitted.json"
 FIT_DATA = "fit_data.json"
@@ -97,13 +98,13 @@ def fit(
         _compare_data(run, {"images": len(data), "fingerprint": fingerprint}, done=digest is not None)
         if digest is None:
             with nullcontext() if progress else silent():
-                method.fit(TagsOnly(data), run, prior)
+                method.fit(TagsOnly(data), run.checkpoints, prior)
             learned = {path.name: _sha256(path) for path in _learned(run)}
             if not learned:
                 raise RuntimeError(f"{type(method).__name__}.fit left nothing directly in {run.checkpoints}")
             write_atomic(run.checkpoints / FITTED, (json.dumps(learned, indent=1) + "\n").encode(), sync=True)
             digest = _digest(learned)
-        method.load(run)  # in any case: what labels is what is on the disk
+        method.load(run.checkpoints, prior)  # in any case: what labels is what is on the disk
     finally:
         lock.release()
     return digest
@@ -159,7 +160,7 @@ def make_ready(
         )
     else:
         _compare_data(run, {"images": len(data), "fingerprint": fingerprint}, done=True)
-        method.load(run)
+        method.load(run.checkpoints, prior)
 
 
 def _compare_data(run: Run, now: dict[str, Any], *, done: bool) -> None:
@@ -218,7 +219,7 @@ def open_fitted(
             f"{run.path} was fitted for other classes ({run.settings.get('classes', {}).get('id')}) than "
             f"{classes.id}; give a run on the same class set, or name that one (--classes)"
         )
-    free = getattr(method, "label_options", ())
+    free = method.label_options
 
     def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
         options = settings.get("options") or {}

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tag2mask.config import LabelConfig, MaskConfig, dump_config
+from tag2mask.config import LabelConfig, MaskConfig, RefineConfig, dump_config
 from tag2mask.data.columns import Columns
 from tag2mask.methods import make_method, make_options, method_class
+from tag2mask.methods.protocol import Method
 from tag2mask.ops.crf import preset
 from tag2mask.run.folder import SEEDS, Run
 from tag2mask.stages.run_data import absolute, in_run_order, open_data
-from tag2mask.stages.work import place
-from tag2mask.types import ClassSet, MaskRule, Method, Own, UserError
-
-if TYPE_CHECKING:
-    from tag2mask.models.weights import CLIP
+from tag2mask.types import MaskRule, Own, UserError
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,14 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
 
     out: the run folder that is to be gone on with, whose classes keep their order; None: a new one.
     """
-    _check(config.method, config.options, config.masks)
+    steps: list[LabelConfig | RefineConfig] = [config] if config.refine is None else [config, config.refine]
+    for step in steps:
+        make_options(step.method, step.options)
+        if step.masks.crf not in (None, "none"):
+            preset(str(step.masks.crf))
     if config.refine is not None:
-        _check(config.refine.method, config.refine.options, config.refine.masks)
-        if not method_class(config.refine.method).needs_prior:
+        chosen = make_options(config.refine.method, config.refine.options)
+        if not method_class(config.refine.method).earlier_run(chosen).label:
             raise UserError(
                 f"{config.refine.method} does not start from an earlier run, so it refines nothing; take irn or psa"
             )
@@ -62,8 +62,7 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
     if before is not None:
         data = in_run_order(data, config.data, before)
     clip = None
-    names = [config.method] if config.refine is None else [config.method, config.refine.method]
-    if any(method_class(name).needs_clip for name in names):
+    if any("clip" in method_class(step.method).needs for step in steps):
         from tag2mask.models.weights import load_clip
 
         clip = load_clip(
@@ -73,30 +72,15 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
             tokenizer=config.tokenizer,
             activation=config.activation,
         )
-    method = _make(config.method, data.classes, clip, config.options)
-    place(method, device)
-    rule = _rule(config.method, method, config.masks)
-    if config.refine is None:
-        return Recipe(data, method, rule, config)
-    refiner = _make(config.refine.method, data.classes, clip, config.refine.options)
-    place(refiner, device)
-    refine = Refine(refiner, _rule(config.refine.method, refiner, config.refine.masks))
-    return Recipe(data, method, rule, config, refine)
+    made = [make_method(step.method, data.classes, clip=clip, device=device, **step.options) for step in steps]
+    rules = [_rule(step.method, method, step.masks) for step, method in zip(steps, made, strict=True)]
+    refine = None if config.refine is None else Refine(made[1], rules[1])
+    return Recipe(data, made[0], rules[0], config, refine)
 
 
 def _begun(out: Path) -> Run | None:
     """The run in a folder, or the one whose maps were to be refined there; None where there is none."""
     return next((Run.open(folder) for folder in (out, out / SEEDS) if (folder / "run.yaml").is_file()), None)
-
-
-def _make(name: str, classes: ClassSet, clip: CLIP | None, options: Mapping[str, Any]) -> Method:
-    return make_method(name, classes, clip=clip if method_class(name).needs_clip else None, **options)
-
-
-def _check(method: str, options: Mapping[str, Any], masks: MaskConfig) -> None:
-    make_options(method, options)
-    if masks.crf not in (None, "none"):
-        preset(str(masks.crf))
 
 
 def _rule(name: str, method: Method, masks: MaskConfig) -> MaskRule:

@@ -5,68 +5,49 @@ Both runs go on where they were stopped. A finished seeds run may just as well b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tag2mask.methods.protocol import Trainable
 from tag2mask.run.folder import SEEDS
-from tag2mask.stages.label import label
+from tag2mask.stages.label import LabelSettings, label
 from tag2mask.stages.recipe import Recipe
 from tag2mask.stages.work import Summary
-from tag2mask.types import Trainable, UserError
+from tag2mask.types import UserError
 
 
 def label_refined(
-    recipe: Recipe,
-    out: Path | str,
-    *,
-    prior: Path | str | None = None,
-    fit_only: bool = False,
-    overwrite: bool = False,
-    refit: bool = False,
-    **how: Any,
+    recipe: Recipe, out: Path | str, settings: LabelSettings | None = None, **changes: Any
 ) -> list[Summary]:
     """Make seeds as the recipe says and refine their maps.
 
     Args:
-        recipe: with a refiner.
+        recipe: with a refiner; it has the rules of both runs.
         out: the folder of the refined run; the seeds' is inside.
-        prior: what the seeds' own method starts from, if it does.
-        fit_only: make the seeds and stop when the refiner has learned.
-        overwrite: remove both runs and begin afresh.
-        refit: as ``overwrite``, and what was learned goes, too.
-        how: of both, as ``label`` has it: shard, batch_size, removed, progress, crf_max_pixels.
+        settings, changes: as ``label`` has them. ``prior`` is what the seeds' own method starts from, if it does;
+            ``fit_only`` makes the seeds and stops when the refiner has learned; ``overwrite`` and ``refit`` are of
+            both runs.
 
     Returns:
         Summaries of the seeds and of the refined run.
 
     Raises:
-        UserError: the recipe has no refiner; and as ``label``.
+        UserError: the recipe has no refiner; a fit of another run, or no maps, were asked for; and as ``label``.
     """
+    settings = replace(settings or LabelSettings(), **changes)
     if recipe.refine is None:
         raise UserError("nothing to refine with; name a refiner, such as --refine irn")
+    if settings.fitted is not None or not settings.keep_scores:
+        raise UserError("--refine makes its own seeds, with maps; for --fitted or --no-scores label in two commands")
     seeds = Path(out) / SEEDS
     learns = isinstance(recipe.method, Trainable)
-    first = label(
-        recipe.data,
-        recipe.method,
-        seeds,
+    first = replace(
+        settings,
         rule=recipe.rule,
-        noted=recipe.noted,
-        prior=prior,
-        overwrite=overwrite or (refit and not learns),
-        refit=refit and learns,
-        **how,
+        fit_only=False,
+        overwrite=settings.overwrite or (settings.refit and not learns),
+        refit=settings.refit and learns,
     )
-    second = label(
-        recipe.data,
-        recipe.refine.method,
-        out,
-        rule=recipe.refine.rule,
-        noted=recipe.noted,
-        prior=seeds,
-        fit_only=fit_only,
-        overwrite=overwrite,
-        refit=refit,
-        **how,
-    )
-    return [first, second]
+    second = replace(settings, rule=recipe.refine.rule, prior=seeds)
+    return [label(recipe.data, recipe.method, seeds, first), label(recipe.data, recipe.refine.method, out, second)]

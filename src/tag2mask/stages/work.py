@@ -15,14 +15,15 @@ import torch
 
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_mask
+from tag2mask.methods.protocol import Method
 from tag2mask.ops.masks import pseudo_mask
 from tag2mask.run.current import STALE, Current
-from tag2mask.run.device import find_device, peak_device_memory, peak_memory
+from tag2mask.run.device import peak_device_memory, peak_memory
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import Bar
 from tag2mask.stages.plan import Loaded
 from tag2mask.stages.store import CannotWrite, Outcome, Store
-from tag2mask.types import ClassSet, Item, MaskRule, Method, Prior, Sample, Scores, UserError
+from tag2mask.types import ClassSet, Item, MaskRule, Prior, Sample, Scores, UserError
 
 _SHOWN_ERRORS = 10
 
@@ -240,7 +241,7 @@ class Labeller:
         return Item(sample.id, image, torch.tensor(sample.tags, dtype=torch.int64), seen)
 
     def _missing_prior(self, sample: Sample) -> str | None:
-        if self._current is None or not self.method.needs_prior or not sample.tags:
+        if self._current is None or not sample.tags:
             return None
         reason = self._current.why_none(sample)
         if reason == "absent":
@@ -267,7 +268,7 @@ class Labeller:
         if len(found) == len(items):
             return {item.id: (each, seconds) for item, each in zip(items, found, strict=True)}
         # Something in the batch is too much for it, or for the memory: find out who, one by one.
-        if device_of(self.method).type == "cuda":
+        if self.method.device.type == "cuda":
             torch.cuda.empty_cache()
         alone: dict[str, tuple[Scores | str, float]] = {}
         for item in items:
@@ -320,20 +321,3 @@ def _nothing(item: Item) -> Scores:
     """The scores of an image with no tags at all: no maps, so all of it is background."""
     size = (item.image.shape[1], item.image.shape[2])
     return Scores(tags=torch.zeros(0, dtype=torch.int64), maps=torch.zeros(0, 1, 1), size=size)
-
-
-def place(method: Method, device: str) -> None:
-    """Bring a method without CLIP to the device of that name, where it can be moved (it has ``to``).
-
-    Raises:
-        UserError: no such device here.
-    """
-    move = getattr(method, "to", None)
-    if move is not None:
-        move(find_device(device))
-
-
-def device_of(method: Method) -> torch.device:
-    """Where the method computes: its own word, or its CLIP's; a method that says nothing is on the processor."""
-    holder = method if hasattr(method, "device") else getattr(method, "clip", None)
-    return torch.device(getattr(holder, "device", "cpu"))
