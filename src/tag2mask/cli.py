@@ -10,30 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from tag2mask import __version__
+from tag2mask.cli_data import Data, data_options
 from tag2mask.cli_errors import OneLineErrors
 from tag2mask.cli_options import (
     SOME_FAILED,
     ActivationOption,
-    ClassesOption,
     ClipOption,
-    CountFromOption,
-    Data,
     DeviceOption,
-    ImagesOption,
-    KindOption,
-    NewUnknownOption,
     RemovedOption,
     RunFolder,
-    SeparatorOption,
     SetOption,
-    SplitOption,
-    TagsOption,
     TokenizerOption,
-    TruthOption,
-    TruthTurnOption,
-    TruthValuesOption,
-    TwinsOption,
-    UnknownOption,
     checked_removed,
     images_if_there,
     label_config,
@@ -93,7 +80,9 @@ def demo(
 
 
 @app.command()
+@data_options("path")
 def label(
+    *,
     data: Annotated[
         Path | None, typer.Argument(help="Folder of images, VOC devkit or COCO JSON; or in --config.")
     ] = None,
@@ -101,18 +90,7 @@ def label(
     method: Annotated[str | None, typer.Option("--method", "-m", help="See `tag2mask methods`.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as YAML; flags given here come on top.")] = None,
     set_: SetOption = None,
-    kind: KindOption = None,
-    split: SplitOption = None,
-    tags: TagsOption = None,
-    images: ImagesOption = None,
-    truth: TruthOption = None,
-    truth_values: TruthValuesOption = None,
-    truth_turn: TruthTurnOption = None,
-    classes: ClassesOption = None,
-    unknown: UnknownOption = "error",
-    separator: SeparatorOption = None,
-    twins: TwinsOption = None,
-    count_from: CountFromOption = None,
+    where: dict[str, Any],
     clip: ClipOption = None,
     tokenizer: TokenizerOption = None,
     activation: ActivationOption = None,
@@ -170,18 +148,7 @@ def label(
         config,
         {
             "data.path": data,
-            "data.kind": kind,
-            "data.split": split,
-            "data.tags": tags,
-            "data.images": images,
-            "data.truth": truth,
-            "data.truth_values": truth_values,
-            "data.truth_turn": truth_turn,
-            "data.classes": classes,
-            "data.unknown": unknown if unknown != "error" else None,
-            "data.separator": separator,
-            "data.twins": twins,
-            "data.count_from": count_from,
+            **{f"data.{key}": value for key, value in where.items()},
             "method": method,
             "clip": clip,
             "tokenizer": tokenizer,
@@ -230,21 +197,11 @@ def label(
 
 
 @app.command(name="eval")
+@data_options()
 def evaluate(
+    *,
     run: RunFolder,
-    data: Annotated[Path | None, typer.Option(help="The data with its truth; default: where the run's was.")] = None,
-    kind: KindOption = None,
-    split: SplitOption = None,
-    tags: TagsOption = None,
-    images: ImagesOption = None,
-    truth: TruthOption = None,
-    truth_values: TruthValuesOption = None,
-    truth_turn: TruthTurnOption = None,
-    classes: ClassesOption = None,
-    unknown: NewUnknownOption = None,
-    separator: SeparatorOption = None,
-    twins: TwinsOption = None,
-    count_from: CountFromOption = None,
+    where: dict[str, Any],
     boundary: Annotated[bool, typer.Option(help="Boundary IoU too (slower).")] = True,
     thresholds: Annotated[bool, typer.Option(help="All background thresholds and powers on the score maps.")] = True,
     confidence: Annotated[
@@ -257,38 +214,18 @@ def evaluate(
     from tag2mask.stages.run_data import data_for
 
     opened = Run.open(run)
-    where: dict[str, Any] = {
-        "path": data,
-        "kind": kind,
-        "split": split,
-        "tags": tags,
-        "images": images,
-        "truth": truth,
-    }
-    where |= {"truth_values": truth_values, "truth_turn": truth_turn, "classes": classes, "unknown": unknown}
-    where |= {"separator": separator, "twins": twins, "count_from": count_from}
     dataset = data_for(opened, where)
     result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds, confidence=confidence)
     typer.echo(result.text())
 
 
 @app.command()
+@data_options()
 def report(
+    *,
     run: RunFolder,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run folder.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The data; default: where the run's was.")] = None,
-    kind: KindOption = None,
-    split: SplitOption = None,
-    tags: TagsOption = None,
-    images: ImagesOption = None,
-    truth: TruthOption = None,
-    truth_values: TruthValuesOption = None,
-    truth_turn: TruthTurnOption = None,
-    classes: ClassesOption = None,
-    unknown: NewUnknownOption = None,
-    separator: SeparatorOption = None,
-    twins: TwinsOption = None,
-    count_from: CountFromOption = None,
+    where: dict[str, Any],
     worst: Annotated[int, typer.Option(min=0, help="How many images are shown, worst first.")] = 24,
 ) -> None:
     """Write one HTML file that shows a run: overlays, numbers, settings; with truth, classes and threshold curve."""
@@ -296,22 +233,14 @@ def report(
     from tag2mask.stages.report import report as run_report
 
     opened = Run.open(run)
-    where: dict[str, Any] = {
-        "path": data,
-        "kind": kind,
-        "split": split,
-        "tags": tags,
-        "images": images,
-        "truth": truth,
-    }
-    where |= {"truth_values": truth_values, "truth_turn": truth_turn, "classes": classes, "unknown": unknown}
-    where |= {"separator": separator, "twins": twins, "count_from": count_from}
     dataset = images_if_there(opened, where)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
 @app.command()
+@data_options()
 def export(
+    *,
     source: Annotated[Path, typer.Argument(help="A run folder (masks), or a network's or training's folder.")],
     to: Annotated[
         str,
@@ -324,21 +253,7 @@ def export(
         Path,
         typer.Option("--out", "-o", help="A folder for png and safetensors; a file for coco, voc-test (.tgz), onnx."),
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="The data of a run's masks; default: where the run's was.")
-    ] = None,
-    kind: KindOption = None,
-    split: SplitOption = None,
-    tags: TagsOption = None,
-    images: ImagesOption = None,
-    truth: TruthOption = None,
-    truth_values: TruthValuesOption = None,
-    truth_turn: TruthTurnOption = None,
-    classes: ClassesOption = None,
-    unknown: NewUnknownOption = None,
-    separator: SeparatorOption = None,
-    twins: TwinsOption = None,
-    count_from: CountFromOption = None,
+    where: dict[str, Any],
     competition: Annotated[
         str, typer.Option(help="voc-test: comp5 if nothing but VOC was used in training, else comp6.")
     ] = "comp6",
@@ -353,16 +268,6 @@ def export(
         typer.echo(export_network(source, to, out).text())
         return
     opened = Run.open(source)
-    where: dict[str, Any] = {
-        "path": data,
-        "kind": kind,
-        "split": split,
-        "tags": tags,
-        "images": images,
-        "truth": truth,
-    }
-    where |= {"truth_values": truth_values, "truth_turn": truth_turn, "classes": classes, "unknown": unknown}
-    where |= {"separator": separator, "twins": twins, "count_from": count_from}
     if to == "voc-test":
         from tag2mask.stages.voc_server import voc_archive
 
@@ -374,20 +279,14 @@ def export(
 
 
 @app.command()
+@data_options("path", "truth", "truth_values", "truth_turn")
 def prompts(
+    *,
     data: Data,
     top: Annotated[int, typer.Option(min=0, help="Rows to show; 0 shows all.")] = 20,
     limit: Annotated[int, typer.Option(min=1, help="Use the first so many tagged images.")] = 500,
     template: Annotated[list[str] | None, typer.Option(help="A template to rank, with {}; may be repeated.")] = None,
-    kind: KindOption = None,
-    split: SplitOption = None,
-    tags: TagsOption = None,
-    images: ImagesOption = None,
-    classes: ClassesOption = None,
-    unknown: UnknownOption = "error",
-    separator: SeparatorOption = None,
-    twins: TwinsOption = None,
-    count_from: CountFromOption = None,
+    where: dict[str, Any],
     clip: ClipOption = None,
     tokenizer: TokenizerOption = None,
     activation: ActivationOption = None,
@@ -403,15 +302,7 @@ def prompts(
 
     flags = {
         "data.path": data,
-        "data.kind": kind,
-        "data.split": split,
-        "data.tags": tags,
-        "data.images": images,
-        "data.classes": classes,
-        "data.unknown": unknown if unknown != "error" else None,
-        "data.separator": separator,
-        "data.twins": twins,
-        "data.count_from": count_from,
+        **{f"data.{key}": value for key, value in where.items()},
         "clip": clip,
         "tokenizer": tokenizer,
         "activation": activation,

@@ -19,55 +19,10 @@ RemovedOption = Annotated[
 ]
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Data = Annotated[Path, typer.Argument(help="Folder of images with tags, VOC devkit, or COCO instances JSON.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` wrote.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE; see `tag2mask methods NAME`.")
 ]
-KindOption = Annotated[str | None, typer.Option(help="voc, coco or folder; default: seen from what is there.")]
-SplitOption = Annotated[str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")]
-TagsOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="CSV, TSV, JSON, JSONL or .npy of images and labels, or the word folders: an image's folder is its "
-        "class. Default: tags.csv, tags.jsonl, labels.csv, metadata.jsonl and the like in the folder."
-    ),
-]
-SeparatorOption = Annotated[
-    str | None,
-    typer.Option(help='What stands between labels besides ";", such as ","; none: nothing does.'),
-]
-TwinsOption = Annotated[
-    str | None, typer.Option(help="Tags that look like one class (tree, trees): keep both, or merge.")
-]
-CountFromOption = Annotated[
-    int | None, typer.Option(help="The number of the first class, 0 or 1, where tags are numbers.")
-]
-ImagesOption = Annotated[Path | None, typer.Option(help="COCO: the folder of the images.")]
-TruthOption = Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")]
-TruthValuesOption = Annotated[
-    str | None,
-    typer.Option(
-        help="What the numbers in true masks stand for, where they are not the run's: as-is (they are, whatever the "
-        "tags say), from-0 (the first class is 0, 255 background), from-2 (it is 2, 1 background), coco-ids, "
-        "255=NAME, or a file with a line `value name` for each."
-    ),
-]
-TruthTurnOption = Annotated[
-    str | None,
-    typer.Option(help="Photographs that EXIF turns: true masks were drawn on their stored pixels, or upright."),
-]
-ClassesOption = Annotated[
-    str | None,
-    typer.Option(
-        help="voc12, coco14, a YAML file of your own, or file (VOC's or COCO's own names); default: from the data."
-    ),
-]
-NewUnknownOption = Annotated[
-    str | None,
-    typer.Option("--unknown", help="Tags that are no class: error, or skip them."),
-]
-UnknownOption = Annotated[str, typer.Option(help="Tags that are no class: error, or skip them.")]
 ClipOption = Annotated[
     str | None,
     typer.Option(

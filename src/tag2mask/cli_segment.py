@@ -8,19 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from tag2mask.cli_data import data_options
 from tag2mask.cli_options import (
     SOME_FAILED,
-    CountFromOption,
     DeviceOption,
-    ImagesOption,
-    KindOption,
-    NewUnknownOption,
     RemovedOption,
-    SeparatorOption,
-    TagsOption,
-    TruthTurnOption,
-    TruthValuesOption,
-    TwinsOption,
     checked_removed,
     list_settings,
 )
@@ -30,7 +22,13 @@ segment_app = typer.Typer()
 
 
 @segment_app.command()
+@data_options(
+    path="The images; default: where the run's were.",
+    truth="Folder of true masks, read for --pixel-labels alone.",
+    classes="Class set of --data, where it names none.",
+)
 def train(
+    *,
     run: Annotated[
         Path | None,
         typer.Argument(help="A run folder that `label` wrote; without one: --data and --pixel-labels."),
@@ -45,21 +43,7 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the recipe, NAME=VALUE, on top; see --list.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="The images; default: where the run's were.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train.")
-    ] = None,
-    kind: KindOption = None,
-    tags: TagsOption = None,
-    images: ImagesOption = None,
-    truth: Annotated[Path | None, typer.Option(help="Folder of true masks, read for --pixel-labels alone.")] = None,
-    truth_values: TruthValuesOption = None,
-    truth_turn: TruthTurnOption = None,
-    classes: Annotated[str | None, typer.Option(help="Class set of --data, where it names none.")] = None,
-    unknown: NewUnknownOption = None,
-    separator: SeparatorOption = None,
-    twins: TwinsOption = None,
-    count_from: CountFromOption = None,
+    where: dict[str, Any],
     pixel_labels: Annotated[
         Path | None,
         typer.Option(
@@ -111,30 +95,12 @@ def train(
         list_settings(recipe)
         return
     opened = None if run is None else Run.open(run)
-    where: dict[str, Any] = {
-        "path": data,
-        "kind": kind,
-        "split": split,
-        "tags": tags,
-        "images": images,
-        "truth": truth,
-    }
-    where |= {"truth_values": truth_values, "truth_turn": truth_turn, "classes": classes, "unknown": unknown}
-    where |= {"separator": separator, "twins": twins, "count_from": count_from}
     if opened is not None:
         dataset = data_for(opened, where)
-    elif data is None:
+    elif "path" not in where:
         raise UserError("nothing to train on: give a run folder, or --data and --pixel-labels for true masks alone")
     else:
-        dataset = open_data(
-            parse_data(
-                {
-                    key: str(value) if isinstance(value, Path) else value
-                    for key, value in where.items()
-                    if value is not None
-                }
-            )
-        )
+        dataset = open_data(parse_data(where))
     result = run_train(
         opened,
         out,
@@ -152,9 +118,14 @@ def train(
 
 
 @segment_app.command()
+@data_options("path", classes="Of the data; default: its own, else the network's.")
 def predict(
+    *,
     network: Annotated[Path, typer.Argument(help="A folder that `train` wrote; an unfinished training will do.")],
-    images: Annotated[Path, typer.Argument(help="Folder of images (no tags needed), VOC devkit, or COCO JSON.")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGES", help="Folder of images (no tags needed), VOC devkit, or COCO JSON."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; made, or gone on with.")] = Path(
         "predicted"
     ),
@@ -177,18 +148,7 @@ def predict(
     use_tags: Annotated[
         bool, typer.Option("--use-tags", help="Only the classes in an image's tags, for a second round of training.")
     ] = False,
-    kind: Annotated[str | None, typer.Option(help="voc, coco or folder; default: seen from what is there.")] = None,
-    split: Annotated[str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as val.")] = None,
-    tags: TagsOption = None,
-    separator: SeparatorOption = None,
-    twins: TwinsOption = None,
-    count_from: CountFromOption = None,
-    coco_images: Annotated[Path | None, typer.Option("--images", help="COCO: the folder of the images.")] = None,
-    truth: Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")] = None,
-    truth_values: TruthValuesOption = None,
-    truth_turn: TruthTurnOption = None,
-    classes: Annotated[str | None, typer.Option(help="Of the data; default: its own, else the network's.")] = None,
-    unknown: NewUnknownOption = None,
+    where: dict[str, Any],
     device: DeviceOption = "auto",
     shard: Annotated[
         str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
@@ -215,17 +175,13 @@ def predict(
     given: dict[str, Any] = {"flip": flip, "window": window, "stride": stride, "longest": longest}
     given |= {"tile": tile, "batch": batch, "scales": None if scales is None else _numbers(scales)}
     settings = replace(preset.test, **{name: value for name, value in given.items() if value is not None})
-    described = {"path": images, "kind": kind, "split": split, "tags": tags, "images": coco_images, "truth": truth}
-    described |= {"truth_values": truth_values, "truth_turn": truth_turn}
-    described |= {"classes": classes, "unknown": unknown or ("error" if use_tags else "skip")}
-    described |= {"separator": separator, "twins": twins}
-    where: dict[str, Any] = {key: str(value) for key, value in described.items() if value is not None}
-    data, noted = read_images(network, where if count_from is None else {**where, "count_from": count_from})
-    for note in data.notes:
+    described = {"path": str(data), "unknown": "error" if use_tags else "skip", **where}
+    images, noted = read_images(network, described)
+    for note in images.notes:
         typer.echo(f"note: {note}", err=True)
     summary = run_predict(
         network,
-        data,
+        images,
         out,
         test=settings,
         crf=preset.crf if crf is None else None if crf == "none" else crf,
