@@ -359,6 +359,22 @@ def test_words_of_lists_never_run_together():
             words_of(odd)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("names: [1, 2]", "names.0 must be text, got 1: put it in quotes (1 more like it)"),
+        ("names: [1, owl, 2.5, 3]", "names.0 must be text, got 1: put it in quotes (1 more like it); names.2 "),
+        ("names: [owl]\ntexts: {clip-es: {templates: [1]}}", "texts.clip-es.templates.0 must be text, got 1"),
+    ],
+)
+def test_class_files_complain_once(tmp_path, text, said):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_classes(tmp_path / "c.yaml")
+    assert said in str(caught.value)
+    assert "tuple" not in str(caught.value)
+
+
 def test_class_files_say_what_yaml_made_of_words(tmp_path):
     for text, message in (
         ("[yes, owl]", "yes, no, on and off"),
