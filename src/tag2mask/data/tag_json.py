@@ -83,8 +83,14 @@ def _dict(value: dict[str, Any], source: str) -> Rows:
                 raise UserError(f"{source}: {odd!r} has no {label!r}, as the first entry has")
             return Rows(_by_image(((repr(n), n, entry[label]) for n, entry in value.items()), source), [])
     if not any(is_image(key) for key in keys) and all(_are_images(entry) for entry in value.values()):
-        pairs = ((repr(name), image, [name]) for name, images in value.items() for image in images)
-        return Rows(_by_image(pairs, source), [f"{source} was read as images by class: {len(value)} classes"])
+        held: dict[str, list[str]] = {}
+        for name, images in value.items():
+            for image in images:
+                held.setdefault(image, []).append(name)
+        return Rows(
+            _by_image(((repr(image), image, names) for image, names in held.items()), source),
+            [f"{source} was read as images by class: {len(value)} classes"],
+        )
     return Rows(_by_image(((repr(name), name, entry) for name, entry in value.items()), source), [])
 
 

@@ -17,6 +17,7 @@ tagged yet; that it holds background only is said by the word ``background``.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from tag2mask.classes import fold
-from tag2mask.data.columns import listing
+from tag2mask.data.columns import counted, listing
 from tag2mask.data.tag_cells import Words
 from tag2mask.data.tag_json import json_lines, json_rows
 from tag2mask.data.tag_table import Row, Rows, find_roles, text_table
@@ -104,18 +105,23 @@ def read_tag_file(path: Path) -> TagList:
         table = json_rows(text, source)
     else:
         table = _number_list(text, source) or text_table(text, source)
-    return TagList(_together(table.rows), (*notes, *table.notes), table.listed)
+    rows, said = _together(table.rows, source)
+    return TagList(rows, (*notes, *table.notes, *said), table.listed)
 
 
-def _together(rows: Iterable[Row]) -> dict[str, Words]:
+def _together(rows: Iterable[Row], source: str) -> tuple[dict[str, Words], list[str]]:
+    """The words of each image, those of its rows one after the other, and a note on images that have several."""
     found: dict[str, Words] = {}
+    again: Counter[str] = Counter()
     shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # few combinations occur: keep each once
     for _, image, words in rows:
+        again.update([image] if image in found else [])
         if words is not None:
             words = (found.get(image) or ()) + words
             words = shared.setdefault(words, words)
         found[image] = words if words is not None else found.get(image)
-    return found
+    several = [f"{image!r}: {count + 1} rows" for image, count in again.items()]
+    return found, counted(f"images with several rows in {source}, whose labels are put together", several)
 
 
 def _number_list(text: str, source: str) -> Rows | None:
