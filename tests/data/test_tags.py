@@ -9,35 +9,12 @@ import unicodedata
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tag2mask.classes import load_classes, plain_classes
 from tag2mask.data import TagReading, read_dataset, read_folder
 from tag2mask.data.tag_cells import words_of
 from tag2mask.types import UserError
-
-WANTED = {"a": ("owl", "pine"), "b": ("fox", "owl")}
-CLASSES = plain_classes(["fox", "owl", "pine"], "wood")
-
-
-def folder(root, text=None, name="tags.csv", images=("a.jpg", "b.jpg"), encoding="utf-8"):
-    for image in images:
-        (root / image).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 3)).save(root / image)
-    if text is not None:
-        (root / name).write_bytes(text.encode(encoding))
-    return root
-
-
-def named(dataset):
-    return {s.id: None if s.tags is None else tuple(dataset.classes.names[t] for t in s.tags) for s in dataset}
-
-
-def refusal(root, **how):
-    with pytest.raises(UserError) as caught:
-        read_folder(root, **how)
-    return str(caught.value)
-
+from tag_folders import CLASSES, WANTED, folder, named, refusal
 
 SPELLINGS = {
     "tabs": ("tags.tsv", "image\tlabels\na.jpg\towl;pine\nb.jpg\tfox;owl\n"),

@@ -12,12 +12,27 @@ from tag2mask.data.columns import counted, listing
 from tag2mask.data.image import without_suffix
 from tag2mask.types import UserError
 
-__all__ = ["match_images"]
+__all__ = ["match_images", "names_of"]
 
 Labels = tuple[str, ...] | None
 
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of a file
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+def names_of(images: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a cell may be the name of one of ``images``: their bare names, with or without suffix, in any case."""
+    names: set[str] = set()
+
+    def there(cell: str) -> bool:
+        if not names:
+            for image in images:
+                name = normalize("NFC", image.rpartition("/")[2]).casefold()
+                names.update((name, without_suffix(name)))
+        name = _place(cell).rpartition("/")[2].casefold()
+        return name in names or (_without_upload(name) or name) in names
+
+    return there
 
 
 def match_images(

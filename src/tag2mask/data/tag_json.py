@@ -9,7 +9,9 @@ from typing import Any
 
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import words_of
-from tag2mask.data.tag_table import Row, Rows, find_roles, one_hot, table_rows
+from tag2mask.data.tag_columns import Row, Rows
+from tag2mask.data.tag_label_studio import label_studio
+from tag2mask.data.tag_table import find_roles, table_rows
 from tag2mask.types import UserError
 
 __all__ = ["json_lines", "json_rows"]
@@ -54,6 +56,8 @@ def json_rows(text: str, source: str) -> Rows:
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
     if isinstance(value, list):
+        if (exported := label_studio(value, source)) is not None:
+            return exported
         if value and all(isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) for row in value):
             return Rows(_by_image(((f"entry {n}", *row) for n, row in enumerate(value, start=1)), source), [])
         return _objects([(f"entry {number}", row) for number, row in enumerate(value, start=1)], source)
@@ -128,7 +132,7 @@ def _objects(values: Sequence[Place], source: str) -> Rows:
             raise UserError(f"{source}, {where}: got {_short(row)}, {_EXPECTED}")
     rows = [(where, [row.get(key) for key in header]) for where, row in values]
     if labels is None:
-        return one_hot(header, rows, source)
+        return table_rows(header, rows, source, image)
     _check_kinds(rows, labels, source)
     return table_rows(header, rows, source)
 

@@ -27,8 +27,9 @@ import numpy as np
 from tag2mask.classes import fold
 from tag2mask.data.columns import counted, listing
 from tag2mask.data.tag_cells import Words
+from tag2mask.data.tag_columns import Row, Rows
 from tag2mask.data.tag_json import json_lines, json_rows
-from tag2mask.data.tag_table import Row, Rows, find_roles, text_table
+from tag2mask.data.tag_table import There, find_roles, text_table
 from tag2mask.data.text_file import read_text
 from tag2mask.safe_pickle import read_npy_dict
 from tag2mask.types import UserError
@@ -86,8 +87,12 @@ def find_tag_file(root: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_tag_file(path: Path) -> TagList:
+def read_tag_file(path: Path, there: There | None = None) -> TagList:
     """Reads a tag file. The labels of several rows of one image are put together.
+
+    Args:
+        path: of the file.
+        there: whether a cell names an image that is there (see ``tag_images.names_of``).
 
     Raises:
         UserError: no such file, or nothing that is read as described above, with its line.
@@ -104,7 +109,7 @@ def read_tag_file(path: Path) -> TagList:
     elif kind == ".json" or text.lstrip()[:1] == "{":
         table = json_rows(text, source)
     else:
-        table = _number_list(text, source) or text_table(text, source)
+        table = _number_list(text, source) or text_table(text, source, there)
     rows, said = _together(table.rows, source)
     return TagList(rows, (*notes, *table.notes, *said), table.listed)
 

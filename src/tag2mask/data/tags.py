@@ -10,7 +10,7 @@ from typing import Literal
 from tag2mask.classes import BUILT_IN, class_index, fold, load_classes, nearest
 from tag2mask.data.columns import counted, listing
 from tag2mask.data.own_classes import classes_of_tags
-from tag2mask.data.tag_images import match_images
+from tag2mask.data.tag_images import match_images, names_of
 from tag2mask.data.tag_list import FOLDERS, TagList, find_tag_file, folder_tags, read_tag_file
 from tag2mask.data.tag_words import TagReading, is_background, says_nothing, settle
 from tag2mask.types import ClassSet, UserError
@@ -89,7 +89,7 @@ def read_tags(
         UserError: the file cannot be read, labels could mean two things, or rows do not fit the images.
     """
     reading = reading or TagReading()
-    listed = tags if isinstance(tags, TagList) else read_tag_file(tags)
+    listed = tags if isinstance(tags, TagList) else read_tag_file(tags, names_of(images))
     rows, notes = settle(listed, classes, reading, source.name)
     notes = [*listed.notes, *notes]
     if isinstance(tags, TagList):
@@ -111,14 +111,14 @@ def read_tags(
 
 
 def settled_tags(
-    source: Path, classes: ClassSet | None, reading: TagReading | None = None
+    source: Path, images: Sequence[str], classes: ClassSet | None, reading: TagReading | None = None
 ) -> tuple[TagFile, list[str]]:
     """The labels by image as written, and notes, for a reader that has its own way to images and classes.
 
     Raises:
         UserError: the file cannot be read, or labels could mean two things.
     """
-    listed = read_tag_file(source)
+    listed = read_tag_file(source, names_of(images))
     rows, notes = settle(listed, classes, reading or TagReading(), source.name)
     return rows, [*listed.notes, *notes]
 

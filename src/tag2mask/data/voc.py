@@ -94,7 +94,7 @@ def read_voc(
     elif source.is_dir():
         named, names = _from_boxes(source, layout, ids, scope, wanted, notes, tagged=network is None)
     else:
-        rows, said = settled_tags(source, given, reading)
+        rows, said = settled_tags(source, images, given, reading)
         notes += said
         named, names = _from_file(rows, source, images, wanted, top, notes)
         if given is None:
@@ -276,7 +276,7 @@ def _check_other(
     if file is None:
         return []
     try:
-        rows, _ = match_images(settled_tags(file, classes)[0], images, file, layout.top)
+        rows, _ = match_images(settled_tags(file, images, classes)[0], images, file, layout.top)
     except UserError as error:
         return [f"{file.name} is not used: {error}"]
     index = class_index(classes)
