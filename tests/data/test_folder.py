@@ -129,8 +129,8 @@ def test_without_tags_a_class_set_is_needed(tmp_path):
     ("text", "message"),
     [
         ("", "'image,labels'"),
-        ("name of it;what\na.jpg;cat\n", "starts with 'name of it;what'"),
-        ("a,cat\n", "starts with 'a,cat'"),
+        ("name of it;what\nq.txt;cat\n", "the columns 'name of it', 'what'"),
+        ("a,cat\n", "its first line, 'a,cat', is a row of an image"),
         ("image,labels\na.jpg,cat,dog\n", "line 2: 3 columns instead of 2"),
         ("image,labels\na.jpg\n", "line 2: 1 columns"),
         ("image,labels\n,cat\n", "line 2: no image"),
