@@ -332,3 +332,55 @@ def test_the_classes_of_a_network(tmp_path):
     bare = content(names=())
     del bare["annotations"]
     assert read_dataset(write(tmp_path, bare), network=other).classes is other
+
+
+# --- category ids and class lists ---
+
+THREE = ("a.jpg", "b.jpg", "c.jpg")
+
+
+@pytest.mark.parametrize("second", ["cat", "CAT", " cat "])
+@pytest.mark.parametrize("classes", [None, "file", plain_classes(["dog", "cat"], "mine")])
+def test_categories_of_one_name_are_noted_with_ids_and_counts(tmp_path, second, classes):
+    what = content(THREE)
+    what["categories"] = [{"id": 3, "name": "cat"}, {"id": 7, "name": second}, {"id": 9, "name": "dog"}]
+    for row, category in zip(what["annotations"], (3, 7, 7), strict=True):
+        row["category_id"] = category
+    dataset = read_coco(write(tmp_path, what, THREE), classes=classes)
+    cat = dataset.classes.names.index("cat")
+    assert [sample.tags for sample in dataset] == [(cat,)] * 3
+    assert noted(dataset, "one class: 1 (", "'cat' (id 3, 1 annotations)", f"{second!r} (id 7, 2 annotations)")
+    what["categories"][1]["name"] = "cow"
+    assert not noted(read_coco(write(tmp_path, what, THREE), classes="file"), "ids of their own")
+
+
+def test_annotations_of_categories_that_the_file_does_not_list(tmp_path):
+    what = content(THREE)
+    for row, category in zip(what["annotations"], (1, 99, 99), strict=True):
+        row["category_id"] = category
+    with pytest.raises(UserError) as caught:
+        read_coco(write(tmp_path, what, THREE))
+    said = str(caught.value)
+    assert "instances_x.json" in said
+    assert "99 (2x)" in said
+    assert "listed there: 1 ('" in said
+    assert "no class of" not in said
+    assert [s.tags for s in read_coco(write(tmp_path, what, THREE), unknown="skip")] == [(1,), None, None]
+
+
+def test_a_class_list_that_does_not_fit_is_named_by_its_file(tmp_path):
+    path = write(tmp_path, content())
+    listed = tmp_path / "tags.yaml"
+    listed.write_text("names: [oak, pine]")
+    for how, name in (({"classes": listed}, str(listed)), ({}, str(tmp_path / "classes.yaml"))):
+        with pytest.raises(UserError) as caught:
+            read_coco(path, **how)
+        assert f"instances_x.json has names that are not in the class list in {name} ('oak', 'pine')" in str(
+            caught.value
+        )
+        listed.rename(tmp_path / "classes.yaml") if how else None
+    what = content()
+    what["categories"][0]["name"] = "unicorn"
+    write(tmp_path, what)
+    with pytest.raises(UserError, match="not in the built-in class list voc12"):
+        read_coco(path, classes="voc12")

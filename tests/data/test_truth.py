@@ -385,6 +385,31 @@ def test_the_runs_masks_confirm_upright_truth_and_never_turn_it(tmp_path):
                 settle_turn(data, lambda id: np.ones((6, 9), np.uint8))  # fits both alike
 
 
+@pytest.mark.parametrize(("stored", "coco"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize("orientations", [[6, 8, 5], [3, 6, 1, 8]])
+def test_sizes_that_overrule_the_user_are_said_with_counts(tmp_path, orientations, stored, coco):
+    photographs(tmp_path, orientations, stored, coco=coco)
+    where = {"images": tmp_path / "photos", "classes": "file"} if coco else {"truth": tmp_path / "truth"}
+    path = tmp_path / ("x.json" if coco else "photos")
+    right, wrong = ("stored", "upright") if stored else ("upright", "stored")
+    assert settle_turn(read_dataset(path, truth_turn=right, **where)) == (right, ())
+    settled = settle_turn(read_dataset(path, truth_turn=wrong, **where))
+    assert settled.turn == wrong
+    count = sum(orientation >= 5 for orientation in orientations)
+    (note,) = settled.notes
+    assert f"--truth-turn {wrong} does not fit the size of {count} of {count} true masks" in note
+    others = sum(orientation in (2, 3, 4) for orientation in orientations)
+    assert (f"the option decides {others} others alone" if others else "it decides no other mask") in note
+
+
+def test_masks_of_both_kinds_are_counted_apart(tmp_path):
+    photographs(tmp_path, [6, 6, 8], stored=True)
+    save(tmp_path / "truth/1.png", np.zeros((9, 6), np.uint8))  # upright
+    for turn, count in (("upright", 2), ("stored", 1)):
+        (note,) = settle_turn(read_dataset(tmp_path / "photos", truth=tmp_path / "truth", truth_turn=turn)).notes
+        assert f"--truth-turn {turn} does not fit the size of {count} of 3" in note
+
+
 def test_what_looks_the_same_turned_is_not_asked_about(tmp_path):
     data = photographs(tmp_path, [3], stored=True)
     save(tmp_path / "truth/0.png", np.ones((6, 9), np.uint8))

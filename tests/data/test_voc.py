@@ -111,7 +111,7 @@ def test_other_classes(devkit):
     put(devkit / "Annotations/two.xml", xml("bicycle"))
     few = devkit.parent / "few.yaml"
     few.write_text("names: [aeroplane, dog, person]")
-    with pytest.raises(UserError, match=r"no class of few: 'bicycle'"):
+    with pytest.raises(UserError, match=r"not in the class list in .*few.yaml .*: 'bicycle'"):
         read_voc(devkit, classes=few)
     (devkit / "classes.yaml").write_text("names: [bicycle, person, dog]")
     assert {s.id: s.tags for s in read_voc(devkit)} == {"one": (2, 3), "two": (1,), "three": None}
@@ -260,7 +260,8 @@ def test_a_few_names_that_are_not_vocs_are_asked_about(devkit, names):
     (devkit / "Annotations/two.xml").unlink()
     put(devkit / "Annotations/one.xml", xml(*names))
     with pytest.raises(
-        UserError, match=r"no class of voc12: '(persn|oak)' \(1x.*correct them.*--unknown skip.*--classes file"
+        UserError,
+        match=r"not in the built-in class list voc12 .*: '(persn|oak)' \(1x.*correct.*--unknown skip.*--classes file",
     ):
         read_voc(devkit)
     skipped = read_voc(devkit, unknown="skip")

@@ -80,6 +80,43 @@ def test_onnx_gives_the_same_classes(name: str, scenes: Any, tmp_path: Path) -> 
     assert notes["supervision"] == "tags"
 
 
+def _differs(scale: float, side: int) -> bool:
+    """Whether onnxruntime, by a graph of one Resize, and torch disagree about the size of a smaller picture."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    node = helper.make_node(
+        "Resize", ["x", "", "s"], ["y"], mode="linear", coordinate_transformation_mode="half_pixel"
+    )
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, None, None]) for name in "xy"]
+    scales = helper.make_tensor("s", TensorProto.FLOAT, [4], [1, 1, scale, scale])
+    graph = helper.make_graph([node], "resize", shapes[:1], shapes[1:], [scales])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = torch.zeros(1, 1, side, side)
+    return session.run(None, {"x": images.numpy()})[0].shape != F.interpolate(images, scale_factor=scale).shape
+
+
+@pytest.mark.parametrize(("scale", "side"), [(0.7, 90), (1.4, 45), (0.57, 100)])
+def test_scales_that_onnx_rounds_otherwise_are_refused(scale: float, side: int, tmp_path: Path) -> None:
+    assert _differs(scale, side)
+    saved(tmp_path / "net", "deeplabv2-resnet101", scales=(0.5, scale))
+    with pytest.raises(UserError, match=rf"scale {scale} rounds a side of \d+ pixels.*export to safetensors"):
+        export_network(tmp_path / "net", "onnx", tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()
+    export_network(tmp_path / "net", "safetensors", tmp_path / "given")
+
+
+@pytest.mark.parametrize("scale", [0.75, 0.9, 1.25])
+def test_scales_that_both_round_alike_are_exported(scale: float, tmp_path: Path) -> None:
+    assert not any(_differs(scale, side) for side in range(2, 400))
+    saved(tmp_path / "net", "deeplabv2-resnet101", scales=(scale,))
+    assert export_network(tmp_path / "net", "onnx", tmp_path / "net.onnx").pixels
+
+
 def test_a_graph_of_other_weights_is_told(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     options = {"width": 4, "blocks": (1, 1, 1, 1), "channels": 6}

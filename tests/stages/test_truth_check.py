@@ -176,6 +176,24 @@ def test_a_turned_photograph_never_scores_in_silence(tmp_path, stored):
     assert found.images == 6
 
 
+def test_a_choice_that_sizes_overrule_is_said_once_by_every_command(tmp_path):
+    world = World(tmp_path, orientation=6)
+    world.write_truth()  # as large as the stored pixels
+    for number in range(len(TAGS)):
+        upright = np.ascontiguousarray(np.rot90(drawn(TAGS[number]), -1))
+        world.run.mask_path(str(number)).write_bytes(encode_mask(upright, ()))
+        world.run.confidence_path(str(number)).write_bytes(encode_confidence(np.full(upright.shape, 0.9)))
+    said = "--truth-turn upright does not fit the size of 6 of 6 true masks"
+    found = world.command("eval", "--truth-turn", "upright")
+    assert " ".join(found.output.split()).count(said) == 1
+    page = report(world.run, world.data(truth_turn="upright"), progress=False)
+    assert " ".join(page.read_text().split()).count(said) == 1
+    listed = tmp_path / "list.txt"
+    listed.write_text("0\n2\n")
+    targets = find_targets(world.data(truth_turn="upright"), world.run, listed)
+    assert "the size of 2 of 2 true masks" in check_targets(targets)[0]
+
+
 def test_training_on_true_masks_of_turned_photographs_asks(tmp_path):
     world = World(tmp_path, orientation=2)
     world.write_truth()

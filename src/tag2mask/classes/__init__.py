@@ -169,8 +169,22 @@ def _read(parsed: object, source: str, default_id: str) -> ClassSet:
     try:
         file = _File.model_validate(parsed)
     except ValidationError as error:
-        raise UserError(f"{source}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+        raise UserError(f"{source}: {'; '.join(_explained(error.errors()))}") from error
     return _build(file, file.id or default_id, source)
+
+
+def _explained(problems: Sequence[Mapping]) -> list[str]:
+    """Pydantic's complaints in the user's terms, one for all entries of a list that are wrong in the same way."""
+    # a list without a right entry is also said to be empty
+    inner = {problem["loc"][:-1] for problem in problems}
+    groups: dict[tuple, list[Mapping]] = {}
+    for problem in problems:
+        if problem["loc"] not in inner:
+            last = problem["loc"][-1] if problem["loc"] else ""
+            place = (*problem["loc"][:-1], None) if isinstance(last, int) else problem["loc"]
+            groups.setdefault((place, problem["type"], type(problem["input"])), []).append(problem)
+    more = {key: f" ({len(group) - 1} more like it)" if len(group) > 1 else "" for key, group in groups.items()}
+    return [_explain(group[0]) + more[key] for key, group in groups.items()]
 
 
 def _explain(problem: Mapping) -> str:

@@ -20,9 +20,9 @@ from tag2mask.data.coco_outline import has_outline
 from tag2mask.data.coco_truth import CocoTruth
 from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
 from tag2mask.data.own_classes import classes_of_names
-from tag2mask.data.tags import Unknown, Vocabulary, choose_classes
+from tag2mask.data.tags import Unknown, Vocabulary, choose_classes, class_list
 from tag2mask.data.truth import MaskFolders
-from tag2mask.types import ClassSet
+from tag2mask.types import ClassSet, UserError
 
 __all__ = ["CocoTruth", "read_coco"]
 
@@ -59,8 +59,8 @@ def read_coco(
     """
     path = Path(annotations)
     content = load_coco(path, annotated=network is None)
-    chosen, said = _classes(content, classes, network)
-    notes = [*said, *content.notes]
+    chosen, called, said = _classes(content, classes, network)
+    notes = [*said, *_shared_names(content, chosen), *content.notes]
     root = find_folder(content, images)
     pictures, missing = find_pictures(content, root, notes)
     notes += counted(f"images of {path.name} that are not in {root}", missing)
@@ -70,7 +70,8 @@ def read_coco(
     masks = MaskFolders((Path(truth),)) if truth is not None else None
     has_truth = set() if masks is not None else _drawable(content, chosen, pictures, notes)
 
-    words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
+    _check_categories(content, pictures, unknown)
+    words, builder = Vocabulary(chosen, unknown, called), ColumnsBuilder()
     if masks is not None:
         masks, said = masks.read_as([picture.name for picture in pictures], chosen, truth_values)
         notes += said
@@ -96,18 +97,20 @@ def read_coco(
 
 def _classes(
     content: CocoFile, classes: ClassSet | str | Path | None, network: ClassSet | None
-) -> tuple[ClassSet, list[str]]:
+) -> tuple[ClassSet, str, list[str]]:
+    """The classes; what messages call them; notes."""
     path, names = content.path, list(content.categories.values())
     given = None if classes == "file" else choose_classes(classes, path.parent)
     folded = {fold(name) for name in names} - {"background"}
     if given is None and classes is None and network is not None:
         if not folded:
-            return network, [f"{path.name} has no categories: the classes are the network's"]
+            return network, "the network's classes", [f"{path.name} has no categories: the classes are the network's"]
         if folded == {fold(name) for name in network.foreground}:
             given = network
     if given is not None:
         left = [name for name in names if fold(name) == "background"]
-        return given, counted(f"categories of {path.name} that are no class, mask value 0 is the background", left)
+        notes = counted(f"categories of {path.name} that are no class, mask value 0 is the background", left)
+        return given, class_list(classes, path.parent, given), notes
     known = None if classes == "file" else "coco14"
     chosen, notes = classes_of_names(names, path.stem, path.name, known, whole=True)
     if content.annotations and chosen.id == path.stem:
@@ -115,7 +118,36 @@ def _classes(
         held = {fold(content.categories[key]) for key in used if key in content.categories}
         idle = [repr(name) for name in chosen.foreground if fold(name) not in held]
         notes += counted(f"classes that no annotation of {path.name} is of", idle)
-    return chosen, notes
+    return chosen, f"the categories of {path.name}", notes
+
+
+def _shared_names(content: CocoFile, classes: ClassSet) -> list[str]:
+    """A note on categories that are one class, with their ids and how many annotations are of each."""
+    index, used = class_index(classes), Counter(row["category_id"] for row in content.annotations or ())
+    groups: dict[int, list[Key]] = {}
+    for key, name in content.categories.items():
+        if (value := index.get(fold(name))) is not None:
+            groups.setdefault(value, []).append(key)
+    shared = [
+        " and ".join(f"{content.categories[key]!r} (id {key!r}, {used[key]} annotations)" for key in keys)
+        for keys in groups.values()
+        if len(keys) > 1
+    ]
+    return counted(f"categories of {content.path.name} with ids of their own that are one class", shared)
+
+
+def _check_categories(content: CocoFile, pictures: list[Picture], unknown: Unknown) -> None:
+    """Raises UserError where images have annotations of a category that the file does not list."""
+    there = {key for picture in pictures for key in picture.keys}
+    used = Counter(row["category_id"] for row in content.annotations or () if row["image_id"] in there)
+    strays = [f"{key!r} ({count}x)" for key, count in used.most_common() if key not in content.categories]
+    if strays and unknown == "error":
+        known = listing([f"{key!r} ({name!r})" for key, name in content.categories.items()], most=10) or "none"
+        raise UserError(
+            f"{content.path}: its annotations have category_ids that its own 'categories' do not list: "
+            f"{listing(strays)}; listed there: {known}. Add what is missing to 'categories', correct the "
+            "annotations, or leave these out with --unknown skip"
+        )
 
 
 def _drawable(content: CocoFile, classes: ClassSet, pictures: list[Picture], notes: list[str]) -> set[str]:

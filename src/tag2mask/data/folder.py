@@ -16,9 +16,9 @@ from tag2mask.data.tags import (
     Unknown,
     Vocabulary,
     choose_classes,
+    class_list,
     find_tag_file,
     folder_tags,
-    match_images,
     read_tags,
     row_notes,
 )
@@ -78,18 +78,18 @@ def read_folder(
         suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise UserError(f"no image in {base} (looked for {suffixes}): give the folder that holds the images")
     labels: dict[int, tuple[str, ...] | None] = {}
+    called = None if chosen is None else class_list(classes, root, chosen)
     if by_folder:
-        rows, chosen, said = read_tags(folder_tags(images, root), root, chosen, unknown, reading)
-        labels = {position: rows[image] for position, image in enumerate(images)}
+        listed = folder_tags(images, root)
+        labels, chosen, said = read_tags(listed, root, images, base, chosen, unknown, reading)
         notes += [f"an image's folder is its class (--tags {FOLDERS})", *said, *row_notes(root, images, labels)]
     elif source is not None:
-        rows, chosen, said = read_tags(source, source, chosen, unknown, reading)
-        labels, found = match_images(rows, images, source, base)
-        notes += [*said, *found, *row_notes(source, images, labels)]
+        labels, chosen, said = read_tags(source, source, images, base, chosen, unknown, reading)
+        notes += [*said, *row_notes(source, images, labels)]
     else:
         notes.append(f"no tags file, tags unknown: all {len(images)} images")
     assert chosen is not None
-    words, builder = Vocabulary(chosen, unknown), ColumnsBuilder()
+    words, builder = Vocabulary(chosen, unknown, called), ColumnsBuilder()
     ids = list(image_ids(images, notes))
     if masks is not None:
         masks, said = masks.read_as(ids, chosen, truth_values)

@@ -6,7 +6,7 @@ This is the one place that says which names are one class, which look as if they
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 from unicodedata import combining, normalize
 
@@ -76,6 +76,7 @@ def classes_of_tags(
     id: str,
     source: str,
     *,
+    images: Collection[Sequence[str] | None],
     listed: Sequence[str] = (),
     twins: Literal["keep", "merge"] | None = None,
     skip: bool = False,
@@ -85,9 +86,10 @@ def classes_of_tags(
     Of several spellings of one name (case, spaces, "_", "-", Unicode forms do not count) the first sorted is taken.
 
     Args:
-        rows: the labels by image.
+        rows: the labels by image, as the file says.
         id: what the class set is called.
         source: the file or folder, for messages.
+        images: the labels of each image that is there: what is counted.
         listed: classes that it lists besides, whether an image has them or not.
         twins: what becomes of names that look like one class ("tree", "trees", "tree."): None stops.
         skip: whether words for nothing are left out; else they stop.
@@ -101,7 +103,7 @@ def classes_of_tags(
     classes, notes = _distinct(sorted(word for word in spelled if not says_nothing(word)), source)
     if not classes:
         raise UserError(f"{source} names no class at all: name a class set, or add labels")
-    held = Counter(key for words in rows.values() for key in {fold(word) for word in words or ()})
+    held = Counter(key for words in images for key in {fold(word) for word in words or ()})
     groups = _look_alikes(classes.values())
     # the most frequent name of a group stands for it
     groups = [sorted(group, key=lambda name: (-held[fold(name)], len(name), name)) for group in groups]
@@ -114,10 +116,9 @@ def classes_of_tags(
         )
     if twins == "merge":
         aliases = {name: group[0] for group in groups for name in group[1:]}
-        for alias, name in aliases.items():
-            held[fold(name)] = sum(
-                bool({fold(alias), fold(name)} & {fold(word) for word in words or ()}) for words in rows.values()
-            )
+        for group in groups:
+            keys = {fold(name) for name in group}
+            held[fold(group[0])] = sum(not keys.isdisjoint(map(fold, words or ())) for words in images)
         notes += counted(f"names of {source} that became one class", shown)
     else:
         notes += counted(f"names of {source} that look like one class, and stay two", shown)

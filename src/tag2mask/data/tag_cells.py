@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-__all__ = ["Words", "cell_text", "words_of"]
+__all__ = ["Words", "cell_text", "is_shapes", "words_of"]
 
 Words = tuple[str, ...] | None
 """The words in a cell as written; None = there are none, the image is not tagged."""
@@ -28,6 +28,8 @@ def words_of(value: Any) -> Words:
         return _words_of_text(value)
     if isinstance(value, dict) and value.keys() == {"choices"}:  # as Label Studio writes several choices
         value = value["choices"]
+    if is_shapes(value):
+        value = list(dict.fromkeys(word for shape in value for word in shape[_label_key(shape)]))
     if isinstance(value, int) and not isinstance(value, bool):
         return (str(value),)
     if isinstance(value, list | tuple | set | frozenset):
@@ -38,6 +40,16 @@ def words_of(value: Any) -> Words:
     if value is None:
         return None
     raise ValueError(value)
+
+
+def is_shapes(value: Any) -> bool:
+    """Whether a value is a list of boxes, polygons and the like as Label Studio writes them, each with its labels."""
+    return isinstance(value, list) and bool(value) and all(isinstance(s, dict) and _label_key(s) for s in value)
+
+
+def _label_key(shape: dict[str, Any]) -> str | None:
+    keys = [key for key, labels in shape.items() if key.endswith("labels") and isinstance(labels, list)]
+    return keys[0] if len(keys) == 1 else None
 
 
 def cell_text(cell: str) -> str:

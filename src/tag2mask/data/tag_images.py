@@ -12,12 +12,27 @@ from tag2mask.data.columns import counted, listing
 from tag2mask.data.image import without_suffix
 from tag2mask.types import UserError
 
-__all__ = ["match_images"]
+__all__ = ["match_images", "names_of"]
 
 Labels = tuple[str, ...] | None
 
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of a file
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+def names_of(images: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a cell may be the name of one of ``images``: their bare names, with or without suffix, in any case."""
+    names: set[str] = set()
+
+    def there(cell: str) -> bool:
+        if not names:
+            for image in images:
+                name = normalize("NFC", image.rpartition("/")[2]).casefold()
+                names.update((name, without_suffix(name)))
+        name = _place(cell).rpartition("/")[2].casefold()
+        return name in names or (_without_upload(name) or name) in names
+
+    return there
 
 
 def match_images(
@@ -45,7 +60,7 @@ def match_images(
     inside = {key: path for key, path in local.items() if path is not None}
     # From the strictest reading of a row to the loosest. A looser one never adds to what a stricter one found:
     # a row "a.jpg" whose image is gone must not speak for "a.png", which has its own row.
-    for reading in (_as_it_is, _without_suffix, _bare, _bare_without_suffix):
+    for reading in _READINGS:
         matching.read(inside, reading)
     foreign = {key: _place(key) for key, path in local.items() if path is None}
     for count in range(max((path.count("/") for path in foreign.values()), default=0), 0, -1):
@@ -63,6 +78,7 @@ def match_images(
     asked = list(numbers)
     matching.read_tails(numbers, 0, _number)
     by_number = [key for key in asked if key not in numbers]
+    by_case = _read_any_case(matching, inside, foreign, uploaded)
     missing = [key for key in tags if key not in matching.matched]
     if missing and not matching.found:
         raise UserError(
@@ -72,7 +88,35 @@ def match_images(
     notes = counted(f"rows of {source.name} whose image is not there", missing)
     notes += counted(f"rows of {source.name} that give another place, found by the file's name", elsewhere)
     notes += counted(f"rows of {source.name} found by the number that an image is called by", by_number)
+    notes += counted(f"rows of {source.name} that write an image's name in other letter case, taken for it", by_case)
+    notes += counted(f"rows of {source.name} that mean one image, their labels put together", matching.joined)
     return matching.found, notes
+
+
+def _read_any_case(matching: _Matching, inside: dict[str, str], *elsewhere: dict[str, str]) -> list[str]:
+    """Finds the images of the rows that are left, whatever their letter case, and says which these are.
+
+    Args:
+        matching: has tried all else.
+        inside: paths from the root of the images.
+        elsewhere: paths of which the end counts.
+    """
+    before = set(matching.matched)
+
+    def left(paths: dict[str, str]) -> dict[str, str]:
+        return {key: path for key, path in paths.items() if key not in matching.matched}
+
+    how = "mean one image in {root} where letter case does not count"
+    rows = left(inside)
+    for reading in _ANY_CASE:
+        matching.read_tails(rows, max((path.count("/") for path in rows.values()), default=0), reading, how)
+    for paths in elsewhere:
+        rows = left(paths)
+        for count in range(max((path.count("/") for path in rows.values()), default=0), -1, -1):
+            for reading in _ANY_CASE[:2] if count else _ANY_CASE[2:]:
+                matching.read_tails(rows, count, reading, how)
+    places = {position: key for key, position in matching.matched.items()}
+    return [f"{key} for {matching.images[n]}" for n, key in places.items() if key not in before]
 
 
 Reading = Callable[[str, bool], "str | None"]
@@ -89,6 +133,7 @@ class _Matching:
         self.root = root
         self.found: dict[int, Labels] = {}
         self.matched: dict[str, int] = {}
+        self.joined: list[str] = []
         self._indices: dict[Reading, dict[str | None, int]] = {}
 
     def index(self, reading: Reading) -> dict[str | None, int]:
@@ -105,10 +150,16 @@ class _Matching:
         """Takes the rows that this reading finds out of ``rows``. Rows that mean one image are put together."""
         self._take(rows, rows, reading, {})
 
-    def read_tails(self, rows: dict[str, str], folders: int, reading: Reading) -> None:
-        """As ``read``, by a file's name and so many folders before it; here two rows cannot mean one image."""
+    def read_tails(
+        self,
+        rows: dict[str, str],
+        folders: int,
+        reading: Reading,
+        how: str = "of other places mean one image in {root} by their file's name",
+    ) -> None:
+        """As ``read``, by a file's name and so many folders before it; two rows cannot mean one image, ``how``."""
         tails = {key: "/".join(path.split("/")[-folders - 1 :]) for key, path in rows.items()}
-        self._take(rows, tails, reading, {position: key for key, position in self.matched.items()}, alone=True)
+        self._take(rows, tails, reading, {position: key for key, position in self.matched.items()}, how)
 
     def _take(
         self,
@@ -116,7 +167,7 @@ class _Matching:
         paths: dict[str, str],
         reading: Reading,
         taken: dict[int, str],
-        alone: bool = False,
+        alone: str | None = None,
     ) -> None:
         if not rows:
             return
@@ -130,9 +181,10 @@ class _Matching:
                 several.append(key)
             if position < 0 or position in stricter:
                 continue
-            if alone and position in taken:
-                double.append(f"{taken[position]} and {key}")
-                continue
+            if position in taken:
+                (double if alone else self.joined).append(f"{taken[position]} and {key}")
+                if alone:
+                    continue
             taken[position] = key
             rows.pop(key)
             self.matched[key] = position
@@ -145,8 +197,8 @@ class _Matching:
             )
         if double:
             raise UserError(
-                f"{self.source}: rows of other places mean one image in {self.root} by their file's name: "
-                f"{listing(double)}; give their path from {self.root}"
+                f"{self.source}: rows {str(alone).format(root=self.root)}: {listing(double)}; give their path from "
+                f"{self.root}, as it is written there"
             )
 
 
@@ -211,3 +263,17 @@ def _number(path: str, image: bool) -> str | None:
     if image:
         name = re.sub(r"(?<=^\d{4})_(?=\d{6}$)|^COCO_\w+_(?=\d{12}$)", "", name)
     return str(int(name)) if name.isdecimal() else None
+
+
+def _any_case(reading: Reading) -> Reading:
+    """The same reading where upper and lower case are one."""
+
+    def read(path: str, image: bool) -> str | None:
+        found = reading(path, image)
+        return None if found is None else found.casefold()
+
+    return read
+
+
+_READINGS = (_as_it_is, _without_suffix, _bare, _bare_without_suffix)
+_ANY_CASE = tuple(map(_any_case, _READINGS))

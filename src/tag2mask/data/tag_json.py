@@ -9,7 +9,9 @@ from typing import Any
 
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import words_of
-from tag2mask.data.tag_table import Row, Rows, find_roles, one_hot, table_rows
+from tag2mask.data.tag_columns import Row, Rows
+from tag2mask.data.tag_label_studio import label_studio
+from tag2mask.data.tag_table import find_roles, table_rows
 from tag2mask.types import UserError
 
 __all__ = ["json_lines", "json_rows"]
@@ -54,6 +56,8 @@ def json_rows(text: str, source: str) -> Rows:
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
     if isinstance(value, list):
+        if (exported := label_studio(value, source)) is not None:
+            return exported
         if value and all(isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) for row in value):
             return Rows(_by_image(((f"entry {n}", *row) for n, row in enumerate(value, start=1)), source), [])
         return _objects([(f"entry {number}", row) for number, row in enumerate(value, start=1)], source)
@@ -83,8 +87,14 @@ def _dict(value: dict[str, Any], source: str) -> Rows:
                 raise UserError(f"{source}: {odd!r} has no {label!r}, as the first entry has")
             return Rows(_by_image(((repr(n), n, entry[label]) for n, entry in value.items()), source), [])
     if not any(is_image(key) for key in keys) and all(_are_images(entry) for entry in value.values()):
-        pairs = ((repr(name), image, [name]) for name, images in value.items() for image in images)
-        return Rows(_by_image(pairs, source), [f"{source} was read as images by class: {len(value)} classes"])
+        held: dict[str, list[str]] = {}
+        for name, images in value.items():
+            for image in images:
+                held.setdefault(image, []).append(name)
+        return Rows(
+            _by_image(((repr(image), image, names) for image, names in held.items()), source),
+            [f"{source} was read as images by class: {len(value)} classes"],
+        )
     return Rows(_by_image(((repr(name), name, entry) for name, entry in value.items()), source), [])
 
 
@@ -122,7 +132,7 @@ def _objects(values: Sequence[Place], source: str) -> Rows:
             raise UserError(f"{source}, {where}: got {_short(row)}, {_EXPECTED}")
     rows = [(where, [row.get(key) for key in header]) for where, row in values]
     if labels is None:
-        return one_hot(header, rows, source)
+        return table_rows(header, rows, source, image)
     _check_kinds(rows, labels, source)
     return table_rows(header, rows, source)
 

@@ -8,7 +8,8 @@ The form of our own is CSV, a header ``image,labels``, then a row an image, labe
     nothing.jpg,background
     not yet tagged.jpg,
 
-Read too are other separators of columns, other names of the two columns, columns of 0 and 1 for each class, JSON and
+Read too are other separators of columns, other names of the two columns, columns that only their cells tell, several
+columns of labels, columns of 0 and 1 (or x, yes and no) for each class, Label Studio's JSON and JSON-MIN, JSON and
 JSON lines (``{"image": "cats/001.jpg", "labels": ["cat", "sofa"]}``), lists ``id 4 19`` of classes by their number,
 ``cls_labels.npy`` (a dict of vectors of 0 and 1), and a folder for each class. No labels means that the image is not
 tagged yet; that it holds background only is said by the word ``background``.
@@ -17,6 +18,7 @@ tagged yet; that it holds background only is said by the word ``background``.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +26,11 @@ from pathlib import Path
 import numpy as np
 
 from tag2mask.classes import fold
-from tag2mask.data.columns import listing
+from tag2mask.data.columns import counted, listing
 from tag2mask.data.tag_cells import Words
+from tag2mask.data.tag_columns import Row, Rows
 from tag2mask.data.tag_json import json_lines, json_rows
-from tag2mask.data.tag_table import Row, Rows, find_roles, text_table
+from tag2mask.data.tag_table import There, find_roles, text_table
 from tag2mask.data.text_file import read_text
 from tag2mask.safe_pickle import read_npy_dict
 from tag2mask.types import UserError
@@ -85,8 +88,12 @@ def find_tag_file(root: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_tag_file(path: Path) -> TagList:
+def read_tag_file(path: Path, there: There | None = None) -> TagList:
     """Reads a tag file. The labels of several rows of one image are put together.
+
+    Args:
+        path: of the file.
+        there: whether a cell names an image that is there (see ``tag_images.names_of``).
 
     Raises:
         UserError: no such file, or nothing that is read as described above, with its line.
@@ -103,19 +110,24 @@ def read_tag_file(path: Path) -> TagList:
     elif kind == ".json" or text.lstrip()[:1] == "{":
         table = json_rows(text, source)
     else:
-        table = _number_list(text, source) or text_table(text, source)
-    return TagList(_together(table.rows), (*notes, *table.notes), table.listed)
+        table = _number_list(text, source) or text_table(text, source, there)
+    rows, said = _together(table.rows, source)
+    return TagList(rows, (*notes, *table.notes, *said), table.listed)
 
 
-def _together(rows: Iterable[Row]) -> dict[str, Words]:
+def _together(rows: Iterable[Row], source: str) -> tuple[dict[str, Words], list[str]]:
+    """The words of each image, those of its rows one after the other, and a note on images that have several."""
     found: dict[str, Words] = {}
+    again: Counter[str] = Counter()
     shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # few combinations occur: keep each once
     for _, image, words in rows:
+        again.update([image] if image in found else [])
         if words is not None:
             words = (found.get(image) or ()) + words
             words = shared.setdefault(words, words)
         found[image] = words if words is not None else found.get(image)
-    return found
+    several = [f"{image!r}: {count + 1} rows" for image, count in again.items()]
+    return found, counted(f"images with several rows in {source}, whose labels are put together", several)
 
 
 def _number_list(text: str, source: str) -> Rows | None:

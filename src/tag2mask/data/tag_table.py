@@ -9,19 +9,19 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from tag2mask.classes import fold
 from tag2mask.data.columns import counted, listing
 from tag2mask.data.image import is_image
-from tag2mask.data.tag_cells import Words, cell_text, words_of
+from tag2mask.data.tag_cells import cell_text, words_of
+from tag2mask.data.tag_columns import LABELS, Row, Rows, label_columns, numbered_labels, one_hot, shown
 from tag2mask.types import UserError
 
-__all__ = ["Row", "Rows", "find_roles", "one_hot", "table_rows", "text_table"]
-
-Row = tuple[str, str, Words]
+__all__ = ["Row", "Rows", "There", "find_roles", "table_rows", "text_table"]
 
 # what programs call the two columns, folded; the second line is looked at where the first has nothing
 _IMAGE = (
@@ -29,58 +29,115 @@ _IMAGE = (
     "imgpath picture photo url imageurl",
     "imageid imgid id name key",
 )
-_LABELS = (
-    "labels label tags tag class classes category categories classname classnames labelname labelnames tagname "
-    "tagnames categoryname categorynames keywords choice choices",
-)
-_NO_CLASS = frozenset(
-    ("index", "id", "width", "height", "imagewidth", "imageheight", "size", "filesize", "unnamed:0")
-)
-"""Columns of numbers that programs put beside columns of 0 and 1."""
+_LOOKED_AT = 1000
+"""So many rows are looked at to find out which column holds the images."""
 
-_MARKS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "-1": -1, "-1.0": -1, "": None}
-_NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
+There = Callable[[str], bool]
+"""Whether a cell names an image that is there."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What a table says. ``listed``: its classes, where the columns are classes. ``notes``: what was left out."""
-
-    rows: Iterable[Row]
-    notes: list[str]
-    listed: tuple[str, ...] = ()
-
-
-def text_table(text: str, source: str) -> Rows:
+def text_table(text: str, source: str, there: There | None = None) -> Rows:
     """Reads CSV of any separator, with a header.
 
+    Args:
+        text: of the file.
+        source: the file, for messages.
+        there: whether a cell names an image that is there; by this a column of images is known that is not called so.
+
     Raises:
-        UserError: no header that says image and labels, a row that does not fit it, or a column with two meanings.
+        UserError: no column of images or none of labels, a row that does not fit, or a column with two meanings.
     """
     first, _, rest = text.partition("\n")
     said = re.fullmatch(r'"?sep=(.)"?\s*', first.strip("\r"), re.IGNORECASE)
     body, skipped = (rest, 1) if said else (text, 0)
     signs = (said[1],) if said else (",", ";", "\t", "|")
     headers = {sign: _header(body, sign) for sign in signs}
-    roles = {sign: find_roles(header, source) for sign, header in headers.items()}
-    for sign, (image, labels) in roles.items():
-        if image is not None and labels is not None:
+    roles = {sign: _roles(header, source) for sign, header in headers.items()}
+    for whole in (True, False):  # first by names of both columns, then of that of the images alone
+        for sign, (image, labels) in roles.items():
             header = headers[sign]
-            return table_rows(header, _csv_rows(body, sign, len(header), source, skipped), source)
-    for sign, (image, _) in roles.items():
-        if image is not None and len(headers[sign]) > 1:
-            header = headers[sign]
-            return one_hot(header, _csv_rows(body, sign, len(header), source, skipped), source)
+            if image is not None and len(header) > 1 and (labels is not None or not whole):
+                better, notes = _by_content(header, body, sign, source, there, named=image)
+                rows = _csv_rows(body, sign, len(header), source, skipped)
+                return _columns_read(header, rows, source, image if better is None else better, notes)
     for sign, header in headers.items():
         if len(header) == 2 and is_image(header[0]):
             cells = _csv_rows(body, sign, 2, source, skipped, headed=False)
             return Rows(
-                _pairs(cells, 0, 1, source), [f"{source} has no header: its columns were read as image,labels"]
+                _pairs(cells, 0, [1], source), [f"{source} has no header: its columns were read as image,labels"]
             )
-    got = next(iter(headers.values()))
-    raise UserError(
-        f"{source} starts with {_shown(got, signs[0]) or 'nothing'!r}: its first line must be 'image,labels'"
+    for sign, header in headers.items():
+        found, notes = _by_content(header, body, sign, source, there) if len(header) > 1 else (None, [])
+        if found is not None:
+            rows = _csv_rows(body, sign, len(header), source, skipped)
+            return _columns_read(header, rows, source, found, notes)
+    raise _no_table(headers, source, there)
+
+
+def _columns_read(
+    header: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]], source: str, image: int, notes: list[str]
+) -> Rows:
+    found = table_rows(header, rows, source, image)
+    return replace(found, notes=[*notes, *found.notes])
+
+
+def _by_content(
+    header: Sequence[str], body: str, sign: str, source: str, there: There | None, named: int | None = None
+) -> tuple[int | None, list[str]]:
+    """The column whose cells are names of images, and a note on it; None where the named one has some, or none has.
+
+    Raises:
+        UserError: several columns hold names of images, or the first line does.
+    """
+    if there is None:
+        return None, []
+    if named is None and any(is_image(cell) or there(cell) for cell in header):
+        raise UserError(
+            f"{source}: its first line, {shown(header, sign)!r}, is a row of an image, not names of columns: put "
+            f"'image{sign}labels' above it, and ';' between the labels of an image"
+        )
+    lines = csv.reader(io.StringIO(body, newline=""), delimiter=sign, skipinitialspace=True)
+    try:
+        rows = [row for row in islice(lines, 1, _LOOKED_AT) if len(row) == len(header)]
+    except csv.Error:
+        return None, []
+    cells = [[cell_text(row[place]) for row in rows if row[place].strip()] for place in range(len(header))]
+    hits = [sum(is_image(cell) or there(cell) for cell in column) for column in cells]
+    likely = [place for place, column in enumerate(cells) if column and hits[place] > len(column) / 2]
+    if not likely or (named is not None and (hits[named] or len(likely) > 1)):
+        return None, []
+    if len(likely) > 1:
+        both = " and ".join(repr(header[place]) for place in likely)
+        raise UserError(
+            f"{source}: the columns {both} both hold names of images: call the one that is meant 'image' in the "
+            "first line"
+        )
+    place = likely[0]
+    return place, [f"the column {header[place]!r} of {source} was taken for the images, as its cells are their names"]
+
+
+def _no_table(headers: dict[str, list[str]], source: str, there: There | None) -> UserError:
+    sign = max(headers, key=lambda one: len(headers[one]))
+    header = headers[sign]
+    if not header:
+        return UserError(f"{source} is empty: write 'image,labels' in its first line, then a line for each image")
+    if len(header) == 1:
+        return UserError(
+            f"{source} starts with {shown(header)!r}, which is one column: expected 'image,labels', two columns with "
+            "a comma, semicolon or tab between them"
+        )
+    why = "" if there is None else ", nor do its cells name images that are there"
+    return UserError(
+        f"{source} has the columns {listing([repr(cell) for cell in header], most=10)} with {sign!r} between them, "
+        f"but none is called as a column of images is{why}: call the columns 'image' and 'labels' in its first line "
+        f"('image{sign}labels')"
     )
+
+
+def _roles(header: Sequence[str], source: str) -> tuple[int | None, int | None]:
+    several = numbered_labels(header, None)
+    kept = [cell if place not in several[1:] else "" for place, cell in enumerate(header)]
+    return find_roles(kept, source)
 
 
 def find_roles(header: Sequence[str], source: str) -> tuple[int | None, int | None]:
@@ -104,113 +161,60 @@ def find_roles(header: Sequence[str], source: str) -> tuple[int | None, int | No
                 return places[0]
         return None
 
-    labels = find(_LABELS, "the labels")
+    labels = find(LABELS, "the labels")
     return find(_IMAGE, "the image"), labels
 
 
-def table_rows(header: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]], source: str) -> Rows:
-    """The rows of a table that has a column of images and one of labels; other columns are left out."""
-    image, labels = find_roles(header, source)
+def table_rows(
+    header: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]], source: str, image: int | None = None
+) -> Rows:
+    """The rows of a table: a column of images, and one of labels, several of these, or one for each class.
+
+    Args:
+        header: what the columns are called.
+        rows: a place for messages, and the cells, as many as ``header`` has.
+        source: the file, for messages.
+        image: the column of the images, where the header does not say it.
+
+    Raises:
+        UserError: what holds the labels is not clear, or a cell cannot be read.
+    """
+    several = numbered_labels(header, image)
+    named, found = _roles(header, source)
+    image = named if image is None else image
     assert image is not None
-    assert labels is not None
-    others = [repr(cell) for place, cell in enumerate(header) if place not in (image, labels) and cell]
-    return Rows(_pairs(rows, image, labels, source), counted(f"columns of {source} that are not read", others))
+    labels = several if several else [] if found is None or found == image else [found]
+    notes: list[str] = []
+    if (several and found is None) or not labels:
+        rows = list(rows)
+        labels, notes = label_columns(header, rows, source, image, several)
+    if not labels:
+        return one_hot(header, rows, source, image)
+    if len(labels) > 1:
+        notes = [f"the columns {' and '.join(repr(header[n]) for n in labels)} of {source} hold its labels together"]
+    others = [repr(cell) for place, cell in enumerate(header) if place not in (image, *labels) and cell]
+    return Rows(
+        _pairs(rows, image, labels, source), notes + counted(f"columns of {source} that are not read", others)
+    )
 
 
-def _pairs(rows: Iterable[tuple[str, Sequence[Any]]], image: int, labels: int, source: str) -> Iterator[Row]:
+def _pairs(
+    rows: Iterable[tuple[str, Sequence[Any]]], image: int, labels: Sequence[int], source: str
+) -> Iterator[Row]:
     for where, cells in rows:
         name = cells[image]
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
         if not isinstance(name, str) or not cell_text(name):
-            raise UserError(f"{source}, {where}: no image is named: {_shown(cells)!r}")
+            raise UserError(f"{source}, {where}: no image is named: {shown(cells)!r}")
         try:
-            words = words_of(cells[labels])
+            said = [words for place in labels if (words := words_of(cells[place])) is not None]
         except ValueError as odd:
             raise UserError(
                 f"{source}, {where}: labels are {odd.args[0]!r}, expected names alone, such as 'cat;dog' or "
                 '["cat", "dog"]'
             ) from None
-        yield where, cell_text(name), words
-
-
-@dataclass
-class _Column:
-    """What was seen in a column that may be a class."""
-
-    name: str
-    marks: dict[int | None, str]  # 1, 0, -1, or None for an empty cell; with the place of the first
-    number: str | None = None
-    text: bool = False
-
-    @property
-    def is_class(self) -> bool:
-        return not self.text and self.number is None and bool(self.marks.keys() - {None}) and bool(self.name)
-
-
-def one_hot(header: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]], source: str) -> Rows:
-    """The rows of a table with a column of images, and a column of 0 and 1 for each class.
-
-    Raises:
-        UserError: there is no such column, or a value that may mean two things.
-    """
-    image, _ = find_roles(header, source)
-    assert image is not None
-    columns = [_Column(cell_text(cell), {}) for cell in header]
-    held: list[tuple[str, str, tuple[int, ...]]] = []
-    for where, cells in rows:
-        name = cell_text(str(cells[image]))
-        if not name:
-            raise UserError(f"{source}, {where}: no image is named: {_shown(cells)!r}")
-        ones = []
-        for place, (column, cell) in enumerate(zip(columns, cells, strict=True)):
-            if place == image:
-                continue
-            text = "" if cell is None else str(cell).strip().lower()
-            if text in _MARKS:
-                column.marks.setdefault(_MARKS[text], where)
-                if _MARKS[text] == 1:
-                    ones.append(place)
-            elif _NUMBER.fullmatch(text):
-                column.number = column.number or text
-            else:
-                column.text = True
-        held.append((where, name, tuple(ones)))
-    classes = [place for place, column in enumerate(columns) if place != image and column.is_class]
-    _check_marks(columns, classes, image, header, source)
-    chosen = set(classes)
-    others = [repr(c.name) for place, c in enumerate(columns) if place != image and place not in chosen and c.name]
-    rows_ = ((where, name, tuple(columns[p].name for p in ones if p in chosen) or None) for where, name, ones in held)
-    notes = [f"the columns of {source} that hold only 0 and 1 were read as classes: {len(classes)}"]
-    notes += counted(f"columns of {source} that are not read", others)
-    return Rows(rows_, notes, tuple(columns[place].name for place in classes))
-
-
-def _check_marks(
-    columns: Sequence[_Column], classes: Sequence[int], image: int, header: Sequence[str], source: str
-) -> None:
-    numbers = [
-        f"{column.name!r} ({column.number})"
-        for place, column in enumerate(columns)
-        if place != image and column.number is not None and not column.text and fold(column.name) not in _NO_CLASS
-    ]
-    if not classes:
-        raise UserError(f"{source} starts with {_shown(header)!r}: its first line must be 'image,labels'")
-    if numbers:
-        raise UserError(
-            f"{source}: columns of 0 and 1 were expected beside {columns[image].name!r}, but some hold other "
-            f"numbers: {listing(numbers)}; write 1 where an image holds the class and 0 where not, or take "
-            "the column out"
-        )
-    marks = {mark for place in classes for mark in columns[place].marks}
-    for odd, what in ((-1, "-1"), (None, "an empty cell")):
-        if odd in marks and 0 in marks:
-            column = next(columns[place] for place in classes if odd in columns[place].marks)
-            raise UserError(
-                f"{source}, {column.marks[odd]}: {column.name!r} is {what}, beside columns of 0 and 1: is the class "
-                "absent there, or not known? Write 0 where it is absent, and leave out the rows of images that are "
-                "not known"
-            )
+        yield where, cell_text(name), tuple(word for words in said for word in words) or None
 
 
 def _header(text: str, sign: str) -> list[str]:
@@ -238,15 +242,10 @@ def _csv_rows(
             where = f"line {rows.line_num + skipped}"
             if len(row) != width:
                 raise UserError(
-                    f"{source}, {where}: {len(row)} columns instead of {width}: {_shown(row, sign)!r}; "
+                    f"{source}, {where}: {len(row)} columns instead of {width}: {shown(row, sign)!r}; "
                     f"put names that contain {'a comma' if sign == ',' else repr(sign)} in quotes, and ';' between "
                     "labels"
                 )
             yield where, row
     except csv.Error as error:
         raise UserError(f"{source}, line {rows.line_num + skipped}: not readable CSV ({error})") from error
-
-
-def _shown(cells: Sequence[Any], sign: str = ",") -> str:
-    text = sign.join(str(cell) for cell in cells)
-    return text if len(text) <= 120 else f"{text[:120]}..."

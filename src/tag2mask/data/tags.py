@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tag2mask.classes import class_index, fold, load_classes, nearest
-from tag2mask.data.columns import counted
+from tag2mask.classes import BUILT_IN, class_index, fold, load_classes, nearest
+from tag2mask.data.columns import counted, listing
 from tag2mask.data.own_classes import classes_of_tags
-from tag2mask.data.tag_images import match_images
+from tag2mask.data.tag_images import match_images, names_of
 from tag2mask.data.tag_list import FOLDERS, TagList, find_tag_file, folder_tags, read_tag_file
 from tag2mask.data.tag_words import TagReading, is_background, says_nothing, settle
 from tag2mask.types import ClassSet, UserError
@@ -22,6 +22,7 @@ __all__ = [
     "Unknown",
     "Vocabulary",
     "choose_classes",
+    "class_list",
     "find_tag_file",
     "folder_tags",
     "match_images",
@@ -47,55 +48,90 @@ def choose_classes(classes: ClassSet | str | Path | None, root: Path) -> ClassSe
     return load_classes(own) if own.is_file() else None
 
 
+def class_list(classes: ClassSet | str | Path | None, root: Path, chosen: ClassSet) -> str:
+    """What messages call the class list that names are compared with: its file, where it has one.
+
+    Args:
+        classes, root: as for :func:`choose_classes`. chosen: what that gave.
+    """
+    if classes is None and (root / "classes.yaml").is_file():
+        classes = root / "classes.yaml"
+    if isinstance(classes, ClassSet) or classes is None:
+        return f"the class list {chosen.id!r}"
+    return f"the built-in class list {classes}" if str(classes) in BUILT_IN else f"the class list in {classes}"
+
+
 def read_tags(
     tags: Path | TagList,
     source: Path,
+    images: Sequence[str],
+    root: Path,
     classes: ClassSet | None,
     unknown: Unknown = "error",
     reading: TagReading | None = None,
-) -> tuple[TagFile, ClassSet, list[str]]:
+) -> tuple[dict[int, tuple[str, ...] | None], ClassSet, list[str]]:
     """The labels of each image one by one, the classes that they are of, and notes.
 
     Args:
-        tags: a tag file, or what was read already.
+        tags: a tag file, or what was read already: a row for each of ``images``, by its path.
         source: the file or folder, for messages.
-        classes: what the labels are to name; None makes classes of the labels themselves.
+        images: paths relative to ``root``.
+        root: the folder of the images.
+        classes: what the labels are to name; None makes classes of the labels themselves, also of rows whose image
+            is not there.
         unknown: with ``skip``, words for nothing are left out of such classes.
         reading: what was decided about labels that could mean two things.
 
+    Returns:
+        The labels by index into ``images``; the classes; notes.
+
     Raises:
-        UserError: the file cannot be read, or labels could mean two things.
+        UserError: the file cannot be read, labels could mean two things, or rows do not fit the images.
     """
     reading = reading or TagReading()
-    listed = tags if isinstance(tags, TagList) else read_tag_file(tags)
+    listed = tags if isinstance(tags, TagList) else read_tag_file(tags, names_of(images))
     rows, notes = settle(listed, classes, reading, source.name)
     notes = [*listed.notes, *notes]
+    if isinstance(tags, TagList):
+        labels, found = {place: rows[image] for place, image in enumerate(images)}, list[str]()
+    else:
+        labels, found = match_images(rows, images, source, root)
     if classes is None:
         classes, said = classes_of_tags(
-            rows, source.stem, source.name, listed=listed.listed, twins=reading.twins, skip=unknown == "skip"
+            rows,
+            source.stem,
+            source.name,
+            images=labels.values(),
+            listed=listed.listed,
+            twins=reading.twins,
+            skip=unknown == "skip",
         )
         notes += said
-    return rows, classes, notes
+    return labels, classes, [*notes, *found]
 
 
 def settled_tags(
-    source: Path, classes: ClassSet | None, reading: TagReading | None = None
+    source: Path, images: Sequence[str], classes: ClassSet | None, reading: TagReading | None = None
 ) -> tuple[TagFile, list[str]]:
-    """As :func:`read_tags`, for a reader that has its own way to classes: the labels, and notes.
+    """The labels by image as written, and notes, for a reader that has its own way to images and classes.
 
     Raises:
         UserError: the file cannot be read, or labels could mean two things.
     """
-    listed = read_tag_file(source)
+    listed = read_tag_file(source, names_of(images))
     rows, notes = settle(listed, classes, reading or TagReading(), source.name)
     return rows, [*listed.notes, *notes]
 
 
 class Vocabulary:
-    """Turns names into mask values, and remembers those that are no class."""
+    """Turns names into mask values, and remembers those that are no class.
 
-    def __init__(self, classes: ClassSet, unknown: Unknown) -> None:
+    called: what messages call the class list.
+    """
+
+    def __init__(self, classes: ClassSet, unknown: Unknown, called: str | None = None) -> None:
         self.classes = classes
+        self.called = called or f"the class list {classes.id!r}"
         self.unknown = unknown
         self._index = class_index(classes)
         self._known: dict[str, int | None] = {}
@@ -143,7 +179,8 @@ class Vocabulary:
         for word, count in sorted(self._missed.items(), key=lambda item: (-item[1], item[0])):
             near = nearest(word, spellings)
             listed.append(f"{word!r} ({count}x{f', nearest: {near!r}' if near else ''})")
-        what = f"{source} has names that are no class of {self.classes.id}: {', '.join(listed)}"
+        known = listing([repr(name) for name in self.classes.foreground])
+        what = f"{source} has names that are not in {self.called} ({known}): {', '.join(listed)}"
         if self.unknown == "skip":
             notes.append(f"left out: {what}")
             if self._emptied:
@@ -152,8 +189,8 @@ class Vocabulary:
         nothing = any(says_nothing(word) for word in self._missed)
         hint = ", write 'background' for images that hold no class, leave the cell of untagged ones empty"
         raise UserError(
-            f"{what}; correct them{hint if nothing else ''}, choose another class set, or leave them out with "
-            "--unknown skip"
+            f"{what}; correct them{hint if nothing else ''}, name another class list by --classes, or leave them out "
+            "with --unknown skip"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -102,7 +102,8 @@ class Settled(NamedTuple):
 def settle_turn(data: Dataset, masks: Callable[[str], NDArray[np.uint8] | None] | None = None) -> Settled:
     """Find out whether the truth of turned photographs was drawn on their stored pixels, where its size cannot tell.
 
-    The headers of all photographs with truth are read. Truth of your own Dataset class is taken as it is.
+    The headers of all photographs with truth are read. Truth of your own Dataset class is taken as it is. What the
+    user chose holds where sizes do not tell; a note counts the masks whose size says otherwise.
 
     Args:
         data: the samples.
@@ -113,11 +114,11 @@ def settle_turn(data: Dataset, masks: Callable[[str], NDArray[np.uint8] | None] 
     """
     unclear, witnesses = array("Q"), array("Q")
     kinds: Counter[str] = Counter()
+    chosen: Turn | None = None
     for index, sample in enumerate(data):
         if not isinstance(sample.truth, TruthOf):
             continue
-        if sample.truth.turn is not None:
-            return Settled(sample.truth.turn)
+        chosen = sample.truth.turn
         try:
             orientation, size = stored_form(sample.image)
         except BadImage:
@@ -127,11 +128,13 @@ def settle_turn(data: Dataset, masks: Callable[[str], NDArray[np.uint8] | None] 
         elif orientation > 1:
             unclear.append(index)
             kinds[f"{orientation}, square" if orientation >= 5 else str(orientation)] += 1
+    if chosen is not None:
+        return Settled(chosen, _overruled(data, chosen, witnesses, len(unclear)))
     if not unclear:
         return Settled(None)
     listed = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
     who = f"{len(unclear)} photographs whose EXIF turns them so that the size of a mask does not show it ({listed})"
-    stored, as_shown = _witness(data, witnesses)
+    stored, as_shown = _witness(data, _few(witnesses))
     if bool(stored) != bool(as_shown):
         drawn = "on the stored pixels, so it is turned" if stored else "upright, so it is left as it is"
         other = "upright" if stored else "stored"
@@ -156,15 +159,37 @@ def settle_turn(data: Dataset, masks: Callable[[str], NDArray[np.uint8] | None] 
     )
 
 
+def _overruled(data: Dataset, chosen: Turn, witnesses: array[int], unclear: int) -> tuple[str, ...]:
+    """A note on masks whose size contradicts what the user chose: their size decides."""
+    stored, as_shown = _witness(data, witnesses)
+    against, fitting = (stored, as_shown) if chosen == "upright" else (as_shown, stored)
+    if not against:
+        return ()
+    other = (
+        "the pixels as stored, and are turned"
+        if chosen == "upright"
+        else "the upright photograph, and are not turned"
+    )
+    rest = (
+        f"the option decides {unclear} others alone, whose size does not show it"
+        if unclear
+        else "it decides no other mask"
+    )
+    return (
+        f"--truth-turn {chosen} does not fit the size of {against} of {against + fitting} true masks of photographs "
+        f"of orientation 5 to 8: these have the size of {other}; {rest}",
+    )
+
+
 def _few(indices: array[int]) -> list[int]:
     picked = np.linspace(0, len(indices) - 1, min(len(indices), WITNESSES)).astype(int)
     return [indices[position] for position in dict.fromkeys(picked.tolist())]
 
 
-def _witness(data: Dataset, witnesses: array[int]) -> tuple[int, int]:
+def _witness(data: Dataset, witnesses: Sequence[int]) -> tuple[int, int]:
     """How many true masks have the size of the stored pixels, and how many that of the upright photograph."""
     stored = as_shown = 0
-    for index in _few(witnesses):
+    for index in witnesses:
         sample = data[index]
         if isinstance(sample.truth, TruthOf):
             size, shape = stored_form(sample.image)[1], sample.truth.stored().mask.shape

@@ -24,6 +24,7 @@ from tag2mask.data.tags import (
     Unknown,
     Vocabulary,
     choose_classes,
+    class_list,
     find_tag_file,
     match_images,
     row_notes,
@@ -84,6 +85,7 @@ def read_voc(
         raise UserError(f"no image of {split or 'any split'} in {top / layout.images}: unpack the images there")
 
     given = None if classes == "file" else choose_classes(classes, top)
+    called = None if given is None else class_list(classes, top, given)
     source = _source(tags, layout, tagged=network is None)
     # Mask values must not depend on the split, so all names count where these are the classes.
     scope = range(len(images)) if given is None else wanted
@@ -92,7 +94,7 @@ def read_voc(
     elif source.is_dir():
         named, names = _from_boxes(source, layout, ids, scope, wanted, notes, tagged=network is None)
     else:
-        rows, said = settled_tags(source, given, reading)
+        rows, said = settled_tags(source, images, given, reading)
         notes += said
         named, names = _from_file(rows, source, images, wanted, top, notes)
         if given is None:
@@ -108,7 +110,7 @@ def read_voc(
         [ids[position] for position in wanted], given, truth_values
     )
     notes += said
-    words, builder = Vocabulary(given, unknown), ColumnsBuilder()
+    words, builder = Vocabulary(given, unknown, called), ColumnsBuilder()
     for position in wanted:
         labels = named.get(position)
         known = None if labels is None else words.tags(labels)
@@ -236,7 +238,7 @@ def _classes_of(
     if network is not None and others and {fold(name) for name in words} <= class_index(network).keys():
         return network, [f"the classes are the network's, which has every name in {source.name}"]
     if known and others and _are_slips(known, others, names):
-        check = Vocabulary(voc, unknown)
+        check = Vocabulary(voc, unknown, "the built-in class list voc12")
         for name in names:
             check.tags([name] * names[name])
         try:
@@ -274,7 +276,7 @@ def _check_other(
     if file is None:
         return []
     try:
-        rows, _ = match_images(settled_tags(file, classes)[0], images, file, layout.top)
+        rows, _ = match_images(settled_tags(file, images, classes)[0], images, file, layout.top)
     except UserError as error:
         return [f"{file.name} is not used: {error}"]
     index = class_index(classes)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tag2mask.models.deeplab import MultiScale
 from tag2mask.run.files import write_atomic
 from tag2mask.segment.network import (
     SavedNetwork,
@@ -40,6 +41,8 @@ MARK = "tag2mask"
 """An ONNX file's producer, near its beginning: such a file may be replaced."""
 
 _OPSET = 18
+_LARGEST = 1 << 14
+"""The largest side of a picture for which an ONNX file's scales are checked."""
 _CLOSE = 1e-4  # of the largest logit: two classes nearer to one another than this may change places
 
 
@@ -116,8 +119,8 @@ def export_network(folder: Path | str, to: str, out: Path | str) -> Exported:
         out: the file, or the folder.
 
     Raises:
-        UserError: an unknown format, no network, a missing extra, a network that ONNX cannot express, or ``out``
-            holds something else.
+        UserError: an unknown format, no network, a missing extra, a network that ONNX cannot express, one with a
+            scale that ONNX rounds otherwise, or ``out`` holds something else.
     """
     out = Path(out)
     if to not in FORMATS:
@@ -139,6 +142,7 @@ def _export_onnx(net: SegmentationNet, saved: SavedNetwork, out: Path) -> Export
         import onnxruntime
     except ImportError as error:
         raise UserError('ONNX needs other packages: pip install "tag2mask[export]"') from error
+    _check_scales(net, out)
     model = WholeSize(net).eval()
     proto = onnx.load_model_from_string(_trace(model, net.config.architecture))
     proto.producer_name = MARK
@@ -161,6 +165,25 @@ def _export_onnx(net: SegmentationNet, saved: SavedNetwork, out: Path) -> Export
     found = compare(model, session, pictures, out)
     write_atomic(out, data)
     return found
+
+
+def _check_scales(net: SegmentationNet, out: Path) -> None:
+    """Raises UserError where a scale of the network gives pictures of another size in ONNX than in torch.
+
+    Both take floor(side * scale), ONNX in float32 and torch in float64: 90 * 0.7 is 63 in one and 62 in the other.
+    """
+    sides = np.arange(1, _LARGEST + 1)
+    for scale in net.network.scales if isinstance(net.network, MultiScale) else ():
+        ours = np.floor(sides * scale)
+        theirs = np.floor(sides.astype(np.float32) * np.float32(scale))
+        differing = sides[ours != theirs]
+        if len(differing):
+            raise UserError(
+                f"{out}: was not written: the network's scale {scale} rounds a side of {differing[0]} pixels to "
+                f"{int(ours[differing[0] - 1])} in torch and to {int(theirs[differing[0] - 1])} in ONNX "
+                f"({len(differing)} of the sides up to {_LARGEST} differ), so the file would give other masks; "
+                "export to safetensors, or train with scales that float32 holds exactly, such as 0.5 and 0.75"
+            )
 
 
 def compare(model: WholeSize, session: Any, pictures: Sequence[Tensor], out: Path) -> Exported:

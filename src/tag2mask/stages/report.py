@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -106,10 +106,9 @@ def report(
         raise UserError(f"{run.path} has no mask {why}")
     # the first samples tell: a data set either has truth or has not
     if data is not None and any(sample.truth for sample in islice(data, 1000)):
-        data, notes = settle_truth(run, data)
         if evaluation is None:
             evaluation = evaluate(run, data, confidence=True, progress=progress)
-            evaluation = replace(evaluation, truth_notes=(*notes, *evaluation.truth_notes))
+        data, _ = settle_truth(run, data)
     classes = data.classes if data is not None else stored_classes(run)
 
     sure, unsure, confidence = _by_confidence(run, ids, worst, progress)
