@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tag2mask.classes import fold, plain_classes
+from tag2mask.classes import BUILT_IN, fold, load_classes, plain_classes, with_more
 from tag2mask.config import DataConfig, LabelConfig, parse_config, parse_data
 from tag2mask.data import TagReading, read_dataset
 from tag2mask.data.columns import Columns
@@ -137,12 +137,21 @@ def in_run_order(data: Columns, config: DataConfig, run: Run) -> Columns:
     (``--classes``, ``classes.yaml``) stay as these have them.
     """
     stored, names = stored_classes(run), data.classes.foreground
-    if names[: len(stored.foreground)] == stored.foreground or not _names_its_own(data, config):
+    published = load_classes(stored.id) if stored.id in BUILT_IN else None
+    same = names[: len(stored.foreground)] == stored.foreground
+    if (same and (published is None or data.classes.id == stored.id)) or not _names_its_own(data, config):
         return data
     new, aliases = _beside(data.classes, stored)
-    classes = replace(plain_classes([*stored.foreground, *new], stored.id), aliases=aliases)
+    if published is not None and stored.names[: len(published)] == published.names:
+        more = [*stored.names[len(published) :], *new]
+        classes = with_more(published, more, aliases)
+        after = f", and after them {', '.join(map(repr, more))}" if more else ""
+        said = f"the classes are {stored.id}'s, as in the run{after}"
+    else:
+        classes = replace(plain_classes([*stored.foreground, *new], stored.id), aliases=aliases)
+        said = "the classes are in the order of the run, those that are new come last"
     again = open_data(config, classes=classes)
-    return again.with_notes(*again.notes, "the classes are in the order of the run, those that are new come last")
+    return again.with_notes(*again.notes, said)
 
 
 def _as_the_network(data: Columns, config: DataConfig, network: ClassSet) -> Columns:
