@@ -254,7 +254,7 @@ def test_masks_are_no_images(tmp_path):
 def test_ground_truth_that_fits_nothing(tmp_path):
     fill(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "truth").mkdir()
-    with pytest.raises(UserError, match=r"expected a\.png"):
+    with pytest.raises(UserError, match=r"it is empty.*expected for the 2 images: 'a\.png', 'b\.png'"):
         read_folder(tmp_path, classes="voc12", truth=tmp_path / "truth")
     with pytest.raises(UserError, match="no folder of ground-truth"):
         read_folder(tmp_path, classes="voc12", truth=tmp_path / "nowhere")

@@ -77,6 +77,69 @@ def test_one_odd_name_among_many_is_no_rule(tmp_path):
     assert not masks(tmp_path, ["a", "b", "c"]).has("c")
 
 
+@pytest.mark.parametrize(
+    ("ids", "files"),
+    [
+        (["a", "b", "c"], "mask_a mask_b mask_c"),
+        (["a", "b", "c"], "GT-a GT-b GT-c"),
+        (["1", "10", "11"], "seg_1 seg_10 seg_11"),
+        (["img_01", "img_02"], "mask_01 mask_02"),
+        (["01_image", "02_image"], "01_label 02_label"),
+        (["x_0_leftImg8bit", "x_1_leftImg8bit"], "x_0_gtFine_labelIds x_1_gtFine_labelIds"),
+        (["s/a", "t/b"], "a b"),
+        (["s/a", "t/b"], "a_mask b_mask"),
+        (["s/img_a", "s/img_b"], "s/mask_a s/mask_b"),
+    ],
+)
+def test_one_rule_for_all_masks_is_read_and_said(tmp_path, ids, files):
+    for number, name in enumerate(files.split()):
+        save(tmp_path / f"{name}.png", np.full((2, 3), number, np.uint8))
+    reader, notes = MaskFolders((tmp_path,)).read_as(ids, PETS)
+    assert [reader(name).mask[0, 0] for name in ids] == list(range(len(ids)))
+    assert any("true masks are called" in note for note in notes)
+    assert pickle.loads(pickle.dumps(reader)).has(ids[0])
+
+
+@pytest.mark.parametrize(
+    ("ids", "files"),
+    [
+        (["img_1", "img_2"], "mask_1 mask_3"),  # one image without
+        (["s/a", "t/a"], "a b"),  # one file for two images
+        (["a", "b"], "mask_a mask_b label_a label_b"),  # two rules
+        (["part1_a", "part1_b"], "part2_a part2_b"),  # masks of other images
+        (["img_010", "img_011"], "mask_10 mask_11"),
+        (["cat_1", "cat_2"], "cow_1 cow_2"),
+        (["a", "b"], "v2_a v2_b"),
+        (["train_a", "train_b"], "val_mask_a val_mask_b"),
+    ],
+)
+def test_masks_that_may_be_of_other_images_are_not_read_but_named(tmp_path, ids, files):
+    names = files.split()
+    for name in names:
+        save(tmp_path / f"{name}.png")
+    reader, _ = MaskFolders((tmp_path,)).read_as(ids, PETS)
+    assert not any(reader.has(name) for name in ids)
+    with pytest.raises(UserError) as error:
+        reader.check_any(ids)
+    assert f"the {len(names)} files there that could be masks are called" in str(error.value)
+    assert all(f"'{name}.png'" in str(error.value) for name in (sorted(names)[0], *ids))
+    assert f"expected for the {len(ids)} images" in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["folder", "coco"])
+def test_a_folder_of_other_masks_is_refused_by_every_reader(tmp_path, form):
+    for name in ("a", "b"):
+        save(tmp_path / f"images/{name}.png")
+    save(tmp_path / "truth/other.png")
+    (tmp_path / "images/tags.csv").write_text("image,labels\na.png,cat\n")
+    rows = [{"id": n, "file_name": f"{name}.png", "width": 4, "height": 3} for n, name in enumerate("ab", 1)]
+    what = {"images": rows, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "own.json").write_text(json.dumps(what))
+    data = tmp_path / ("images" if form == "folder" else "own.json")
+    with pytest.raises(UserError, match=r"has no mask of any image: .*'other\.png'.*'a\.png', 'b\.png'"):
+        read_dataset(data, truth=tmp_path / "truth")
+
+
 @pytest.mark.parametrize("pair", [("a.png", "a.tif"), ("a.png", "a.npy"), ("a_mask.png", "a_edge.png")])
 def test_two_files_for_one_image_are_named(tmp_path, pair):
     for name in pair:

@@ -525,6 +525,23 @@ def test_an_unfinished_fit_of_other_pictures_begins_anew(data, tmp_path, recwarn
     assert (tmp_path / "run/checkpoints/fitted.json").read_text() == expected
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_a_fit_knows_its_pictures_by_content(data, tmp_path, recwarn, done):
+    sizes = []
+    for seed in (1, 2):
+        pixels = np.random.default_rng(seed).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(data[0].image, compress_level=0)
+        os.utime(data[0].image, ns=(5, 5))  # not even its time tells
+        sizes.append(data[0].image.stat().st_size)
+        quiet(data, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+        if not done:
+            (tmp_path / "run/checkpoints/fitted.json").unlink()
+        os.utime(data[1].image)  # the same content at another time is the same
+    assert sizes[0] == sizes[1]
+    said = "--refit learns and labels all anew" if done else "it begins anew"
+    assert sum(said in str(each.message) for each in recwarn) == 1
+
+
 def test_classes_that_the_earlier_run_gained_are_named_by_the_refined_one(data, tmp_path):
     some = replace(data, classes=classes("red", "green", "blue"))
     more = replace(data, classes=classes("red", "green", "blue", "apple"))

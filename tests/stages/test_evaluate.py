@@ -17,7 +17,7 @@ from stages.small_run import CLASSES, SIZES, TAGS, Toys, scores_of, small_run, t
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.ops.masks import class_probabilities, to_labels
 from tag2mask.ops.metrics import boundary_counts, boundary_iou
-from tag2mask.stages.evaluate import evaluate, evaluate_folder
+from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.tally import CONSTANTS, POWERS
 from tag2mask.types import IGNORE, Background, Constant, MaskRule, Own, Power, Scores, UserError
 
@@ -154,14 +154,6 @@ def test_a_run_without_scores_has_no_curves(data: Toys, tmp_path: Path) -> None:
     assert evaluate(small_run(tmp_path / "run", data, keep_scores=False), data).curves == ()
 
 
-def test_a_plain_folder_of_masks(data: Toys, tmp_path: Path) -> None:
-    run = small_run(tmp_path / "run", data)
-    found = evaluate_folder(run.path / "masks", data)
-    assert found.miou == evaluate(run, data).miou
-    assert found.curves == ()
-    assert not (run.path / "masks" / "metrics.json").exists()
-
-
 def test_samples_without_truth_are_counted(data: Toys, tmp_path: Path) -> None:
     run = small_run(tmp_path / "run", data)
     data.samples[0] = replace(data.samples[0], truth=None)
@@ -177,8 +169,6 @@ def test_messages_say_what_to_do(data: Toys, tmp_path: Path) -> None:
         evaluate(run, toys(tmp_path / "data", prefix="other/"))
     with pytest.raises(UserError, match="holds masks of 4 classes"):
         evaluate(run, Toys(data.root, data.samples, replace(CLASSES, names=("background", "cat", "dog"))))
-    with pytest.raises(UserError, match="is not a folder"):
-        evaluate_folder(tmp_path / "nowhere", data)
 
 
 def test_masks_of_another_size_are_all_named(data: Toys, tmp_path: Path) -> None:

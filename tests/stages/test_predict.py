@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from typer.testing import CliRunner
 
+from coco_files import content
 from methods.toys import CLASSES, TinyData, make_data
 from stages import small_run
 from stages.networks import photographs, tiny_network
@@ -423,3 +424,63 @@ def test_a_folder_whose_own_tags_number_its_truth_keeps_its_classes(network, pho
     Image.new("L", (56, 40)).save(truth / "0.png")
     found, _ = read_images(network, {"path": str(folder), "truth": str(truth)})
     assert found.classes.names == ("background", "green", "unicorn")
+
+
+def names_its_own(form: str, folder: Path) -> tuple[list[Path | str], Path]:
+    """Two images of "red" and "blue", which number otherwise in the alphabet than in the network; and their truth."""
+    photographs(folder / "images", [(20, 30), (20, 30)])
+    truth = folder / "truth"
+    truth.mkdir()
+    for name, value in (("0", 1), ("1", 3)):  # as the network numbers them
+        Image.new("L", (30, 20), value).save(truth / f"{name}.png")
+    if form == "coco":
+        (folder / "own.json").write_text(
+            json.dumps(content(("0.png", "1.png"), ("red", "blue"))).replace(
+                '"image_id": 2, "category_id": 1', '"image_id": 2, "category_id": 2'
+            )
+        )
+        return [folder / "own.json"], truth
+    if form == "voc":
+        (folder / "images").rename(folder / "JPEGImages")
+        truth.rename(folder / "SegmentationClass")
+        (folder / "Annotations").mkdir()
+        for image, name in (("0", "red"), ("1", "blue")):
+            said = f"<annotation><object><name>{name}</name></object></annotation>"
+            (folder / f"Annotations/{image}.xml").write_text(said)
+        return [folder], folder / "SegmentationClass"
+    (folder / "images/tags.csv").write_text("image,labels\n0.png,red\n1.png,blue\n")
+    return [folder / "images", "--truth", truth], truth
+
+
+@pytest.mark.parametrize("form", ["folder", "coco", "voc"])
+def test_data_that_names_its_own_classes_is_measured_in_the_networks(network, tmp_path, form):
+    data, truth = names_its_own(form, tmp_path)
+    done = call("predict", network, *data, "-o", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert "are not the network's" not in done.output
+    done = call("eval", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    rows = json.loads((tmp_path / "run/metrics.json").read_text())["per_class"]
+    assert {row["name"]: row["images"] for row in rows if row["images"] and row["value"]} == {"red": 1, "blue": 1}
+    if form == "coco":
+        return  # drawn by names
+    Image.new("L", (30, 20), 2).save(truth / "0.png")  # as the alphabet numbers them
+    Image.new("L", (30, 20), 1).save(truth / "1.png")
+    done = call("eval", tmp_path / "run")
+    assert done.exit_code == 1
+    assert "truth and tags differ in 2 images" in " ".join(done.output.split())
+
+
+def test_names_without_tags_do_not_number_truth(network, tmp_path):
+    [folder, *_], truth = names_its_own("folder", tmp_path)
+    (folder / "tags.csv").write_text("image,labels\n0.png,red\n1.png,blue\n")
+    described = {"path": str(folder), "truth": str(truth)}
+    assert read_images(network, described)[0].classes.names == CLASSES.names
+    # a file that names classes and says nothing of the images that are there
+    (folder / "tags.csv").write_text("image,labels\n0.png,\n1.png,\n9.png,red\n8.png,blue\n")
+    assert read_images(network, described)[0].classes.names == ("background", "blue", "red")
+    # and a class set that was asked for stays
+    (folder / "tags.csv").write_text("image,labels\n0.png,red\n1.png,blue\n")
+    (tmp_path / "mine.yaml").write_text("names: [blue, red]\n")
+    found, _ = read_images(network, {**described, "classes": str(tmp_path / "mine.yaml")})
+    assert found.classes.names == ("background", "blue", "red")

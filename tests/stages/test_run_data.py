@@ -11,11 +11,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from methods.toys import TrainingFree
+from tag2mask.classes import load_classes
 from tag2mask.cli import app
 from tag2mask.data.png import read_mask
 from tag2mask.methods import METHODS
 from tag2mask.run.folder import Run
+from tag2mask.run.settings import added_classes, plain
 from tag2mask.run.shard import in_shard
+from tag2mask.stages.run_data import data_for
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +114,65 @@ def test_classes_of_a_file_stay_as_the_file_has_them(photos, tmp_path):
     (photos / "classes.yaml").write_text("names: [dog, cat, ape]\n")
     label(photos, tmp_path / "run")
     assert names(tmp_path / "run") == ["dog", "cat", "ape"]
+
+
+def instances(tmp_path, categories):
+    rows = [{"id": n, "file_name": f"{n}.png", "width": 32, "height": 24} for n in range(3)]
+    box = [[8, 6, 24, 6, 24, 18, 8, 18]]
+    objects = [
+        {"id": n + 1, "image_id": n, "category_id": categories.index(name) + 1, "segmentation": box}
+        for n, name in enumerate(("person", "bicycle", "car"))  # the toy sees three classes
+    ]
+    names_ = [{"id": n, "name": name} for n, name in enumerate(categories, 1)]
+    (tmp_path / "own.json").write_text(json.dumps({"images": rows, "annotations": objects, "categories": names_}))
+    return tmp_path / "own.json"
+
+
+@pytest.mark.parametrize("where", ["first", "last", "gone"])
+def test_a_published_class_set_grows_at_its_end(photos, tmp_path, where):
+    coco14 = load_classes("coco14")
+    path = instances(tmp_path, coco14.foreground)
+    label(path, tmp_path / "run", "--images", photos)
+    changed = {
+        "first": ["quokka", *coco14.foreground],
+        "last": [*coco14.foreground, "quokka"],
+        "gone": list(coco14.foreground[:-1]),
+    }[where]
+    instances(tmp_path, changed)
+    said = label(path, tmp_path / "run", "--images", photos)
+    new = [] if where == "gone" else ["quokka"]
+    assert names(tmp_path / "run") == [*coco14.foreground, *new]
+    assert ("come after the others: 'quokka'" in said) == bool(new)
+    assert "mIoU" in call("eval", tmp_path / "run")
+    # what is said to CLIP of the old ones stays, so a run with texts goes on too
+    grown = data_for(Run.open(tmp_path / "run")).classes
+
+    def kept(classes):
+        return plain({key: getattr(classes, key) for key in ("id", "names", "palette", "texts")})
+
+    assert added_classes(kept(coco14), kept(grown)) == tuple(new)
+    assert bool(new) or kept(coco14) == kept(grown)
+    assert label(path, tmp_path / "run", "--images", photos).count("3 were finished before") == 1
+
+
+def test_voc_that_gains_a_class_goes_on_as_it_is_told(tmp_path, photos):
+    folder = tmp_path / "voc"
+    (folder / "Annotations").mkdir(parents=True)
+    photos.rename(folder / "JPEGImages")
+
+    def annotate(*words):
+        for n, word in enumerate(words):
+            text = f"<annotation><object><name>{word}</name></object></annotation>"
+            (folder / f"Annotations/{n}.xml").write_text(text)
+
+    annotate("aeroplane", "bicycle", "bird")
+    label(folder, tmp_path / "run")
+    annotate("aeroplane", "bicycle", "aardvark")
+    assert "--classes file" in label(folder, tmp_path / "run", code=1)
+    assert "come after the others: 'aardvark'" in label(
+        folder, tmp_path / "run", "--classes", "file", code=3
+    )  # the toy fails at a class that it does not see
+    assert names(tmp_path / "run") == [*load_classes("voc12").foreground, "aardvark"]
 
 
 # --- data that moved ---------------------------------------------------------------------------------------------

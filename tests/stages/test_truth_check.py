@@ -15,7 +15,7 @@ from tag2mask.data import read_dataset
 from tag2mask.data.png import encode_confidence, encode_mask
 from tag2mask.run.folder import Run
 from tag2mask.segment.examples import check_targets, find_targets
-from tag2mask.stages.evaluate import evaluate, evaluate_folder
+from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.report import report
 from tag2mask.types import MaskRule, UserError
 
@@ -87,7 +87,7 @@ def test_right_truth_has_nothing_to_say(world):
     assert "truth:" not in found.text()
 
 
-@pytest.mark.parametrize("stage", ["eval", "folder", "report", "train", "upper bound"])
+@pytest.mark.parametrize("stage", ["eval", "report", "train", "upper bound"])
 def test_every_stage_refuses_other_numbers(world, tmp_path, stage):
     world.write_truth(OFF)
     listed = tmp_path / "list.txt"
@@ -97,8 +97,6 @@ def test_every_stage_refuses_other_numbers(world, tmp_path, stage):
         data = world.data(**how)
         if stage == "eval":
             return evaluate(world.run, data, progress=False).truth_notes
-        if stage == "folder":
-            return evaluate_folder(world.path / "masks", data, progress=False).truth_notes
         if stage == "report":
             page = report(world.run, data, progress=False).read_text()
             return [line for line in page.splitlines() if "Truth:" in line]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "named",
     "nearest",
     "plain_classes",
+    "with_more",
 ]
 
 T = TypeVar("T")
@@ -101,6 +103,31 @@ def plain_classes(names: Sequence[str], name: str, aliases: Mapping[str, str] | 
         UserError: a name is empty or there twice, or there are more than 254.
     """
     return _build(_File(names=tuple(names), aliases=dict(aliases or {})), name, f"classes {name!r}")
+
+
+def with_more(classes: ClassSet, names: Sequence[str], aliases: Mapping[str, str] | None = None) -> ClassSet:
+    """A class set with further classes after its own, of which all that it says stays, but for background phrases
+    that are classes now.
+
+    Args:
+        classes: the set.
+        names: the new classes, each called by its name.
+        aliases: further words for classes.
+
+    Raises:
+        UserError: a name is empty or there twice, or there are more than 254.
+    """
+    every = [*classes.foreground, *names]
+    words = {**classes.aliases, **(aliases or {})}
+    words = {alias: name for alias, name in words.items() if fold(alias) not in map(fold, names)}
+    index = _check_names(tuple(every), words, f"classes {classes.id!r}")
+    taken = {key: name for key, name in index.items() if name in names}  # the published phrases suit its own classes
+    texts = {
+        method: replace(text, names=(*text.names, *names), background=_background(text.background, taken))
+        for method, text in classes.texts.items()
+    }
+    palette = (*classes.palette, *color_map(len(every) + 1)[len(classes.palette) :])
+    return replace(classes, names=("background", *every), palette=palette, texts=texts, aliases=words)
 
 
 def fold(word: str) -> str:

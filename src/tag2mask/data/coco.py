@@ -91,6 +91,7 @@ def read_coco(
         notes += counted("images annotated as background, taken as background only", bare)
     notes += words.check(path)
     if masks is not None:
+        masks.check_any([picture.name for picture in pictures])
         return builder.build(chosen, root, masks, notes)
     return builder.build(chosen, root, CocoTruth(path, chosen, root) if has_truth else None, notes)
 

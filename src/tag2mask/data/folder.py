@@ -102,7 +102,7 @@ def read_folder(
     notes += words.check(source or root)
     dataset = builder.build(chosen, root, masks, notes)
     if masks is not None and not dataset.has_truth.any():
-        raise UserError(f"{truth} has no mask of any image: expected {dataset.ids[0]}.png and so on")
+        masks.check_any(ids)
     return dataset
 
 

@@ -1,7 +1,7 @@
 """Files of ground truth: which one belongs to an image, and what its pixels stand for.
 
 The mask of an image is ``<id>.png``, or a TIFF, BMP, GIF or ``.npy`` of that name. Where most images have none so
-called, the masks may be called alike in another way ("a_mask.png", "a.jpg.png", "a_gtFine_labelIds.png").
+called, the masks may be called alike in another way (``data.truth_names``).
 
 Pixels are class numbers, unless ``data.truth_values`` says otherwise. A picture of colours is read by them where all
 are known. So is an indexed file whose own palette has the known colours in another order: programs renumber indices
@@ -10,33 +10,22 @@ when they save. A palette of other colours is decoration.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
-from unicodedata import normalize
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tag2mask.data.columns import Columns, Strings, listing
+from tag2mask.data.columns import Columns, listing
 from tag2mask.data.image import MAX_PIXELS, BadImage, open_image, without_suffix
+from tag2mask.data.truth_names import LEARNED_FROM, LOSSY, SUFFIXES, Files, Naming, describe_files, learn
 from tag2mask.data.truth_turn import Read, TruthOf
 from tag2mask.data.truth_values import Values, find_label_list, known_colours, parse_values
 from tag2mask.types import IGNORE, ClassSet, Color, Dataset, Sample, UserError
 
 __all__ = ["MaskFolders", "read_truth", "reading_notes", "values_are_chosen"]
-
-SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
-"""What files of ground truth end with, in any case."""
-
-LOSSY = (".jpg", ".jpeg")
-
-LEARNED_FROM = 200
-"""Images without an ``<id>.png`` that are looked at to find out how the masks are called."""
 
 OWN_COLOURS = "the colours of their own palettes"
 
@@ -47,18 +36,15 @@ class MaskFolders:
 
     An id that had to keep its image's suffix ("a.jpg") finds its mask without it too.
 
-    endings: what stands between an id and the suffix of its file. classes: those of the mask values, None where
-    files are read by number alone. values: what numbers and colours stand for.
+    namings: how the files are called after their images. classes: those of the mask values, None where files are
+    read by number alone. values: what numbers and colours stand for.
     """
 
     folders: tuple[Path, ...]
-    endings: tuple[str, ...] = ("",)
+    namings: tuple[Naming, ...] = (Naming(),)
     classes: ClassSet | None = None
     values: Values = field(default_factory=Values)
-    _listings: dict[Path, Strings] = field(default_factory=dict, compare=False, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_listings": {}}
+    _files: Files = field(default_factory=Files, compare=False, repr=False)
 
     def read_as(
         self, ids: Sequence[str], classes: ClassSet, truth_values: str | None = None
@@ -77,14 +63,27 @@ class MaskFolders:
         values, notes = find_label_list(self.folders, classes) if truth_values is None else (None, [])
         if truth_values is not None:
             values = parse_values(truth_values, classes)
-        masks = replace(self, endings=self._learn(ids), classes=classes, values=values or Values())
+        masks = replace(self, namings=self._learn(ids), classes=classes, values=values or Values())
         return masks, [*notes, *masks.naming()]
 
     def naming(self) -> list[str]:
         """A note of how the masks are called, where that is not ``<id>.png``."""
-        if self.endings == ("",):
+        if self.namings == (Naming(),):
             return []
-        return [f"true masks are called {listing([f'<id>{ending}' for ending in self.endings])}"]
+        return [f"true masks are called {listing([str(naming) for naming in self.namings])}"]
+
+    def check_any(self, ids: Sequence[str]) -> None:
+        """Refuse folders that have a mask of no image.
+
+        Raises:
+            UserError: naming some of the files that are there, and of those expected.
+        """
+        if not any(self.has(name) for name in ids):
+            where = " and ".join(map(str, self.folders))
+            raise UserError(
+                f"{where} has no mask of any image: {describe_files(self._files, self.folders, ids)}. Give the "
+                "folder with the masks, or call each as its image is called"
+            )
 
     def __call__(self, name: str) -> Read:
         """The mask (H, W) uint8 of the sample called ``name``.
@@ -108,7 +107,8 @@ class MaskFolders:
         """The file of this id's mask. Raises UserError where there are several, or a JPEG alone."""
         for folder in self.folders:
             for stem in dict.fromkeys((name, without_suffix(name))):
-                found = [path for ending in self.endings for path in self._named(folder, stem + ending, SUFFIXES)]
+                called = [each for naming in self.namings if (each := naming.stem(stem)) is not None]
+                found = [path for each in called for path in self._files.named(folder, each, SUFFIXES)]
                 if len(found) > 1:
                     raise UserError(
                         f"{len(found)} files could be the true mask of {name}: {listing(found)}; keep one of them"
@@ -116,7 +116,7 @@ class MaskFolders:
                 if found:
                     return found[0]
         for folder in self.folders:
-            lossy = list(self._named(folder, name, LOSSY))
+            lossy = list(self._files.named(folder, name, LOSSY))
             if lossy:
                 raise UserError(
                     f"{lossy[0]} is a JPEG, which changes the class numbers at every edge: give the masks as PNG, as "
@@ -124,60 +124,16 @@ class MaskFolders:
                 )
         return None
 
-    # --- which file
-
-    def _named(self, folder: Path, stem: str, suffixes: Sequence[str]) -> Iterator[Path]:
-        """Files of that name, whatever the case of their letters and the form of their accents."""
-        place = PurePosixPath(stem).parent
-        names = self._listing(folder / place)
-        for suffix in suffixes:
-            wanted = PurePosixPath(stem).name + suffix
-            same = list(_starting(names, wanted, whole=True))
-            exact = [entry for entry in same if entry == wanted]
-            yield from (folder / place / entry for entry in exact or same)
-
-    def _listing(self, folder: Path) -> Strings:
-        """The names of the files in a folder, in the order of :func:`_key`."""
-        if folder not in self._listings:
-            try:
-                names = sorted((entry.name for entry in folder.iterdir()), key=_key)
-            except OSError:
-                names = []
-            data = [name.encode("utf-8", "surrogateescape") for name in names]
-            offsets = np.cumsum([0, *map(len, data)]).astype(np.uint32)
-            self._listings[folder] = Strings(np.frombuffer(b"".join(data), np.uint8), offsets)
-        return self._listings[folder]
-
-    def _learn(self, ids: Sequence[str]) -> tuple[str, ...]:
-        """How the masks are called where most images have none called ``<id>.png``: what stands after the id."""
+    def _learn(self, ids: Sequence[str]) -> tuple[Naming, ...]:
+        """How the masks are called where most images have none called ``<id>.png``."""
         if not ids:
-            return ("",)
+            return (Naming(),)
         places = np.linspace(0, len(ids) - 1, min(len(ids), LEARNED_FROM)).astype(int)
         few = [ids[place] for place in places]
         without = [name for name in few if not self.has(name)]
         if 2 * len(without) <= len(few):
-            return ("",)
-        taken = {_key(name) for name in ids} | {_key(without_suffix(name)) for name in ids}
-        counts: Counter[str] = Counter()
-        for name in without:
-            stem = without_suffix(name)
-            counts.update({ending for folder in self.folders for ending in self._endings(folder, stem, taken)})
-        most = max(counts.values(), default=0)
-        return tuple(sorted(ending for ending, count in counts.items() if 2 * count >= most)) or ("",)
-
-    def _endings(self, folder: Path, stem: str, taken: set[str]) -> Iterator[str]:
-        """What stands between ``stem`` and the suffix in names that begin with it and belong to no other image."""
-        path = PurePosixPath(stem)
-        for entry in _starting(self._listing(folder / path.parent), path.name):
-            inner, dot, suffix = entry.rpartition(".")
-            ending = normalize("NFC", inner)[len(normalize("NFC", path.name)) :]
-            if (
-                f"{dot}{suffix}".lower() in SUFFIXES
-                and ending[:1] in ("_", "-", ".", " ")
-                and any(sign.isalpha() for sign in ending)
-                and _key(str(path.parent / inner)) not in taken
-            ):
-                yield ending
+            return (Naming(),)
+        return learn(self._files, self.folders, ids, without) or (Naming(),)
 
     # --- what the pixels stand for
 
@@ -313,21 +269,6 @@ def reading_notes(read_by: Mapping[str, int], turned: int) -> list[str]:
 def values_are_chosen(data: Dataset) -> bool:
     """Whether the user said what the numbers in the true masks stand for."""
     return isinstance(data, Columns) and isinstance(data.truth, MaskFolders) and data.truth.values.chosen
-
-
-def _key(name: str) -> str:
-    """What is compared when two spellings of a file's name are."""
-    return name.lower() if name.isascii() else normalize("NFC", name).casefold()
-
-
-def _starting(names: Strings, prefix: str, *, whole: bool = False) -> Iterator[str]:
-    """The names that begin with ``prefix``, or are it as a whole."""
-    wanted = _key(prefix)
-    for place in range(bisect_left(range(len(names)), wanted, key=lambda at: _key(names[at])), len(names)):
-        key = _key(names[place])
-        if not (key == wanted if whole else key.startswith(wanted)):
-            return
-        yield names[place]
 
 
 def _unpacked(code: int) -> Color:

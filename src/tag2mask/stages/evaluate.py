@@ -87,40 +87,18 @@ def settle_truth(run: Run, data: Dataset) -> tuple[Dataset, list[str]]:
     Raises:
         UserError: nothing tells (``data.truth_turn.settle_turn``).
     """
-    return _settled(data, run.mask_path)
-
-
-def _settled(data: Dataset, mask_path: Callable[[str], Path]) -> tuple[Dataset, list[str]]:
     if not isinstance(data, Columns):
         return data, []
     naming = data.truth.naming() if isinstance(data.truth, MaskFolders) else []
 
     def mask(id: str) -> NDArray[np.uint8] | None:
         try:
-            return read_mask(mask_path(id))
+            return read_mask(run.mask_path(id))
         except BadImage:
             return None
 
     settled = settle_turn(data, mask)
     return replace(data, truth_turn=settled.turn), [*naming, *settled.notes]
-
-
-def evaluate_folder(
-    masks: Path | str, data: Dataset, *, boundary: bool = True, check_truth: bool = True, progress: bool = True
-) -> Evaluation:
-    """Score a plain folder of PNG masks (``<id>.png``); writes nothing. Arguments as in ``evaluate``.
-
-    Raises:
-        UserError: as ``evaluate``.
-    """
-    folder = Path(masks)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give the folder that holds the masks, <image id>.png each")
-    source = _Source(str(folder), lambda id: folder / f"{id}.png", lambda id: None, progress)
-    data, notes = _settled(data, source.mask_path)
-    tally = Tally(data, boundary, None, check_truth)
-    tally.notes += notes
-    return _score(data, source, tally)
 
 
 def check_classes(run: Run, data: Dataset) -> None:

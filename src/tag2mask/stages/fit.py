@@ -4,7 +4,7 @@
 
     checkpoints/          what lies directly in it is what was learned, and what the method's ``load`` reads
     checkpoints/last.ckpt, hidden files and folders: the state of the training, which goes on from there
-    checkpoints/fit_data.json   written first: of which images (names and sizes of files), tags and maps the fit is
+    checkpoints/fit_data.json   written first: of which images, tags and maps (their content) the fit is
     checkpoints/fitted.json   written last: the fit is done, and these are its files and their sha256
 
 A fit sees images and tags alone. It is killed at any moment and started again without harm. A finished fit stays

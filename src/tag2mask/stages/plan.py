@@ -21,7 +21,7 @@ import torch
 
 from tag2mask.data.image import image_size, read_image
 from tag2mask.run.folder import check_id
-from tag2mask.run.inputs import Inputs
+from tag2mask.run.inputs import Inputs, Stamp
 from tag2mask.run.shard import Shard, in_shard
 from tag2mask.types import Dataset, Sample, UserError
 
@@ -104,7 +104,7 @@ def survey(
     """The number of images in the shard, and a fingerprint of all ids and tags, in order, which a fit is of.
 
     tags: False: they play no part, not even in the fingerprint.
-    files: of a sample, whose sizes in bytes are in the fingerprint; the content of all would take too long to read.
+    files: of a sample, whose content is in the fingerprint. All are read, as a fit reads them many times.
 
     Raises:
         UserError: an id that cannot name a file, or a tag outside the class set.
@@ -115,15 +115,15 @@ def survey(
         check_id(sample.id)
         if tags and sample.tags and not 1 <= min(sample.tags) <= max(sample.tags) < len(data.classes):
             raise UserError(f"{sample.id} has tags {sample.tags}; {data.classes.id} has 1 to {len(data.classes) - 1}")
-        sizes = [_size_of(path) for path in files(sample)]
-        digest.update(json.dumps([sample.id, sample.tags if tags else None, *sizes]).encode())
+        contents = [_content_of(path) for path in files(sample)]
+        digest.update(json.dumps([sample.id, sample.tags if tags else None, *contents]).encode())
         total += in_shard(sample.id, shard)
     return total, digest.hexdigest()[:16]
 
 
-def _size_of(path: Path) -> int | None:
+def _content_of(path: Path) -> str | None:
     try:
-        return path.stat().st_size
+        return Stamp.of(path).digest
     except OSError:
         return None
 

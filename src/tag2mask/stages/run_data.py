@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tag2mask.classes import fold, plain_classes
+from tag2mask.classes import BUILT_IN, fold, load_classes, plain_classes, with_more
 from tag2mask.config import DataConfig, LabelConfig, parse_config, parse_data
 from tag2mask.data import TagReading, read_dataset
 from tag2mask.data.columns import Columns
@@ -22,9 +22,17 @@ __all__ = ["absolute", "data_for", "data_of", "images_for", "in_run_order", "ope
 def open_data(config: DataConfig, network: ClassSet | None = None, classes: ClassSet | None = None) -> Columns:
     """The data set that the settings describe. Raises UserError where there is none.
 
-    network: the classes of a network that shall look at the images, or has: tags are not needed then.
+    network: the classes of a network that shall look at the images, or has: tags are not needed then. Data that
+        names its own classes has these instead, in their order, if they have every name in it.
     classes: instead of those that the settings name.
     """
+    if network is not None and classes is None:
+        data = _read(config, network, None)
+        return _as_the_network(data, config, network)
+    return _read(config, network, classes)
+
+
+def _read(config: DataConfig, network: ClassSet | None, classes: ClassSet | None) -> Columns:
     if config.path is None:
         raise UserError("no data: give a folder of images, a VOC devkit, or COCO instances JSON")
     return read_dataset(
@@ -129,18 +137,46 @@ def in_run_order(data: Columns, config: DataConfig, run: Run) -> Columns:
     (``--classes``, ``classes.yaml``) stay as these have them.
     """
     stored, names = stored_classes(run), data.classes.foreground
-    if names[: len(stored.foreground)] == stored.foreground or not _names_its_own(data, config):
+    published = load_classes(stored.id) if stored.id in BUILT_IN else None
+    same = names[: len(stored.foreground)] == stored.foreground
+    if (same and (published is None or data.classes.id == stored.id)) or not _names_its_own(data, config):
         return data
-    known = {fold(name): name for name in stored.foreground}
-    # names that were put together (--twins merge) may be called otherwise in the run
-    called = {to: known[fold(alias)] for alias, to in data.classes.aliases.items() if fold(alias) in known}
-    called = {name: old for name, old in called.items() if fold(name) not in known}
-    order = [*stored.foreground, *(name for name in names if fold(name) not in known and name not in called)]
-    aliases = {alias: called.get(name, name) for alias, name in data.classes.aliases.items()} | called
-    aliases = {alias: name for alias, name in aliases.items() if fold(alias) != fold(name)}
-    classes = replace(plain_classes(order, stored.id), aliases=aliases)
+    new, aliases = _beside(data.classes, stored)
+    if published is not None and stored.names[: len(published)] == published.names:
+        more = [*stored.names[len(published) :], *new]
+        classes = with_more(published, more, aliases)
+        after = f", and after them {', '.join(map(repr, more))}" if more else ""
+        said = f"the classes are {stored.id}'s, as in the run{after}"
+    else:
+        classes = replace(plain_classes([*stored.foreground, *new], stored.id), aliases=aliases)
+        said = "the classes are in the order of the run, those that are new come last"
     again = open_data(config, classes=classes)
-    return again.with_notes(*again.notes, "the classes are in the order of the run, those that are new come last")
+    return again.with_notes(*again.notes, said)
+
+
+def _as_the_network(data: Columns, config: DataConfig, network: ClassSet) -> Columns:
+    """Data whose classes are the names in it, with those of a network, if these have every name.
+
+    Without any tags nothing would show that truth is numbered otherwise: then the data keeps its classes.
+    """
+    if data.classes.names == network.names or not _names_its_own(data, config):
+        return data
+    new, aliases = _beside(data.classes, network)
+    if new or not any(sample.tags for sample in data):
+        return data
+    again = _read(config, network, replace(network, aliases=aliases))
+    return again.with_notes(*again.notes, "the classes are the network's, which has every name in the data")
+
+
+def _beside(classes: ClassSet, stored: ClassSet) -> tuple[list[str], dict[str, str]]:
+    """The names of a class set that a stored one has not, and the stored one's aliases for the others."""
+    known = {fold(name): name for name in stored.foreground}
+    # names that were put together (--twins merge) may be called otherwise in the stored set
+    called = {to: known[fold(alias)] for alias, to in classes.aliases.items() if fold(alias) in known}
+    called = {name: old for name, old in called.items() if fold(name) not in known}
+    new = [name for name in classes.foreground if fold(name) not in known and name not in called]
+    aliases = {alias: called.get(name, name) for alias, name in classes.aliases.items()} | called
+    return new, {alias: name for alias, name in aliases.items() if fold(alias) != fold(name)}
 
 
 def _names_its_own(data: Columns, config: DataConfig) -> bool:
