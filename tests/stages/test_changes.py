@@ -18,6 +18,8 @@ import yaml
 from PIL import Image
 
 from methods.toys import CLASSES, FittedOnTags, Refiner, TinyData, TrainingFree, make_data
+from tag2mask.data.png import encode_mask, read_mask
+from tag2mask.methods.protocol import EarlierRun
 from tag2mask.run.current import Current
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs, KnownInputs, Stamp
@@ -25,10 +27,11 @@ from tag2mask.run.manifest import Manifest
 from tag2mask.run.scores import encode_scores
 from tag2mask.run.shard import in_shard
 from tag2mask.segment.examples import find_targets
+from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.export import export
 from tag2mask.stages.label import label
 from tag2mask.stages.report import report
-from tag2mask.types import ClassSet, TextSet, UserError
+from tag2mask.types import ClassSet, Scores, TextSet, UserError
 
 FIRST = "part0/img.000"
 
@@ -388,7 +391,7 @@ def test_refined_are_those_again_whose_earlier_maps_changed(data, tmp_path):
     seeds.scores_path(data[1].id).write_bytes(encode_scores(replace(maps, maps=maps.maps / 2)))
     changed = quiet(data, tmp_path / "run", toy(Refiner), prior=tmp_path / "seeds")
     assert changed.done == 1
-    assert f"1 image whose maps in the earlier run changed ({data[1].id})" in changed.text()
+    assert f"1 image whose maps or masks in the earlier run changed ({data[1].id})" in changed.text()
 
 
 # --- folders of earlier versions -----------------------------------------------------------------------------------
@@ -637,3 +640,65 @@ def test_an_image_that_lost_its_tags_is_counted_as_one_without(data, tmp_path):
     summary = quiet(retag(data, 0, None), tmp_path / "run")
     assert (summary.done, summary.skipped, summary.no_tags) == (0, 5, 1)
     assert quiet(data, tmp_path / "run").skipped == 6  # its mask was still there, and is of these tags
+
+
+def scored(data):
+    return replace(data, samples=[replace(each, truth=lambda p=each.image: zeros(p)) for each in data])
+
+
+def zeros(path):
+    with Image.open(path) as image:
+        mask = np.zeros((image.height, image.width), np.uint8)
+    mask[0, 0] = 1
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("change", "images", "words"),
+    [
+        (replaced, 5, "NOT COUNTED: 1 image whose picture is another one"),
+        (tagged_otherwise, 6, "counted with the masks of then: 1 image whose tags changed"),
+        (untagged, 6, None),
+    ],
+)
+def test_masks_of_other_pictures_are_not_scored(data, tmp_path, change, images, words):
+    quiet(data, tmp_path / "run")
+    now, _ = change(data)
+    result = evaluate(tmp_path / "run", scored(now), boundary=False, check_truth=False, progress=False)
+    assert result.images == images
+    assert [line.partition(" (")[0] for line in result.stale] == ([] if words is None else [words])
+    assert words is None or words in result.text()
+
+
+def test_made_again_counts_what_was_made(data, tmp_path):
+    quiet(data, tmp_path / "run")
+    repaint(data[0].image)
+    data[1].image.write_bytes(b"not a picture at all")
+    assert "made again: 1 image whose picture is another one" in quiet(data, tmp_path / "run").text()
+
+
+class FromMasks(TrainingFree):
+    """Takes the masks of an earlier run as they are."""
+
+    @classmethod
+    def earlier_run(cls, options):
+        return EarlierRun(label="masks")
+
+    def scores(self, items):
+        masks = [item.prior.labels() for item in items]
+        maps = [(mask[None] == item.tags[:, None, None]).float() for mask, item in zip(masks, items, strict=True)]
+        return [Scores(item.tags, each, tuple(each.shape[1:])) for item, each in zip(items, maps, strict=True)]
+
+    def grid(self, size):
+        return size
+
+
+def test_masks_that_an_earlier_run_changed_are_taken_again_and_its_maps_are_not(data, tmp_path):
+    quiet(data, tmp_path / "first", keep_scores=True)
+    quiet(data, tmp_path / "run", toy(FromMasks), prior=tmp_path / "first")
+    (tmp_path / "first/scores" / f"{data[1].id}.npz").write_bytes(b"not looked at")
+    path = tmp_path / "first/masks" / f"{FIRST}.png"
+    path.write_bytes(encode_mask(np.ones_like(read_mask(path)), CLASSES.palette))
+    again = quiet(data, tmp_path / "run", toy(FromMasks), prior=tmp_path / "first")
+    assert (again.done, again.skipped) == (1, 5)
+    assert f"whose maps or masks in the earlier run changed ({FIRST})" in again.text()

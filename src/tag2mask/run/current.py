@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from tag2mask.run.folder import Run
@@ -14,7 +15,7 @@ STALE = {
     "picture": "whose picture is another one",
     "tags": "whose tags changed",
     "untagged": "without tags now",
-    "earlier": "whose maps in the earlier run changed",
+    "earlier": "whose maps or masks in the earlier run changed",
     "unknown": "with no word in the manifest on what the mask was made of",
 }
 """Why a mask is not of what the data are now, as it follows "3 images"."""
@@ -38,12 +39,12 @@ class Named:
         if len(shown) < _SHOWN:
             shown.append(id)
 
-    def lines(self) -> list[str]:
+    def lines(self, reasons: Iterable[str] = tuple(STALE)) -> list[str]:
         """A line for each reason: "3 images whose tags changed (a, b, c)"."""
         return [
             f"{self.counts[reason]} image{'' if self.counts[reason] == 1 else 's'} {words} ({self._some(reason)})"
             for reason, words in STALE.items()
-            if self.counts[reason]
+            if self.counts[reason] and reason in reasons
         ]
 
     def _some(self, reason: str) -> str:
@@ -103,16 +104,18 @@ class Current:
         try:
             if known.image_now(sample.image) is None:
                 return "picture"
-            if self._earlier is not None and not known.earlier_now(earlier_file(self._earlier, sample.id))[0]:
-                return "earlier"
+            if self._earlier is not None:
+                found = str(self.run.noted.get("prior_found", "maps"))
+                if not known.earlier_now(earlier_file(self._earlier, sample.id, found))[0]:
+                    return "earlier"
         except OSError:
             return None  # a file that cannot be looked at now is no reason to lose its mask
         return None
 
 
-def earlier_file(earlier: Run, id: str) -> Path:
-    """What an earlier run found of an image and a later one starts from: its maps, or where it kept none its mask."""
-    return earlier.scores_path(id) if earlier.settings.get("keep_scores", True) else earlier.mask_path(id)
+def earlier_file(earlier: Run, id: str, found: str) -> Path:
+    """What an earlier run found of an image and a later one starts from; found: "maps" or "masks"."""
+    return earlier.scores_path(id) if found == "maps" else earlier.mask_path(id)
 
 
 def _earlier_of(run: Run) -> Run | None:

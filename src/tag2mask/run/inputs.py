@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Inputs", "KnownInputs", "Stamp", "id_key"]
+__all__ = ["Inputs", "KnownInputs", "Stamp", "content_of", "id_key"]
 
 _DIGEST = 16  # bytes
 
@@ -171,6 +171,17 @@ def _same(before: Stamp, path: Path) -> Stamp | None:
         return None
     now = Stamp.of(path)
     return now if now.digest == before.digest else None
+
+
+def content_of(path: Path, before: Stamp | None) -> str | None:
+    """The digest of a file's content, not read where size and time are as ``before``; None: there is no file."""
+    try:
+        status = path.stat()
+        if before is not None and (status.st_size, status.st_mtime_ns) == (before.size, before.changed):
+            return before.digest
+        return Stamp.of(path).digest
+    except OSError:
+        return None
 
 
 def _fields(inputs: Inputs | None) -> tuple[Any, ...]:

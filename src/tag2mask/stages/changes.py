@@ -31,13 +31,23 @@ class Changes:
 
     Args:
         run: open to write, before anything is written.
-        earlier: the run whose maps it refines, if it does.
+        earlier: the run that it starts from, if it does.
+        found: what it takes from there, "maps" or "masks".
         tags: whether the masks depend on tags.
         untagged: whether images without tags get a mask, too.
     """
 
-    def __init__(self, run: Run, earlier: Run | None = None, *, tags: bool = True, untagged: bool = False) -> None:
-        self._run, self._earlier, self._tags, self._untagged = run, earlier, tags, untagged
+    def __init__(
+        self,
+        run: Run,
+        earlier: Run | None = None,
+        found: str | None = None,
+        *,
+        tags: bool = True,
+        untagged: bool = False,
+    ) -> None:
+        self._run, self._earlier, self._found, self._tags, self._untagged = run, earlier, found, tags, untagged
+        self._stale: dict[str, str] = {}
         self._known = run.inputs()
         self._again = Named()
 
@@ -51,8 +61,13 @@ class Changes:
                 with suppress(OSError):  # it only spares the next call a look at the content
                     self._run.record(sample.id, "ok", inputs=stamped)
             return True
-        self._again.add(reason, sample.id)
+        self._stale[sample.id] = reason
         return False
+
+    def made(self, id: str) -> None:
+        """Count one that was made just now."""
+        if id in self._stale:
+            self._again.add(self._stale.pop(id), id)
 
     def inputs(self, sample: Sample) -> Inputs:
         """What the sample's artefacts will have been made of. Raises OSError where a file cannot be read."""
@@ -87,7 +102,9 @@ class Changes:
         return None, Inputs(image, sample.tags if self._tags else None, earlier)
 
     def _earlier_file(self, sample: Sample) -> Path | None:
-        return None if self._earlier is None else earlier_file(self._earlier, sample.id)
+        if self._earlier is None or self._found is None:
+            return None
+        return earlier_file(self._earlier, sample.id, self._found)
 
 
 def left_over(run: Run, data: Dataset, shard: Shard, removed: Removed, *, tags: bool = True) -> list[str]:

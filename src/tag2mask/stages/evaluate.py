@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.data.truth import MaskFolders, read_truth
 from tag2mask.data.truth_turn import settle_turn
 from tag2mask.run.ahead import ahead
+from tag2mask.run.current import AGAIN, Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
@@ -67,15 +68,10 @@ def evaluate(
     tally = Tally(data, boundary, rule_of(run) if thresholds else None, check_truth)
     tally.notes += notes
     tally.sure = ConfidenceTally(len(data.classes)) if confidence else None
-    source = _Source(
-        str(run.path),
-        run.mask_path,
-        lambda id: _stored(run, id) if thresholds else None,
-        progress,
-        run.confidence_path if confidence else None,
-    )
     told = run.settings.get("supervision")
-    result = replace(_score(data, source, tally), supervision=told, use_tags=bool(run.settings.get("use_tags")))
+    result = replace(
+        _score(run, data, tally, progress), supervision=told, use_tags=bool(run.settings.get("use_tags"))
+    )
     text = json.dumps(result.as_dict(), indent=2, allow_nan=False)
     write_atomic(run.path / "metrics.json", text.encode())
     return result
@@ -165,17 +161,6 @@ def _damaged(run: Run, setting: str, error: Exception) -> UserError:
     )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where masks and, if any, score maps come from."""
-
-    name: str
-    mask_path: Callable[[str], Path]
-    scores: Callable[[str], Scores | None]
-    progress: bool
-    confidence_path: Callable[[str], Path] | None = None
-
-
 class _Loaded(NamedTuple):
     """One image with truth and mask."""
 
@@ -189,10 +174,11 @@ class _Loaded(NamedTuple):
     turned: bool
 
 
-def _score(data: Dataset, source: _Source, tally: Tally) -> Evaluation:
+def _score(run: Run, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
     """Pass over ``data`` once: read in one thread, count in this one."""
     wrong: list[str] = []
-    for id, tags, truth, mask, maps, confidence, by, turned in ahead(_load(data, source, tally)):
+    current = Current(run)
+    for id, tags, truth, mask, maps, confidence, by, turned in ahead(_load(run, data, tally, current, progress)):
         sizes = {"mask": mask.shape} if maps is None else {"mask": mask.shape, "scores": maps.size}
         odd = [f"{what} {_size(shape)}" for what, shape in sizes.items() if tuple(shape) != tuple(truth.shape)]
         if odd:
@@ -214,7 +200,7 @@ def _score(data: Dataset, source: _Source, tally: Tally) -> Evaluation:
         more = " or more" if len(wrong) == MOST_WRONG else ""
         raise UserError(
             f"sizes differ (width x height) for {len(wrong)}{more} images, so these cannot be compared: "
-            f"{'; '.join(wrong[:5])}. Are {source.name} and the ground truth of the same images? Scale these true "
+            f"{'; '.join(wrong[:5])}. Are {run.path} and the ground truth of the same images? Scale these true "
             "masks to their images (nearest neighbour), or take them away: images without truth are counted, not "
             "scored"
         )
@@ -223,13 +209,17 @@ def _score(data: Dataset, source: _Source, tally: Tally) -> Evaluation:
             f"no pixel of the ground truth is scored: all {tally.images} true masks of {data.root} hold nothing "
             f"but {IGNORE}, which is left out; are these the masks with the classes?"
         )
+    tally.stale += [f"NOT COUNTED: {line}" for line in current.stale.lines(("picture",))]
+    tally.stale += [f"counted with the masks of then: {line}" for line in current.stale.lines(("tags", "earlier"))]
     tally.refuse_other_numbers()
     if not tally.images:
         if tally.missing_count:
             raise UserError(
-                f"{source.name} has no mask for any of the {tally.missing_count} images with ground truth "
-                f"(first: {tally.missing[0]}); label them first, or give the folder that holds <image id>.png"
+                f"{run.path} has no mask for any of the {tally.missing_count} images with ground truth "
+                f"(first: {tally.missing[0]}); label them first"
             )
+        if tally.stale:
+            raise UserError(f"nothing can be scored: {'; '.join(tally.stale)}. {AGAIN}")
         raise UserError(
             f"{data.root} has no ground truth for any of its {len(data)} images, so nothing can be scored; "
             f"a report without scores is still possible: tag2mask report"
@@ -237,25 +227,26 @@ def _score(data: Dataset, source: _Source, tally: Tally) -> Evaluation:
     return tally.result()
 
 
-def _load(data: Dataset, source: _Source, tally: Tally) -> Iterator[_Loaded]:
-    for sample in show_progress(data, "evaluate", enabled=source.progress):
+def _load(run: Run, data: Dataset, tally: Tally, current: Current, progress: bool) -> Iterator[_Loaded]:
+    for sample in show_progress(data, "evaluate", enabled=progress):
         if sample.truth is None:
             tally.without_truth += 1
             continue
-        path = source.mask_path(sample.id)
-        if not path.exists():
+        reason = current.why_none(sample)
+        if reason == "absent":
             tally.missing_count += 1
             if len(tally.missing) < 10:
                 tally.missing.append(sample.id)
+        if reason in ("absent", "picture"):  # the truth is of what is there now
             continue
         try:
-            mask, true = torch.from_numpy(read_mask(path)), read_truth(sample)
-            sure = None if source.confidence_path is None else read_confidence(source.confidence_path(sample.id))
+            mask, true = torch.from_numpy(read_mask(run.mask_path(sample.id))), read_truth(sample)
+            sure = None if tally.sure is None else read_confidence(run.confidence_path(sample.id))
         except (BadImage, OSError) as error:
             # leaving it out would change the figures in silence
-            raise UserError(f"{sample.id} cannot be scored: {error}; mend or remove that file") from error
-        truth = torch.from_numpy(true.mask)
-        yield _Loaded(sample.id, sample.tags, truth, mask, source.scores(sample.id), sure, true.by, true.turned)
+            raise UserError(f"{sample.id} cannot be scored: {error}; fix or remove that file") from error
+        maps = None if tally.rule is None else _stored(run, sample.id)
+        yield _Loaded(sample.id, sample.tags, torch.from_numpy(true.mask), mask, maps, sure, true.by, true.turned)
 
 
 def _stored(run: Run, id: str) -> Scores | None:

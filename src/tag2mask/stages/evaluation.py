@@ -76,7 +76,8 @@ class Evaluation:
     first). without_truth: how many could not be scored. worst, best: by the mIoU of the single image. confidence:
     pixels by how sure they are, where asked for. supervision: what people gave to the masks ("tags+pixels(100)"),
     where that is known. truth_notes: how the truth was read, and how it fits the tags, where there is something to
-    say. use_tags: a network was given the tags of these images, too.
+    say. use_tags: a network was given the tags of these images, too. stale: which masks are of what was there
+    before, and what became of them, a line each.
     """
 
     metrics: Metrics
@@ -93,6 +94,7 @@ class Evaluation:
     supervision: str | None = None
     use_tags: bool = False
     truth_notes: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
 
     @property
     def miou(self) -> float:
@@ -124,6 +126,7 @@ class Evaluation:
         if self.missing:
             first = ", ".join(self.missing_ids[:3])
             lines.append(f"NOT COUNTED: {self.missing} images with ground truth have no mask ({first}, …)")
+        lines += self.stale
         if self.without_truth:
             lines.append(f"{self.without_truth} images have no ground truth")
         lines += [f"truth: {note}" for note in self.truth_notes]
@@ -149,6 +152,7 @@ class Evaluation:
             "missing_ids": list(self.missing_ids),
             "without_truth": self.without_truth,
             "truth_notes": list(self.truth_notes),
+            "stale": list(self.stale),
             "miou": m.miou,
             "boundary_iou": self.boundary,
             "pixel_accuracy": m.pixel_accuracy,

@@ -18,7 +18,9 @@ from tag2mask.methods.protocol import EarlierRun, Method, Tower, Trainable
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.ops.crf import preset
 from tag2mask.run.ahead import ahead
+from tag2mask.run.current import earlier_file
 from tag2mask.run.folder import Run
+from tag2mask.run.inputs import KnownInputs
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
@@ -105,13 +107,15 @@ def label(
     use = method.earlier_run(method.options)
     before = _open_earlier(settings.prior, method, use, data, Path(out), learns=settings.fitted is None)
     fit = _Fit.of(method, settings, data.classes)
-    total, fingerprint = survey(data, settings.shard, files=_fit_files(before) if fit.here else _no_files)
+    files = _fit_files(before, use.fit) if fit.here else None
+    total, fingerprint = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
     run = Run.create(
         out,
         _deciding(method, rule, data.classes, before, fit, settings),
         noted={
             "data_root": Path(data.root).absolute(),
             "prior_path": None if before is None else before.path.absolute(),
+            "prior_found": use.label,
             "fitted_path": None if fit.elsewhere is None else fit.elsewhere.path.absolute(),
             "clip": method.towers["clip"].name if "clip" in method.towers else None,
             "torch": torch.__version__,
@@ -136,7 +140,7 @@ def label(
             if settings.fit_only:
                 return Summary(str(run.path), "labelled", total)
         seen = before if use.label is not None else None
-        changes_ = Changes(run, seen)
+        changes_ = Changes(run, seen, use.label)
         left = left_over(run, data, settings.shard, settings.removed)
         samples = (sample for sample in data if in_shard(sample.id, settings.shard))
         batches = plan(samples, method.grid, batch_size, changes_.finished)
@@ -148,6 +152,7 @@ def label(
             did="labelled",
             steps=labeller.steps,
             device=method.device,
+            made=changes_.made,
             notes=lambda: [*changes_.notes(), *left],
         )
         loaded = ahead(load(batches, describe, changes_.inputs))
@@ -214,15 +219,19 @@ def _tower(tower: Tower) -> dict[str, str]:
     }
 
 
-def _no_files(_: Sample) -> tuple[Path, ...]:
-    return ()
-
-
-def _fit_files(before: Run | None) -> Callable[[Sample], tuple[Path, ...]]:
+def _fit_files(before: Run | None, found: str | None) -> Callable[[Sample], tuple[Path, ...]]:
     """The files that a fit reads of a sample."""
-    if before is None:
+    if before is None or found is None:
         return lambda sample: (sample.image,)
-    return lambda sample: (sample.image, before.scores_path(sample.id))
+    return lambda sample: (sample.image, earlier_file(before, sample.id, found))
+
+
+def _known(out: Path) -> KnownInputs | None:
+    """What the run in a folder, if there is one, knows of its images' files."""
+    try:
+        return Run.open(out).inputs()
+    except UserError:  # none yet, or one that is damaged: ``Run.create`` will say so
+        return None
 
 
 def _supervision(before: Run | None, method: Method) -> str:

@@ -21,7 +21,7 @@ import torch
 
 from tag2mask.data.image import image_size, read_image
 from tag2mask.run.folder import check_id
-from tag2mask.run.inputs import Inputs, Stamp
+from tag2mask.run.inputs import Inputs, KnownInputs, content_of
 from tag2mask.run.shard import Shard, in_shard
 from tag2mask.types import Dataset, Sample, UserError
 
@@ -99,12 +99,18 @@ def plan(
 
 
 def survey(
-    data: Dataset, shard: Shard, *, tags: bool = True, files: Callable[[Sample], Iterable[Path]] = lambda _: ()
+    data: Dataset,
+    shard: Shard,
+    *,
+    tags: bool = True,
+    files: Callable[[Sample], Iterable[Path]] | None = None,
+    known: KnownInputs | None = None,
 ) -> tuple[int, str]:
     """The number of images in the shard, and a fingerprint of all ids and tags, in order, which a fit is of.
 
     tags: False: they play no part, not even in the fingerprint.
-    files: of a sample, whose content is in the fingerprint. All are read, as a fit reads them many times.
+    files: of a sample, whose content is in the fingerprint: its image, and what an earlier run found of it.
+    known: what is known of these files spares reading them again.
 
     Raises:
         UserError: an id that cannot name a file, or a tag outside the class set.
@@ -115,17 +121,14 @@ def survey(
         check_id(sample.id)
         if tags and sample.tags and not 1 <= min(sample.tags) <= max(sample.tags) < len(data.classes):
             raise UserError(f"{sample.id} has tags {sample.tags}; {data.classes.id} has 1 to {len(data.classes) - 1}")
-        contents = [_content_of(path) for path in files(sample)]
+        contents: list[str | None] = []
+        if files is not None:
+            found = None if known is None else known.find(sample.id)
+            stamps = (None, None) if found is None else found.inputs_of
+            contents = [content_of(path, before) for path, before in zip(files(sample), stamps, strict=False)]
         digest.update(json.dumps([sample.id, sample.tags if tags else None, *contents]).encode())
         total += in_shard(sample.id, shard)
     return total, digest.hexdigest()[:16]
-
-
-def _content_of(path: Path) -> str | None:
-    try:
-        return Stamp.of(path).digest
-    except OSError:
-        return None
 
 
 def load(

@@ -139,6 +139,7 @@ def predict(
             did="predicted",
             steps=predictor.steps,
             device=where,
+            made=changes.made,
             notes=lambda: [*changes.notes(), *left],
         )
         loaded = ahead(load(batches, describe, changes.inputs, untagged=True))

@@ -47,6 +47,7 @@ class Tally:
     read_by: Counter[str] = field(default_factory=Counter)
     turned: int = 0
     notes: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.agreement = Agreement(self.data.classes)
@@ -94,6 +95,7 @@ class Tally:
             missing=self.missing_count,
             missing_ids=tuple(self.missing),
             without_truth=self.without_truth,
+            stale=tuple(self.stale),
             # where only some images have maps, those may have no scored pixel
             curves=tuple(curve for curve in curves if not math.isnan(curve.at_used)),
             worst=tuple(ImageScore(id, -miou, fg) for miou, id, fg in sorted(self.worst, reverse=True)),

@@ -99,6 +99,7 @@ class Work:
         did: with the images, in one word, for the summary.
         steps: what is timed for each image.
         device: where results are computed.
+        made: called with the id of each image that has a new mask.
         notes: asked at the end for what a user should know of the run.
     """
 
@@ -112,9 +113,10 @@ class Work:
         did: str,
         steps: Sequence[str],
         device: torch.device,
+        made: Callable[[str], None] = lambda _: None,
         notes: Callable[[], Sequence[str]] = tuple,
     ):
-        self.run, self.outcomes, self.device, self.notes = run, outcomes, device, notes
+        self.run, self.outcomes, self.device, self.made, self.notes = run, outcomes, device, made, notes
         self.store = Store(run, classes.palette, describe, self._count)
         self.summary = Summary(str(run.path), did, total)
         self.seconds = dict.fromkeys(steps, 0.0)
@@ -153,6 +155,7 @@ class Work:
             self.seconds[stage] += seconds
         if outcome.status == "ok":
             self._add(done=1)
+            self.made(outcome.id)
         elif outcome.status == "skipped":
             self._add(no_tags=1)
         else:
