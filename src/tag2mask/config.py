@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from tag2mask.safe_yaml import parse_yaml
-from tag2mask.types import Background, Constant, MaskRule, Own, Power, UserError
+from tag2mask.types import Background, MaskRule, UserError
 
 
 class _Settings(BaseModel):
@@ -54,7 +53,7 @@ class MaskConfig(_Settings):
     @classmethod
     def _parses(cls, text: str | None) -> str | None:
         if text is not None:
-            parse_background(text)
+            Background.parse(text)
         return text
 
     def rule(self, default: MaskRule) -> MaskRule:
@@ -63,7 +62,7 @@ class MaskConfig(_Settings):
         # A method's own mu is meant for CRF posteriors; maps alone are rarely that sure: few pixels would be left.
         mu = default.mu if crf is not None else None
         return MaskRule(
-            background=default.background if self.background is None else parse_background(self.background),
+            background=default.background if self.background is None else Background.parse(self.background),
             normalise=self.normalise or default.normalise,
             crf=crf,
             mu=mu if self.mu is None else (self.mu or None),
@@ -94,23 +93,6 @@ class LabelConfig(_Settings):
     masks: MaskConfig = MaskConfig()
     refine: RefineConfig | None = Field(None, description="refine the maps in a second run, whose prior is the first")
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-
-
-def parse_background(text: str) -> Background:
-    """ "power:1.5", "constant:0.3" or "own" as a Background."""
-    kind, _, value = text.partition(":")
-    try:
-        if kind == "own" and not value:
-            return Own()
-        if kind == "power" and 0 < float(value) < math.inf:
-            return Power(float(value))
-        if kind == "constant" and 0 <= float(value) <= 1:
-            return Constant(float(value))
-    except ValueError:
-        pass
-    raise ValueError(
-        f'background is {text!r}, expected "power:A" with A > 0, "constant:T" with T in [0, 1], or "own"'
-    )
 
 
 def read_config(path: Path | str) -> LabelConfig:

@@ -5,10 +5,11 @@ Nothing here touches the disk or imports torch, or any other part of the package
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,25 +164,84 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Power:
+class Background:
+    """How background is scored at each pixel: ``Power``, ``Constant`` or ``Own``.
+
+    kind: "power", "constant" or "own". number: the exponent or the value; NaN for ``Own``.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def number(self) -> float:  # noqa: D102
+        return math.nan
+
+    def __str__(self) -> str:
+        """As ``parse`` takes it: "power:1.5", "constant:0.3", "own"."""
+        return self.kind if math.isnan(self.number) else f"{self.kind}:{self.number:g}"
+
+    def plain(self) -> Any:
+        """As run.yaml keeps it: {"power": 1.5}, {"constant": 0.3}, "own"."""
+        return self.kind if math.isnan(self.number) else {self.kind: self.number}
+
+    @staticmethod
+    def parse(text: str) -> Background:
+        """From "power:A" with A > 0, "constant:T" with T in [0, 1], or "own".
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        kind, _, number = text.partition(":")
+        try:
+            if kind == "own" and not number:
+                return Own()
+            if kind == "power" and 0 < float(number) < math.inf:
+                return Power(float(number))
+            if kind == "constant" and 0 <= float(number) <= 1:
+                return Constant(float(number))
+        except ValueError:
+            pass
+        raise ValueError(
+            f'background is {text!r}, expected "power:A" with A > 0, "constant:T" with T in [0, 1], or "own"'
+        )
+
+    @staticmethod
+    def from_plain(kept: Any) -> Background:
+        """What ``plain`` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        if kept == "own":
+            return Own()
+        return Power(float(kept["power"])) if "power" in kept else Constant(float(kept["constant"]))
+
+
+@dataclass(frozen=True)
+class Power(Background):
     """Background score ``(1 - max_c maps) ** exponent``."""
 
     exponent: float = 1.0
+    kind = "power"
+
+    @property
+    def number(self) -> float:  # noqa: D102
+        return self.exponent
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Background):
     """The same background score at every pixel."""
 
     value: float
+    kind = "constant"
+
+    @property
+    def number(self) -> float:  # noqa: D102
+        return self.value
 
 
 @dataclass(frozen=True)
-class Own:
+class Own(Background):
     """The method scores background itself: ``Scores.background``."""
 
-
-Background = Power | Constant | Own
+    kind = "own"
 
 
 @dataclass(frozen=True)
@@ -203,3 +263,8 @@ class MaskRule:
     mu: float | None = None
     confidence: Literal["posterior", "cam"] = "posterior"
     crf_image: Literal["rgb", "wrapped-bgr"] = "rgb"
+
+    @classmethod
+    def from_plain(cls, kept: Mapping[str, Any]) -> MaskRule:
+        """From what run.yaml keeps of it. Raises KeyError, TypeError or ValueError for anything else."""
+        return cls(**{**kept, "background": Background.from_plain(kept["background"])})

@@ -20,6 +20,7 @@ from tag2mask.models.classifier import MEAN, STD
 from tag2mask.ops.cam_fusion import cell_means
 from tag2mask.ops.masks import class_probabilities
 from tag2mask.run.folder import Run
+from tag2mask.run.settings import plain
 from tag2mask.segment.affinity import PriorMaps, decision
 from tag2mask.stages.label import label
 from tag2mask.stages.recipe import Recipe, Refine
@@ -204,7 +205,7 @@ def test_classifier_cams_are_taken_as_they_are():
 def test_a_reader_survives_run_yaml():
     for rule in (Constant(0.2), Power(3.0), Own()):
         reader = PriorMaps(MaskRule(background=rule, normalise="image"))
-        assert PriorMaps.from_plain(reader.plain(), 0.15, "x") == reader
+        assert PriorMaps.from_plain(plain(reader.rule), 0.15, "x") == reader
     with pytest.raises(UserError, match="does not say how"):
         PriorMaps.from_plain({"background": "none"}, 0.15, "x")
 

@@ -31,7 +31,6 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from tag2mask.config import parse_background
 from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.psa import CELL, AffinityNet, load_affinity_net
@@ -44,7 +43,7 @@ from tag2mask.ops.random_walk import refine_with_features
 from tag2mask.run.folder import Run
 from tag2mask.segment.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.segment.augment import Augment, Colour, Example
-from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Scores
+from tag2mask.types import Background, ClassSet, Dataset, Item, MaskRule, Own, Scores
 
 
 class PSAOptions(RefinerOptions):
@@ -71,7 +70,7 @@ class PSAOptions(RefinerOptions):
     @field_validator("background")
     @classmethod
     def _parses(cls, text: str) -> str:
-        if isinstance(parse_background(text), Own):
+        if isinstance(Background.parse(text), Own):
             raise ValueError('background is "own", expected "power:A" or "constant:T"')
         return text
 
@@ -165,7 +164,7 @@ class PSA(Refiner[PSAOptions, AffinityNet]):
             full.to(self.device),
             self.net(padded)[0],
             cell=CELL,
-            background=parse_background(chosen.background),
+            background=Background.parse(chosen.background),
             radius=chosen.radius,
             beta=chosen.beta,
             steps=chosen.walk_steps,

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tag2mask.run.files import write_atomic
-from tag2mask.types import Constant, Own, Power, UserError
+from tag2mask.types import Background, UserError
 
 _SHOWN = 5
 
@@ -25,12 +25,8 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: it holds something else.
     """
-    if isinstance(value, Power):
-        return {"power": value.exponent}
-    if isinstance(value, Constant):
-        return {"constant": value.value}
-    if isinstance(value, Own):
-        return "own"
+    if isinstance(value, Background):
+        return value.plain()
     if isinstance(value, Enum):
         return plain(value.value)
     if value is None or isinstance(value, bool | int | float):

@@ -67,29 +67,15 @@ class PriorMaps:
 
     @classmethod
     def from_plain(cls, kept: Any, threshold: float | None, where: str) -> PriorMaps:
-        """From what run.yaml or ``plain`` has of a mask rule. Raises UserError if it is none."""
+        """From what run.yaml has of a mask rule. Raises UserError if it is none."""
         try:
             background, normalise = kept["background"], kept["normalise"]
             if normalise not in ("class", "image", "none"):
                 raise ValueError(normalise)
-            found: Background = Own()
-            if background != "own":
-                found = (
-                    Power(float(background["power"])) if "power" in background else Constant(background["constant"])
-                )
+            found = Background.from_plain(background)
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{where} does not say how its maps become masks; give a run that `label` made") from None
         return cls(MaskRule(background=found, normalise=normalise), threshold)
-
-    def plain(self) -> dict[str, Any]:
-        """What ``from_plain`` takes."""
-        kinds = {
-            Power: lambda b: {"power": b.exponent},
-            Constant: lambda b: {"constant": b.value},
-            Own: lambda b: "own",
-        }
-        background = self.rule.background
-        return {"background": kinds[type(background)](background), "normalise": self.rule.normalise}
 
     @property
     def exponent(self) -> float:
@@ -121,10 +107,8 @@ class PriorMaps:
 
 def decision(background: Background) -> float:
     """The value of the highest map at which it overtakes the background."""
-    if isinstance(background, Constant):
-        return background.value
-    if isinstance(background, Own):
-        return 0.5
+    if not isinstance(background, Power):
+        return background.value if isinstance(background, Constant) else 0.5
     low, high = 0.0, 1.0
     for _ in range(50):  # (1 - m)^a falls and m grows: halve the interval
         middle = (low + high) / 2

@@ -27,7 +27,7 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages.confidence import ConfidenceTally
 from tag2mask.stages.evaluation import Evaluation
 from tag2mask.stages.tally import Tally
-from tag2mask.types import IGNORE, Background, ClassSet, Constant, Dataset, MaskRule, Own, Power, Scores, UserError
+from tag2mask.types import IGNORE, ClassSet, Dataset, MaskRule, Scores, UserError
 
 MOST_WRONG = 100
 """So many images of another size are enough to stop."""
@@ -143,13 +143,7 @@ def rule_of(run: Run) -> MaskRule:
         UserError: run.yaml is damaged.
     """
     try:
-        stored = dict(run.settings["mask_rule"])
-        background = stored.pop("background")
-        rule: Background = Own()
-        if background != "own":
-            power = "power" in background
-            rule = Power(float(background["power"])) if power else Constant(float(background["constant"]))
-        return MaskRule(background=rule, **stored)
+        return MaskRule.from_plain(run.settings["mask_rule"])
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(run, "mask_rule", error) from error
 

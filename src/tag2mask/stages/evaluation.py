@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from tag2mask.ops.metrics import Metrics
 from tag2mask.stages.confidence import ConfidenceTable
-from tag2mask.types import Background, Constant, Power
+from tag2mask.types import Background
 
 CHOSEN_WITH_TRUTH = (
     "The best setting of a curve was chosen with the ground truth of these very images; "
@@ -181,18 +182,12 @@ class Evaluation:
 
 
 def _rule_dict(rule: Background) -> dict[str, Any]:
-    if isinstance(rule, Power):
-        return {"background": "power", "value": rule.exponent}
-    if isinstance(rule, Constant):
-        return {"background": "constant", "value": rule.value}
-    return {"background": "own", "value": None}
+    return {"background": rule.kind, "value": rule.number}  # not a number: see _without_nan
 
 
 def describe_rule(rule: Background) -> str:
     """A background rule in words."""
-    if isinstance(rule, Power):
-        return f"power {rule.exponent:g}"
-    return f"constant {rule.value:g}" if isinstance(rule, Constant) else "the method's own background"
+    return "the method's own background" if math.isnan(rule.number) else f"{rule.kind} {rule.number:g}"
 
 
 def percent(share: float | None) -> str:

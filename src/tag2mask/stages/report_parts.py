@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from tag2mask.stages.evaluation import Curve
-from tag2mask.types import BACKGROUND, IGNORE, Background, ClassSet, Constant, Power
+from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Constant, Power
 
 LONGEST_SIDE = 256
 
@@ -187,7 +187,7 @@ def _panel(
     step: float,
     ceiling: float,
 ) -> Panel:
-    values = [value_of(rule) for rule, _ in curves[0].points if isinstance(rule, kind)]
+    values = [rule.number for rule, _ in curves[0].points if isinstance(rule, kind)]
     # exponents double, constants add
     scale = math.log2 if kind is Power else float
     low, high = scale(min(values)), scale(max(values))
@@ -200,10 +200,10 @@ def _panel(
 
     lines = []
     for curve in curves:
-        points = sorted((value_of(rule), miou) for rule, miou in curve.points if isinstance(rule, kind))
+        points = sorted((rule.number, miou) for rule, miou in curve.points if isinstance(rule, kind))
         marks = {value: Mark(x(value), y(miou), f"{value:g}: {100 * miou:.1f}") for value, miou in points}
         best = max(points, key=lambda point: point[1])[0]
-        used = marks[value_of(curve.used)] if isinstance(curve.used, kind) else None
+        used = marks[curve.used.number] if isinstance(curve.used, kind) else None
         path = " ".join(f"{mark.x},{mark.y}" for mark in marks.values())
         lines.append(Line(curve.source, path, marks[best], used))
     return Panel(
@@ -213,10 +213,3 @@ def _panel(
         x_ticks=tuple((x(tick), f"{tick:g}") for tick in ticks),
         y_ticks=tuple((y(k * step), f"{100 * k * step:.0f}") for k in range(round(ceiling / step) + 1)),
     )
-
-
-def value_of(rule: Background) -> float:
-    """The number that a background rule holds; NaN for a method's own."""
-    if isinstance(rule, Power):
-        return rule.exponent
-    return rule.value if isinstance(rule, Constant) else math.nan

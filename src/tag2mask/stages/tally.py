@@ -124,7 +124,7 @@ class _Sweep:
     def __init__(self, rule: MaskRule, classes: int, source: str) -> None:
         self.rule, self.source, self.images = rule, source, 0
         rules: list[Power | Constant] = [*map(Power, POWERS), *map(Constant, CONSTANTS)]
-        if not isinstance(rule.background, Own) and rule.background not in rules:
+        if isinstance(rule.background, Power | Constant) and rule.background not in rules:
             rules.append(rule.background)
         self.sweep = BackgroundSweep(rules, classes)
         self.own = torch.zeros(classes, classes + 1, dtype=torch.int64)
