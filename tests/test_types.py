@@ -24,9 +24,7 @@ def test_a_background_is_read_as_it_is_written(background, text, kept):
     assert math.isnan(background.number) == (text == "own")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "own:1", "power", "power:0", "power:inf", "constant:1.1", "half:1"]
-)
+@pytest.mark.parametrize("text", ["", "own:1", "power", "power:0", "power:inf", "constant:1.1", "half:1"])
 def test_what_is_no_background_is_refused(text):
     with pytest.raises(ValueError, match="expected"):
         Background.parse(text)

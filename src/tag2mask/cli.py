@@ -21,9 +21,9 @@ from tag2mask.cli_options import (
     RunFolder,
     SetOption,
     TokenizerOption,
-    checked_removed,
     images_if_there,
     label_config,
+    one_of,
     spell,
 )
 from tag2mask.cli_segment import segment_app
@@ -120,6 +120,9 @@ def label(
         list[str] | None,
         typer.Option(help="An option of the refiner, NAME=VALUE; masks.crf, masks.background and masks.mu too."),
     ] = None,
+    masks_of: Annotated[
+        str, typer.Option(help="maps; or network, for methods that train one: masks by it, of the tagged classes.")
+    ] = "maps",
     scores: Annotated[bool, typer.Option(help="Keep the score maps (small), for eval, report and refiners.")] = True,
     refit: Annotated[
         bool, typer.Option("--refit", help="Learn and label all anew, for methods that learn (say, from new tags).")
@@ -173,12 +176,13 @@ def label(
         prior=prior,
         fitted=fitted,
         keep_scores=scores,
+        masks_of=one_of("--masks-of", masks_of, "maps", "network"),
         shard=shard_,
         batch_size=batch,
         overwrite=overwrite,
         refit=refit,
         fit_only=fit_only,
-        removed=checked_removed(removed),
+        removed=one_of("--removed", removed, "keep", "drop"),
         noted=recipe.noted,
     )
     if recipe.refine is None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
 from tag2mask.types import UserError
+
+Word = TypeVar("Word", bound=str)
 
 SOME_FAILED = 3
 """Exit code of a run that ended, but could not do some of its images, or none at all."""
@@ -72,11 +74,12 @@ def _named(flag: str, option: str, example: str) -> tuple[str, Any]:
         raise UserError(f"{flag} {option!r}: the value is not YAML; put it in quotes") from None
 
 
-def checked_removed(word: str) -> Literal["keep", "drop"]:
-    """``--removed``, if it is one of its words."""
-    if word not in ("keep", "drop"):
-        raise UserError(f"--removed {word}: expected keep or drop")
-    return cast('Literal["keep", "drop"]', word)
+def one_of(option: str, word: str, *words: Word) -> Word:
+    """The word given for an option, if it is one of its words."""
+    for known in words:
+        if word == known:
+            return known
+    raise UserError(f"{option} {word}: expected {' or '.join(words)}")
 
 
 def images_if_there(run: Any, where: dict[str, Any]) -> Any:

@@ -13,8 +13,8 @@ from tag2mask.cli_options import (
     SOME_FAILED,
     DeviceOption,
     RemovedOption,
-    checked_removed,
     list_settings,
+    one_of,
 )
 from tag2mask.types import UserError
 
@@ -190,7 +190,7 @@ def predict(
         noted=noted,
         shard=find_shard(shard),
         overwrite=overwrite,
-        removed=checked_removed(removed),
+        removed=one_of("--removed", removed, "keep", "drop"),
     )
     typer.echo(summary.text())
     if summary.failed or summary.empty:

@@ -9,10 +9,13 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from methods.toys import CLASSES, TOYS, TrainingFree, make_data
+from methods.toys import CLASSES, ONLINE, TOYS, TrainingFree, make_data
 from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods import METHODS, make_method, method_class
@@ -23,9 +26,13 @@ from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.ops.masks import upsample
 from tag2mask.run.folder import Run
 from tag2mask.run.training import steps_done
+from tag2mask.segment.architectures import ARCHITECTURES
+from tag2mask.segment.network import find_network, load_network, read_saved
+from tag2mask.stages.export_network import export_network
 from tag2mask.stages.fit import FIT_DATA, FITTED, fitted_digest
 from tag2mask.stages.label import label
-from tag2mask.types import IGNORE, ClassSet, Item, Prior, TextSet
+from tag2mask.stages.predict import predict
+from tag2mask.types import IGNORE, ClassSet, Item, Prior, TextSet, UserError
 from tiny_clips import oracle, write_tokenizer
 
 
@@ -36,6 +43,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def the_toys_architecture():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "toy-online", ONLINE)
+        yield
 
 
 WORDS = TextSet(names=("red", "cat", "dog"), templates=("a photo of the {}.",), background=("photo", "the"))
@@ -277,6 +291,43 @@ def learned(run: Run) -> dict[str, bytes]:
     """What a fit left, and its own list of it."""
     names = json.loads((run.checkpoints / FITTED).read_text())
     return {name: (run.checkpoints / name).read_bytes() for name in [*names, FITTED]}
+
+
+def has_network(case) -> bool:
+    return case.fitted is not None and find_network(case.fitted.path) is not None
+
+
+def test_a_network_is_found_in_the_run(case):
+    """By predict and export, whole: with its frozen towers, which are not saved beside it."""
+    if not has_network(case):
+        pytest.skip("trains no network")
+    saved = read_saved(case.fitted.path)
+    assert (saved.config.names, saved.supervision) == (case.data.classes.names, "tags")
+    kept = load_file(saved.path / "model.safetensors")
+    net = load_network(case.fitted.path, "cpu")
+    assert set(kept) == {name for name in net.state_dict() if not name.startswith(net.towers)} < set(net.state_dict())
+    predict(case.fitted.path, case.data, case.folder / "predicted", device="cpu", progress=False)
+    export_network(case.fitted.path, "onnx", case.folder / "network.onnx")
+    out = case.folder / "run-of-network"
+    summary = case.label(out.name, masks_of="network")
+    assert (summary.done, summary.failed) == (len(case.data), 0)
+    session = onnxruntime.InferenceSession(case.folder / "network.onnx")
+    for sample in case.data:
+        pixels = read_image(sample.image).transpose(2, 0, 1)[None].astype(np.float32)
+        logits = session.run(None, {"images": pixels})[0][0]
+        there = read_mask(Run.open(case.folder / "predicted").mask_path(sample.id))
+        assert (logits.argmax(0) == there).mean() > 0.999
+        allowed = np.isin(np.arange(len(logits)), [0, *sample.tags])
+        masked = np.where(allowed[:, None, None], logits, -np.inf).argmax(0)
+        assert (masked == read_mask(Run.open(out).mask_path(sample.id))).mean() > 0.999
+    assert not (out / "scores").exists()
+
+
+def test_without_a_network_no_masks_of_it(case):
+    if has_network(case):
+        pytest.skip("trains a network")
+    with pytest.raises(UserError, match="trains no network"):
+        case.label("no-network", masks_of="network")
 
 
 def test_the_toys_are_of_the_kinds_they_say():

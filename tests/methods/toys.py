@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,19 @@ from torch import Tensor, nn
 
 from tag2mask.data.image import read_image
 from tag2mask.methods.protocol import EarlierRun, Method, MethodOptions, Trainable
+from tag2mask.models.state import state_sha256
 from tag2mask.run.files import write_atomic
-from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Power, Sample, Scores
+from tag2mask.segment.architectures import Architecture, Options
+from tag2mask.segment.network import (
+    INSIDE,
+    NetworkConfig,
+    SegmentationNet,
+    build_network,
+    load_network,
+    read_saved,
+    save_network,
+)
+from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Power, Sample, Scores, UserError
 
 CLASSES = ClassSet(
     id="toy",
@@ -210,36 +222,71 @@ class Refiner(Trainable):
         return out
 
 
+class Eye(nn.Module):
+    """A frozen tower: what it computes follows from its name."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(len(name))
+            self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1).requires_grad_(False)
+
+
+class EyeOptions(Options):
+    tower: str = "eye"
+    sha256: str
+
+
+class OnlineNet(nn.Module):
+    """A decoder over a frozen tower."""
+
+    def __init__(self, classes: int, eye: Eye):
+        super().__init__()
+        self.eye, self.decoder = eye, nn.Conv2d(4, classes, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.decoder(self.eye.conv(pixels).relu())
+
+
+def build_online(name: str, names: tuple[str, ...], options: EyeOptions, init: str) -> nn.Module:
+    eye = Eye(options.tower)
+    if state_sha256(eye) != options.sha256:
+        raise UserError(f"{options.tower} is another tower than the network was trained on")
+    return OnlineNet(len(names), eye)
+
+
+ONLINE = Architecture(EyeOptions, build_online, lambda images, _: images.float() / 255, "adamw", towers=("eye",))
+
+
 class Online(Trainable):
     """Trains a segmentation network on pseudo labels that it makes itself, step by step; its CAM is the logits."""
 
-    Options = NoOptions
+    class Options(NoOptions):
+        tower: str = "eye"
+
     mask_rule = MaskRule(background=Power(1.0), normalise="class")
     steps = 12
 
-    def __init__(self, classes: ClassSet, options: NoOptions | None = None):
+    def __init__(self, classes: ClassSet, options: Any = None):
         super().__init__(classes, options)
-        self.count = len(classes)
         self.net = self._new()
 
-    def _new(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return nn.Conv2d(3, self.count, 3, stride=2, padding=1)
+    def _new(self) -> SegmentationNet:
+        options = {"tower": self.options.tower, "sha256": state_sha256(Eye(self.options.tower))}
+        return build_network(NetworkConfig.of("toy-online", self.classes, **options), seed=0)
 
     def fit(self, data: Dataset, folder, earlier=None) -> None:
-        path = folder / "net.bin"
         step = 0
         self.net = self._new()
-        if path.exists():
-            self.load(folder)
-            step = self.step
-        optimiser = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        if (folder / INSIDE / "model.safetensors").exists():
+            step = self._read(folder)
+        optimiser = torch.optim.SGD(self.net.network.decoder.parameters(), lr=0.1)
         while step < self.steps:
             sample = data[step % len(data)]  # every random choice is a function of the step: none is left to chance
-            pixels = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)[None].float() / 255
+            pixels = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)[None]
             logits = self.net(pixels)  # (1, C + 1, h, w)
-            colour = F.interpolate(pixels, logits.shape[2:], mode="area")[0]  # (3, h, w)
+            colour = F.interpolate(pixels.float() / 255, logits.shape[2:], mode="area")[0]  # (3, h, w)
             tags = torch.tensor(sample.tags)
             best, winner = colour[tags - 1].max(0)  # (h, w)
             target = torch.where(best > 0.5, tags[winner], 0)  # the pseudo label, born in the loop
@@ -248,14 +295,17 @@ class Online(Trainable):
             loss.backward()
             optimiser.step()
             step += 1
-            packed = torch.nn.utils.parameters_to_vector(self.net.parameters()).detach().numpy()
-            write_atomic(path, np.append(packed.astype(np.float64), step).tobytes())
+            save_network(folder / INSIDE, self.net, supervision="tags", noted={"step": step})
         self.net.eval()
 
     def load(self, folder, earlier=None) -> None:
-        packed = np.frombuffer((folder / "net.bin").read_bytes())
-        torch.nn.utils.vector_to_parameters(torch.tensor(packed[:-1]).float(), self.net.parameters())
-        self.step = int(packed[-1])
+        self._read(folder)
+        self.net.eval()
+
+    def _read(self, folder) -> int:
+        saved = read_saved(folder)
+        self.net = load_network(saved, "cpu")
+        return int(saved.noted["step"])
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return -(-size[0] // 2), -(-size[1] // 2)
@@ -264,7 +314,7 @@ class Online(Trainable):
     def scores(self, items: Sequence[Item]) -> list[Scores]:
         out = []
         for item in items:
-            probs = self.net(item.image[None].float() / 255).softmax(1)[0]  # (C + 1, h, w)
+            probs = self.net(item.image[None]).softmax(1)[0]  # (C + 1, h, w)
             out.append(Scores(item.tags, probs[item.tags], size_of(item), background=probs[0]))
         return out
 

@@ -125,6 +125,10 @@ class Method(ABC):
 class Trainable(Method):
     """A method that learns first: from tags (CLIMS), or from an earlier run's maps (WeakCLIP, POT, IRN).
 
+    One whose masks arise while it trains a segmentation network (WeCLIP, CD-CLIP) leaves that network, too:
+    ``segment.network.save_network`` into ``folder / INSIDE``. ``predict`` and ``export`` then find it in the run, and
+    ``label`` can make the masks by it.
+
     label_options: options that do not touch what is learned.
     """
 

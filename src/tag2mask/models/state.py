@@ -28,13 +28,19 @@ def floats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.float() for name, value in state.items()}
 
 
-def fit_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def fit_state(module: nn.Module, state: Mapping[str, Tensor], path: Path, without: tuple[str, ...] = ()) -> None:
     """Load ``state`` into ``module``, whole: every tensor must be there, in its shape, and nothing else.
+
+    without: beginnings of the names that keep what they have, and that the state lacks.
 
     Raises:
         UserError: naming what is missing, left over, or of another shape, with the sizes.
     """
-    wanted = {name: value for name, value in module.state_dict().items() if not name.endswith(_COUNTER)}
+    wanted = {
+        name: value
+        for name, value in module.state_dict().items()
+        if not name.endswith(_COUNTER) and not name.startswith(without)
+    }
     given = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
     faults = [
         f"{name} is {tuple(given[name].shape)}, expected {tuple(value.shape)}"

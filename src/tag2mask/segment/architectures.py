@@ -110,6 +110,8 @@ class Architecture:
     groups: "convolutions": the parameter groups of DeepLab; "tenfold": CCT's, everything decays and all but the
         backbone is at 10x; "adamw": norms, biases and positions do not decay.
     init: where training starts from unless another is named.
+    towers: parts of the bare network that are frozen towers. ``build`` loads them by what the options say of them
+        (name and sha256), and they are not saved with the network.
     """
 
     options: type[Options]
@@ -117,6 +119,7 @@ class Architecture:
     pixels: Callable[[Tensor, Any], Tensor]
     groups: Literal["convolutions", "tenfold", "adamw"]
     init: str = RANDOM
+    towers: tuple[str, ...] = ()
 
 
 def find_architecture(name: str) -> Architecture:

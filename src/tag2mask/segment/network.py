@@ -21,6 +21,7 @@ from tag2mask.models.public_resnet import OWN
 from tag2mask.models.state import fit_state
 from tag2mask.run.device import find_device
 from tag2mask.run.files import write_atomic
+from tag2mask.run.folder import CHECKPOINTS
 from tag2mask.run.settings import plain
 from tag2mask.segment.architectures import (
     ARCHITECTURES,
@@ -50,7 +51,7 @@ __all__ = [
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "tag2mask-segmentation"
 INSIDE = "network"
-"""Where a training folder keeps its network."""
+"""Where a training folder keeps its network; a run's fit is such a folder, too."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ class SegmentationNet(nn.Module):
         self.pretrained = pretrained
         self._kind = kind
         self._options = options
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Beginnings of the names of frozen towers' weights, which are not saved."""
+        return tuple(f"network.{name}." for name in self._kind.towers)
 
     def forward(self, images: Tensor) -> Any:
         """Logits of pictures.
@@ -190,7 +196,8 @@ def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, 
 
     Args:
         folder: made where it is missing; a network in it is replaced.
-        net: its weights and buffers are kept bit by bit, counters of batch norms included.
+        net: its weights and buffers are kept bit by bit, counters of batch norms included; of frozen towers only
+            what its options say.
         supervision: "tags", or "tags+pixels(n)".
         noted: of its making, such as the recipe and the step; plain values.
 
@@ -201,7 +208,11 @@ def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, 
 
     folder = Path(folder)
     # clones: safetensors refuses tensors that share memory
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
+    state = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in net.state_dict().items()
+        if not name.startswith(net.towers)
+    }
     # the file alone tells, too: weights of either stride have the same shapes (models.public_resnet)
     inner: Any = net.network.network if isinstance(net.network, MultiScale) else net.network
     layout = getattr(getattr(inner, "backbone", None), "layout", None)
@@ -253,8 +264,9 @@ def load_network(folder: Path | str | SavedNetwork, device: str = "auto") -> Seg
 
 
 def find_network(folder: Path | str) -> Path | None:
-    """The folder with a network's config.json: ``folder`` itself, or the one inside a training folder; else None."""
-    for place in (Path(folder).expanduser(), Path(folder).expanduser() / INSIDE):
+    """The folder with a network's config.json: ``folder`` itself, or the one in a training's or run's folder."""
+    top = Path(folder).expanduser()
+    for place in (top, top / INSIDE, top / CHECKPOINTS / INSIDE):
         try:
             if _read_about(place / CONFIG).get("model_type") == MODEL_TYPE:
                 return place
@@ -273,7 +285,7 @@ def read_saved(folder: Path | str) -> SavedNetwork:
     if place is None:
         raise UserError(
             f"{folder}: holds no network of tag2mask ({CONFIG} and {WEIGHTS}); give a folder that "
-            "`tag2mask train` wrote"
+            "`tag2mask train` wrote, or a run of a method that trains a network"
         )
     about = _read_about(place / CONFIG)
     try:
@@ -340,8 +352,8 @@ def _fill(net: SegmentationNet, saved: SavedNetwork) -> None:
     if hashlib.sha256(data).hexdigest() != saved.sha256:  # what is noted of them would be of others
         raise UserError(f"{saved.path / WEIGHTS}: was replaced while it was read; give the same command again")
     state = safetensors.torch.load(data)
-    fit_state(net, state, saved.path / WEIGHTS)
-    net.load_state_dict(state)  # again, for the counters of batch norms, which others' files may lack
+    fit_state(net, state, saved.path / WEIGHTS, net.towers)
+    net.load_state_dict(state, strict=False)  # again, for the counters of batch norms, which others' files may lack
 
 
 def _read_about(path: Path) -> dict[str, Any]:

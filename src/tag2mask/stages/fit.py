@@ -3,6 +3,7 @@
 ::
 
     checkpoints/          what lies directly in it is what was learned, and what the method's ``load`` reads
+    checkpoints/network/   what a method that trains a network while it learns leaves for ``predict`` and ``export``
     checkpoints/last.ckpt, hidden files and folders: the state of the training, which goes on from there
     checkpoints/fit_data.json   written first: of which images, tags and maps (their content) the fit is
     checkpoints/fitted.json   written last: the fit is done, and these are its files and their sha256
@@ -29,6 +30,7 @@ from tag2mask.run.progress import silent
 from tag2mask.run.settings import describe_differences, plain
 from tag2mask.run.shard import WHOLE, Shard
 from tag2mask.run.warn import warn
+from tag2mask.segment.network import INSIDE
 from tag2mask.types import ClassSet, Dataset, Sample, UserError
 
 FITTED = "fitted.json"
@@ -99,7 +101,7 @@ def fit(
         if digest is None:
             with nullcontext() if progress else silent():
                 method.fit(TagsOnly(data), run.checkpoints, prior)
-            learned = {path.name: _sha256(path) for path in _learned(run)}
+            learned = {path.relative_to(run.checkpoints).as_posix(): _sha256(path) for path in _learned(run)}
             if not learned:
                 raise RuntimeError(f"{type(method).__name__}.fit left nothing directly in {run.checkpoints}")
             write_atomic(run.checkpoints / FITTED, (json.dumps(learned, indent=1) + "\n").encode(), sync=True)
@@ -236,11 +238,13 @@ def open_fitted(
 
 
 def _learned(run: Run) -> list[Path]:
-    return sorted(
+    found = [
         path
         for path in run.checkpoints.iterdir()
         if path.is_file() and not path.name.startswith(".") and path.name not in (FITTED, FIT_DATA, _STATE)
-    )
+    ]
+    network = run.checkpoints / INSIDE
+    return sorted([*found, *(network.iterdir() if network.is_dir() else ())])
 
 
 def _sha256(path: Path) -> str:

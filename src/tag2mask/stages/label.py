@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,9 +24,12 @@ from tag2mask.run.inputs import KnownInputs
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
+from tag2mask.segment.network import find_network, load_network
+from tag2mask.segment.test_time import TestTime
 from tag2mask.stages.changes import Changes, Removed, left_over
 from tag2mask.stages.fit import make_ready, open_fitted
 from tag2mask.stages.plan import load, plan, survey
+from tag2mask.stages.predictor import Predictor
 from tag2mask.stages.work import Labeller, Summary, Work, describe
 from tag2mask.types import ClassSet, Dataset, MaskRule, Sample, UserError
 
@@ -45,6 +48,7 @@ class LabelSettings:
     fitted: another run whose fit the method takes, instead of learning from these images.
     keep_scores: store the score maps, which evaluation, report and refinement need.
     crf_max_pixels: images with more are refined at this size; None: at full size.
+    masks_of: "maps", or "network": by the network that the method has trained, of the tagged classes alone.
     shard: (index, count): the images with ``crc32(id) % count == index``.
     batch_size: images a call of the method. Default: 8 on a GPU; 1 on a processor, where more is hardly quicker and
         one makes an image's result independent of its neighbours and of the sharding, to the byte.
@@ -62,6 +66,7 @@ class LabelSettings:
     fitted: Run | Path | str | None = None
     keep_scores: bool = True
     crf_max_pixels: int | None = CRF_MAX_PIXELS
+    masks_of: Literal["maps", "network"] = "maps"
     shard: Shard = WHOLE
     batch_size: int | None = None
     overwrite: bool = False
@@ -144,19 +149,29 @@ def label(
         left = left_over(run, data, settings.shard, settings.removed)
         samples = (sample for sample in data if in_shard(sample.id, settings.shard))
         batches = plan(samples, method.grid, batch_size, changes_.finished)
-        labeller = Labeller(
-            method, rule, seen, crf_max_pixels=settings.crf_max_pixels, keep_scores=settings.keep_scores
-        )
+        worker = _worker(method, rule, seen, settings, fit.elsewhere or run)
         work = Work(
-            *(run, data.classes, labeller, total),
+            *(run, data.classes, worker, total),
             did="labelled",
-            steps=labeller.steps,
+            steps=worker.steps,
             device=method.device,
             made=changes_.made,
             notes=lambda: [*changes_.notes(), *left],
         )
         loaded = ahead(load(batches, describe, changes_.inputs))
         return work.through(loaded, show_progress(total, "label", enabled=settings.progress))
+
+
+def _worker(
+    method: Method, rule: MaskRule, seen: Run | None, settings: LabelSettings, fitted: Run
+) -> Labeller | Predictor:
+    """What makes the masks: the method's maps, or the network that its fit has left."""
+    if settings.masks_of == "maps":
+        return Labeller(method, rule, seen, crf_max_pixels=settings.crf_max_pixels, keep_scores=settings.keep_scores)
+    if find_network(fitted.path) is None:
+        raise UserError(f"{_name_of(method)} trains no network; make the masks of its maps (--masks-of maps)")
+    net = load_network(fitted.path, str(method.device))
+    return Predictor(net, method.device, TestTime(), rule.crf, settings.crf_max_pixels, use_tags=True)
 
 
 @dataclass(frozen=True)
@@ -198,7 +213,8 @@ def _deciding(
         "classes": _classes_of(classes, method),
         "prior": None if before is None else before.digest,
         **fit.kept,
-        "keep_scores": settings.keep_scores,
+        **({} if settings.masks_of == "maps" else {"masks_of": settings.masks_of}),
+        "keep_scores": settings.keep_scores and settings.masks_of == "maps",
         "crf_max_pixels": settings.crf_max_pixels,
         "supervision": _supervision(before, method),
     }

@@ -6,34 +6,31 @@ killed at any moment and started again with the same bytes in the end, and one b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tag2mask.config import dump_config, parse_config
 from tag2mask.data.columns import Columns
 from tag2mask.ops.crf import preset
-from tag2mask.ops.masks import keep_tagged, refine
 from tag2mask.run.ahead import ahead
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import plain
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
-from tag2mask.segment.network import SegmentationNet, load_network, read_saved
-from tag2mask.segment.test_time import TestTime, predict_labels
+from tag2mask.segment.network import load_network, read_saved
+from tag2mask.segment.test_time import TestTime
 from tag2mask.stages.changes import Changes, Removed, left_over
 from tag2mask.stages.label import CRF_MAX_PIXELS
-from tag2mask.stages.plan import Batch, Loaded, load, survey
+from tag2mask.stages.plan import Batch, load, survey
+from tag2mask.stages.predictor import Predictor
 from tag2mask.stages.run_data import absolute, open_data
-from tag2mask.stages.store import Outcome
 from tag2mask.stages.work import Summary, Work, describe
-from tag2mask.types import ClassSet, Dataset, MaskRule, Sample, UserError
+from tag2mask.types import ClassSet, Dataset, UserError
 
 MOST_SCALE = 8.0
 """Larger views than that are a slip (50 for 0.5) that would fill the memory."""
@@ -169,73 +166,6 @@ def read_images(network: Path | str, described: Mapping[str, Any]) -> tuple[Colu
             "masks hold the network's, and cannot be measured by this data",
         )
     return data, {"config": dump_config(config)}
-
-
-class Predictor:
-    """From images to masks by a network: the outcomes of the predict stage.
-
-    Args:
-        net: in eval mode, on ``device``.
-        device: where it computes.
-        test, crf, crf_max_pixels, use_tags: as ``predict`` takes them.
-    """
-
-    steps = ("decode", "network", "write")
-
-    def __init__(
-        self,
-        net: SegmentationNet,
-        device: torch.device,
-        test: TestTime,
-        crf: str | None,
-        crf_max_pixels: int | None,
-        use_tags: bool,
-    ):
-        self.net, self.device, self.test = net, device, test
-        self.rule = MaskRule(crf=crf)
-        self.crf_max_pixels, self.use_tags = crf_max_pixels, use_tags
-
-    def __call__(self, loaded: Loaded) -> Iterator[Outcome]:
-        """What becomes of each image of a batch that is not finished."""
-        for sample in loaded.batch.samples:
-            if sample.id in loaded.batch.todo:
-                yield self._outcome(sample, loaded)
-
-    def _outcome(self, sample: Sample, loaded: Loaded) -> Outcome:
-        seconds = {"decode": loaded.seconds.get(sample.id, 0.0)}
-        if sample.id in loaded.errors:
-            return Outcome(sample.id, "failed", seconds, error=loaded.errors[sample.id])
-        start = perf_counter()
-        try:
-            image = loaded.images[sample.id].to(self.device)  # (3, H, W) uint8
-            tags = sample.tags if self.use_tags else None
-            labels, confidence = predict_labels(
-                self.net, image, self.test, refine=lambda picture, probs: self._refined(picture, probs, tags)
-            )
-            mask, sure = labels.cpu().numpy(), confidence.cpu().numpy()  # (H, W) each
-        except Exception as error:  # one bad image never stops a run
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            said = describe(error)
-            if isinstance(error, torch.OutOfMemoryError):
-                said = (
-                    f"too large for the memory of {self.device}; give --tile 1024, --longest 2000 or fewer --scales"
-                )
-            return Outcome(sample.id, "failed", seconds, error=said)
-        seconds["network"] = perf_counter() - start
-        return Outcome(sample.id, "ok", seconds, mask, sure)
-
-    def _refined(self, picture: Tensor, probs: Tensor, tags: tuple[int, ...] | None) -> Tensor:
-        """Probabilities (K, h, w) after tags and CRF."""
-        if len(probs) != len(self.net.config.names):
-            raise ValueError(
-                f"the network gave {len(probs)} classes and is called one of {len(self.net.config.names)}"
-            )
-        if not torch.isfinite(probs).all():
-            raise ValueError("the network gave logits that are not finite")
-        if tags is not None:
-            probs = keep_tagged(probs, tags)
-        return probs if self.rule.crf is None else refine(picture, probs, self.rule, self.crf_max_pixels)
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -1,0 +1,86 @@
+"""From images to masks by a trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from tag2mask.ops.masks import keep_tagged, refine
+from tag2mask.segment.network import SegmentationNet
+from tag2mask.segment.test_time import TestTime, predict_labels
+from tag2mask.stages.plan import Loaded
+from tag2mask.stages.store import Outcome
+from tag2mask.stages.work import describe
+from tag2mask.types import MaskRule, Sample
+
+
+class Predictor:
+    """From images to masks by a network: the outcomes of the predict stage.
+
+    Args:
+        net: in eval mode, on ``device``.
+        device: where it computes.
+        test, crf, crf_max_pixels, use_tags: as ``predict`` takes them.
+    """
+
+    steps = ("decode", "network", "write")
+
+    def __init__(
+        self,
+        net: SegmentationNet,
+        device: torch.device,
+        test: TestTime,
+        crf: str | None,
+        crf_max_pixels: int | None,
+        use_tags: bool,
+    ):
+        self.net, self.device, self.test = net, device, test
+        self.rule = MaskRule(crf=crf)
+        self.crf_max_pixels, self.use_tags = crf_max_pixels, use_tags
+
+    def __call__(self, loaded: Loaded) -> Iterator[Outcome]:
+        """What becomes of each image of a batch that is not finished."""
+        for sample in loaded.batch.samples:
+            if sample.id in loaded.batch.todo:
+                yield self._outcome(sample, loaded)
+
+    def _outcome(self, sample: Sample, loaded: Loaded) -> Outcome:
+        seconds = {"decode": loaded.seconds.get(sample.id, 0.0)}
+        if sample.id not in loaded.images and sample.id not in loaded.errors:
+            return Outcome(sample.id, "skipped", seconds, error="no tags")  # not asked for, so it was not decoded
+        if sample.id in loaded.errors:
+            return Outcome(sample.id, "failed", seconds, error=loaded.errors[sample.id])
+        start = perf_counter()
+        try:
+            image = loaded.images[sample.id].to(self.device)  # (3, H, W) uint8
+            tags = sample.tags if self.use_tags else None
+            labels, confidence = predict_labels(
+                self.net, image, self.test, refine=lambda picture, probs: self._refined(picture, probs, tags)
+            )
+            mask, sure = labels.cpu().numpy(), confidence.cpu().numpy()  # (H, W) each
+        except Exception as error:  # one bad image never stops a run
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            said = describe(error)
+            if isinstance(error, torch.OutOfMemoryError):
+                said = (
+                    f"too large for the memory of {self.device}; give --tile 1024, --longest 2000 or fewer --scales"
+                )
+            return Outcome(sample.id, "failed", seconds, error=said)
+        seconds["network"] = perf_counter() - start
+        return Outcome(sample.id, "ok", seconds, mask, sure)
+
+    def _refined(self, picture: Tensor, probs: Tensor, tags: tuple[int, ...] | None) -> Tensor:
+        """Probabilities (K, h, w) after tags and CRF."""
+        if len(probs) != len(self.net.config.names):
+            raise ValueError(
+                f"the network gave {len(probs)} classes and is called one of {len(self.net.config.names)}"
+            )
+        if not torch.isfinite(probs).all():
+            raise ValueError("the network gave logits that are not finite")
+        if tags is not None:
+            probs = keep_tagged(probs, tags)
+        return probs if self.rule.crf is None else refine(picture, probs, self.rule, self.crf_max_pixels)
