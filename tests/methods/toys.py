@@ -296,6 +296,7 @@ class Online(Trainable):
             optimiser.step()
             step += 1
             save_network(folder / INSIDE, self.net, supervision="tags", noted={"step": step})
+        save_network(folder / INSIDE, self.net, supervision="tags", noted={"step": step})  # if killed while it was
         self.net.eval()
 
     def load(self, folder, earlier=None) -> None:
