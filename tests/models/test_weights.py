@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from tag2mask.models import weights
-from tag2mask.models.clip import Positions
 from tag2mask.models.convert import from_hf_state, from_openai_state
+from tag2mask.models.tower import Positions
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import CLIP, fetch, load_clip
 from tag2mask.types import UserError
@@ -42,7 +42,7 @@ def test_a_folder_as_transformers_saves_it(hf_folder) -> None:
     torch.testing.assert_close(got, image, atol=1e-5 * float(image.abs().max()), rtol=0)
     assert (clip.mean, clip.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert clip.sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert (clip.name, clip.patch, clip.is_vit, clip.dtype) == (str(folder), 8, True, torch.float32)
+    assert (clip.name, clip.patch, clip.dtype) == (str(folder), 8, torch.float32)
     assert not clip.model.training
     assert not any(parameter.requires_grad for parameter in clip.model.parameters())
 
@@ -306,7 +306,7 @@ def test_openai_s_pt(tmp_path, kind) -> None:
         load_clip(tmp_path / "ViT.pt")
     write_tokenizer(tmp_path)
     clip = load_clip(tmp_path / "ViT.pt", tokenizer=tmp_path / "tokenizer.json")
-    assert clip.is_vit == (kind == "vit")
+    assert len(clip.model.vision.blocks) == (3 if kind == "vit" else 0)
     assert clip.patch == (8 if kind == "vit" else 32)
     assert {parameter.dtype for parameter in clip.model.parameters()} == {torch.float32}
     direct = from_openai_state(state)
@@ -317,7 +317,7 @@ def test_openai_s_pt(tmp_path, kind) -> None:
     if kind == "resnet":
         low = load_clip(tmp_path / "ViT.pt", tokenizer=tmp_path, precision="bfloat16").model.vision
         with torch.no_grad():
-            pooled = low(torch.zeros(1, 3, 64, 64))
+            pooled = low.embedding(torch.zeros(1, 3, 64, 64), readout="class")
         assert (low.layer4[0].conv1.weight.dtype, pooled.dtype) == (torch.bfloat16, torch.float32)
 
 
