@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -319,6 +320,17 @@ def test_openai_s_pt(tmp_path, kind) -> None:
         with torch.no_grad():
             pooled = low.embedding(torch.zeros(1, 3, 64, 64), readout="class")
         assert (low.layer4[0].conv1.weight.dtype, pooled.dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("vit", "9806c8465a458c8a"), ("resnet", "7c04860f9526f7b5")])
+def test_a_run_knows_its_clip_again(kind, expected) -> None:
+    """Run folders keep the fingerprint: they must know the same CLIP again whatever the code looks like by then."""
+    words = SimpleNamespace(sha256="w", context=5, end="x")
+    facts = ("n", "s", (1, 1, 1), (1, 1, 1), torch.device("cpu"), torch.float32)
+    clip = CLIP(from_openai_state(openai_state(kind)), *facts, words, None)
+    assert clip.fingerprint[:16] == expected
+    clip.model.vision.conv1.patch = 3  # what weights do not say, of any module
+    assert clip.fingerprint[:16] != expected
 
 
 def test_a_tokenizer_from_the_hub_cache_serves_openai_s_pt(tmp_path) -> None:
