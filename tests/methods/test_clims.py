@@ -18,10 +18,11 @@ from tag2mask.classes import load_classes
 from tag2mask.data.image import read_image
 from tag2mask.methods import clims_training as subject
 from tag2mask.methods import make_method
-from tag2mask.methods.clims import WEIGHTS, CLIMSOptions, make_recipe
+from tag2mask.methods.clims import WEIGHTS, CLIMSOptions, _native_size, make_recipe
 from tag2mask.methods.clims_training import CLIMSTraining, Critic, TagCaptions, TagTraining
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier, save_classifier
+from tag2mask.models.convert import from_openai_state
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.calibration import calibrate_threshold
 from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO
@@ -31,7 +32,7 @@ from tag2mask.run.sampling import sample_indices
 from tag2mask.stages.fit import fit
 from tag2mask.stages.label import label
 from tag2mask.types import ClassSet, Sample, TextSet, UserError
-from tiny_clips import oracle, write_tokenizer
+from tiny_clips import openai_state, oracle, write_tokenizer
 
 LAYOUT = Layout(blocks=(1, 1, 1, 1), width=4, strides=(1, 2, 2, 1))
 TEXTS = TextSet(("red", "cat", "dog"), ("a photo of {}",), ("photo", "the"), {"cat": ("photo", "the dog")})
@@ -165,6 +166,11 @@ def test_options_that_contradict_each_other(options, message):
         recipe_of(**options)
 
 
+@pytest.mark.parametrize(("kind", "size"), [("vit", 24), ("resnet", 64)])
+def test_clip_sees_images_of_the_size_it_was_trained_on(kind, size):
+    assert _native_size(SimpleNamespace(model=from_openai_state(openai_state(kind)))) == size
+
+
 def test_each_loss_can_be_switched_off():
     for name in ("object", "background", "suppression", "area"):
         loss = recipe_of(**{name: 0}).loss
@@ -184,11 +190,8 @@ class Projection(nn.Module):
         super().__init__()
         self.matrix = matrix
 
-    def features(self, pixels):
-        return F.adaptive_avg_pool2d(pixels, 8).flatten(1)
-
-    def pool(self, features):
-        return features @ self.matrix
+    def embedding(self, pixels, *, readout):
+        return F.adaptive_avg_pool2d(pixels, 8).flatten(1) @ self.matrix
 
 
 def test_the_recorded_losses_and_their_gradient(golden):

@@ -16,6 +16,7 @@ from tag2mask.classes import load_classes, plain_classes
 from tag2mask.methods.clip_es import ClipES, ClipESOptions, fit_grid, scale_grid
 from tag2mask.models.clip import CLIPModel, TextTransformer, VisionTransformer
 from tag2mask.models.resnet import ModifiedResNet
+from tag2mask.models.tower import Positions
 from tag2mask.models.untrained import draw_weights
 from tag2mask.ops.masks import pseudo_mask
 from tag2mask.storybook import draw_scene
@@ -98,6 +99,17 @@ def test_initial_maps_equal_autograd():
     torch.testing.assert_close(scores.initial.flatten(1), expected, rtol=0, atol=2e-5)
     assert scores.maps.shape == (len(item.tags), 6, 8)
     assert scores.size == (96, 128)
+
+
+def test_positions_reach_the_tower():
+    """Those of the released code are rounded; both readings of an image take them as the method says."""
+    assert method(variant="released").positions == Positions(round_fp16=True)
+    made, item = method(), several_tags()
+    assert made.positions == Positions()
+    initial, embedding = made.scores([item])[0].initial, made.embeddings([item])
+    made.positions = Positions("bicubic")
+    assert (made.scores([item])[0].initial - initial).abs().max() > 1e-4
+    assert (made.embeddings([item]) - embedding).abs().max() > 1e-4
 
 
 def attention_of(vision, pixels, positions):

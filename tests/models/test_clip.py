@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tag2mask.models.clip import CLIPModel, Each, Mean, Positions, VisionTransformer
+from tag2mask.models.clip import CLIPModel, VisionTransformer
 from tag2mask.models.convert import from_hf_state
+from tag2mask.models.tower import Each, Mean, Positions
 from tiny_clips import oracle
 
 BICUBIC = Positions("bicubic")

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from golden_models import golden_clip, golden_state
-from tag2mask.models.clip import Each, Mean, Positions
 from tag2mask.models.text import read_tokenizer
+from tag2mask.models.tower import Each, Mean, Positions
 from tag2mask.models.weights import load_clip
 
 RELEASED = Positions("bilinear", round_fp16=True)

@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -14,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from tag2mask.models import weights
-from tag2mask.models.clip import Positions
 from tag2mask.models.convert import from_hf_state, from_openai_state
+from tag2mask.models.tower import Positions
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import CLIP, fetch, load_clip
 from tag2mask.types import UserError
@@ -42,7 +43,7 @@ def test_a_folder_as_transformers_saves_it(hf_folder) -> None:
     torch.testing.assert_close(got, image, atol=1e-5 * float(image.abs().max()), rtol=0)
     assert (clip.mean, clip.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert clip.sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert (clip.name, clip.patch, clip.is_vit, clip.dtype) == (str(folder), 8, True, torch.float32)
+    assert (clip.name, clip.patch, clip.dtype) == (str(folder), 8, torch.float32)
     assert not clip.model.training
     assert not any(parameter.requires_grad for parameter in clip.model.parameters())
 
@@ -306,7 +307,7 @@ def test_openai_s_pt(tmp_path, kind) -> None:
         load_clip(tmp_path / "ViT.pt")
     write_tokenizer(tmp_path)
     clip = load_clip(tmp_path / "ViT.pt", tokenizer=tmp_path / "tokenizer.json")
-    assert clip.is_vit == (kind == "vit")
+    assert len(clip.model.vision.blocks) == (3 if kind == "vit" else 0)
     assert clip.patch == (8 if kind == "vit" else 32)
     assert {parameter.dtype for parameter in clip.model.parameters()} == {torch.float32}
     direct = from_openai_state(state)
@@ -317,8 +318,19 @@ def test_openai_s_pt(tmp_path, kind) -> None:
     if kind == "resnet":
         low = load_clip(tmp_path / "ViT.pt", tokenizer=tmp_path, precision="bfloat16").model.vision
         with torch.no_grad():
-            pooled = low(torch.zeros(1, 3, 64, 64))
+            pooled = low.embedding(torch.zeros(1, 3, 64, 64), readout="class")
         assert (low.layer4[0].conv1.weight.dtype, pooled.dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("vit", "9806c8465a458c8a"), ("resnet", "7c04860f9526f7b5")])
+def test_a_run_knows_its_clip_again(kind, expected) -> None:
+    """Run folders keep the fingerprint: they must know the same CLIP again whatever the code looks like by then."""
+    words = SimpleNamespace(sha256="w", context=5, end="x")
+    facts = ("n", "s", (1, 1, 1), (1, 1, 1), torch.device("cpu"), torch.float32)
+    clip = CLIP(from_openai_state(openai_state(kind)), *facts, words, None)
+    assert clip.fingerprint[:16] == expected
+    clip.model.vision.conv1.patch = 3  # what weights do not say, of any module
+    assert clip.fingerprint[:16] != expected
 
 
 def test_a_tokenizer_from_the_hub_cache_serves_openai_s_pt(tmp_path) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from small_pretraining import TINY
-from tag2mask.models.clip import Mean
+from tag2mask.models.tower import Mean
 from tag2mask.models.weights import load_clip
 from tag2mask.storybook import CLASSES, embedded_clip
 from tag2mask.storybook.pretrain_recipe import Pretrain

@@ -43,7 +43,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -52,8 +52,6 @@ from tag2mask.methods.cam_reader import CAMOptions, CAMReader
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import STORYBOOK_RESNET, load_classifier, warn_of_weights
 from tag2mask.models.clims import CLIMSNetwork, build_clims
-from tag2mask.models.clip import VisionTransformer
-from tag2mask.models.resnet import ModifiedResNet
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.models.weights import STORYBOOK as STORYBOOK_CLIP
 from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO, CLIMSLoss
@@ -213,9 +211,7 @@ def make_recipe(
 
 def _native_size(clip: CLIP) -> int:
     """The side in pixels of the images that a CLIP was trained on."""
-    vision = cast("VisionTransformer | ModifiedResNet", clip.model.vision)
-    grid = vision.native_grid if isinstance(vision, VisionTransformer) else vision.attnpool.native_grid
-    return grid[0] * vision.patch
+    return clip.model.vision.native_grid[0] * clip.model.vision.patch
 
 
 STORYBOOK: dict[str, Any] = {

@@ -22,8 +22,9 @@ Where paper and released code differ, and what ``variant`` takes:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +32,10 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from tag2mask.methods.protocol import Method, MethodOptions
-from tag2mask.models.clip import Mean, Positions, VisionTransformer
-from tag2mask.models.resnet import ModifiedResNet
-from tag2mask.models.vjp import channel_weights, read_out, run_last_block
+from tag2mask.models.tower import Mean, Positions
 from tag2mask.ops.affinity import propagate, symmetric_affinity
 from tag2mask.ops.boxes import box_masks
-from tag2mask.ops.cam import gradcam, min_max, normalise_cam, score_cotangents
+from tag2mask.ops.cam import min_max, normalise_cam, score_cotangents
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.ops.masks import upsample
 from tag2mask.run.warn import warn
@@ -114,10 +113,9 @@ class ClipES(Method):
         super().__init__(classes, options, clip=clip)
         options = self.options
         self.clip = clip
-        self.vision = vision = cast(VisionTransformer | ModifiedResNet, clip.model.vision)
-        is_vit = isinstance(vision, VisionTransformer)
-        self.affinity = options.affinity or ("caa" if is_vit else "none")
-        if not is_vit and (self.affinity != "none" or options.readout != "patches"):
+        self.vision = vision = clip.model.vision
+        self.affinity = options.affinity or ("caa" if vision.blocks else "none")
+        if not vision.blocks and (self.affinity != "none" or options.readout != "patches"):
             raise UserError(
                 f"{clip.name} is a ResNet: it has no attention between patches and no class token, so affinity "
                 f"{self.affinity!r} with readout {options.readout!r} cannot run; leave both unset, or use a ViT"
@@ -128,8 +126,9 @@ class ClipES(Method):
         )
         default = 0.7 if classes.id == "coco14" else 0.4
         self.box_threshold = default if options.box_threshold is None else options.box_threshold
-        self.positions = Positions(mode="bilinear", round_fp16=released)
-        self.layers = min(options.layers, len(vision.blocks)) if isinstance(vision, VisionTransformer) else 0
+        # the rounding is of a transformer's positions; those in a ResNet's pool stay as they are
+        self.positions = Positions(mode="bilinear", round_fp16=released and bool(vision.blocks))
+        self.layers = min(options.layers, len(vision.blocks))
         if 0 < self.layers < options.layers and "layers" in options.model_fields_set:
             warn(f"{clip.name} has {self.layers} layers, so layers={options.layers} is all")
         self.scale = float(clip.model.logit_scale.exp())
@@ -194,11 +193,7 @@ class ClipES(Method):
         with torch.inference_mode():
             for item in items:
                 pixels = self._pixels([item], self.grid((item.image.shape[1], item.image.shape[2])))
-                if isinstance(self.vision, VisionTransformer):
-                    tokens = self.vision(pixels, positions=self.positions).tokens
-                    out.append(read_out(self.vision, tokens, self.options.readout))
-                else:
-                    out.append(self.vision.pool(self.vision.features(pixels)))
+                out.append(self.vision.embedding(pixels, readout=self.options.readout, positions=self.positions))
         return torch.cat(out)
 
     def _pixels(self, items: Sequence[Item], grid: tuple[int, int]) -> Tensor:
@@ -240,10 +235,16 @@ class ClipES(Method):
         pixels = self._pixels(items, grid)
         if flip:
             pixels = pixels.flip(-1)
-        find = self._vit_cams if isinstance(self.vision, VisionTransformer) else self._resnet_cams
         out = []
         all_tags = [item.tags for item in items if item.tags is not None]
-        for tags, (cams, attention) in zip(all_tags, find(pixels, all_tags), strict=True):
+        found = self.vision.gradcams(
+            pixels,
+            [partial(self._cotangents, tags=tags) for tags in all_tags],
+            readout=self.options.readout,
+            attention=Mean(self.layers) if self.affinity != "none" else None,
+            positions=self.positions,
+        )
+        for tags, (cams, attention) in zip(all_tags, found, strict=True):
             cams = normalise_cam(cams)  # (V K, N)
             if len(self.class_features) > 1:
                 shares = self.variant_shares[:, tags - 1].to(cams.device)  # (V, K)
@@ -251,38 +252,6 @@ class ClipES(Method):
             cams = cams.view(-1, *grid)  # (K, h, w)
             out.append((cams, cams if attention is None else self._spread(cams, attention)))
         return out
-
-    def _vit_cams(self, pixels: Tensor, tags: list[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Per image, GradCAM (V K, N) before normalisation and the attention between patches (N, N)."""
-        assert isinstance(self.vision, VisionTransformer)
-        wanted = Mean(self.layers) if self.affinity != "none" else None
-        seen = self.vision(pixels, attention=wanted, stop_before_last=True, positions=self.positions)
-        last = run_last_block(self.vision, seen.tokens)
-        embeddings = read_out(self.vision, last.tokens, self.options.readout)  # (B, E)
-        for i, classes in enumerate(tags):
-            cotangents = self._cotangents(embeddings[i], classes)  # (V K, E)
-            weights = channel_weights(self.vision, last, i, cotangents, self.options.readout)  # (V K, D)
-            cams = gradcam(last.activation[i, 1:], weights)  # (V K, N)
-            if wanted is None:
-                yield cams, None
-                continue
-            attention = last.attention[i].mean(0) / self.layers  # (1 + N, 1 + N), the last block's share
-            if seen.attention is not None:
-                attention = attention + seen.attention[i]
-            yield cams, attention[1:, 1:]
-
-    def _resnet_cams(self, pixels: Tensor, tags: list[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Per image, GradCAM (V K, N) at the last stage; only the attention pool is differentiated."""
-        assert isinstance(self.vision, ModifiedResNet)
-        features = self.vision.features(pixels)  # (B, C, h, w)
-        for feature, classes in zip(features, tags, strict=True):
-            with torch.inference_mode(False), torch.enable_grad():
-                fed = feature[None].clone().requires_grad_(True)  # (1, C, h, w)
-                embedding = self.vision.pool(fed)[0]  # (E,)
-                cotangents = self._cotangents(embedding.detach(), classes)  # (V K, E)
-                (grads,) = torch.autograd.grad(embedding, fed, cotangents, is_grads_batched=True)
-            weights = grads[:, 0].mean((2, 3))  # (V K, C)
-            yield gradcam(feature.flatten(1).T, weights), None
 
     def _cotangents(self, embedding: Tensor, tags: Tensor) -> Tensor:
         """Gradients of the tags' scores with respect to the embedding (E,): (V K, E), variant by variant."""

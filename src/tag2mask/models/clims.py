@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from tag2mask.models.backbone import ResNet
 from tag2mask.models.classifier import load_backbone, load_classifier
-from tag2mask.models.clip import CLIPModel, VisionTransformer
-from tag2mask.models.resnet import ModifiedResNet
+from tag2mask.models.clip import CLIPModel
 
 
 class CAMHead(nn.Module):
@@ -130,7 +129,4 @@ def build_clims(
 
 def embed_images(clip: CLIPModel, pixels: Tensor) -> Tensor:
     """CLIP's own embeddings of standardised pictures, with gradients: (B, 3, H, W) -> (B, E), not normalised."""
-    vision = cast("VisionTransformer | ModifiedResNet", clip.vision)
-    if isinstance(vision, VisionTransformer):
-        return vision.project(vision(pixels).tokens[:, 0])
-    return vision.pool(vision.features(pixels))
+    return clip.vision.embedding(pixels, readout="class")

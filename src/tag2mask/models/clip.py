@@ -1,4 +1,4 @@
-"""CLIP's two towers with a dense forward: every block's tokens and attention can be had, with or without gradients.
+"""CLIP's image and text transformers, and what methods ask of CLIP's image towers.
 
 Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision". Modules and
 parameters carry the names of OpenAI's checkpoints, under ``vision.`` and ``text.``.
@@ -6,168 +6,56 @@ parameters carry the names of OpenAI's checkpoints, under ``vision.`` and ``text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["quick_gelu", "gelu"]
+from tag2mask.models.tower import BILINEAR, Mean, Positions, Tower, resample_positions, walk
+from tag2mask.models.transformer import Activation, Block, Transformer
+from tag2mask.models.vjp import Readout, channel_weights, read_out, run_last_block
+from tag2mask.ops.cam import gradcam
+
+Cotangents = Callable[[Tensor], Tensor]
+"""From an image's embedding (E,), not normalised, to the gradients of K scores with respect to it (K, E)."""
 
 
-@dataclass(frozen=True)
-class Positions:
-    """How the learned grid of position embeddings is brought to an image's grid. The class row is untouched.
-
-    mode: "bilinear" (CLIP-ES, WeakCLIP) or "bicubic" (transformers); half-pixel centres, no antialiasing.
-    round_fp16: round the result to float16, as CLIP-ES's released code does on every device.
-    via: go through this grid first (WeakCLIP: 32x32, then the image's).
-    """
-
-    mode: Literal["bilinear", "bicubic"] = "bilinear"
-    round_fp16: bool = False
-    via: tuple[int, int] | None = None
-
-
-def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, int], how: Positions) -> Tensor:
-    """Bring a learned table of a ``native`` grid (h0, w0) to ``grid``: (1 + h0 w0, D) -> (1 + h w, D)."""
-    here, patches = native, table[1:]
-    for step in (how.via, grid):
-        if step is not None and step != here:
-            square = patches.T.reshape(1, -1, *here)  # (1, D, h0, w0)
-            square = F.interpolate(square.float(), size=step, mode=how.mode, align_corners=False)
-            patches = square[0].flatten(1).T.to(table.dtype)  # (h w, D)
-            here = step
-    table = torch.cat([table[:1], patches])
-    return table.half().to(table.dtype) if how.round_fp16 else table
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Ask for the mean of the head-mean attentions of the last ``layers`` layers, kept in one buffer."""
-
-    layers: int
-
-
-@dataclass(frozen=True)
-class Each:
-    """Ask for the head-mean attention of each of the last ``layers`` layers."""
-
-    layers: int
-
-
-@dataclass(frozen=True)
-class VisionOutput:
-    """What the vision tower saw.
-
-    tokens: (B, 1 + N, D), class token first, without the final norm. taps: {i: (B, 1 + N, D)}, the tokens after
-    block i, counted from 0. attention: (B, 1 + N, 1 + N) for Mean, (B, layers, 1 + N, 1 + N) for Each, float32;
-    where the last block was left out, Mean lacks its share (divide it by ``layers`` and add it) and Each its entry.
-    grid: (h, w), with N = h * w.
-    """
-
-    tokens: Tensor
-    grid: tuple[int, int]
-    taps: dict[int, Tensor] = field(default_factory=dict)
-    attention: Tensor | None = None
-
-
-class MLP(nn.Module):
-    """Two linear layers, four times as wide in between."""
-
-    def __init__(self, width: int, activation: Activation) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
-        self.activation = activation
-
-    def act(self, x: Tensor) -> Tensor:
-        """The activation that the weights were trained with; another one silently gives wrong numbers."""
-        if self.activation == "gelu":
-            return F.gelu(x)
-        # x sigmoid(1.702 x) by one fused pass: as written it takes nine times as long, a tenth of the tower
-        return F.silu(1.702 * x).div_(1.702)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return self.c_proj(self.act(self.c_fc(x)))
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention that can also return its head-mean attention."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-        nn.init.normal_(self.in_proj_weight, std=width**-0.5)
-
-    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, D) -> three of (B, heads, T, D / heads)."""
-        parts = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3D)
-        q, k, v = parts.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, T, dh)
-        return q, k, v
-
-    def probabilities(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
-        """softmax(q k^T / sqrt(dh)): (B, heads, T, T)."""
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return (scores if mask is None else scores + mask).softmax(-1)
-
-    def forward(
-        self, x: Tensor, *, need_weights: bool = False, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) -> (B, T, D) and, where asked for, the head-mean attention (B, T, T)."""
-        q, k, v = self.qkv(x)
-        weights = None
-        if need_weights:
-            p = self.probabilities(q, k, mask)  # (B, heads, T, T)
-            out = p @ v
-            weights = p.mean(1, dtype=torch.float32)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), weights
-
-    def value(self, x: Tensor) -> Tensor:
-        """The value path alone, as if every token attended only to itself (MaskCLIP): (B, T, D) -> (B, T, D)."""
-        width = x.shape[-1]
-        v = F.linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
-        return self.out_proj(v)
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int, activation: Activation) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, activation)
-
-    def forward(
-        self, x: Tensor, *, need_weights: bool = False, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) -> (B, T, D), head-mean attention (B, T, T) or None."""
-        attended, weights = self.attn(self.ln_1(x), need_weights=need_weights, mask=mask)
-        x = x + attended
-        return x + self.mlp(self.ln_2(x)), weights
-
-
-class Transformer(nn.Module):
-    """A stack of blocks."""
-
-    def __init__(self, width: int, layers: int, heads: int, activation: Activation) -> None:
-        super().__init__()
-        self.resblocks = nn.ModuleList(Block(width, heads, activation) for _ in range(layers))
+class ImageTower(Tower, Protocol):
+    """An image tower of CLIP: its images have a place among the texts."""
 
     @property
-    def blocks(self) -> tuple[Block, ...]:
-        """The blocks, first to last."""
-        return tuple(cast(Block, block) for block in self.resblocks)
+    def blocks(self) -> Sequence[Block]:
+        """As ``Tower`` has it; all are CLIP's own."""
+        ...
+
+    def embedding(self, pixels: Tensor, *, readout: Readout, positions: Positions = BILINEAR) -> Tensor:
+        """(B, 3, H, W) standardised -> image embeddings (B, E), not normalised.
+
+        readout: of which tokens. A ResNet is always read out by its pool.
+        """
+        ...
+
+    def gradcams(
+        self,
+        pixels: Tensor,
+        cotangents: Sequence[Cotangents],
+        *,
+        readout: Readout,
+        attention: Mean | None = None,
+        positions: Positions = BILINEAR,
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """GradCAM of each image, and the attention between its patches.
+
+        pixels: (B, 3, H, W) standardised. cotangents: one of each image.
+
+        Yields, image by image, the maps of its K scores (K, N), not normalised, and the mean attention of the last
+        layers between patches (N, N), or None where no attention is asked for.
+
+        Raises:
+            ValueError: attention was asked for of layers that the tower does not have.
+        """
+        ...
 
 
 class VisionTransformer(nn.Module):
@@ -204,6 +92,11 @@ class VisionTransformer(nn.Module):
         """The transformer blocks, first to last."""
         return self.transformer.blocks
 
+    @property
+    def trunk(self) -> tuple[nn.Module, ...]:
+        """What comes before the last block."""
+        return (self.conv1, self.ln_pre, *self.blocks[:-1])
+
     def positions(self, grid: tuple[int, int], how: Positions) -> Tensor:
         """Position embeddings for a grid (h, w): (1 + h w, D)."""
         return resample_positions(self.positional_embedding, self.native_grid, grid, how)
@@ -222,39 +115,7 @@ class VisionTransformer(nn.Module):
         x = torch.cat([cls, x], 1) + self.positions(grid, positions).to(x.dtype)  # (B, 1 + N, D)
         return self.ln_pre(x), grid
 
-    def forward(
-        self,
-        pixels: Tensor,
-        *,
-        taps: Sequence[int] = (),
-        attention: Mean | Each | None = None,
-        stop_before_last: bool = False,
-        positions: Positions = Positions(),
-    ) -> VisionOutput:
-        """Run the tower over (B, 3, H, W); see VisionOutput for what comes back."""
-        x, grid = self.embed(pixels, positions)
-        total = len(self.blocks)
-        if attention is not None and not 1 <= attention.layers <= total:
-            raise ValueError(f"attention of the last {attention.layers} layers was asked for; this tower has {total}")
-        first = total if attention is None else total - attention.layers
-        kept: dict[int, Tensor] = {}
-        mean: Tensor | None = None
-        each: list[Tensor] = []
-        for i, block in enumerate(self.blocks[: total - 1] if stop_before_last else self.blocks):
-            x, weights = block(x.to(block.ln_1.weight.dtype), need_weights=i >= first)
-            if weights is not None and isinstance(attention, Mean):
-                share = 1 / attention.layers
-                mean = weights * share if mean is None else mean.add_(weights, alpha=share)
-            elif weights is not None:
-                each.append(weights)
-            if i in taps:
-                kept[i] = x
-        if len(kept) < len(set(taps)):
-            raise ValueError(f"taps {sorted(set(taps))} were asked for, only {sorted(kept)} were run")
-        if attention is not None and mean is None and not each:
-            # only the last block's attention was asked for, and it was left out
-            return VisionOutput(x, grid, kept, None)
-        return VisionOutput(x, grid, kept, torch.stack(each, 1) if each else mean)
+    forward = walk
 
     def last_block(
         self, x: Tensor, *, mode: Literal["full", "value"] = "full", need_weights: bool = False
@@ -265,16 +126,43 @@ class VisionTransformer(nn.Module):
         attention, residual path or MLP.
         """
         block = self.blocks[-1]
-        x = x.to(block.ln_1.weight.dtype)
         if mode == "value":
             if need_weights:
                 raise ValueError('mode "value" has no attention to return')
-            return block.attn.value(block.ln_1(x)), None
+            return block.attn.value(block.ln_1(x.to(block.ln_1.weight.dtype))), None
         return block(x, need_weights=need_weights)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Final norm and projection of any tokens: (..., D) -> (..., E), not normalised."""
         return self.ln_post(tokens.to(self.ln_post.weight.dtype)) @ self.proj
+
+    def embedding(self, pixels: Tensor, *, readout: Readout, positions: Positions = BILINEAR) -> Tensor:
+        """(B, 3, H, W) standardised -> (B, E), not normalised."""
+        return read_out(self, self(pixels, positions=positions).tokens, readout)
+
+    def gradcams(
+        self,
+        pixels: Tensor,
+        cotangents: Sequence[Cotangents],
+        *,
+        readout: Readout,
+        attention: Mean | None = None,
+        positions: Positions = BILINEAR,
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """GradCAM at the last block's first norm, all K scores of an image in one pass without autograd."""
+        seen = self(pixels, attention=attention, stop_before_last=True, positions=positions)
+        last = run_last_block(self, seen.tokens)
+        embeddings = read_out(self, last.tokens, readout)  # (B, E)
+        for i, (embedding, gradients) in enumerate(zip(embeddings, cotangents, strict=True)):
+            weights = channel_weights(self, last, i, gradients(embedding), readout)  # (K, D)
+            cams = gradcam(last.activation[i, 1:], weights)  # (K, N)
+            if attention is None:
+                yield cams, None
+                continue
+            mean = last.attention[i].mean(0) / attention.layers  # (1 + N, 1 + N), the last block's share
+            if seen.attention is not None:
+                mean = mean + seen.attention[i]
+            yield cams, mean[1:, 1:]
 
 
 class TextTransformer(nn.Module):
@@ -321,9 +209,12 @@ class TextTransformer(nn.Module):
 
 
 class CLIPModel(nn.Module):
-    """Both towers and the temperature. ``vision`` is a VisionTransformer or a ModifiedResNet."""
+    """Both towers and the temperature.
 
-    def __init__(self, vision: nn.Module, text: TextTransformer) -> None:
+    vision: a module, a VisionTransformer or a ModifiedResNet.
+    """
+
+    def __init__(self, vision: ImageTower, text: TextTransformer) -> None:
         super().__init__()
         self.vision = vision
         self.text = text

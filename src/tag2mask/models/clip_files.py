@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tag2mask.models.clip import Activation, CLIPModel
+from tag2mask.models.clip import CLIPModel
 from tag2mask.models.containers import prefix_of, read_weights
 from tag2mask.models.convert import TEXT_DEFAULTS, from_hf_state, from_openai_state
 from tag2mask.models.find_clip import OPEN_CLIP, OPEN_CLIP_WEIGHTS, WEIGHTS
+from tag2mask.models.transformer import Activation
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 

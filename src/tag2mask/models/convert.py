@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tag2mask.models.clip import Activation, CLIPModel, TextTransformer, VisionTransformer
+from tag2mask.models.clip import CLIPModel, ImageTower, TextTransformer, VisionTransformer
 from tag2mask.models.resnet import ModifiedResNet
+from tag2mask.models.transformer import Activation
 from tag2mask.types import UserError
 
 HEAD = 64  # channels a head in every CLIP of OpenAI; the weights do not tell
@@ -47,7 +48,7 @@ def from_openai_state(
     return _filled(model, state, _openai_source)
 
 
-def _openai_vision(state: Mapping[str, Tensor], activation: Activation, heads: int | None) -> nn.Module:
+def _openai_vision(state: Mapping[str, Tensor], activation: Activation, heads: int | None) -> ImageTower:
     embed = state["text_projection"].shape[1]
     if "visual.layer1.0.conv1.weight" in state:
         width = state["visual.layer1.0.conv1.weight"].shape[0]
@@ -129,7 +130,7 @@ def from_hf_state(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> CLI
                 **_hf_tower(text), vocabulary=text["vocab_size"], context=text["max_position_embeddings"], embed=embed
             )
             model = CLIPModel(tower, reader)
-        for part, settings in ((model.vision, vision), (model.text, text)):
+        for part, settings in ((tower, vision), (reader, text)):
             for module in part.modules():
                 if isinstance(module, nn.LayerNorm):
                     module.eps = float(settings["layer_norm_eps"])

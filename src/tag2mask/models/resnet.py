@@ -7,16 +7,18 @@ pool before every strided convolution, and a query-key-value attention in the pl
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.models.clip import Positions, resample_positions
+from tag2mask.models.clip import Cotangents
+from tag2mask.models.tower import BILINEAR, Mean, Positions, first_asked, resample_positions, walk
+from tag2mask.models.vjp import Readout
+from tag2mask.ops.cam import gradcam
 
 STRIDE = 32
-BILINEAR = Positions()
 
 
 class Bottleneck(nn.Module):
@@ -65,16 +67,23 @@ class AttentionPool(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.c_proj = nn.Linear(width, embed)
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
-        """Pool features (B, C, h, w) into (B, E), not normalised."""
+    def positions(self, grid: tuple[int, int], how: Positions) -> Tensor:
+        """Position embeddings for a grid (h, w): (1 + h w, C)."""
+        return resample_positions(self.positional_embedding, self.native_grid, grid, how)
+
+    def tokens(self, x: Tensor, positions: Positions) -> Tensor:
+        """What attends: features (B, C, h, w) -> (B, 1 + N, C), their mean first, with positions."""
         x = x.to(self.c_proj.weight.dtype)
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)  # (B, N, C), row-major
         x = torch.cat([x.mean(1, keepdim=True), x], 1)  # (B, 1 + N, C)
-        x = x + resample_positions(self.positional_embedding, self.native_grid, grid, positions)
+        return x + self.positions(grid, positions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool tokens (B, 1 + N, C) into (B, E), not normalised."""
         q, k, v = (
-            proj(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, 1 or 1 + N, C / heads)
-            for proj, tokens in ((self.q_proj, x[:, :1]), (self.k_proj, x), (self.v_proj, x))
+            proj(some).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, 1 or 1 + N, C / heads)
+            for proj, some in ((self.q_proj, x[:, :1]), (self.k_proj, x), (self.v_proj, x))
         )
         pooled = F.scaled_dot_product_attention(q, k, v)  # (B, heads, 1, C / heads)
         return self.c_proj(pooled.transpose(1, 2).flatten(1))
@@ -87,12 +96,11 @@ class ModifiedResNet(nn.Module):
     native_grid: the grid that the pool's positions were learned on (7x7 at 224 pixels).
     """
 
-    patch = STRIDE
-
     def __init__(
         self, *, layers: Sequence[int], width: int, heads: int, native_grid: tuple[int, int], embed: int
     ) -> None:
         super().__init__()
+        self.patch = STRIDE
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
@@ -110,6 +118,25 @@ class ModifiedResNet(nn.Module):
             stages.append(nn.Sequential(first, *rest))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.attnpool = AttentionPool(native_grid, inputs, heads, embed)
+
+    @property
+    def native_grid(self) -> tuple[int, int]:
+        """The grid that the pool's positions were learned on."""
+        return self.attnpool.native_grid
+
+    @property
+    def blocks(self) -> tuple[()]:
+        """None: cells meet in convolutions, and attend to each other nowhere."""
+        return ()
+
+    @property
+    def trunk(self) -> tuple[nn.Module, ...]:
+        """What comes before the pool."""
+        return tuple(part for name, part in self.named_children() if name != "attnpool")
+
+    def positions(self, grid: tuple[int, int], how: Positions) -> Tensor:
+        """The pool's position embeddings for a grid (h, w): (1 + h w, C)."""
+        return self.attnpool.positions(grid, how)
 
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) standardised -> the last stage's features (B, C, H / 32, W / 32).
@@ -132,8 +159,36 @@ class ModifiedResNet(nn.Module):
 
     def pool(self, features: Tensor, *, positions: Positions = BILINEAR) -> Tensor:
         """Features (B, C, h, w) -> image embedding (B, E), not normalised."""
-        return self.attnpool(features, positions)
+        return self.attnpool(self.attnpool.tokens(features, positions))
 
-    def forward(self, pixels: Tensor, *, positions: Positions = BILINEAR) -> Tensor:
-        """(B, 3, H, W) standardised -> (B, E), not normalised."""
+    def embed(self, pixels: Tensor, positions: Positions) -> tuple[Tensor, tuple[int, int]]:
+        """(B, 3, H, W) standardised -> tokens (B, 1 + N, C) entering the pool, their mean first, and their grid."""
+        features = self.features(pixels)
+        return self.attnpool.tokens(features, positions), (features.shape[2], features.shape[3])
+
+    forward = walk
+
+    def embedding(self, pixels: Tensor, *, readout: Readout, positions: Positions = BILINEAR) -> Tensor:
+        """(B, 3, H, W) standardised -> (B, E), not normalised; the pool is the only readout."""
         return self.pool(self.features(pixels), positions=positions)
+
+    def gradcams(
+        self,
+        pixels: Tensor,
+        cotangents: Sequence[Cotangents],
+        *,
+        readout: Readout,
+        attention: Mean | None = None,
+        positions: Positions = BILINEAR,
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """GradCAM at the last stage; only the attention pool is differentiated."""
+        first_asked(attention, len(self.blocks))
+        features = self.features(pixels)  # (B, C, h, w)
+        for feature, gradients in zip(features, cotangents, strict=True):
+            with torch.inference_mode(False), torch.enable_grad():
+                fed = feature[None].clone().requires_grad_(True)  # (1, C, h, w)
+                embedding = self.pool(fed, positions=positions)[0]  # (E,)
+                (grads,) = torch.autograd.grad(
+                    embedding, fed, gradients(embedding.detach()), is_grads_batched=True
+                )  # (K, 1, C, h, w)
+            yield gradcam(feature.flatten(1).T, grads[:, 0].mean((2, 3))), None

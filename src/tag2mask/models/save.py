@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from tag2mask.models.clip import Block, CLIPModel, Transformer, VisionTransformer
+from tag2mask.models.clip import CLIPModel
 from tag2mask.models.convert import hf_source
+from tag2mask.models.transformer import Block
 from tag2mask.models.weights import MEAN, STD
 from tag2mask.run.files import write_atomic
 
@@ -29,32 +30,33 @@ def save_clip(folder: Path, model: CLIPModel, *, start: int, end: int, pad: int)
     import safetensors.torch
 
     vision = model.vision
-    if not isinstance(vision, VisionTransformer) or vision.native_grid[0] != vision.native_grid[1]:
+    if not vision.blocks or vision.native_grid[0] != vision.native_grid[1]:
         raise ValueError("only a vision transformer over a square grid can be kept in Hugging Face layout")
     side = vision.native_grid[0] * vision.patch
+    embed = model.text.text_projection.shape[1]
     config: dict[str, Any] = {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "dtype": "float16",
-        "projection_dim": vision.proj.shape[1],
+        "projection_dim": embed,
         "logit_scale_init_value": round(float(model.logit_scale.detach()), 4),
         "text_config": {
             "model_type": "clip_text_model",
-            **_tower(model.text.transformer, model.text.ln_final),
+            **_tower(model.text.transformer.blocks),
             "vocab_size": model.text.token_embedding.num_embeddings,
             "max_position_embeddings": model.text.context,
-            "projection_dim": vision.proj.shape[1],
+            "projection_dim": embed,
             "bos_token_id": start,
             "eos_token_id": end,
             "pad_token_id": pad,
         },
         "vision_config": {
             "model_type": "clip_vision_model",
-            **_tower(vision.transformer, vision.ln_post),
+            **_tower(vision.blocks),
             "image_size": side,
             "patch_size": vision.patch,
             "num_channels": 3,
-            "projection_dim": vision.proj.shape[1],
+            "projection_dim": embed,
         },
     }
     pixels: dict[str, Any] = {
@@ -88,16 +90,16 @@ def hf_state(model: CLIPModel) -> dict[str, torch.Tensor]:
     return state
 
 
-def _tower(transformer: Transformer, norm: nn.LayerNorm) -> dict[str, Any]:
-    block: Block = transformer.blocks[0]
-    width = norm.normalized_shape[0]
+def _tower(blocks: Sequence[Block]) -> dict[str, Any]:
+    block = blocks[0]
+    width = block.ln_1.normalized_shape[0]
     return {
         "hidden_size": width,
         "intermediate_size": 4 * width,
-        "num_hidden_layers": len(transformer.blocks),
+        "num_hidden_layers": len(blocks),
         "num_attention_heads": block.attn.heads,
         "hidden_act": block.mlp.activation,
-        "layer_norm_eps": norm.eps,
+        "layer_norm_eps": block.ln_1.eps,
         "attention_dropout": 0.0,
     }
 

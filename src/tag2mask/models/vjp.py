@@ -9,15 +9,28 @@ ever formed. The residual path carries no gradient: A feeds only queries, keys a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tag2mask.models.clip import MLP, VisionTransformer
+from tag2mask.models.transformer import MLP, Block
 
 Readout = Literal["patches", "class"]
+
+
+class Projecting(Protocol):
+    """A transformer whose tokens, one class token first, are normed and projected among the texts."""
+
+    ln_post: nn.LayerNorm
+    proj: nn.Parameter
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """First to last."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class LastBlock:
     tokens: Tensor
 
 
-def run_last_block(vision: VisionTransformer, x: Tensor) -> LastBlock:
+def run_last_block(vision: Projecting, x: Tensor) -> LastBlock:
     """Run the last block once, in its own precision, over tokens (B, T, D) that enter it."""
     block = vision.blocks[-1]
     x = x.to(block.ln_1.weight.dtype)
@@ -54,13 +67,14 @@ def run_last_block(vision: VisionTransformer, x: Tensor) -> LastBlock:
     return LastBlock(activation, attention, q, k, v, heads_out, middle, hidden, tokens)
 
 
-def read_out(vision: VisionTransformer, tokens: Tensor, readout: Readout) -> Tensor:
+def read_out(vision: Projecting, tokens: Tensor, readout: Readout) -> Tensor:
     """The image embedding (B, E), not normalised, from the last block's tokens (B, T, D).
 
     "patches" is the mean of the normed patch tokens (CLIP-ES, appendix A), "class" the class token.
     """
-    normed = vision.ln_post(tokens)
-    return (normed[:, 1:].mean(1) if readout == "patches" else normed[:, 0]) @ vision.proj
+    if readout == "class":
+        return vision.ln_post(tokens[:, 0]) @ vision.proj
+    return vision.ln_post(tokens)[:, 1:].mean(1) @ vision.proj
 
 
 def _standardised(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -79,9 +93,7 @@ def _act_slope(mlp: MLP, x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(x * 0.5**0.5)) + x * torch.exp(-0.5 * x * x) * (2 * torch.pi) ** -0.5
 
 
-def channel_weights(
-    vision: VisionTransformer, state: LastBlock, image: int, cotangents: Tensor, readout: Readout
-) -> Tensor:
+def channel_weights(vision: Projecting, state: LastBlock, image: int, cotangents: Tensor, readout: Readout) -> Tensor:
     """Eq. 1: gradients of K scores with respect to A, averaged over the patches, for one image of the batch.
 
     cotangents: (K, E), the gradients of the scores with respect to the image embedding. Returns (K, D).

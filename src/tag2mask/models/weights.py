@@ -6,17 +6,17 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tag2mask.models.clip import Activation, Block, CLIPModel, VisionTransformer
+from tag2mask.models.clip import CLIPModel
 from tag2mask.models.clip_files import MEAN, STD, read_clip
 from tag2mask.models.find_clip import DEFAULT_CLIP, STORYBOOK, cached_clip, fetch, locate_clip, tokenizer_beside
-from tag2mask.models.resnet import ModifiedResNet
 from tag2mask.models.text import FeatureCache, Tokenizer, Tokens, cache_folder, read_tokenizer
+from tag2mask.models.transformer import Activation
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
@@ -49,19 +49,15 @@ class CLIP:
     def fingerprint(self) -> str:
         """Of all that decides what this CLIP makes of pixels and texts, but for ``dtype`` and ``device``."""
         keys = ("heads", "activation", "eps", "patch", "native_grid")
-        parts = [(name, [getattr(part, key, None) for key in keys]) for name, part in self.model.named_modules()]
+        # what a module holds itself: a property tells again what another module holds
+        parts = [(name, [vars(part).get(key) for key in keys]) for name, part in self.model.named_modules()]
         words = (self.tokenizer.sha256, self.tokenizer.context, self.tokenizer.end)
         return hashlib.sha256(repr((self.sha256, self.mean, self.std, parts, words)).encode()).hexdigest()
 
     @property
-    def is_vit(self) -> bool:
-        """Whether the image tower is a transformer; a ResNet has no attention to refine with."""
-        return isinstance(self.model.vision, VisionTransformer)
-
-    @property
     def patch(self) -> int:
         """Pixels on a side of one cell of the grid; images must be multiples of it."""
-        return cast("VisionTransformer | ModifiedResNet", self.model.vision).patch
+        return self.model.vision.patch
 
     def unknown(self, text: str) -> list[str]:
         """The words of a text that this CLIP's vocabulary lacks."""
@@ -191,18 +187,12 @@ def _digest(files: Sequence[Path]) -> str:
 
 def _text_fingerprint(model: CLIPModel, sha256: str, device: torch.device) -> str:
     # what config.json adds to the weights changes the features too, and so, in the last bits, does the device
-    block = cast("Block", model.text.transformer.resblocks[0])
+    block = model.text.transformer.blocks[0]
     facts = (sha256, block.attn.heads, block.mlp.activation, block.ln_1.eps, device.type)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def _lower(model: CLIPModel, dtype: torch.dtype) -> None:
     """Bring what comes before the last block (of a ResNet: before the pool) to ``dtype``, in place."""
-    vision = model.vision
-    parts: list[nn.Module]
-    if isinstance(vision, VisionTransformer):
-        parts = [vision.conv1, vision.ln_pre, *list(vision.blocks)[:-1]]
-    else:
-        parts = [part for name, part in vision.named_children() if name != "attnpool"]
-    for part in parts:
+    for part in model.vision.trunk:
         part.to(dtype)

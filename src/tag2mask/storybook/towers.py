@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tag2mask.models.clip import CLIPModel, Positions, TextTransformer, Transformer, VisionTransformer
-from tag2mask.models.clip import resample_positions as resample
+from tag2mask.models.clip import CLIPModel, TextTransformer, VisionTransformer
+from tag2mask.models.tower import BILINEAR
+from tag2mask.models.transformer import Transformer
 from tag2mask.models.weights import CLIP
 from tag2mask.run.sampling import step_generator
 from tag2mask.storybook.pretrain_recipe import Pretrain
@@ -36,15 +37,12 @@ def build_clip(recipe: Pretrain) -> CLIPModel:
         heads=recipe.text_heads,
         embed=recipe.embed,
     )
-    model = CLIPModel(vision, text)
-    _draw(model, torch.Generator().manual_seed(recipe.seed))
-    return model
+    _draw(vision, text, torch.Generator().manual_seed(recipe.seed))
+    return CLIPModel(vision, text)
 
 
 @torch.no_grad()
-def _draw(model: CLIPModel, generator: torch.Generator) -> None:
-    vision, text = cast(VisionTransformer, model.vision), model.text
-
+def _draw(vision: VisionTransformer, text: TextTransformer, generator: torch.Generator) -> None:
     def normal(parameter: Tensor, std: float) -> None:
         parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
 
@@ -83,10 +81,9 @@ def warm_start(model: CLIPModel, clip: CLIP) -> list[str]:
         UserError: nothing fits, as the other is of another width.
     """
     theirs = dict(clip.model.state_dict())
-    vision, other = cast(VisionTransformer, model.vision), clip.model.vision
     name = "vision.positional_embedding"
-    if isinstance(other, VisionTransformer) and theirs[name].shape[1] == vision.positional_embedding.shape[1]:
-        theirs[name] = resample(theirs[name], other.native_grid, vision.native_grid, Positions())
+    if name in theirs:  # a ResNet has its own in the pool
+        theirs[name] = clip.model.vision.positions(model.vision.native_grid, BILINEAR)
     fresh = []
     for name, own in model.state_dict().items():
         if name == "text.token_embedding.weight":
@@ -144,7 +141,7 @@ def encode_image(
     vision: VisionTransformer, pixels: Tensor, keep: Tensor | None, *, attention: bool = False
 ) -> Encoded:
     """Of pixels (B, 3, H, W); keep: (B, n), the patches that the network sees, or None for all."""
-    x, _ = vision.embed(pixels, Positions())  # (B, 1 + N, D)
+    x, _ = vision.embed(pixels, BILINEAR)  # (B, 1 + N, D)
     if keep is not None:
         rows = torch.cat([keep.new_zeros(len(keep), 1), keep + 1], 1)  # (B, 1 + n)
         x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))  # (B, 1 + n, D)
