@@ -42,9 +42,12 @@ def coarse_pixels(arrays: Arrays) -> dict[str, np.ndarray]:
         F.interpolate(torch.eye(cells).double()[None, None], (side, cells), mode="bicubic")[0, 0]  # (side, cells)
         for cells, side in zip(grid, pixels.shape[2:], strict=True)
     )
-    kept = {name: array[:, ::16] if name == "feature" else array for name, array in arrays.items() if name != "pixels"}
     coarse = torch.linalg.pinv(rows) @ pixels @ torch.linalg.pinv(columns).T
-    return {**kept, "pixels_coarse": coarse.float().numpy(), "pixels_size": np.array(pixels.shape[2:])}
+    kept = without("pixels")(arrays)
+    kept |= {"pixels_coarse": coarse.float().numpy(), "pixels_size": np.array(pixels.shape[2:])}
+    if "feature" in kept:
+        kept["feature"] = kept["feature"][:, ::16]
+    return kept
 
 
 whole = without()
