@@ -1,4 +1,4 @@
-"""What every test may use: the golden data where it is at hand, and a pinned number of threads."""
+"""What every test may use: recorded data, whole or the part kept here, and a pinned number of threads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from frozen_cases import FROZEN, GOLDEN, read
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
@@ -20,14 +22,18 @@ torch.set_num_threads(2)
 
 @pytest.fixture(scope="session")
 def golden():
-    """``golden("crf/01_c2_clipes")`` loads arrays recorded from the released code, or skips where they are absent."""
+    """``golden("crf/01_c2_clipes")`` loads arrays recorded from the released code.
 
-    def load(name: str) -> dict[str, np.ndarray]:
-        path = SHARED / "golden" / f"{name}.npz"
-        if not path.exists():
-            pytest.skip(f"golden data {name} is not at hand (looked beside the project for shared/golden)")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+    Where the golden data are absent it is the case kept in ``regression``, if all ``needed`` arrays are in it, or a
+    skip.
+    """
+
+    def load(name: str, *needed: str) -> dict[str, np.ndarray]:
+        for folder in (GOLDEN, FROZEN):
+            path = folder / f"{name}.npz"
+            if path.exists() and set(needed) <= (arrays := read(path)).keys():
+                return arrays
+        pytest.skip(f"golden data {name} is not at hand (looked beside the project for shared/golden)")
 
     return load
 

@@ -69,7 +69,7 @@ def test_voc_texts_are_those_of_clip_es():
 
 
 def test_texts_equal_the_released_ones(golden):
-    recorded = golden("clip-es/tokens")
+    recorded = golden("clip-es/tokens", "class_names")
     voc, coco = load_classes("voc12"), load_classes("coco14")
     assert list(voc.foreground) == recorded["class_names"].tolist()
     assert list(coco.foreground) == recorded["class_names_coco"].tolist()

@@ -61,7 +61,7 @@ def item_of(case):
 
 
 def test_the_texts_are_the_released_ones(golden):
-    tokens = golden("clip-es/tokens")
+    tokens = golden("clip-es/tokens", "class_names")
     for classes, dataset in (("voc12", "voc"), ("coco14", "coco")):
         texts = class_texts(load_classes(classes), RELEASED)
         assert list(texts.names) == [str(n) for n in tokens[f"names_{dataset}_fg"]]

@@ -107,7 +107,7 @@ def tokenizer() -> str:
 
 def test_token_ids(golden, tokenizer) -> None:
     reader = read_tokenizer(tokenizer, context=77, vocabulary=49408)
-    tokens = golden("clip-es/tokens")
+    tokens = golden("clip-es/tokens", "extra_text")
     for key in ("voc_fg", "voc_bg", "coco_fg", "coco_bg"):
         for name, ids in zip(tokens[f"names_{key}"], tokens[f"ids_{key}"], strict=True):
             assert reader.encode(f"a clean origami {name}.").ids == tuple(np.trim_zeros(ids)), name
@@ -119,7 +119,8 @@ def test_token_ids(golden, tokenizer) -> None:
 def test_text_features_from_words(golden, tokenizer, name, tmp_path) -> None:
     torch.save(golden_state(golden, name), tmp_path / "model.pt")
     clip = load_clip(tmp_path / "model.pt", tokenizer=tokenizer, cache=None)
-    names, expected = golden("clip-es/tokens"), golden(f"clip-es/text_{name}")
+    names = golden("clip-es/tokens", "names_voc_fg")
+    expected = golden(f"clip-es/text_{name}", "voc_fg_two_templates")
     for key in ("voc_fg", "voc_bg", "coco_fg", "coco_bg"):
         got = clip.ensemble([str(text) for text in names[f"names_{key}"]], ["a clean origami {}."])
         torch.testing.assert_close(got, torch.from_numpy(expected[key]), atol=2e-5, rtol=0)

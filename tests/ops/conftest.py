@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+
+from frozen_cases import read
 
 
 @pytest.fixture(scope="session")
 def pot_cases():
     """What POT's released code computes: "file/array" -> array; see ``regression/README.md``."""
-    with np.load(Path(__file__).parent / "regression" / "pot.npz", allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files}
+    return read(Path(__file__).parent / "regression" / "pot.npz")
