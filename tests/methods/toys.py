@@ -26,7 +26,6 @@ from tag2mask.segment.network import (
     SegmentationNet,
     build_network,
     load_network,
-    read_saved,
     save_network,
 )
 from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Power, Sample, Scores, UserError
@@ -277,11 +276,14 @@ class Online(Trainable):
         return build_network(NetworkConfig.of("toy-online", self.classes, **options), seed=0)
 
     def fit(self, data: Dataset, folder, earlier=None) -> None:
-        step = 0
+        step, path = 0, folder / "training" / "state.bin"
         self.net = self._new()
-        if (folder / INSIDE / "model.safetensors").exists():
-            step = self._read(folder)
-        optimiser = torch.optim.SGD(self.net.network.decoder.parameters(), lr=0.1)
+        decoder = self.net.network.decoder
+        if path.exists():
+            packed = np.frombuffer(path.read_bytes(), np.float32)
+            torch.nn.utils.vector_to_parameters(torch.tensor(packed[:-1]), decoder.parameters())
+            step = int(packed[-1])
+        optimiser = torch.optim.SGD(decoder.parameters(), lr=0.1)
         while step < self.steps:
             sample = data[step % len(data)]  # every random choice is a function of the step: none is left to chance
             pixels = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)[None]
@@ -295,18 +297,14 @@ class Online(Trainable):
             loss.backward()
             optimiser.step()
             step += 1
-            save_network(folder / INSIDE, self.net, supervision="tags", noted={"step": step})
-        save_network(folder / INSIDE, self.net, supervision="tags", noted={"step": step})  # if killed while it was
+            packed = torch.nn.utils.parameters_to_vector(decoder.parameters()).detach().numpy()
+            write_atomic(path, np.append(packed, np.float32(step)).tobytes())
+        if not (folder / INSIDE / "model.safetensors").exists():
+            save_network(folder / INSIDE, self.net, supervision="tags", noted={"steps": self.steps})
         self.net.eval()
 
     def load(self, folder, earlier=None) -> None:
-        self._read(folder)
-        self.net.eval()
-
-    def _read(self, folder) -> int:
-        saved = read_saved(folder)
-        self.net = load_network(saved, "cpu")
-        return int(saved.noted["step"])
+        self.net = load_network(folder, "cpu")
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return -(-size[0] // 2), -(-size[1] // 2)
