@@ -702,3 +702,30 @@ def test_masks_that_an_earlier_run_changed_are_taken_again_and_its_maps_are_not(
     again = quiet(data, tmp_path / "run", toy(FromMasks), prior=tmp_path / "first")
     assert (again.done, again.skipped) == (1, 5)
     assert f"whose maps or masks in the earlier run changed ({FIRST})" in again.text()
+
+
+def test_a_folder_of_label_maps_serves_where_masks_are_enough(data, tmp_path):
+    quiet(data, tmp_path / "first")
+    seeds = tmp_path / "seeds"
+    shutil.copytree(tmp_path / "first/masks", seeds)
+    summary = quiet(data, tmp_path / "run", toy(FromMasks), prior=seeds)
+    assert (summary.done, summary.failed) == (6, 0)
+    quiet(data, tmp_path / "same", toy(FromMasks), prior=tmp_path / "first")
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "same")
+    run = Run.open(tmp_path / "run")
+    assert run.settings["supervision"] == "tags+masks(seeds)"
+    path = seeds / f"{FIRST}.png"
+    path.write_bytes(encode_mask(np.full_like(read_mask(path), 9), CLASSES.palette))
+    (seeds / f"{data[1].id}.png").unlink()
+    again = quiet(data, tmp_path / "run", toy(FromMasks), prior=seeds)
+    assert (again.failed, again.skipped) == (1, 5)  # one that is gone is no reason to lose what was made of it
+    new = quiet(data, tmp_path / "new", toy(FromMasks), prior=seeds)
+    assert (new.failed, new.done) == (2, 4)
+    assert "9" in new.text()
+    assert "has no mask of it" in new.text()
+    (tmp_path / "empty").mkdir()
+    for prior, match in ((tmp_path / "empty", "it has no PNG"), (tmp_path / "nowhere", "it has no PNG")):
+        with pytest.raises(UserError, match=match):
+            quiet(data, tmp_path / "other", toy(FromMasks), prior=prior)
+    with pytest.raises(UserError, match="no run of tag2mask"):
+        quiet(data, tmp_path / "other", toy(Refiner), prior=seeds)

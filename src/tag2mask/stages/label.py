@@ -21,6 +21,7 @@ from tag2mask.run.ahead import ahead
 from tag2mask.run.current import earlier_file
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import KnownInputs
+from tag2mask.run.mask_folder import MaskFolder
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
@@ -292,7 +293,12 @@ def _open_earlier(
         return None
     if not use.needed:
         raise UserError(f"{name} starts from no earlier run; leave out the prior (--prior)")
-    run = prior if isinstance(prior, Run) else Run.open(prior)
+    if isinstance(prior, Run):
+        run = prior
+    elif "maps" in (use.fit, use.label) or (Path(prior) / "run.yaml").exists():
+        run = Run.open(prior)
+    else:
+        run = MaskFolder(prior, data.classes)
     if run.path.resolve() == out.resolve():
         raise UserError(f"{out} cannot be both the earlier run and the new one; choose another folder for the new")
     names = run.settings.get("classes", {}).get("names")

@@ -21,6 +21,7 @@ from tag2mask.run.current import STALE, Current
 from tag2mask.run.device import peak_device_memory, peak_memory
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import Bar
+from tag2mask.segment.losses import check_labels
 from tag2mask.stages.plan import Loaded
 from tag2mask.stages.store import CannotWrite, Outcome, Store
 from tag2mask.types import ClassSet, Item, MaskRule, Prior, Sample, Scores, UserError
@@ -239,9 +240,14 @@ class Labeller:
         if prior is not None:
             seen = Prior(
                 scores=lambda: prior.scores(sample.id),
-                labels=lambda: torch.from_numpy(read_mask(prior.mask_path(sample.id))),
+                labels=lambda: self._labels(prior, sample.id),
             )
         return Item(sample.id, image, torch.tensor(sample.tags, dtype=torch.int64), seen)
+
+    def _labels(self, prior: Run, id: str) -> torch.Tensor:
+        mask = torch.from_numpy(read_mask(prior.mask_path(id)))
+        check_labels(mask, len(prior.settings["classes"]["names"]), str(prior.mask_path(id)))
+        return mask
 
     def _missing_prior(self, sample: Sample) -> str | None:
         if self._current is None or not sample.tags:
