@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tag2mask.run.folder import Run
+from tag2mask.run.inputs import Inputs
 from tag2mask.types import Sample, UserError
 
-__all__ = ["AGAIN", "STALE", "Current", "Named", "earlier_file"]
+__all__ = ["STALE", "Comparison", "Current", "Named", "earlier_file"]
 
 STALE = {
     "picture": "whose picture is another one",
@@ -19,8 +20,6 @@ STALE = {
     "unknown": "with no word in the manifest on what the mask was made of",
 }
 """Why a mask is not of what the data are now, as it follows "3 images"."""
-
-AGAIN = "Give the command that made the run once more: it makes these masks again, and no others"
 
 _SHOWN = 5
 
@@ -52,65 +51,89 @@ class Named:
         return ", ".join(self._shown[reason]) + (f" and {more} more" if more else "")
 
 
-class Current:
-    """Tells the masks that are of what the data are now from stale ones, which it counts.
-
-    Of a mask that somebody else put into the folder nothing is known: it is taken as it is.
+class Comparison:
+    """Compares what masks of a run were made of with what samples are now.
 
     Args:
-        run: opened to read.
-        tags: whether other tags make a mask stale, where its run looked at tags.
+        run: its manifest says what they were made of.
+        earlier: the run that it starts from, if it does and is at hand.
+        found: what it takes from there, "maps" or "masks".
+        tags: whether the masks depend on tags.
+        untagged: whether images without tags get a mask, too.
     """
 
-    def __init__(self, run: Run, *, tags: bool = True) -> None:
-        settings = run.settings
-        predicted = settings.get("stage") == "predict"
-        self.run = run
+    def __init__(self, run: Run, earlier: Run | None, found: str | None, *, tags: bool, untagged: bool) -> None:
         self._known = run.inputs()
-        self._uses_tags = tags and (not predicted or bool(settings.get("use_tags")))
-        self._needs_tags = tags and not predicted
-        self._earlier = _earlier_of(run)
-        self.stale = Named()
+        self._earlier, self._found, self._tags, self._untagged = earlier, found, tags, untagged
+
+    def look(self, sample: Sample) -> tuple[str | None, Inputs | None]:
+        """Why the sample's mask is stale, a key of ``STALE``, or None; and new stamps of the same content, if any."""
+        if sample.tags is None and not self._untagged:
+            return "untagged", None
+        known = self._known.find(sample.id)
+        if known is None:
+            return "unknown", None
+        tags = sample.tags if self._tags else None
+        if not known.has_tags(tags):
+            return "tags", None
+        try:
+            image, (same, earlier) = known.image_now(sample.image), known.earlier_now(self.earlier_file(sample.id))
+        except OSError:
+            return None, None  # a file that cannot be looked at now is no reason to lose its mask
+        if image is None:
+            return "picture", None
+        if self._earlier is not None and not same:
+            return "earlier", None
+        if (image, earlier) == known.inputs_of:
+            return None, None
+        return None, Inputs(image, tags, earlier)
+
+    def earlier_file(self, id: str) -> Path | None:
+        """What the earlier run found of an image, if there is such a run."""
+        if self._earlier is None or self._found is None:
+            return None
+        return earlier_file(self._earlier, id, self._found)
+
+
+class Current:
+    """Tells the masks that are of what the data are now from stale ones, for those who read a run.
+
+    Of a mask that somebody else put into the folder nothing is known: it is taken as it is. So are those of a refined
+    run whose earlier run is no longer where it was, as far as that run goes.
+    """
+
+    def __init__(self, run: Run) -> None:
+        predicted = run.settings.get("stage") == "predict"
+        uses_tags = not predicted or bool(run.settings.get("use_tags"))
+        found = str(run.noted.get("prior_found") or "maps")
+        self.run, self.stale = run, Named()
+        self._compare = Comparison(run, _earlier_of(run), found, tags=uses_tags, untagged=predicted)
 
     def why_none(self, sample: Sample) -> str | None:
-        """Why the sample has no mask of what it is now: "absent", or a key of ``STALE``. None: it has one."""
+        """Why the sample has no mask of what it is now: "absent", or a key of ``STALE`` (counted). None: it has."""
         try:
             if self.run.mask_path(sample.id).stat().st_size == 0:  # what a power cut left is no mask
                 return "absent"
         except OSError:
             return "absent"
-        reason = self._reason(sample)
+        reason, _ = self._compare.look(sample)
+        if reason == "unknown":
+            return None
         if reason is not None:
             self.stale.add(reason, sample.id)
         return reason
 
     def note(self) -> str | None:
-        """What a user should know of the stale masks, or None where there are none."""
+        """What a user should know of the stale masks, and do; None where there are none."""
         if not self.stale.counts:
             return None
-        return (
-            f"left out, since their masks in {self.run.path} are of what was there before: "
-            f"{'; '.join(self.stale.lines())}. {AGAIN}"
-        )
-
-    def _reason(self, sample: Sample) -> str | None:
-        if self._needs_tags and sample.tags is None:
-            return "untagged"
-        known = self._known.find(sample.id)
-        if known is None:
-            return None
-        if self._uses_tags and not known.has_tags(sample.tags):
-            return "tags"
-        try:
-            if known.image_now(sample.image) is None:
-                return "picture"
-            if self._earlier is not None:
-                found = str(self.run.noted.get("prior_found", "maps"))
-                if not known.earlier_now(earlier_file(self._earlier, sample.id, found))[0]:
-                    return "earlier"
-        except OSError:
-            return None  # a file that cannot be looked at now is no reason to lose its mask
-        return None
+        left_out = f"left out, since their masks in {self.run.path} are of what was there before: "
+        parts = [left_out + "; ".join(self.stale.lines())]
+        if self.stale.counts.total() > self.stale.counts["untagged"]:
+            parts.append("The command that made the run, given once more, makes these masks again, and no others")
+        if self.stale.counts["untagged"]:
+            parts.append("Of images without tags it makes none: tag them, or remove their masks by --removed drop")
+        return ". ".join(parts)
 
 
 def earlier_file(earlier: Run, id: str, found: str) -> Path:

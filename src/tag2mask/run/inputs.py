@@ -1,7 +1,8 @@
 """What an image's artefacts were made of: the content of its file, its tags, and what an earlier run found of it.
 
 A file is known by its size and time of change, and by a digest of its content where these differ: a copy of the data
-on another machine is the same data.
+on another machine is the same data. The time is the later one of its content's and of its entry's, which no copying,
+unpacking or renaming sets back.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Stamp:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST))
-        return cls(status.st_size, status.st_mtime_ns, digest.hexdigest())
+        return cls(status.st_size, _changed(status), digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _stamped(row: Any) -> Stamp:
 
 def _same(before: Stamp, path: Path) -> Stamp | None:
     status = path.stat()
-    if status.st_size == before.size and status.st_mtime_ns == before.changed:
+    if status.st_size == before.size and _changed(status) == before.changed:
         return before
     if status.st_size != before.size:
         return None
@@ -173,11 +174,15 @@ def _same(before: Stamp, path: Path) -> Stamp | None:
     return now if now.digest == before.digest else None
 
 
+def _changed(status: os.stat_result) -> int:
+    return max(status.st_mtime_ns, status.st_ctime_ns)
+
+
 def content_of(path: Path, before: Stamp | None) -> str | None:
     """The digest of a file's content, not read where size and time are as ``before``; None: there is no file."""
     try:
         status = path.stat()
-        if before is not None and (status.st_size, status.st_mtime_ns) == (before.size, before.changed):
+        if before is not None and (status.st_size, _changed(status)) == (before.size, before.changed):
             return before.digest
         return Stamp.of(path).digest
     except OSError:

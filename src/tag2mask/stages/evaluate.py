@@ -20,7 +20,7 @@ from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.data.truth import MaskFolders, read_truth
 from tag2mask.data.truth_turn import settle_turn
 from tag2mask.run.ahead import ahead
-from tag2mask.run.current import AGAIN, Current
+from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
@@ -204,7 +204,9 @@ def _score(run: Run, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
             f"but {IGNORE}, which is left out; are these the masks with the classes?"
         )
     tally.stale += [f"NOT COUNTED: {line}" for line in current.stale.lines(("picture",))]
-    tally.stale += [f"counted with the masks of then: {line}" for line in current.stale.lines(("tags", "earlier"))]
+    # data without any tags says nothing of them
+    of_then = ("tags", "earlier", *(("untagged",) if current.stale.counts["untagged"] < tally.images else ()))
+    tally.stale += [f"counted with the masks of then: {line}" for line in current.stale.lines(of_then)]
     tally.refuse_other_numbers()
     if not tally.images:
         if tally.missing_count:
@@ -212,8 +214,8 @@ def _score(run: Run, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
                 f"{run.path} has no mask for any of the {tally.missing_count} images with ground truth "
                 f"(first: {tally.missing[0]}); label them first"
             )
-        if tally.stale:
-            raise UserError(f"nothing can be scored: {'; '.join(tally.stale)}. {AGAIN}")
+        if current.stale.counts:
+            raise UserError(f"nothing can be scored: {current.note()}")
         raise UserError(
             f"{data.root} has no ground truth for any of its {len(data)} images, so nothing can be scored; "
             f"a report without scores is still possible: tag2mask report"

@@ -126,7 +126,8 @@ class Evaluation:
             )
         if self.missing:
             first = ", ".join(self.missing_ids[:3])
-            lines.append(f"NOT COUNTED: {self.missing} images with ground truth have no mask ({first}, …)")
+            more = f" and {self.missing - 3} more" if self.missing > 3 else ""
+            lines.append(f"NOT COUNTED: {self.missing} images with ground truth have no mask ({first}{more})")
         lines += self.stale
         if self.without_truth:
             lines.append(f"{self.without_truth} images have no ground truth")

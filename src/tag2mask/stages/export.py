@@ -138,19 +138,23 @@ def _run_masks(run: Run, progress: bool) -> Iterator[tuple[str, str, NDArray[np.
 
 def _masks(run: Run, data: Dataset, progress: bool) -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
     """(id, file name relative to the data set's folder, mask)."""
-    without = 0
+    without = untagged = 0
     current = Current(run)
     for sample in show_progress(data, "export", enabled=progress):
-        if current.why_none(sample) is not None:
-            without += 1
+        if (reason := current.why_none(sample)) is not None:
+            without += reason == "absent"
+            untagged += reason == "absent" and sample.tags is None
             continue
         mask = _read(run, sample.id)
         inside = sample.image.is_relative_to(data.root)
         name = sample.image.relative_to(data.root).as_posix() if inside else sample.image.as_posix()
         yield sample.id, name, mask
-    without -= current.stale.counts.total()
     if 0 < without < len(data):
-        warn(f"{without} of {len(data)} images have no mask in {run.path} and are left out; label them, export again")
+        tags = f" ({untagged} of them have no tags)" if untagged else ""
+        warn(
+            f"{without} of {len(data)} images have no mask in {run.path}{tags} and are left out; label them, "
+            "export again"
+        )
     if note := current.note():
         warn(note)
 

@@ -229,15 +229,33 @@ def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, s
     if not (out / LAST).exists() and not (out / INSIDE).exists() and _is_own(recipe_file):
         recipe_file.unlink()  # nothing was learned yet: a mended command may begin here
     classes = targets.data.classes
+    examples = {"images": len(targets), "fingerprint": targets.fingerprint}
     settings = {
         **plain(recipe),
         "init_sha256": start,
         "supervision": supervision,
         "classes": {"id": classes.id, "names": list(classes.names)},
-        "examples": {"images": len(targets), "fingerprint": targets.fingerprint},
+        "examples": examples,
         "run": None if targets.run is None else targets.run.digest,
     }
+    _same_examples(recipe_file, examples)
     claim(recipe_file, settings)
+
+
+def _same_examples(recipe_file: Path, now: dict[str, Any]) -> None:
+    """Raises UserError where the training in the folder is of other images."""
+    try:
+        before = json.loads(recipe_file.read_text(encoding="utf-8"))["examples"]
+        same = before == now
+        count = int(before["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # ``claim`` has its own words for these
+    if not same:
+        raise UserError(
+            f"{recipe_file.parent} is trained on {count} images, and now {now['images']} have a mask: others were "
+            "added, left out or put on the list. Choose another --out for a new training; predict goes on using the "
+            "network there"
+        )
 
 
 def _is_own(recipe_file: Path) -> bool:
