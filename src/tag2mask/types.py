@@ -227,7 +227,8 @@ class Method(Protocol):
 class Trainable(Method, Protocol):
     """A method that learns first: from tags (CLIMS), or from an earlier run's maps (WeakCLIP, POT, IRN).
 
-    It may name options that do not touch what is learned, in a tuple ``label_options``.
+    It may name options that do not touch what is learned, in a tuple ``label_options``; one that may label without
+    having learned says in ``learns`` whether it is to learn.
     """
 
     def fit(self, data: Dataset, run: Run, prior: Run | None = None) -> None:

@@ -22,7 +22,7 @@ from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.ops.masks import upsample
 from tag2mask.run.folder import Run
 from tag2mask.run.training import steps_done
-from tag2mask.stages.fit import FIT_DATA, FITTED, fitted_digest
+from tag2mask.stages.fit import FIT_DATA, FITTED, fitted_digest, learns
 from tag2mask.stages.label import label
 from tag2mask.types import IGNORE, ClassSet, Item, Method, Online, Prior, TextSet, Trainable
 from tiny_clips import oracle, write_tokenizer
@@ -39,7 +39,11 @@ def one_thread():
 
 WORDS = TextSet(names=("red", "cat", "dog"), templates=("a photo of the {}.",), background=("photo", "the"))
 
+GIVEN = "classifier-cam given"
+"""The method that may label without having learned, as it does that."""
+
 FITS = {
+    "classifier-cam": {"steps": 2, "batch": 2, "crop": 32, "long_side": (24, 40)},
     "clims": {"steps": 2, "batch": 2, "crop": 32, "long_side": (24, 40)},
     "irn": {"steps": 2, "batch": 2, "crop": 36, "radius": 5, "displacement_width": 32, "walk_steps": 8},
     "psa": {"steps": 2, "batch": 2, "crop": 72, "walk_steps": 8},
@@ -100,13 +104,14 @@ def random_classifier() -> tempfile.TemporaryDirectory:
 def build(name: str, classes: ClassSet) -> Method:
     if name in TOYS:
         return TOYS[name](classes, None, TOYS[name].Options())
-    made = method_class(name)
+    kind = name.removesuffix(" given")
+    made = method_class(kind)
     options = {"weights": random_classifier().name} if "weights" in made.Options.model_fields else {}
     options |= FITS.get(name, {})
-    return make_method(name, classes, clip=random_clip() if made.needs_clip else None, **options)
+    return make_method(kind, classes, clip=random_clip() if made.needs_clip else None, **options)
 
 
-@pytest.fixture(scope="module", params=[*METHODS, *TOYS])
+@pytest.fixture(scope="module", params=[*METHODS, GIVEN, *TOYS])
 def case(request, tmp_path_factory) -> Case:
     folder = tmp_path_factory.mktemp(request.param)
     data = make_data(folder / "images", count=7)
@@ -116,7 +121,7 @@ def case(request, tmp_path_factory) -> Case:
     if method.needs_prior:
         label(data, TrainingFree(CLASSES, None, TrainingFree.Options()), folder / "prior", progress=False)
         prior = Run.open(folder / "prior")
-    if isinstance(method, Trainable):
+    if learns(method):
         label(data, method, folder / "fit", prior=prior, fit_only=True, progress=False)
         fitted = Run.open(folder / "fit")
         method = build(request.param, data.classes)
@@ -226,7 +231,7 @@ def test_fit_goes_on_where_it_stopped(case, monkeypatch):
     if case.fitted is None:
         pytest.skip("nothing to fit")
     monkeypatch.setattr("tag2mask.segment.affinity_training.SAVE_STEPS", 1)
-    monkeypatch.setattr("tag2mask.methods.clims_training.SAVE_STEPS", 1)
+    monkeypatch.setattr("tag2mask.methods.fitting.classifier.SAVE_STEPS", 1)
     folder, replace_file, written, left = case.folder / "fit-again", os.replace, [], []
 
     def breaking(source, target, **more):

@@ -13,7 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from tag2mask.models.classifier import STORYBOOK_RESNET, warn_of_weights
+from tag2mask.models.classifier import warn_of_weights
+from tag2mask.models.find_classifier import STORYBOOK_RESNET
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.run.files import write_atomic
@@ -32,7 +33,10 @@ class RefinerOptions(BaseModel):
 
     steps: int = Field(300, ge=1, description="training steps")
     variant: Literal["paper", "released"] = Field("paper", description="as the paper says, or as its code does")
-    weights: str = Field(STORYBOOK_RESNET, description="of the backbone: storybook-resnet, a folder or a file")
+    weights: str = Field(
+        STORYBOOK_RESNET,
+        description="of the backbone: storybook-resnet, a run of classifier-cam that learned, a folder or a file",
+    )
     threshold: float | None = Field(
         PAPER_THRESHOLD, gt=0, lt=1, description="where the earlier maps shall decide; none takes them as they are"
     )

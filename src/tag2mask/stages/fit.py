@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
@@ -62,6 +62,11 @@ class TagsOnly:
     def __iter__(self) -> Iterator[Sample]:
         for index in range(len(self)):
             yield self[index]
+
+
+def learns(method: Method) -> TypeGuard[Trainable]:
+    """Whether a method learns before it labels. One that may do without says in ``learns`` whether it does."""
+    return isinstance(method, Trainable) and bool(getattr(method, "learns", True))
 
 
 def fit(
@@ -204,8 +209,9 @@ def open_fitted(
         UserError: no run, no finished fit, or one of another method, other options, weights or classes.
     """
     run = fitted if isinstance(fitted, Run) else Run.open(fitted)
-    if not isinstance(method, Trainable):
-        raise UserError(f"{named['method']} learns nothing, so it cannot take what was fitted in {run.path}")
+    if not learns(method):
+        how = " with these options" if isinstance(method, Trainable) else ""
+        raise UserError(f"{named['method']} learns nothing{how}, so it cannot take what was fitted in {run.path}")
     theirs = run.settings.get("method")
     if theirs != named["method"]:
         raise UserError(f"{run.path} is a run of {theirs}, not of {named['method']}; give one of the same method")

@@ -14,6 +14,7 @@ import torch
 
 from tag2mask.methods import known_methods, make_method, make_options, method_class
 from tag2mask.methods.refiners import Refiner
+from tag2mask.models.find_classifier import weights_file
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.ops.crf import preset
 from tag2mask.run.ahead import ahead
@@ -23,7 +24,7 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
 from tag2mask.stages.changes import Changes, Removed, left_over
-from tag2mask.stages.fit import make_ready, open_fitted
+from tag2mask.stages.fit import learns, make_ready, open_fitted
 from tag2mask.stages.plan import load, plan, survey
 from tag2mask.stages.work import Labeller, Summary, Work, describe, device_of, place
 from tag2mask.types import ClassSet, Dataset, MaskRule, Method, Sample, Trainable, UserError
@@ -117,7 +118,7 @@ def label(
         warn(
             f"the earlier run is of images in {made_from}, these are in {data.root}: equal names are taken for equal"
         )
-    learned: dict[str, Any] = {"fitted": "here"} if isinstance(method, Trainable) else {}
+    learned: dict[str, Any] = {"fitted": "here"} if learns(method) else {}
     elsewhere = None
     if fitted is not None:
         decided = {**named, "clip": _clip_of(method), **_resolved_of(method)}
@@ -125,7 +126,9 @@ def label(
         learned = {"fitted": {"sha256": digest}}
     if (fit_only or refit) and learned.get("fitted") != "here":
         option = "fit_only (--fit-only)" if fit_only else "refit (--refit); overwrite (--overwrite) labels all anew"
-        raise UserError(f"{named['method']} has nothing to fit here; leave out {option}")
+        may = isinstance(method, Trainable) and elsewhere is None
+        hint = f" (`tag2mask methods {named['method']}` says which options make it learn)" if may else ""
+        raise UserError(f"{named['method']} has nothing to fit here{hint}; leave out {option}")
     total, fingerprint = survey(
         data, shard, files=_fit_files(before) if learned.get("fitted") == "here" else _no_files
     )
@@ -167,7 +170,7 @@ def label(
             method.load(elsewhere)  # type: ignore[attr-defined]  # open_fitted has seen that it can
             if isinstance(method, Refiner) and before is not None:
                 method.follow(before)
-        elif isinstance(method, Trainable):
+        elif learns(method):
             make_ready(method, data, run, before, fingerprint=fingerprint, shard=shard, progress=progress)
         if fit_only:
             return Summary(str(run.path), "labelled", total)
@@ -221,7 +224,11 @@ def _fit_files(before: Run | None) -> Callable[[Sample], tuple[Path, ...]]:
 def _supervision(before: Run | None, method: Method) -> str:
     """What people gave: to the earlier run, and to the weights that the method starts with."""
     parts = ["tags"] if before is None else str(before.settings.get("supervision", "tags")).split("+")
-    file = Path(str(getattr(getattr(method, "options", None), "weights", ""))).expanduser()
+    weights = str(getattr(getattr(method, "options", None), "weights", ""))
+    try:
+        file = weights_file(weights)
+    except UserError:
+        return "+".join(parts)  # drawn, or of a kind that another package's method knows
     if file.is_file() and file.suffix != ".params":  # MXNet's are ImageNet's classifier
         parts += [part for part in pixel_labels(file) if part not in parts]
     return "+".join(parts)

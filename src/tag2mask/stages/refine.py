@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tag2mask.run.folder import SEEDS
+from tag2mask.stages.fit import learns
 from tag2mask.stages.label import label
 from tag2mask.stages.recipe import Recipe
 from tag2mask.stages.work import Summary
-from tag2mask.types import Trainable, UserError
+from tag2mask.types import UserError
 
 
 def label_refined(
@@ -45,7 +46,7 @@ def label_refined(
     if recipe.refine is None:
         raise UserError("nothing to refine with; name a refiner, such as --refine irn")
     seeds = Path(out) / SEEDS
-    learns = isinstance(recipe.method, Trainable)
+    own_fit = learns(recipe.method)
     first = label(
         recipe.data,
         recipe.method,
@@ -53,8 +54,8 @@ def label_refined(
         rule=recipe.rule,
         noted=recipe.noted,
         prior=prior,
-        overwrite=overwrite or (refit and not learns),
-        refit=refit and learns,
+        overwrite=overwrite or (refit and not own_fit),
+        refit=refit and own_fit,
         **how,
     )
     second = label(
