@@ -141,12 +141,13 @@ class ClassifierCAM:
         self.options = options = options or ClassifierCAMOptions()
         self.classes = classes
         self.device = torch.device("cpu")
-        warn_of_weights(options.weights, f"a classifier of your images ({MAKE} makes one)")
         self.ready = not self.learns
         if self.learns:
+            warn_of_weights(options.weights)
             self.sha256 = None if options.weights == RANDOM else weights_sha256(options.weights)
             self._read_with(self.start())
         else:
+            warn_of_weights(options.weights, f"weights that were trained on yours; {MAKE} makes them")
             classifier, self.sha256 = load_classifier(options.weights)
             self._read_with(classifier)
 
