@@ -40,6 +40,7 @@ from tag2mask.segment.augment import Augment, LongSide
 from tag2mask.segment.tagged import TaggedImages
 from tag2mask.stages.fit import FITTED, fitted_digest
 from tag2mask.stages.label import label
+from tag2mask.stages.report_weights import weights_of
 from tag2mask.storybook import draw_scene
 from tag2mask.storybook.render import scene_seed
 from tag2mask.types import ClassSet, Sample, UserError
@@ -263,6 +264,10 @@ def test_labels_by_the_run_are_those_of_the_run(weights, data, tmp_path):
         assert first.mask_path(sample.id).read_bytes() == second.mask_path(sample.id).read_bytes()
         assert first.scores_path(sample.id).read_bytes() == second.scores_path(sample.id).read_bytes()
     assert (first.settings["fitted"], "fitted" in second.settings) == ("here", False)
+    assert weights_of(first)[0].startswith(
+        f"Backbone: {weights} (sha256 "
+    )  # not what labelled, but what it began with
+    assert weights_of(second)[0].startswith(f"Classifier: {tmp_path / 'run'} (sha256 ")
 
 
 def test_pixel_labels_behind_the_first_weights_are_not_forgotten(weights, data, tmp_path):
