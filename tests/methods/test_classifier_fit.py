@@ -124,17 +124,17 @@ def test_it_starts_from_imagenet_weights_or_from_nothing(weights, tmp_path):
 )
 def test_a_fit_is_what_its_steps_are(frozen, weights, data, tmp_path):
     """Against a loop written here, in double precision: the loss by its formula, SGD by hand, poly, head times 10."""
-    run = learn(data, tmp_path / "run", weights, steps=3, weight_decay=0.5, **frozen)
-    start, _ = start_classifier(weights, CLASSES.foreground)
+    run = learn(data, tmp_path / "run", weights, steps=3, weight_decay=0.5, seed=2, **frozen)
+    start, _ = start_classifier(weights, CLASSES.foreground, seed=2)
     network, before = start.double().train(), {k: v.clone() for k, v in start.double().state_dict().items()}
     if frozen.get("frozen_norm"):
         network.eval()
     parts = [("conv1", "bn1"), ("layer1",), ("layer2",)][: frozen["frozen_parts"]]
     first = {each for part in parts for each in part}
     still = {name for name, _ in network.named_parameters() if name.split(".")[1] in first}
-    seen = TaggedImages(data, Augment(32, scale=LongSide(24, 40), place="anywhere", resample="bicubic"), 0)
+    seen = TaggedImages(data, Augment(32, scale=LongSide(24, 40), place="anywhere", resample="bicubic"), 2)
     for step in range(3):
-        pictures, tags = seen.collate([seen[Draw(step, int(i))] for i in sample_indices(0, step, 3, 7)])
+        pictures, tags = seen.collate([seen[Draw(step, int(i))] for i in sample_indices(2, step, 3, 7)])
         p = network(standardise(pictures, MEAN, STD).double()).sigmoid()
         target = torch.stack([torch.isin(torch.arange(1, 4), own) for own in tags]).double()
         network.zero_grad()
