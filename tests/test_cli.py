@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from tag2mask.cli import SOME_FAILED, app
 from tag2mask.data.png import read_mask
+from tag2mask.models.classifier import load_backbone
 from tag2mask.run.folder import Run
 from tag2mask.storybook import embedded_clip, render
 
@@ -309,6 +310,7 @@ def test_every_command_of_the_readme_runs(scenes, tmp_path, monkeypatch):
     shutil.copytree(scenes, "VOC2012")
     os.rename("VOC2012/ImageSets/Segmentation/val.txt", "VOC2012/ImageSets/Segmentation/train.txt")
     shutil.copytree(ROOT / "recipes", "recipes")
+    torch.save(load_backbone("storybook-resnet").state_dict(), "resnet50-19c8e357.pth")
     shutil.copytree(scenes / "JPEGImages", "train2014")
     instances = {
         "images": [
@@ -339,8 +341,14 @@ def test_every_command_of_the_readme_runs(scenes, tmp_path, monkeypatch):
             words += [*CLIP, "--set", "allow_unknown=true"]
         if words[0] == "train":
             words += ["--set", "steps=2", "--set", "batch=2"]
+        if "epochs=5" in words:
+            words[words.index("epochs=5")] = "steps=1"
+            words += ["--set", "batch=2", "--set", "crop=64"]
         if "clims" in words:
+            words += CLIP if "--clip" not in words else []
             words += ["--set", "steps=1", "--set", "batch=2", "--set", "allow_unknown=true"]
+        if "irn" in words and "--refine" not in words:
+            words += ["--set", "steps=2", "--set", "batch=2"]
         if "--refine" in words:
             words += ["--refine-set", "steps=2", "--refine-set", "batch=2"]
         if words[:2] == ["storybook", "render"]:

@@ -19,7 +19,9 @@ from tag2mask.data.image import read_image
 from tag2mask.methods import clims_training as subject
 from tag2mask.methods import make_method
 from tag2mask.methods.clims import WEIGHTS, CLIMSOptions, _native_size, make_recipe
-from tag2mask.methods.clims_training import CLIMSTraining, Critic, TagCaptions, TagTraining
+from tag2mask.methods.clims_training import CLIMSTraining, Critic, TagCaptions, descent_of
+from tag2mask.methods.fitting import classifier as fitting
+from tag2mask.methods.fitting.classifier import tag_training
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier, save_classifier
 from tag2mask.models.convert import from_openai_state
@@ -29,6 +31,7 @@ from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import sample_indices
+from tag2mask.run.tag_training import TagTraining
 from tag2mask.stages.fit import fit
 from tag2mask.stages.label import label
 from tag2mask.types import ClassSet, Sample, TextSet, UserError
@@ -298,6 +301,10 @@ def test_what_clip_is_fed(clip, weights, variant):
 # --- the fit
 
 
+def start_training(network, recipe, weight_decay, steps):
+    return tag_training(network, 3, descent_of(recipe, recipe.baseline_lr, weight_decay, steps))
+
+
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_the_classifier_before_it(variant, clip, weights):
     """One step by hand: the tags' own rows are the targets, a picture without tags teaches nothing."""
@@ -305,7 +312,7 @@ def test_the_classifier_before_it(variant, clip, weights):
     texts = {"clims": TEXTS, "clims-released": TEXTS}
     method = make_method("clims", replace(CLASSES, texts=texts), clip=clip, weights=weights, **{**SMALL, **options})
     network, _ = method.start()
-    module = subject.TagTraining(network, replace(method.recipe, frozen_norm=True), 0.03, 4)
+    module = start_training(network, replace(method.recipe, frozen_norm=True), 0.03, 4)
     pictures, _ = pictures_and_maps(3)
     tags = [torch.tensor([1, 3]), torch.tensor([2]), torch.zeros(0, dtype=torch.int64)]
     with pytest.warns(UserWarning, match="log"):
@@ -341,8 +348,10 @@ def test_the_stem_learns_nothing(part, clip, weights):
     method = method_of(clip, weights, lr=1.0, baseline_lr=1.0)
     network, _ = method.start()
     critic = Critic(CLASSES, TEXTS, clip, method.recipe)
-    start = TagTraining(network, method.recipe, 0.5, 2)
-    module = start if part == "start" else CLIMSTraining(network, critic, method.recipe, 0.5, 2)
+    if part == "start":
+        module = start_training(network, method.recipe, 0.5, 2)
+    else:
+        module = CLIMSTraining(network, critic, descent_of(method.recipe, method.recipe.lr, 0.5, 2))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     pictures, _ = pictures_and_maps(3)
     optimizer = module.configure_optimizers()["optimizer"]
@@ -401,7 +410,7 @@ class Killed(BaseException):
 
 
 def test_killed_in_any_part_it_ends_in_the_same_bits(clip, weights, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(subject, "SAVE_STEPS", 2)
+    monkeypatch.setattr(fitting, "SAVE_STEPS", 2)
     options = {
         "allow_unknown": True,
         "finetune_clip": 3,

@@ -54,7 +54,11 @@ def the_toys_architecture():
 
 WORDS = TextSet(names=("red", "cat", "dog"), templates=("a photo of the {}.",), background=("photo", "the"))
 
+GIVEN = "classifier-cam given"
+"""The method that may label without having learned, as it does that."""
+
 FITS = {
+    "classifier-cam": {"steps": 2, "batch": 2, "crop": 32, "long_side": (24, 40)},
     "clims": {"steps": 2, "batch": 2, "crop": 32, "long_side": (24, 40)},
     "irn": {"steps": 2, "batch": 2, "crop": 36, "radius": 5, "displacement_width": 32, "walk_steps": 8},
     "psa": {"steps": 2, "batch": 2, "crop": 72, "walk_steps": 8},
@@ -115,13 +119,14 @@ def random_classifier() -> tempfile.TemporaryDirectory:
 def build(name: str, classes: ClassSet) -> Method:
     if name in TOYS:
         return TOYS[name](classes, TOYS[name].Options())
-    made = method_class(name)
+    kind = name.removesuffix(" given")
+    made = method_class(kind)
     options = {"weights": random_classifier().name} if "weights" in made.Options.model_fields else {}
     options |= FITS.get(name, {})
-    return make_method(name, classes, clip=random_clip() if "clip" in made.needs else None, **options)
+    return make_method(kind, classes, clip=random_clip() if "clip" in made.needs else None, **options)
 
 
-@pytest.fixture(scope="module", params=[*METHODS, *TOYS])
+@pytest.fixture(scope="module", params=[*METHODS, GIVEN, *TOYS])
 def case(request, tmp_path_factory) -> Case:
     folder = tmp_path_factory.mktemp(request.param)
     data = make_data(folder / "images", count=7)
@@ -131,7 +136,7 @@ def case(request, tmp_path_factory) -> Case:
     if method.earlier_run(method.options).needed:
         label(data, TrainingFree(CLASSES, TrainingFree.Options()), folder / "prior", progress=False)
         prior = Run.open(folder / "prior")
-    if isinstance(method, Trainable):
+    if method.learns:
         label(data, method, folder / "fit", prior=prior, fit_only=True, progress=False)
         fitted = Run.open(folder / "fit")
         method = build(request.param, data.classes)
@@ -240,7 +245,7 @@ def test_fit_goes_on_where_it_stopped(case, monkeypatch):
     if case.fitted is None:
         pytest.skip("nothing to fit")
     monkeypatch.setattr("tag2mask.segment.affinity_training.SAVE_STEPS", 1)
-    monkeypatch.setattr("tag2mask.methods.clims_training.SAVE_STEPS", 1)
+    monkeypatch.setattr("tag2mask.methods.fitting.classifier.SAVE_STEPS", 1)
     folder, replace_file, written, left = case.folder / "fit-again", os.replace, [], []
 
     def breaking(source, target, **more):

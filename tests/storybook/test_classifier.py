@@ -15,6 +15,7 @@ import tag2mask
 from tag2mask.models.classifier import MEAN, STD, load_classifier, save_classifier
 from tag2mask.run.lock import locked
 from tag2mask.run.sampling import Draw, Training
+from tag2mask.run.tag_training import tag_loss
 from tag2mask.run.training import fit
 from tag2mask.storybook import CLASSES, draw_scene, train_classifier
 from tag2mask.storybook.cache import EDITION, Rendered, render_cache
@@ -22,12 +23,11 @@ from tag2mask.storybook.classifier import (
     DICE,
     ClassifierRecipe,
     augment,
-    loss_of,
     make_classifier,
     measure,
 )
 from tag2mask.storybook.render import scene_seed
-from tag2mask.storybook.train_classifier import TaggedPictures, TagTraining, pretrain_resnet
+from tag2mask.storybook.train_classifier import TaggedPictures, pretrain_resnet, tag_training
 from tag2mask.types import UserError
 
 TINY = ClassifierRecipe(width=2, scenes=12, size=(24, 32), crop=(16, 24), batch=4, steps=6, warmup=2)
@@ -99,7 +99,7 @@ def test_a_sample_depends_on_its_draw_alone(scenes) -> None:
 
 
 def test_norms_do_not_decay() -> None:
-    groups = TagTraining(TINY, make_classifier(TINY)).configure_optimizers()["optimizer"].param_groups
+    groups = tag_training(TINY, make_classifier(TINY)).configure_optimizers()["optimizer"].param_groups
     assert [{p.ndim for p in group["params"]} for group in groups] == [{4}, {1}]
     assert groups[0]["weight_decay"] > groups[1]["weight_decay"] == 0
 
@@ -109,11 +109,11 @@ def test_stopped_and_gone_on_is_as_never_stopped(scenes, tmp_path) -> None:
 
     def train(folder: str, *legs: int | None) -> dict[str, torch.Tensor]:
         for steps in legs:
-            module = TagTraining(TINY, make_classifier(TINY))
+            module = tag_training(TINY, make_classifier(TINY))
             training = Training(TINY.steps, TINY.batch, device="cpu", minutes=0 if steps == 1 else None)
             trainer = fit(module, scenes, training, tmp_path / folder, show=False)
         assert trainer.global_step == TINY.steps
-        return module.model.state_dict()
+        return module.network.state_dict()
 
     whole, stopped = train("whole", None), train("stopped", 1, 1, None)
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
@@ -204,7 +204,7 @@ def test_a_compiled_loss_is_what_is_trained(tmp_path, monkeypatch) -> None:
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
     pretrain_resnet(tmp_path, TINY, device="cpu", minutes=0, scenes=2, workers=1, compiled=True, progress=False)
-    assert compiled == [loss_of]
+    assert compiled == [tag_loss]
 
 
 def test_begins_with_the_weights_it_is_given(tmp_path) -> None:
@@ -267,7 +267,7 @@ def test_the_guess_is_the_share_of_pictures_that_show_a_class() -> None:
 
 def test_loss_falls(scenes) -> None:
     recipe = dataclasses.replace(TINY, steps=30, lr=1e-2, zoom=(1.0, 1.0), jitter=0.0)
-    module = TagTraining(recipe, make_classifier(recipe))
+    module = tag_training(recipe, make_classifier(recipe))
     optimizer = module.configure_optimizers()["optimizer"]
     data = scenes
     batch = data.collate([data[Draw(0, i)] for i in range(12)])

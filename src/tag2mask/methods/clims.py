@@ -39,7 +39,6 @@ differ in its weight decay (0.003, 0.001). Images without tags take no part; the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,9 +48,11 @@ import torch
 from pydantic import Field
 
 from tag2mask.methods.cam_reader import CAMOptions, CAMReader
+from tag2mask.methods.classifier_cam import SCENES
 from tag2mask.methods.protocol import Trainable
-from tag2mask.models.classifier import STORYBOOK_RESNET, load_classifier, warn_of_weights
+from tag2mask.models.classifier import warn_of_weights
 from tag2mask.models.clims import CLIMSNetwork, build_clims
+from tag2mask.models.find_classifier import STORYBOOK_RESNET, weights_sha256
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.models.weights import STORYBOOK as STORYBOOK_CLIP
 from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO, CLIMSLoss
@@ -74,7 +75,8 @@ class CLIMSOptions(CAMOptions):
     variant: Literal["paper", "released"] = Field("paper", description="the camera-ready, or the current repository")
     weights: str = Field(
         STORYBOOK_RESNET,
-        description="the start: folder of a classifier trained on tags, storybook-resnet, or ImageNet weights (.pth)",
+        description="the start: a run of classifier-cam that learned, a classifier's folder, storybook-resnet, or "
+        "ImageNet weights (.pth)",
     )
     epochs: float | None = Field(None, gt=0, description="of CLIMS's training")
     steps: int | None = Field(None, ge=1, description="of CLIMS's training, instead of epochs")
@@ -214,13 +216,7 @@ def _native_size(clip: CLIP) -> int:
     return clip.model.vision.native_grid[0] * clip.model.vision.patch
 
 
-STORYBOOK: dict[str, Any] = {
-    "batch": 8,
-    "crop": 192,
-    "long_side": (192, 256),
-    "frozen_norm": True,
-    "epochs": 2,
-}
+STORYBOOK: dict[str, Any] = {**SCENES, "epochs": 2}
 """For storybook-resnet, whose scenes are small: two epochs of 200 scenes are 50 steps. After 100 the maps of boats
 were worse again, on 60 scenes of ``val`` (seed 1) and with earlier weights."""
 
@@ -275,13 +271,7 @@ class CLIMS(Trainable):
     @property
     def resolved(self) -> dict[str, object]:
         """What decides the results beside the options."""
-        file = Path(self.options.weights)
-        sha256 = (
-            hashlib.sha256(file.read_bytes()).hexdigest()
-            if file.is_file()
-            else load_classifier(self.options.weights)[1]
-        )
-        return {"weights_sha256": sha256, "recipe": self.recipe}
+        return {"weights_sha256": weights_sha256(self.options.weights), "recipe": self.recipe}
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
         """Train on images and tags; goes on where it was stopped.

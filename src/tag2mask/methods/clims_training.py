@@ -21,10 +21,11 @@ import lightning.pytorch as lightning
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.methods.clims import CLIMS, WEIGHTS, CLIMSRecipe
+from tag2mask.methods.fitting.classifier import Descent, make_training, part, steps_of, tag_training
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.clims import CLIMSNetwork, activation, embed_images
 from tag2mask.models.text import FeatureCache
@@ -45,14 +46,12 @@ from tag2mask.ops.clims import (
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.run.files import write_atomic
 from tag2mask.run.sampling import Training
-from tag2mask.run.training import LAST, fit, steps_done
+from tag2mask.run.training import steps_done
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, LongSide
-from tag2mask.segment.schedule import conv_groups, poly, sgd
 from tag2mask.segment.tagged import Batch, TaggedImages
 from tag2mask.types import ClassSet, Dataset, TextSet, UserError
 
-SAVE_STEPS = 200
 _LOOKED_AT = 500
 """Images that a threshold is calibrated on."""
 
@@ -79,42 +78,26 @@ def train(method: CLIMS, data: Dataset, folder: Path) -> None:
     network, _ = method.start()
     if recipe.baseline_epochs and not steps_done(folder):
         steps = steps_of(recipe.baseline_epochs, len(tagged), recipe.batch)
-        start = TagTraining(network, recipe, options.weight_decay, steps)
+        descent = descent_of(recipe, recipe.baseline_lr, options.weight_decay, steps)
+        start = tag_training(network, len(method.classes.foreground), descent)
         if not recipe.decay_as_momentum:  # the camera-ready's crop; the current repository keeps the crop of CLIMS
             tagged = TaggedImages(data, replace(shapes, crop=recipe.inner_crop), options.seed, tagged_only=True)
         part(start, tagged, _training(method, steps), folder / "baseline", "clims start")
     steps = options.steps or steps_of(recipe.epochs, len(images), recipe.batch)
-    module = CLIMSTraining(network, critic, recipe, options.weight_decay, steps)
+    module = CLIMSTraining(network, critic, descent_of(recipe, recipe.lr, options.weight_decay, steps))
     part(module, images, _training(method, steps), folder, "clims")
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     write_atomic(folder / WEIGHTS, safetensors.torch.save(state), sync=True)
 
 
-def steps_of(epochs: float, images: int, batch: int) -> int:
-    """Optimiser steps of so many epochs, at least one."""
-    return max(1, round(epochs * images / batch))
-
-
-def part(module: lightning.LightningModule, dataset: Any, training: Training, folder: Path, label: str) -> None:
-    """Train ``module`` to the end, or take up what an earlier call ended with."""
-    if steps_done(folder) < training.steps:
-        fit(module, dataset, training, folder, label=label, unit="images")
-    else:
-        state = torch.load(folder / LAST, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
+def descent_of(recipe: CLIMSRecipe, lr: float, weight_decay: float, steps: int) -> Descent:
+    """How CLIMS's network learns in both of its trainings; the stem learns nothing, as in both codes."""
+    return Descent(steps, lr, weight_decay, recipe.momentum, recipe.decay_as_momentum, recipe.frozen_norm)
 
 
 def _training(method: CLIMS, steps: int) -> Training:
-    return Training(
-        steps,
-        method.recipe.batch,
-        seed=method.options.seed,
-        device=str(method.device),
-        clip_norm=None,
-        save_steps=SAVE_STEPS,
-        log_steps=10,
-        workers=method.options.workers,
-    )
+    options = method.options
+    return make_training(steps, method.recipe.batch, seed=options.seed, device=method.device, workers=options.workers)
 
 
 # --- the critic ----------------------------------------------------------------------------------------
@@ -215,65 +198,18 @@ def _threshold(critic: Critic, method: CLIMS, data: Dataset, path: Path) -> floa
 # --- the trainings -------------------------------------------------------------------------------------
 
 
-class _Poly(lightning.LightningModule):
-    """A network under SGD with polynomial decay; the stem learns nothing, as in both codes."""
+class CLIMSTraining(lightning.LightningModule):
+    """CLIMS itself."""
 
-    def __init__(
-        self, network: CLIMSNetwork, recipe: CLIMSRecipe, lr: float, weight_decay: float, steps: int
-    ) -> None:
+    def __init__(self, network: CLIMSNetwork, critic: Critic, descent: Descent) -> None:
         super().__init__()
-        # Lightning leaves modes as they are
-        self.network, self.recipe = network.train().requires_grad_(True), recipe
-        if recipe.frozen_norm:
-            for module in network.backbone.modules():  # a new head's norms have no statistics to keep
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
-        for module in (network.backbone.conv1, network.backbone.bn1):
-            module.requires_grad_(False)
+        descent.prepare(network)
+        self.network, self.descent = network, descent
+        self.critic = critic  # no module: its CLIP is neither trained nor kept in the checkpoints
 
     def configure_optimizers(self) -> Any:
         """The papers' groups and rates, by the step."""
-        groups = conv_groups(self.network.backbone, self.network.head, self.lr, self.weight_decay)
-        optimizer = sgd(
-            groups,
-            self.lr,
-            self.weight_decay,
-            momentum=self.recipe.momentum,
-            decay_as_momentum=self.recipe.decay_as_momentum,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: poly(step, self.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class TagTraining(_Poly):
-    """The classifier that CLIMS starts from: the mean of each map is the logit of its tag."""
-
-    def __init__(self, network: CLIMSNetwork, recipe: CLIMSRecipe, weight_decay: float, steps: int) -> None:
-        super().__init__(network, recipe, recipe.baseline_lr, weight_decay, steps)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Multi-label soft margin loss."""
-        pictures, tags = batch
-        logits = self.network(standardise(pictures, MEAN, STD))  # (B, C)
-        target = torch.zeros_like(logits)
-        for row, own in zip(target, tags, strict=True):
-            row[own - 1] = 1
-        known = torch.tensor([bool(len(own)) for own in tags], device=logits.device)
-        losses = F.multilabel_soft_margin_loss(logits, target, reduction="none")  # (B,)
-        loss = losses[known].sum() / known.sum().clamp_min(1)  # an image that cannot be read has no tags
-        self.log("loss", loss.detach())
-        return loss
-
-
-class CLIMSTraining(_Poly):
-    """CLIMS itself."""
-
-    def __init__(
-        self, network: CLIMSNetwork, critic: Critic, recipe: CLIMSRecipe, weight_decay: float, steps: int
-    ) -> None:
-        super().__init__(network, recipe, recipe.lr, weight_decay, steps)
-        self.critic = critic  # no module: its CLIP is neither trained nor kept in the checkpoints
+        return self.descent.optimizer(self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of the four losses."""

@@ -100,6 +100,11 @@ class Method(ABC):
         return EarlierRun()
 
     @property
+    def learns(self) -> bool:
+        """Whether it is fitted before it labels; of one that may, its options can say."""
+        return False
+
+    @property
     def resolved(self) -> Mapping[str, Any]:
         """Options as they took effect, and what else decides the results, as run.yaml shall keep it."""
         return {}
@@ -133,6 +138,11 @@ class Trainable(Method):
     """
 
     label_options: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is fitted before it labels."""
+        return True
 
     @abstractmethod
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:

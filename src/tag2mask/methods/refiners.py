@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tag2mask.methods.protocol import EarlierRun, MethodOptions, Trainable
-from tag2mask.models.classifier import STORYBOOK_RESNET, warn_of_weights
+from tag2mask.models.classifier import warn_of_weights
+from tag2mask.models.find_classifier import STORYBOOK_RESNET
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.run.files import write_atomic
@@ -30,7 +31,10 @@ class RefinerOptions(MethodOptions):
 
     steps: int = Field(300, ge=1, description="training steps")
     variant: Literal["paper", "released"] = Field("paper", description="as the paper says, or as its code does")
-    weights: str = Field(STORYBOOK_RESNET, description="of the backbone: storybook-resnet, a folder or a file")
+    weights: str = Field(
+        STORYBOOK_RESNET,
+        description="of the backbone: storybook-resnet, a run of classifier-cam that learned, a folder or a file",
+    )
     threshold: float | None = Field(
         PAPER_THRESHOLD, gt=0, lt=1, description="where the earlier maps shall decide; none takes them as they are"
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.resources
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.backbone import IRN, Layout, ResNet
+from tag2mask.models.find_classifier import MODEL_TYPE, STORYBOOK_RESNET, find_classifier, is_classifier
 from tag2mask.models.public_resnet import OWN, outside, read_resnet
 from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.models.state import fit_state, read_state
@@ -28,8 +28,8 @@ from tag2mask.run.files import write_atomic
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
-STORYBOOK_RESNET = "storybook-resnet"
-MODEL_TYPE = "tag2mask-classifier"
+RANDOM = "random"
+"""In the place of weights: those of a ResNet-50 are drawn."""
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of red, green and blue in 0..1
 STD = (0.229, 0.224, 0.225)
 SCALES = (1.0, 0.5, 1.5, 2.0)
@@ -114,14 +114,15 @@ def class_maps(
 
 
 def load_classifier(source: str | Path = STORYBOOK_RESNET) -> tuple[Classifier, str]:
-    """A classifier from a folder that ``save_classifier`` wrote, in evaluation mode, and its weights' sha256.
+    """A classifier of ours, in evaluation mode, and its weights' sha256.
 
-    source: the folder, or "storybook-resnet".
+    source: a folder that ``save_classifier`` wrote or the weights in it, a run of classifier-cam that learned, or
+    "storybook-resnet".
 
     Raises:
-        UserError: no such folder, or what is in it does not fit together.
+        UserError: no such classifier, or what is in its folder does not fit together.
     """
-    folder = _locate(source)
+    folder = find_classifier(source)
     layout, names = _read_config(folder / "config.json")
     file = folder / "model.safetensors"
     classifier = Classifier(names, layout)
@@ -130,19 +131,19 @@ def load_classifier(source: str | Path = STORYBOOK_RESNET) -> tuple[Classifier, 
 
 
 def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResNet:
-    """The backbone alone, from a classifier's folder or from a public ImageNet checkpoint (.pth, .safetensors).
+    """The backbone alone, from a classifier of ours or from a public ImageNet checkpoint (.pth, .safetensors).
 
     What else is in a checkpoint, such as its classifier (``fc.*``), is left out, with a message. Of a single file,
     the numbers of blocks and channels are read off the weights.
 
-    source: the folder, the file, or "storybook-resnet".
+    source: the file, or as ``load_classifier``.
     changes: of the layout, such as ``strides=(1, 2, 1, 1), frozen_norm=True``; shapes of weights cannot change.
 
     Raises:
         UserError: nothing there, or it does not fit the layout.
     """
-    path = Path(source)
-    if path.is_file():
+    path = Path(source).expanduser()
+    if not is_classifier(source):
         found = read_resnet(path, changes.get("stride_at", "3x3"))
         state, layout = found.state, found.layout
         if found.rest:
@@ -153,7 +154,7 @@ def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResN
             )
             warn(f"{path}: {outside(found.rest)}, {what}, were left out")
     else:
-        folder = _locate(source)
+        folder = find_classifier(source, ", or a public checkpoint (.pth, .safetensors)")
         layout, _ = _read_config(folder / "config.json")
         path = folder / "model.safetensors"
         prefix = "backbone."
@@ -164,13 +165,54 @@ def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResN
     return backbone.eval()
 
 
-def warn_of_weights(weights: str | Path) -> None:
+def start_classifier(
+    weights: str | Path, names: Sequence[str], *, seed: int = 0
+) -> tuple[Classifier, tuple[str, ...]]:
+    """A classifier before its training, in evaluation mode, and the classes that it cannot tell yet.
+
+    Args:
+        weights: as ``load_backbone``, or "random".
+        names: of the classes.
+        seed: of what is drawn: the rows of classes that the weights do not know, or everything.
+
+    Raises:
+        UserError: nothing there, or it does not fit.
+    """
+    backbone = None if str(weights) == RANDOM else load_backbone(weights, strides=IRN.strides)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = Classifier(names, IRN if backbone is None else backbone.layout)
+    if backbone is not None:
+        made.backbone.load_state_dict(backbone.state_dict())
+    known = take_rows(made.head.weight, weights, names)
+    return made.eval(), tuple(name for name in names if name not in known)
+
+
+def take_rows(weight: Tensor, source: str | Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Fill a head's last rows, those of ``names`` (C + ..., D, 1, 1), with a classifier's of the same names.
+
+    Returns:
+        The names that were found; none where ``source`` is no classifier of ours.
+    """
+    if str(source) == RANDOM or not is_classifier(source):
+        return ()
+    classifier, _ = load_classifier(source)
+    own = weight.detach()[-len(names) :]
+    known = tuple(name for name in names if name in classifier.names)
+    for name in known:
+        own[list(names).index(name)] = classifier.head.weight.detach()[classifier.names.index(name)]
+    return known
+
+
+def warn_of_weights(
+    weights: str | Path, instead: str = "weights that were trained on some, such as ImageNet's ResNet-50"
+) -> None:
     """Say of storybook-resnet that it knows no photographs; said where a user's images are about to be looked at."""
     if str(weights) == STORYBOOK_RESNET:
-        warn_of_scenes(STORYBOOK_RESNET, "weights that were trained on some, such as ImageNet's ResNet-50")
+        warn_of_scenes(STORYBOOK_RESNET, instead)
 
 
-def save_classifier(classifier: Classifier, folder: Path | str, card: str) -> None:
+def save_classifier(classifier: Classifier, folder: Path | str, card: str, supervision: str = "tags") -> None:
     """Write config.json, model.safetensors and MODEL_CARD.md.
 
     Convolutions are kept in float16. Batch norms stay float32: there are few, and a variance can leave float16's
@@ -181,35 +223,20 @@ def save_classifier(classifier: Classifier, folder: Path | str, card: str) -> No
     folder = Path(folder)
     layout = dataclasses.asdict(classifier.backbone.layout)
     config = {"model_type": MODEL_TYPE, "names": list(classifier.names), "layout": layout}
-    write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    write_atomic(folder / "MODEL_CARD.md", card.encode())
+    texts = {"config.json": json.dumps(config, indent=2) + "\n", "MODEL_CARD.md": card}
+    for name, text in texts.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != text.encode():  # killed here again and again, a fit gets on
+            write_atomic(path, text.encode())
     state = {
         name: value.detach().cpu().to(torch.float16 if value.ndim == 4 else torch.float32).contiguous()
         for name, value in classifier.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    about = {"model_type": MODEL_TYPE, "stride_at": classifier.backbone.layout.stride_at, "supervision": "tags"}
+    about = {"model_type": MODEL_TYPE, "stride_at": classifier.backbone.layout.stride_at, "supervision": supervision}
     told = {OWN: json.dumps(about)}  # one entry alone: the order of several changes from call to call
     # not save_file: that leaves a file which nobody but its owner may read
     write_atomic(folder / "model.safetensors", safetensors.torch.save(state, metadata=told))
-
-
-def _locate(source: str | Path) -> Path:
-    if str(source) == STORYBOOK_RESNET:
-        folder = Path(str(importlib.resources.files("tag2mask"))) / "storybook" / "weights" / "resnet"
-        what = (
-            f"{STORYBOOK_RESNET} is missing from this installation; install tag2mask again, or train it by "
-            "`tag2mask storybook pretrain-resnet -o DIR` and name DIR"
-        )
-    else:
-        folder = Path(source).expanduser()
-        what = f"expected a folder that `tag2mask storybook pretrain-resnet` wrote, or {STORYBOOK_RESNET}"
-        if not folder.exists():
-            raise UserError(f"{folder} does not exist; {what}, or a public checkpoint (.pth, .safetensors)")
-    lost = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-    if lost:
-        raise UserError(f"{folder}: holds no {' and no '.join(lost)}; {what}")
-    return folder
 
 
 def _read_config(path: Path) -> tuple[Layout, tuple[str, ...]]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.backbone import ResNet
-from tag2mask.models.classifier import load_backbone, load_classifier
+from tag2mask.models.classifier import load_backbone, take_rows
 from tag2mask.models.clip import CLIPModel
 
 
@@ -99,7 +99,7 @@ def build_clims(
     with. The rest is drawn from the seed.
 
     Args:
-        weights: a classifier's folder, "storybook-resnet", or a public ImageNet checkpoint, which knows no class.
+        weights: as ``load_backbone``; a public ImageNet checkpoint knows no class.
         names: of the classes, without background.
         head: "cam" is the current repository's, "camera-ready" the other.
         seed: of what is drawn.
@@ -109,20 +109,13 @@ def build_clims(
     """
     backbone = load_backbone(weights, strides=(1, 2, 2, 1))
     channels = backbone.layout.channels[-1]
-    known: tuple[str, ...] = ()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = CAMHead(channels, len(names)) if head == "cam" else CameraReadyHead(channels, len(names))
-    if not Path(weights).is_file():
-        classifier, _ = load_classifier(weights)
-        known = tuple(name for name in names if name in classifier.names)
-        if known and isinstance(made, CameraReadyHead):
-            nn.init.zeros_(made.bn3.weight)
-        first = made.classifier.out_channels - len(names)  # the camera-ready head has background before the classes
-        with torch.no_grad():
-            for name in known:
-                row = classifier.head.weight[classifier.names.index(name)]  # (D, 1, 1)
-                made.classifier.weight[first + list(names).index(name)] = row
+    # the camera-ready head has background before the classes
+    known = take_rows(made.classifier.weight, weights, names)
+    if known and isinstance(made, CameraReadyHead):
+        nn.init.zeros_(made.bn3.weight)
     network = CLIMSNetwork(backbone, made).eval()
     return network, tuple(name for name in names if name not in known)
 

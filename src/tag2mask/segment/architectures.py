@@ -17,13 +17,13 @@ from tag2mask.models.backbone import Layout, ResNet
 from tag2mask.models.classifier import (
     MEAN,
     STD,
-    STORYBOOK_RESNET,
     load_backbone,
     load_classifier,
     warn_of_weights,
 )
 from tag2mask.models.decoders import CCT_RESNET50, CCTNet
 from tag2mask.models.deeplab import CAFFE_RESNET101, SCALES, DeepLabV2, MultiScale, caffe_pixels, load_deeplab
+from tag2mask.models.find_classifier import STORYBOOK_RESNET, is_classifier, weights_file
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.models.small import SmallNet
 from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
@@ -173,8 +173,8 @@ def _build_cct(name: str, names: Names, options: CCTOptions, init: str) -> nn.Mo
 
 
 def _start(network: SmallNet | CCTNet, names: Names, init: str) -> None:
-    """Take the class maps too where ``init`` is a classifier's folder: a public checkpoint has other classes."""
-    if init not in (RANDOM, LATER) and not Path(init).is_file():
+    """Take the class maps too where ``init`` is a classifier of ours: a public checkpoint has other classes."""
+    if init not in (RANDOM, LATER) and is_classifier(init):
         network.start_from(load_classifier(init)[0], names)
 
 
@@ -244,6 +244,8 @@ def pixels_of_start(init: str, architecture: str) -> tuple[str, ...]:
         UserError: the weights cannot be read.
     """
     path = Path(init.removeprefix(WHOLE)).expanduser()
+    if path.is_dir():
+        path = weights_file(path)
     if path.is_file() and path.suffix != ".params":  # MXNet's are ImageNet's classifier
         return pixel_labels(path)
     if architecture.startswith(HUB) and init == "pretrained":

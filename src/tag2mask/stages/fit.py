@@ -207,8 +207,9 @@ def open_fitted(
         UserError: no run, no finished fit, or one of another method, other options, weights or classes.
     """
     run = fitted if isinstance(fitted, Run) else Run.open(fitted)
-    if not isinstance(method, Trainable):
-        raise UserError(f"{named['method']} learns nothing, so it cannot take what was fitted in {run.path}")
+    if not (isinstance(method, Trainable) and method.learns):
+        how = " with these options" if isinstance(method, Trainable) else ""
+        raise UserError(f"{named['method']} learns nothing{how}, so it cannot take what was fitted in {run.path}")
     theirs = run.settings.get("method")
     if theirs != named["method"]:
         raise UserError(f"{run.path} is a run of {theirs}, not of {named['method']}; give one of the same method")

@@ -15,6 +15,7 @@ import torch
 
 from tag2mask.methods import known_methods, make_method
 from tag2mask.methods.protocol import EarlierRun, Method, Tower, Trainable
+from tag2mask.models.find_classifier import weights_file
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.ops.crf import preset
 from tag2mask.run.ahead import ahead
@@ -137,7 +138,7 @@ def label(
         may_grow=not fit.here,
     )
     with run:
-        if isinstance(method, Trainable):
+        if isinstance(method, Trainable) and method.learns:
             if fit.elsewhere is not None:
                 method.load(fit.elsewhere.checkpoints, before)
             else:
@@ -185,14 +186,16 @@ class _Fit:
 
     @classmethod
     def of(cls, method: Method, settings: LabelSettings, classes: ClassSet) -> _Fit:
-        found = cls(isinstance(method, Trainable))
+        found = cls(method.learns)
         if settings.fitted is not None:
             found = cls(False, *open_fitted(settings.fitted, method, classes, _named(method)))
         if (settings.fit_only or settings.refit) and not found.here:
             option = "fit_only (--fit-only)"
             if settings.refit:
                 option = "refit (--refit); overwrite (--overwrite) labels all anew"
-            raise UserError(f"{_name_of(method)} has nothing to fit here; leave out {option}")
+            may = isinstance(method, Trainable) and settings.fitted is None
+            hint = f" (`tag2mask methods {_name_of(method)}` says which options make it learn)" if may else ""
+            raise UserError(f"{_name_of(method)} has nothing to fit here{hint}; leave out {option}")
         return found
 
     @property
@@ -254,7 +257,12 @@ def _known(out: Path) -> KnownInputs | None:
 def _supervision(before: Run | None, method: Method) -> str:
     """What people gave: to the earlier run, and to the weights that the method starts with."""
     parts = ["tags"] if before is None else str(before.settings.get("supervision", "tags")).split("+")
-    file = Path(method.weights or "").expanduser()
+    if method.weights is None:
+        return "+".join(parts)
+    try:
+        file = weights_file(method.weights)
+    except UserError:
+        return "+".join(parts)  # drawn, or of a kind that another package's method knows
     if file.is_file() and file.suffix != ".params":  # MXNet's are ImageNet's classifier
         parts += [part for part in pixel_labels(file) if part not in parts]
     return "+".join(parts)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tag2mask.methods.protocol import Trainable
 from tag2mask.run.folder import SEEDS
 from tag2mask.stages.label import LabelSettings, label
 from tag2mask.stages.recipe import Recipe
@@ -41,7 +40,7 @@ def label_refined(
     if settings.fitted is not None or not settings.keep_scores:
         raise UserError("--refine makes its own seeds, with maps; for --fitted or --no-scores label in two commands")
     seeds = Path(out) / SEEDS
-    learns = isinstance(recipe.method, Trainable)
+    learns = recipe.method.learns
     first = replace(
         settings,
         rule=recipe.rule,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tag2mask.models.classifier import STORYBOOK_RESNET
+from tag2mask.models.find_classifier import STORYBOOK_RESNET
 from tag2mask.models.find_clip import STORYBOOK
 from tag2mask.models.scenes_only import knows_no_photographs
 from tag2mask.run.folder import Run
@@ -40,7 +40,8 @@ def _clip(run: Run) -> list[str]:
 def _network(run: Run) -> list[str]:
     options: Any = run.settings.get("options")
     if isinstance(options, Mapping) and options.get("weights"):
-        what = "Classifier" if run.settings.get("method") == "classifier-cam" else "Backbone"
+        given = run.settings.get("method") == "classifier-cam" and "fitted" not in run.settings
+        what = "Classifier" if given else "Backbone"
         return [f"{what}: {options['weights']}{_digest(run)}."]
     trained: Any = run.noted.get("trained")
     recipe = trained.get("recipe") if isinstance(trained, Mapping) else None

@@ -122,11 +122,6 @@ def augment(images: Tensor, dice: Tensor, recipe: ClassifierRecipe) -> Tensor:
     return standardise(pixels.clamp(0, 255), MEAN, STD).contiguous(memory_format=torch.channels_last)
 
 
-def loss_of(model: Classifier, pixels: Tensor, tags: Tensor) -> Tensor:
-    """Multi-label soft margin loss, a scalar."""
-    return F.multilabel_soft_margin_loss(model(pixels), tags)
-
-
 @dataclass(frozen=True)
 class Measured:
     """What a classifier knows of scenes it has not seen, in [0, 1].

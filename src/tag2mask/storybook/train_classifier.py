@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.sampling import Draw, Training, sample_generator
 from tag2mask.run.schedule import adamw
 from tag2mask.run.settings import check_own, claim, plain
+from tag2mask.run.tag_training import TagBatch, TagTraining
 from tag2mask.run.training import LAST, fit, minutes_left
 from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
 from tag2mask.storybook.classifier import (
@@ -34,7 +34,6 @@ from tag2mask.storybook.classifier import (
     Measured,
     augment,
     check,
-    loss_of,
     make_classifier,
     measure,
 )
@@ -77,31 +76,23 @@ class TaggedPictures:
         return torch.stack(pictures), torch.stack(tags), torch.stack(dice)
 
 
-class TagTraining(lightning.LightningModule):
-    """Lightning's side of it: pictures, tags and dice in, a loss out."""
+def tag_training(recipe: ClassifierRecipe, model: Classifier, *, compiled: bool = False) -> TagTraining:
+    """The training of ``model`` on batches of ``TaggedPictures``, by AdamW under a warm-up and a cosine."""
 
-    def __init__(self, recipe: ClassifierRecipe, model: Classifier, *, compiled: bool = False) -> None:
-        super().__init__()
-        self.recipe, self.model = recipe, model.train()
-        # a compiled function is no module: it leaves the names in the checkpoint as they are
-        self.loss_of = torch.compile(loss_of) if compiled else loss_of
-
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Multi-label soft margin loss."""
+    def look(batch: tuple[Tensor, Tensor, Tensor]) -> TagBatch:
         pictures, tags, dice = batch
-        loss = self.loss_of(self.model, augment(pictures, dice, self.recipe), tags)
-        self.log("loss", loss.detach())
-        return loss
+        return augment(pictures, dice, recipe), tags, None
 
-    def configure_optimizers(self) -> Any:
-        """AdamW under a warm-up and a cosine."""
+    def optimizer() -> Any:
         return adamw(
-            self.parameters(),
-            lr=self.recipe.lr,
-            weight_decay=self.recipe.weight_decay,
-            steps=self.recipe.steps,
-            warmup=self.recipe.warmup,
+            model.parameters(),
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            steps=recipe.steps,
+            warmup=recipe.warmup,
         )
+
+    return TagTraining(model.train(), look, optimizer, compiled=compiled)
 
 
 @dataclass(frozen=True)
@@ -164,7 +155,7 @@ def pretrain_resnet(
     check(recipe)
     find_device(device)
     model, started_from = _start(recipe)
-    module = TagTraining(recipe, model, compiled=compiled)
+    module = tag_training(recipe, model, compiled=compiled)
     if scenes < 1:
         raise UserError(f"the result is measured on {scenes} scenes: expected at least 1")
     check_own(out, "training/recipe.json")
@@ -180,7 +171,7 @@ def pretrain_resnet(
         trainer = fit(module, data, training, work, label="train", unit="pictures", show=progress)
         if trainer.global_step < recipe.steps:
             return None
-        save_classifier(module.model.cpu().eval(), work / "weights", "")
+        save_classifier(model.cpu().eval(), work / "weights", "")
         classifier, digest = load_classifier(work / "weights")  # in half precision: what is kept is what is measured
         found = _measured(work / f"measured-{digest[:16]}-{scenes}.json", classifier, data, recipe, scenes, progress)
         where = trainer.strategy.root_device.type

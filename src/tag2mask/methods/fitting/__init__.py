@@ -1,0 +1,1 @@
+"""What the fits of several methods share."""

@@ -1,0 +1,57 @@
+"""The step of every training on image tags: of classifier CAM, of what CLIMS starts from, and of storybook-resnet.
+
+It is told how a batch is looked at and how weights move, and so lies below all who train on tags. It loads Lightning;
+import it only to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TagBatch = tuple[Tensor, Tensor, Tensor | None]
+"""What a network sees, (B, 3, H, W) standardised; tags (B, C), 0 or 1; which pictures teach, (B,) bool, None: all."""
+
+
+def tag_loss(network: nn.Module, pixels: Tensor, tags: Tensor, known: Tensor | None) -> Tensor:
+    """Multi-label soft margin loss, a scalar: the mean over the pictures that teach, 0 of none."""
+    losses = F.multilabel_soft_margin_loss(network(pixels), tags, reduction="none")  # (B,)
+    if known is None:
+        return losses.mean()
+    return losses[known].sum() / known.sum().clamp_min(1)
+
+
+class TagTraining(lightning.LightningModule):
+    """Lightning's side of a training on tags.
+
+    network: pixels (B, 3, H, W) to logits (B, C); its modes, and which parts of it learn, are the caller's.
+    look: a batch of the data set to what the network sees. optimizer: see Lightning's ``configure_optimizers``.
+    compiled: compile the network; names in the checkpoint stay, as a compiled function is no module.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        look: Callable[[Any], TagBatch],
+        optimizer: Callable[[], Any],
+        *,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network, self.look, self.optimizer = network, look, optimizer
+        self.loss_of = torch.compile(tag_loss) if compiled else tag_loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        loss = self.loss_of(self.network, *self.look(batch))
+        self.log("loss", loss.detach())
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """As the caller has it."""
+        return self.optimizer()
