@@ -24,13 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.ops.compiled import compiled
-from tag2mask.ops.lattice_loops import SPATIAL, TILE, Array, Lattice, absent, build
+from tag2mask.ops.lattice_loops import SPATIAL, TILE, Array, Lattice, absent, blur, build
+from tag2mask.ops.row_loops import dot, less, load, nothing, plus, store, width
 
 if TYPE_CHECKING:
     from tag2mask.ops.crf import CRF
     from tag2mask.ops.crf_labels import Labels
 
-_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _NOWHERE = -1e4
 """Energy of a column that stands for no label."""
 
@@ -55,17 +56,19 @@ def mean_field(image: Tensor, labels: Labels, crf: CRF) -> Tensor:
     logits, still = labels.logits[:, others], labels.rest
     if reference:
         logits, still = logits - labels.logits[:, chosen, None], labels.mass[chosen].expand(len(logits))
-    width = len(others)
-    padding = (0, 0 if width == 1 else -width % 4)
-    logits = F.pad(logits, padding, value=_NOWHERE).contiguous()
-    mass = F.pad(labels.mass[others], padding)[None]
+    logits, mass = logits.contiguous(), labels.mass[others]
+    if len(others) == 1:
+        logits, mass = logits[:, 0], mass
+    else:
+        padding = (0, -len(others) % 4)
+        logits, mass = F.pad(logits, padding, value=_NOWHERE), F.pad(mass, padding)[None]
     q, factor = _iterate(
         image.contiguous().numpy(),
         (logits.numpy(), mass.numpy(), still.contiguous().numpy(), reference),
         crf,
     )
     rows = torch.empty(len(labels.mass) + len(labels.pruned), len(q))
-    rows[others] = torch.from_numpy(q).T[:width]
+    rows[others] = torch.from_numpy(q).view(len(q), -1).T[: len(others)]
     if reference:
         rows[chosen] = torch.from_numpy(factor)
     else:
@@ -89,26 +92,28 @@ def _lattices(image: Array, crf: CRF) -> list[tuple[float, Lattice]]:
 def _iterate(image: Array, labels: tuple[Array, Array, Array, bool], crf: CRF) -> tuple[Array, Array]:
     """Q (N, A) of the columns, and the factor (N,) that makes exp(logit) of a label without a column its Q.
 
-    labels: logits (N, A), mass (1, A), what the labels without a column hold of the softmax's sum (N,), and whether
-        they are one label, the reference.
+    labels: logits (N, A), or (N,) for a single column; mass (1, A) or (1,); what the labels without a column hold of
+        the softmax's sum (N,); and whether they are one label, the reference.
     """
-    pixels, columns = labels[0].shape
-    update, blur = (_update_one, _blur_one) if columns == 1 else (_update, _blur)
-    out = np.empty((pixels, columns), np.float32), np.empty(pixels, np.float32)
+    logits = labels[0]
+    out = np.empty_like(logits), np.empty(len(logits), np.float32)
     lattices = _lattices(image, crf)
-    # Of each lattice, the blurred values that are read, and room for the next splat.
-    values = [[np.zeros((x.neighbours.shape[1], columns), np.float32) for _ in range(2)] for _, x in lattices]
+    # Of each lattice, the blurred values that are read, and room for the next splat and for its blur.
+    rooms = [
+        tuple(np.zeros((len(lattice.order) + 1, *logits.shape[1:]), np.float32) for _ in range(3))
+        for _, lattice in lattices
+    ]
     for i in range(crf.iterations + 1):
-        for pair in values:
-            pair[1].fill(0)
         near, far = (
-            (lattice.vertices, lattice.weights, np.float32(weight), *pair)
-            for (weight, lattice), pair in zip(lattices, values, strict=True)
+            (lattice.vertices, lattice.weights, np.float32(weight), blurred, splat)
+            for (weight, lattice), (blurred, splat, _) in zip(lattices, rooms, strict=True)
         )
-        update(labels, near, far, i == 0, i == crf.iterations, out)
-        if i < crf.iterations:
-            for (_, lattice), pair in zip(lattices, values, strict=True):
-                pair[:] = blur(pair[1], pair[0], lattice.neighbours)
+        _update(labels, near, far, i == 0, i == crf.iterations, out)
+        if i == crf.iterations:
+            break
+        for (_, lattice), (blurred, splat, free) in zip(lattices, rooms, strict=True):
+            blur(splat, blurred, free, lattice.order, lattice.neighbours)
+            splat.fill(0)
     return out
 
 
@@ -149,145 +154,53 @@ def _exponentials(e, n, columns, factor):  # type: ignore[no-untyped-def]
 
 
 @compiled(sums=True)
-def _update_one(labels, near, far, first, last, out):  # type: ignore[no-untyped-def]
-    """``_update`` of a single column."""
-    logits, mass, still, reference = labels
-    corner3, part3, weight3, x3, splat3 = near
-    corner6, part6, weight6, x6, splat6 = far
-    q, factor = out
-    e = np.empty(TILE, np.float32)
-    for begin in range(0, len(logits), TILE):
-        n = min(TILE, len(logits) - begin)
-        for p in range(n):
-            i = begin + p
-            e[p] = logits[i, 0]
-            if not first:
-                near_sum, far_sum = _ZERO, _ZERO
-                for j in range(3):
-                    near_sum += part3[i, j] * x3[corner3[i, j], 0]
-                for j in range(6):
-                    far_sum += part6[i, j] * x6[corner6[i, j], 0]
-                e[p] += weight3 * near_sum + weight6 * far_sum
-        _exponentials(e, n, 1, factor[begin : begin + n])
-        for p in range(n):
-            i = begin + p
-            share = _ONE / (still[i] * factor[i] + mass[0, 0] * e[p])
-            factor[i] *= share
-            e[p] *= share
-            if last:
-                q[i, 0] = e[p]
-            elif reference:
-                e[p] -= factor[i]
-        if not last:
-            for p in range(n):
-                i = begin + p
-                for j in range(3):
-                    splat3[corner3[i, j], 0] += part3[i, j] * e[p]
-                for j in range(6):
-                    splat6[corner6[i, j], 0] += part6[i, j] * e[p]
-
-
-@compiled(sums=True)
-def _blur_one(values, free, neighbours):  # type: ignore[no-untyped-def]
-    """``_blur`` of a single column."""
-    missing = len(values) - 1
-    free[missing] = 0
-    for j in range(len(neighbours)):
-        near = neighbours[j]
-        for v in range(missing):
-            free[v, 0] = values[v, 0] + _HALF * (values[near[v, 0], 0] + values[near[v, 1], 0])
-        values, free = free, values
-    return values, free
-
-
-@compiled(sums=True)
-def _row(x, v, g):  # type: ignore[no-untyped-def]
-    """Columns g .. g + 3 of row v."""
-    return x[v, g], x[v, g + 1], x[v, g + 2], x[v, g + 3]
-
-
-@compiled(sums=True)
-def _plus(a, w, b):  # type: ignore[no-untyped-def]
-    """A + w b."""
-    return a[0] + w * b[0], a[1] + w * b[1], a[2] + w * b[2], a[3] + w * b[3]
-
-
-@compiled(sums=True)
-def _put(x, v, g, a):  # type: ignore[no-untyped-def]
-    """Write columns g .. g + 3 of row v."""
-    x[v, g], x[v, g + 1], x[v, g + 2], x[v, g + 3] = a
-
-
-@compiled(sums=True)
 def _update(labels, near, far, first, last, out):  # type: ignore[no-untyped-def]
     """Slice, softmax and splat of every pixel; the first time nothing is sliced, the last time Q is kept.
 
     labels: see ``_iterate``. near, far: vertices, weights, the kernel's weight, values to slice, room to splat.
-    out: Q (N, A) and factor (N,).
+    out: Q of the columns, and the factor (N,).
     """
     logits, mass, still, reference = labels
     corner3, part3, weight3, x3, splat3 = near
     corner6, part6, weight6, x6, splat6 = far
     q, factor = out
-    pixels, columns = logits.shape
-    e = np.empty((TILE, columns), np.float32)
-    nothing = (_ZERO, _ZERO, _ZERO, _ZERO)
+    pixels, columns = len(logits), width(logits)
+    e = np.empty_like(logits[:TILE])
     for begin in range(0, pixels, TILE):
         n = min(TILE, pixels - begin)
         for p in range(n):
             i = begin + p
-            for g in range(0, columns, 4):
-                energy = _row(logits, i, g)
+            for k in range(0, columns, 4):
+                energy = load(logits, i, k)
                 if not first:
-                    near_sum, far_sum = nothing, nothing
+                    near_sum = far_sum = nothing(logits)
                     for j in range(3):
-                        near_sum = _plus(near_sum, part3[i, j], _row(x3, corner3[i, j], g))
+                        near_sum = plus(near_sum, part3[i, j], load(x3, corner3[i, j], k))
                     for j in range(6):
-                        far_sum = _plus(far_sum, part6[i, j], _row(x6, corner6[i, j], g))
-                    energy = _plus(_plus(energy, weight3, near_sum), weight6, far_sum)
-                _put(e, p, g, energy)
+                        far_sum = plus(far_sum, part6[i, j], load(x6, corner6[i, j], k))
+                    energy = plus(plus(energy, weight3, near_sum), weight6, far_sum)
+                store(e, p, k, energy)
         _exponentials(e.reshape(-1), n, columns, factor[begin : begin + n])
         for p in range(n):
             i = begin + p
-            sums = nothing
-            for g in range(0, columns, 4):
-                sums = _plus(sums, _ONE, _times(_row(mass, 0, g), _row(e, p, g)))
-            share = _ONE / (still[i] * factor[i] + ((sums[0] + sums[1]) + (sums[2] + sums[3])))
+            total = still[i] * factor[i]
+            for k in range(0, columns, 4):
+                total += dot(load(mass, 0, k), load(e, p, k))
+            share = _ONE / total
             factor[i] *= share
-            less = factor[i] if reference and not last else _ZERO
-            for g in range(0, columns, 4):
-                _put(e, p, g, _plus((-less, -less, -less, -less), share, _row(e, p, g)))
+            taken = factor[i] if reference and not last else _ZERO
+            for k in range(0, columns, 4):
+                store(e, p, k, less(plus(nothing(e), share, load(e, p, k)), taken))
         if last:
             q[begin : begin + n] = e[:n]
             continue
         for p in range(n):
             i = begin + p
-            for g in range(0, columns, 4):
-                difference = _row(e, p, g)
+            for k in range(0, columns, 4):
+                difference = load(e, p, k)
                 for j in range(3):
-                    v = corner3[i, j]
-                    _put(splat3, v, g, _plus(_row(splat3, v, g), part3[i, j], difference))
+                    v, part = corner3[i, j], part3[i, j]
+                    store(splat3, v, k, plus(load(splat3, v, k), part, difference))
                 for j in range(6):
-                    v = corner6[i, j]
-                    _put(splat6, v, g, _plus(_row(splat6, v, g), part6[i, j], difference))
-
-
-@compiled(sums=True)
-def _times(a, b):  # type: ignore[no-untyped-def]
-    """A b, number by number."""
-    return a[0] * b[0], a[1] * b[1], a[2] * b[2], a[3] * b[3]
-
-
-@compiled(sums=True)
-def _blur(values, free, neighbours):  # type: ignore[no-untyped-def]
-    """Blur (V + 1, A) along each direction with [1/2, 1, 1/2]: the result, and the array that is free then."""
-    missing, columns = len(values) - 1, values.shape[1]
-    free[missing] = 0
-    for j in range(len(neighbours)):
-        near = neighbours[j]
-        for v in range(missing):
-            for g in range(0, columns, 4):
-                both = _plus(_row(values, near[v, 0], g), _ONE, _row(values, near[v, 1], g))
-                _put(free, v, g, _plus(_row(values, v, g), _HALF, both))
-        values, free = free, values
-    return values, free
+                    v, part = corner6[i, j], part6[i, j]
+                    store(splat6, v, k, plus(load(splat6, v, k), part, difference))

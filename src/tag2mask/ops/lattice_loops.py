@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from tag2mask.ops.compiled import compiled
+from tag2mask.ops.row_loops import load, plus, store, width
 
 Array = np.ndarray
 
@@ -33,20 +34,25 @@ _GOLDEN, _HIGH, _STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(32), np.uint64(
 class Lattice:
     """A normalised Gaussian filter n K n over N pixels in d dimensions.
 
+    Vertices have two numbers. Splat and slice count them as the pixels meet them, so that a pixel's vertices lie
+    together; the blur in the order of their keys, so that what it reads lies in order along every direction.
+
     vertices, weights: (N, d + 1) uint32 and float32; the simplex around each pixel and its barycentric weights,
         times the normalisation n_i = 1 / sqrt((K 1)_i) of the pixel.
-    neighbours: (d + 1, V + 1, 2) uint32; the next and the previous vertex along each direction. Vertex V is the
-        missing neighbour: no pixel has it, and its value is always zero.
+    order: (V,) uint32; the pixels' number of each vertex of the blur.
+    neighbours: (d + 1, V, 2) uint32; the next and the previous vertex of the blur along each direction. Vertex V is
+        the missing neighbour: no pixel has it, and its value is always zero.
     """
 
     vertices: Array
     weights: Array
+    order: Array
     neighbours: Array
 
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        return self.vertices.nbytes + self.weights.nbytes + self.neighbours.nbytes
+        return sum(array.nbytes for array in vars(self).values())
 
 
 def build(image: Array, sigmas: tuple[float, ...]) -> Lattice:
@@ -72,16 +78,20 @@ def build(image: Array, sigmas: tuple[float, ...]) -> Lattice:
     low, strides, span = _keys([float(table[-1]) for table in tables])
     levels = np.stack(tables[2:]) if d > 2 else np.empty((0, 256), np.float32)
     bits = max(10, (height * width - 1).bit_length())
-    vertices, weights, keys, table = _embed(image, tables[0], tables[1], levels, low, strides, span, bits)
-    neighbours = _neighbours(keys, table, strides, span)
-    _normalise(vertices, weights, neighbours)
-    return Lattice(vertices, weights, neighbours)
+    vertices, weights, keys = _embed(image, tables[0], tables[1], levels, low, strides, span, bits)
+    order = np.argsort(keys)
+    neighbours = _neighbours(keys[order], strides, span)
+    order = order.astype(np.uint32)
+    if d == 2:  # without colours the pixels meet the vertices in nearly that order
+        vertices, order = np.argsort(order).astype(np.uint32)[vertices], np.arange(len(order), dtype=np.uint32)
+    _normalise(vertices, weights, order, neighbours)
+    return Lattice(vertices, weights, order, neighbours)
 
 
 def absent(pixels: int, d: int) -> Lattice:
     """The filter that gives zero everywhere, for a kernel that is left out."""
-    corners = np.zeros((pixels, d + 1), np.uint32)
-    return Lattice(corners, np.zeros(corners.shape, np.float32), np.zeros((d + 1, 1, 2), np.uint32))
+    corners, order = np.zeros((pixels, d + 1), np.uint32), np.zeros(0, np.uint32)
+    return Lattice(corners, np.zeros(corners.shape, np.float32), order, np.zeros((d + 1, 0, 2), np.uint32))
 
 
 class SpatialCache:
@@ -226,7 +236,7 @@ def _larger(table, keys, count):  # type: ignore[no-untyped-def]
 
 @compiled()
 def _embed(image, xs, ys, levels, low, strides, span, bits):  # type: ignore[no-untyped-def]
-    """Vertices and weights (N, d + 1) of all pixels; keys (V,) and the hash table of the vertices.
+    """Vertices and weights (N, d + 1) of all pixels, and the key of every vertex (V,).
 
     xs (W,), ys (H,), levels (c, 256): the scaled features. bits: of the hash table's first size.
     """
@@ -274,51 +284,71 @@ def _embed(image, xs, ys, levels, low, strides, span, bits):  # type: ignore[no-
                     weights[pixel + p, k] = parts[k, p]
                 if 3 * count > len(table):
                     table = _larger(table, keys, count)
-    return vertices, weights, keys[:count], table
+    return vertices, weights, keys[:count]
 
 
 @compiled()
-def _neighbours(keys, table, strides, span):  # type: ignore[no-untyped-def]
-    """(d + 1, V + 1, 2) uint32: next and previous vertex along each direction, V where there is none."""
+def _neighbours(keys, strides, span):  # type: ignore[no-untyped-def]
+    """(d + 1, V, 2) uint32: next and previous vertex of each along each direction, V where there is none.
+
+    keys: (V,) ascending, so that the wanted ones ascend too, and one walk finds them all.
+    """
     d, count = len(strides), len(keys)
-    neighbours = np.full((d + 1, count + 1, 2), count, np.uint32)
-    wanted, step, found = np.empty(TILE, np.int64), np.empty(TILE, np.int64), np.empty(TILE, np.int32)
+    neighbours = np.full((d + 1, count, 2), count, np.uint32)
+    last = np.searchsorted(keys, d * span)  # the first vertex of remainder d
     # The next vertex along direction j: all coordinates + 1, coordinate j - d. Remainder d wraps to 0.
-    wrap = strides.sum() - d * span
-    for first in range(0, count, TILE):
-        n = min(TILE, count - first)
-        for p in range(n):
-            key = keys[first + p]
-            step[p] = key + (wrap if key >= d * span else span)
+    for begin, end, step in ((0, last, span), (last, count, strides.sum() - d * span)):
         for j in range(d + 1):
-            stride = strides[j] if j < d else 0
-            for p in range(n):
-                wanted[p] = step[p] - stride
-            _find(table, keys, wanted, n, found)
-            for p in range(n):
-                if found[p] >= 0:
-                    neighbours[j, first + p, 0] = found[p]
-                    neighbours[j, found[p], 1] = first + p
+            step_j = step - (strides[j] if j < d else 0)
+            near, found = neighbours[j], 0
+            for v in range(begin, end):
+                wanted = keys[v] + step_j
+                while found < count and keys[found] < wanted:
+                    found += 1
+                if found < count and keys[found] == wanted:
+                    near[v, 0] = found
+                    near[found, 1] = v
     return neighbours
 
 
 @compiled(sums=True)
-def _normalise(vertices, weights, neighbours):  # type: ignore[no-untyped-def]
+def blur(values, out, free, order, neighbours):  # type: ignore[no-untyped-def]
+    """Blur ``values`` (V + 1, ...) along each direction with [1/2, 1, 1/2] into ``out``; ``free`` is room for that.
+
+    ``values`` is overwritten. Rows are as in ``row_loops``.
+    """
+    count, columns = len(order), width(values)
+    for v in range(count):
+        for k in range(0, columns, 4):
+            store(free, v, k, load(values, order[v], k))
+    values[count] = free[count] = 0
+    here, there = free, values
+    for j in range(len(neighbours)):
+        near = neighbours[j]
+        for v in range(count):
+            for k in range(0, columns, 4):
+                both = plus(load(here, near[v, 0], k), _ONE, load(here, near[v, 1], k))
+                store(there, v, k, plus(load(here, v, k), _HALF, both))
+        here, there = there, here
+    for v in range(count):
+        for k in range(0, columns, 4):
+            store(out, order[v], k, load(here, v, k))
+
+
+@compiled(sums=True)
+def _normalise(vertices, weights, order, neighbours):  # type: ignore[no-untyped-def]
     """Multiply the weights (N, d + 1) by n_i = 1 / sqrt((K 1)_i)."""
     pixels, corners = vertices.shape
-    here, there = np.zeros(neighbours.shape[1], np.float32), np.zeros(neighbours.shape[1], np.float32)
+    values, free = np.zeros(len(order) + 1, np.float32), np.empty(len(order) + 1, np.float32)
     for i in range(pixels):
         for k in range(corners):
-            here[vertices[i, k]] += weights[i, k]
-    for j in range(corners):
-        near = neighbours[j]
-        for v in range(len(here) - 1):
-            there[v] = here[v] + _HALF * (here[near[v, 0]] + here[near[v, 1]])
-        here, there = there, here
+            values[vertices[i, k]] += weights[i, k]
+    out = np.empty_like(values)
+    blur(values, out, free, order, neighbours)
     for i in range(pixels):
         total = np.float32(1e-20)
         for k in range(corners):
-            total += weights[i, k] * here[vertices[i, k]]
+            total += weights[i, k] * out[vertices[i, k]]
         norm = _ONE / np.sqrt(total)
         for k in range(corners):
             weights[i, k] *= norm
