@@ -7,9 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tag2mask.ops.compiled import installed
+from tag2mask.ops.crf import ENGINES
+
 
 @pytest.fixture(scope="session")
 def pot_cases():
     """What POT's released code computes: "file/array" -> array; see ``regression/README.md``."""
     with np.load(Path(__file__).parent / "regression" / "pot.npz", allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files}
+
+
+@pytest.fixture(params=ENGINES)
+def crf_engine(request, monkeypatch):
+    """The dense CRF by each of its engines in turn."""
+    if request.param == "loops" and not installed():
+        pytest.skip("numba is not installed (the extra 'fast')")
+    monkeypatch.setenv("TAG2MASK_CRF", request.param)
+    return request.param

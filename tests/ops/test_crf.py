@@ -25,6 +25,8 @@ from tag2mask.ops.crf import (
 from tag2mask.ops.crf_labels import select
 from tag2mask.types import UserError
 
+pytestmark = pytest.mark.usefixtures("crf_engine")
+
 FROZEN = Path(__file__).parent / "regression" / "crf.npz"
 
 
@@ -261,7 +263,7 @@ SIZES = [(20, 30), (20, 30), (17, 9), (1, 1), (25, 31)]
 
 @pytest.mark.parametrize("joint", [dense_crf_batch, lambda i, u, c: ops._joint(i, u, c, 1e-3)])
 def test_a_batch_is_as_one_by_one(joint):
-    """The second way is the one that CUDA takes: all pictures in one lattice."""
+    """The second way is the one that CUDA takes: all pictures in one lattice, always by torch."""
     images = [picture(*s, seed=i) for i, s in enumerate(SIZES)]
     unaries = [energies(c, *s, seed=i) for i, (s, c) in enumerate(zip(SIZES, [3, 3, 2, 1, 6], strict=True))]
     unaries[4][5] += 20  # pruned
@@ -344,7 +346,7 @@ def test_huge_weights_do_not_overflow():
 
 
 def test_the_spatial_cache_is_bounded():
-    cache = lattice.SpatialCache(count=2)
+    cache = lattice.LatticeCache(lattice.over_position, count=2)
     device = torch.device("cpu")
     first = cache.get(5, 6, 3.0, device)
     assert cache.get(5, 6, 3.0, device) is first
@@ -352,7 +354,7 @@ def test_the_spatial_cache_is_bounded():
     cache.get(5, 6, 1.0, device)  # the first is the oldest now
     assert len(cache) == 2
     assert cache.get(5, 6, 3.0, device) is not first
-    small = lattice.SpatialCache(nbytes=first.nbytes)
+    small = lattice.LatticeCache(lattice.over_position, nbytes=first.nbytes)
     small.get(5, 6, 3.0, device)
     small.get(50, 60, 3.0, device)
     assert len(small) <= 1

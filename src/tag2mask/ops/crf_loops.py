@@ -191,13 +191,13 @@ def _update(labels, near, far, first, last, out):  # type: ignore[no-untyped-def
             taken = factor[i] if reference and not last else _ZERO
             for k in range(0, columns, 4):
                 store(e, p, k, less(plus(nothing(e), share, load(e, p, k)), taken))
-        if last:
-            q[begin : begin + n] = e[:n]
-            continue
         for p in range(n):
             i = begin + p
             for k in range(0, columns, 4):
                 difference = load(e, p, k)
+                if last:
+                    store(q, i, k, difference)
+                    continue
                 for j in range(3):
                     v, part = corner3[i, j], part3[i, j]
                     store(splat3, v, k, plus(load(splat3, v, k), part, difference))

@@ -11,14 +11,13 @@ Vertex numbers are unsigned: numba would ask of a signed index whether it counts
 from __future__ import annotations
 
 import math
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from tag2mask.ops.compiled import compiled
+from tag2mask.ops.lattice import LatticeCache
 from tag2mask.ops.row_loops import load, plus, store, width
 
 Array = np.ndarray
@@ -80,7 +79,7 @@ def build(image: Array, sigmas: tuple[float, ...]) -> Lattice:
     bits = max(10, (height * width - 1).bit_length())
     vertices, weights, keys = _embed(image, tables[0], tables[1], levels, low, strides, span, bits)
     order = np.argsort(keys)
-    neighbours = _neighbours(keys[order], strides, span)
+    neighbours = _neighbours(keys[order], strides, span, int(np.count_nonzero(keys < d * span)))
     order = order.astype(np.uint32)
     if d == 2:  # without colours the pixels meet the vertices in nearly that order
         vertices, order = np.argsort(order).astype(np.uint32)[vertices], np.arange(len(order), dtype=np.uint32)
@@ -94,39 +93,12 @@ def absent(pixels: int, d: int) -> Lattice:
     return Lattice(corners, np.zeros(corners.shape, np.float32), order, np.zeros((d + 1, 0, 2), np.uint32))
 
 
-class SpatialCache:
-    """The lattices over position made last, by size and sigma; at most ``count`` of them and ``nbytes`` bytes."""
-
-    def __init__(self, count: int = 8, nbytes: int = 512 * 2**20) -> None:
-        self.count, self.nbytes = count, nbytes
-        self._kept: OrderedDict[tuple[int, int, float], Lattice] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def clear(self) -> None:
-        """Forget every lattice."""
-        with self._lock:
-            self._kept.clear()
-
-    def get(self, height: int, width: int, sxy: float) -> Lattice:
-        """The lattice of features (x, y) / sxy on a picture of ``height`` x ``width`` pixels."""
-        key = (height, width, sxy)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        lattice = build(np.empty((0, height, width), np.uint8), (sxy, sxy))
-        with self._lock:
-            if lattice.nbytes <= self.nbytes:
-                self._kept[key] = lattice
-            while len(self._kept) > self.count or sum(x.nbytes for x in self._kept.values()) > self.nbytes:
-                self._kept.popitem(last=False)
-        return lattice
+def over_position(height: int, width: int, sxy: float) -> Lattice:
+    """The filter over (x, y) / sxy on a picture of ``height`` x ``width`` pixels."""
+    return build(np.empty((0, height, width), np.uint8), (sxy, sxy))
 
 
-SPATIAL = SpatialCache()
+SPATIAL = LatticeCache(over_position)
 
 
 def _keys(highest: list[float]) -> tuple[Array, Array, int]:
@@ -198,7 +170,8 @@ def _locate(features, n, elevated, quotients, ranks, weights, excess):  # type: 
         a, b = weights[k - 1], weights[k]
         for p in range(n):
             b[p] -= a[p]
-    weights[0, :n] = total[:n]
+    for p in range(n):
+        weights[0, p] = total[p]
 
 
 @compiled()
@@ -288,16 +261,19 @@ def _embed(image, xs, ys, levels, low, strides, span, bits):  # type: ignore[no-
 
 
 @compiled()
-def _neighbours(keys, strides, span):  # type: ignore[no-untyped-def]
+def _neighbours(keys, strides, span, last):  # type: ignore[no-untyped-def]
     """(d + 1, V, 2) uint32: next and previous vertex of each along each direction, V where there is none.
 
     keys: (V,) ascending, so that the wanted ones ascend too, and one walk finds them all.
+    last: the first vertex of remainder d.
     """
     d, count = len(strides), len(keys)
     neighbours = np.full((d + 1, count, 2), count, np.uint32)
-    last = np.searchsorted(keys, d * span)  # the first vertex of remainder d
     # The next vertex along direction j: all coordinates + 1, coordinate j - d. Remainder d wraps to 0.
-    for begin, end, step in ((0, last, span), (last, count, strides.sum() - d * span)):
+    wrap = -d * span
+    for stride in strides:
+        wrap += stride
+    for begin, end, step in ((0, last, span), (last, count, wrap)):
         for j in range(d + 1):
             step_j = step - (strides[j] if j < d else 0)
             near, found = neighbours[j], 0
