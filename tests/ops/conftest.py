@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tag2mask.ops.compiled import installed
+from tag2mask.ops.compiled import trouble
 from tag2mask.ops.crf import ENGINES
 
 
@@ -21,7 +21,7 @@ def pot_cases():
 @pytest.fixture(params=ENGINES)
 def crf_engine(request, monkeypatch):
     """The dense CRF by each of its engines in turn."""
-    if request.param == "loops" and not installed():
-        pytest.skip("numba is not installed (the extra 'fast')")
+    if request.param == "loops" and trouble():
+        pytest.skip(str(trouble()))
     monkeypatch.setenv("TAG2MASK_CRF", request.param)
     return request.param

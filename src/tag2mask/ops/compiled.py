@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import os
 import sys
@@ -21,9 +22,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SUMS = {"contract", "reassoc", "nsz", "nnan"}
 
 
-def installed() -> bool:
-    """Whether numba is there. It is not loaded for that."""
-    return importlib.util.find_spec("numba") is not None
+@functools.cache
+def trouble() -> str | None:
+    """Why loops cannot be compiled here, or None. numba is loaded to find out: it may be there and not fit numpy."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed; run: pip install 'tag2mask[fast]'"
+    try:
+        importlib.import_module("numba")
+    except Exception as error:  # whatever it raises, it is broken
+        return (
+            f"numba is installed but does not import ({' '.join(str(error).split())}); "
+            "run: pip install --upgrade 'tag2mask[fast]'"
+        )
+    return None
 
 
 def compiled(sums: bool = False) -> Callable[[F], F]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tag2mask.classes import named
 from tag2mask.ops import crf_torch
-from tag2mask.ops.compiled import installed
+from tag2mask.ops.compiled import trouble
 from tag2mask.ops.crf_labels import Labels, select
 from tag2mask.types import UserError
 
@@ -230,11 +230,12 @@ def engine(device: torch.device | str = "cpu") -> str:
     wanted = os.environ.get(_SWITCH) or None
     if wanted not in (None, *ENGINES):
         raise UserError(f"{_SWITCH}={wanted}: expected {' or '.join(ENGINES)}, or nothing for the faster one")
-    if wanted == "loops" and not installed():
-        raise UserError(f"{_SWITCH}=loops needs numba: pip install 'tag2mask[fast]', or unset {_SWITCH}")
-    if wanted == "torch" or torch.device(device).type != "cpu" or not installed():
+    if wanted == "torch" or torch.device(device).type != "cpu":
         return "torch"
-    return "loops"
+    why_not = trouble()
+    if wanted == "loops" and why_not:
+        raise UserError(f"{_SWITCH}=loops: {why_not}. Or unset {_SWITCH}")
+    return "torch" if why_not else "loops"
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from tag2mask.methods import known_methods, make_method, make_options, method_class
 from tag2mask.methods.refiners import Refiner
 from tag2mask.models.public_resnet import pixel_labels
-from tag2mask.ops.crf import preset
+from tag2mask.ops.crf import engine, preset
 from tag2mask.run.ahead import ahead
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.folder import Run
@@ -129,6 +129,7 @@ def label(
     total, fingerprint = survey(
         data, shard, files=_fit_files(before) if learned.get("fitted") == "here" else _no_files
     )
+    crf_engine = engine(device_of(method)) if rule.crf is not None or isinstance(method, Trainable) else None
     run = Run.create(
         out,
         {
@@ -151,6 +152,7 @@ def label(
             "fitted_path": None if elsewhere is None else elsewhere.path.absolute(),
             "clip": getattr(getattr(method, "clip", None), "name", None),
             "torch": torch.__version__,
+            **({} if crf_engine is None else {"crf_engine": crf_engine}),
             "threads": torch.get_num_threads(),
             "device": device_of(method).type,  # not which of equal ones: under torchrun each process has another
             "batch_size": batch_size,
@@ -181,6 +183,8 @@ def label(
             did="labelled",
             steps=labeller.steps,
             device=device_of(method),
+            # Compiled loops use one core a picture; the torch engine uses them all.
+            beside=torch.get_num_threads() if crf_engine == "loops" and rule.crf is not None else 1,
             notes=lambda: [*changes.notes(), *left],
         )
         loaded = ahead(load(batches, describe, changes.inputs))
