@@ -58,7 +58,7 @@ def mean_field(image: Tensor, labels: Labels, crf: CRF) -> Tensor:
         logits, still = logits - labels.logits[:, chosen, None], labels.mass[chosen].expand(len(logits))
     logits, mass = logits.contiguous(), labels.mass[others]
     if len(others) == 1:
-        logits, mass = logits[:, 0], mass
+        logits = logits[:, 0]
     else:
         padding = (0, -len(others) % 4)
         logits, mass = F.pad(logits, padding, value=_NOWHERE), F.pad(mass, padding)[None]
