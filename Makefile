@@ -41,7 +41,7 @@ lint: .venv/.installed-dev
 
 define install
 	@echo "Installing tag2mask$(1) into .venv. This downloads PyTorch (200 MB as CPU build; 2 GB and more where the"
-	@echo "index offers a CUDA build: see TORCH_INDEX in the Makefile) and about 150 MB of other packages."
+	@echo "index offers a CUDA build: see TORCH_INDEX in the Makefile) and 150 to 210 MB of other packages."
 	@if [ -n "$(TORCH_INDEX)" ]; then $(PY) -m pip install -q -c constraints.txt --index-url "$(TORCH_INDEX)" torch; fi
 	@$(PY) -m pip install -q -c constraints.txt -e ".$(1)"
 	@touch $@

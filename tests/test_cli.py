@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from tag2mask.cli import SOME_FAILED, app
 from tag2mask.data.png import read_mask
 from tag2mask.models.classifier import load_backbone
+from tag2mask.ops.crf import engine
 from tag2mask.run.folder import Run
 from tag2mask.storybook import embedded_clip, render
 
@@ -136,6 +137,7 @@ def test_methods_doctor_version_and_help():
     assert "clip-es" in call("methods").output
     assert "box_threshold" in call("methods", "clip-es").output
     assert "bfloat16" in call("doctor").output
+    assert f"dense CRF: {'compiled loops (numba' if engine() == 'loops' else 'torch'}" in call("doctor").output
     assert call("--version").output.startswith("tag2mask ")
     for command in ("demo", "label", "eval", "report", "export", "prompts", "methods", "fetch", "doctor"):
         done = call(command, "--help")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tag2mask.ops import crf as ops
-from tag2mask.ops import lattice
+from tag2mask.ops import crf_torch, lattice
 from tag2mask.ops.crf import (
     CRF,
     PRESETS,
@@ -22,7 +22,10 @@ from tag2mask.ops.crf import (
     unary_from_probs,
     wrap_bgr,
 )
+from tag2mask.ops.crf_labels import select
 from tag2mask.types import UserError
+
+pytestmark = pytest.mark.usefixtures("crf_engine")
 
 FROZEN = Path(__file__).parent / "regression" / "crf.npz"
 
@@ -204,19 +207,19 @@ def test_equal_labels_are_merged_without_a_trace(monkeypatch):
     labels = (energies(4, 40, 50).argmax(0) * 5).to(torch.uint8)
     unary = unary_from_labels(labels, 21)
     image = picture(40, 50)
-    assert len(ops._select(unary.flatten(1), 0).mass) == 5  # four seen, and one for all the others
-    assert sorted(ops._select(unary.flatten(1), 0).mass.tolist()) == [1, 1, 1, 1, 17]
+    assert len(select(unary.flatten(1), 0).mass) == 5  # four seen, and one for all the others
+    assert sorted(select(unary.flatten(1), 0).mass.tolist()) == [1, 1, 1, 1, 17]
     merged = dense_crf(image, unary, preset("irn"), prune=0)
     apart = unary.clone()
     apart[:, 0, 0] += 1e-4 * torch.arange(21)  # one pixel keeps every label apart
-    assert len(ops._select(apart.flatten(1), 0).mass) == 21
+    assert len(select(apart.flatten(1), 0).mass) == 21
     assert (merged - dense_crf(image, apart, preset("irn"), prune=0)).abs().mean() <= 1e-5
 
 
 def test_labels_that_agree_where_probed_are_not_merged():
     unary = torch.zeros(2, 5000)
     unary[1, 1234] = 1  # between two probes
-    assert len(ops._select(unary, 0).mass) == 2
+    assert len(select(unary, 0).mass) == 2
 
 
 def test_pruning_changes_next_to_nothing():
@@ -224,7 +227,7 @@ def test_pruning_changes_next_to_nothing():
     small = 9e-4 * torch.sigmoid(energies(5, 40, 50, seed=1))  # below 1e-3 everywhere, different from each other
     unary = -torch.cat([large * (1 - small.sum(0)), small]).log()
     image = picture(40, 50)
-    assert len(ops._select(unary.flatten(1), 1e-3).mass) == 4
+    assert len(select(unary.flatten(1), 1e-3).mass) == 4
     pruned, full = dense_crf(image, unary, preset("irn")), dense_crf(image, unary, preset("irn"), prune=0)
     assert (pruned - full).abs().mean() <= 1e-5
     once = dense_crf(image, unary, CRF((3, 0.1), None, 1))  # little message: the small ones still weigh
@@ -243,7 +246,7 @@ def test_many_small_labels_are_never_all_pruned():
 def test_many_labels_in_chunks_are_as_all_at_once(monkeypatch):
     image, unary = picture(30, 40), energies(11, 30, 40)
     whole = dense_crf(image, unary, preset("irn"))
-    monkeypatch.setattr(ops, "_WIDEST", 4)
+    monkeypatch.setattr(crf_torch, "_WIDEST", 4)
     assert torch.allclose(dense_crf(image, unary, preset("irn")), whole, atol=1e-4)
 
 
@@ -260,7 +263,7 @@ SIZES = [(20, 30), (20, 30), (17, 9), (1, 1), (25, 31)]
 
 @pytest.mark.parametrize("joint", [dense_crf_batch, lambda i, u, c: ops._joint(i, u, c, 1e-3)])
 def test_a_batch_is_as_one_by_one(joint):
-    """The second way is the one that CUDA takes: all pictures in one lattice."""
+    """The second way is the one that CUDA takes: all pictures in one lattice, always by torch."""
     images = [picture(*s, seed=i) for i, s in enumerate(SIZES)]
     unaries = [energies(c, *s, seed=i) for i, (s, c) in enumerate(zip(SIZES, [3, 3, 2, 1, 6], strict=True))]
     unaries[4][5] += 20  # pruned
@@ -343,7 +346,7 @@ def test_huge_weights_do_not_overflow():
 
 
 def test_the_spatial_cache_is_bounded():
-    cache = lattice.SpatialCache(count=2)
+    cache = lattice.LatticeCache(lattice.over_position, count=2)
     device = torch.device("cpu")
     first = cache.get(5, 6, 3.0, device)
     assert cache.get(5, 6, 3.0, device) is first
@@ -351,7 +354,7 @@ def test_the_spatial_cache_is_bounded():
     cache.get(5, 6, 1.0, device)  # the first is the oldest now
     assert len(cache) == 2
     assert cache.get(5, 6, 3.0, device) is not first
-    small = lattice.SpatialCache(nbytes=first.nbytes)
+    small = lattice.LatticeCache(lattice.over_position, nbytes=first.nbytes)
     small.get(5, 6, 3.0, device)
     small.get(50, 60, 3.0, device)
     assert len(small) <= 1

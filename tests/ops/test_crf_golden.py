@@ -8,6 +8,8 @@ import torch
 
 from tag2mask.ops.crf import CRF, dense_crf, preset, unary_from_probs, wrap_bgr
 
+pytestmark = pytest.mark.usefixtures("crf_engine")
+
 CASES = [
     "01_c2_clipes",
     "02_c5_irn",

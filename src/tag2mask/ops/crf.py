@@ -1,4 +1,4 @@
-"""The fully connected CRF: clean score maps with the edges of the picture, in plain torch.
+"""The fully connected CRF: clean score maps with the edges of the picture.
 
 P. Krähenbühl and V. Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials" (2011).
 Every pixel is linked to every other one by two Gaussian kernels, over position and over position and colour,
@@ -8,26 +8,30 @@ with a Potts model: mean-field inference repeats
 
 Each kernel is normalised symmetrically (n K n, n_i = 1 / sqrt((K 1)_i)) and includes the pixel itself, as in
 the authors' code that all the papers here ran. Filters are permutohedral lattices (``ops.lattice``).
+
+One definition, two engines: plain torch (``ops.crf_torch``) and compiled loops (``ops.crf_loops``); see ``engine``.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.classes import named
-from tag2mask.ops import lattice
-from tag2mask.ops.lattice import Lattice
+from tag2mask.ops import crf_torch
+from tag2mask.ops.compiled import trouble
+from tag2mask.ops.crf_labels import Labels, select
 from tag2mask.types import UserError
 
-_WIDEST = 24
-"""Labels filtered at once: more would leave the processor's cache."""
+ENGINES = ("loops", "torch")
+_SWITCH = "TAG2MASK_CRF"
 
 
 @dataclass(frozen=True)
@@ -214,21 +218,24 @@ def dense_crf_batch(
     return [dense_crf(i, u, crf, prune=prune) for i, u in zip(images, unaries, strict=True)]
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """The labels of one picture, those that need no filtering of their own set apart.
+def engine(device: torch.device | str = "cpu") -> str:
+    """Which of ``ENGINES`` does the arithmetic of single pictures there.
 
-    logits: (N, A) float32, -U of the filtered ones, shifted so that exp sums to 1 over all labels.
-    mass: (A,) how many labels each column stands for.
-    rest: (N,) the sum of exp over the labels without a message. pruned: (P, N) their exp, one by one.
-    row: (C,) int64, where each label is among the A + P.
+    Compiled loops on a processor, where numba is installed (the extra ``fast``); torch everywhere else, and where the
+    environment has ``TAG2MASK_CRF=torch``. Their results agree to rounding.
+
+    Raises:
+        UserError: the environment names an engine that does not exist, or that cannot run here.
     """
-
-    logits: Tensor
-    mass: Tensor
-    rest: Tensor
-    pruned: Tensor
-    row: Tensor
+    wanted = os.environ.get(_SWITCH) or None
+    if wanted not in (None, *ENGINES):
+        raise UserError(f"{_SWITCH}={wanted}: expected {' or '.join(ENGINES)}, or nothing for the faster one")
+    if wanted == "torch" or torch.device(device).type != "cpu":
+        return "torch"
+    why_not = trouble()
+    if wanted == "loops" and why_not:
+        raise UserError(f"{_SWITCH}=loops: {why_not}. Or unset {_SWITCH}")
+    return "torch" if why_not else "loops"
 
 
 @torch.no_grad()
@@ -237,136 +244,19 @@ def _joint(images: Sequence[Tensor], unaries: Sequence[Tensor], crf: CRF, prune:
     for image, unary in zip(images, unaries, strict=True):
         _check(image, unary)
     with torch.autocast(images[0].device.type, enabled=False):  # the sums over labels need float32
-        return _mean_field(images, unaries, crf, prune)
+        labels = [select(unary.flatten(1).float(), prune) for unary in unaries]
+        marginals = _mean_field(images, labels, crf)
+    return [q.unflatten(1, image.shape[1:]) for q, image in zip(marginals, images, strict=True)]
 
 
-def _mean_field(images: Sequence[Tensor], unaries: Sequence[Tensor], crf: CRF, prune: float) -> list[Tensor]:
-    """Pixels lie one picture after another, labels side by side."""
-    labels = [_select(unary.flatten(1).float(), prune) for unary in unaries]
-    sizes = [len(x.logits) for x in labels]
-    width = max(len(x.mass) for x in labels)
-    if 2 < width < 8 and not images[0].is_cuda:
-        width = 8  # rows of whole vectors: quicker than 3 to 7 columns with masked loads and stores
-    # A column that a picture lacks has a probability of exactly zero there.
-    logits = torch.cat([F.pad(x.logits, (0, width - len(x.mass)), value=-math.inf) for x in labels])  # (N, A)
-    mass = [F.pad(x.mass, (0, width - len(x.mass))) for x in labels]  # (A,) each
-    rest = torch.cat([x.rest for x in labels])  # (N,)
+def _mean_field(images: Sequence[Tensor], labels: Sequence[Labels], crf: CRF) -> list[Tensor]:
+    """(C, N) of each picture, by the engine for them."""
+    if len(images) == 1 and engine(images[0].device) == "loops":
+        from tag2mask.ops import crf_loops
 
-    filters = _filters(images, crf) if crf.iterations else []
-    if len(images) == 1 and len(unaries[0]) == len(labels[0].mass) == 2:
-        return [_two(logits, filters, crf.iterations).view(unaries[0].shape)]
-    q, scale = _softmax(logits, mass, rest, sizes)
-    for _ in range(crf.iterations):
-        energy = logits
-        for weight, kernel in filters:
-            energy = torch.add(energy, _filter(kernel, q), alpha=weight)
-        q, scale = _softmax(energy, mass, rest, sizes)
-
-    marginals = []
-    for image, x, part, factor in zip(images, labels, q.split(sizes), scale.split(sizes), strict=True):
-        rows = torch.cat([part[:, : len(x.mass)].T, x.pruned * factor])  # (A + P, N)
-        marginals.append(rows.index_select(0, x.row).unflatten(1, image.shape[1:]))  # (C, H, W)
-    return marginals
-
-
-def _two(logits: Tensor, filters: Sequence[tuple[float, Lattice]], iterations: int) -> Tensor:
-    """Mean field of two labels, (N, 2) -> (2, N): the second is one minus the first, so one is filtered."""
-    margin = logits[:, :1] - logits[:, 1:]  # (N, 1)
-    q = margin.sigmoid()
-    ones = torch.ones_like(q)
-    for weight, kernel in filters if iterations else ():
-        margin = torch.sub(margin, kernel(ones), alpha=weight)  # K q - K (1 - q) = 2 K q - K 1
-    for _ in range(iterations):
-        energy = margin
-        for weight, kernel in filters:
-            energy = torch.add(energy, kernel(q), alpha=2 * weight)
-        q = energy.sigmoid()
-    return torch.stack([q[:, 0], 1 - q[:, 0]])
-
-
-def _select(unary: Tensor, prune: float) -> _Labels:
-    """Merge the labels of equal unaries (their marginals are equal too) and set aside those below ``prune``.
-
-    unary: (C, N) float32.
-    """
-    count, n = unary.shape
-    device = unary.device
-    # Rows that agree at a few pixels are compared in full with the first row of their kind.
-    probe = unary[:, torch.linspace(0, n - 1, min(n, 64), device=device).long()].cpu().tolist()
-    kinds: dict[tuple[float, ...], list[int]] = {}
-    column: list[int] = []
-    distinct: list[int] = []
-    for label in range(count):
-        alike = kinds.setdefault(tuple(probe[label]), [])
-        same = next((k for k in alike if torch.equal(unary[distinct[k]], unary[label])), None)
-        if same is None:
-            same = len(distinct)
-            alike.append(same)
-            distinct.append(label)
-        column.append(same)
-    of = torch.tensor(column, device=device)  # (C,)
-    mass = torch.bincount(of, minlength=len(distinct)).float()  # (G,)
-
-    logits = unary.neg() if len(distinct) == count else unary[distinct].neg_()  # (G, N)
-    logits -= logits.amax(dim=0)
-    logits -= torch.log(mass @ logits.exp())
-    # Never so many that what they hold together matters: with hundreds of labels all may be small everywhere.
-    keep = logits.amax(dim=1) >= math.log(max(min(prune, 0.1 / count), 1e-38))
-    kept, left = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
-    pruned = logits[left].exp_()  # (P, N)
-    place = torch.empty_like(kept, memory_format=torch.contiguous_format).new_empty(len(distinct))
-    place[torch.cat([kept, left])] = torch.arange(len(distinct), device=device)
-    active = logits if len(left) == 0 else logits[kept]
-    return _Labels(active.T.contiguous(), mass[kept], mass[left] @ pruned, pruned, place[of])
-
-
-def _softmax(energy: Tensor, mass: Sequence[Tensor], rest: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """exp(energy) / Z of (N, A), and the factor (N,) that makes a pruned label's exp its probability."""
-    # softmax() along a dimension this short is slow; exp, a product and a division are not. A sum overflows
-    # only under weights far above those of any preset: then shift first, as softmax() does.
-    e = energy.exp()
-    z = _total(e, mass, sizes).add_(rest)
-    if torch.isfinite(z.amax()):
-        return e.div_(z[:, None]), z.reciprocal_()
-    top = energy.amax(dim=1).clamp_(min=0)
-    e = torch.exp(energy - top[:, None])
-    z = _total(e, mass, sizes).add_(rest * torch.exp(-top))
-    return e.div_(z[:, None]), torch.exp(-top).div_(z)
-
-
-def _total(e: Tensor, mass: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """Sum of (N, A) over the labels that each column stands for: (N,)."""
-    return torch.cat([torch.mv(part, m) for part, m in zip(e.split(list(sizes)), mass, strict=True)])
-
-
-def _filter(kernel: Lattice, q: Tensor) -> Tensor:
-    """``kernel`` on (N, A), a few columns at a time where there are many."""
-    chunks = -(-q.shape[1] // _WIDEST)
-    if chunks <= 1:
-        return kernel(q)
-    return torch.cat([kernel(part.contiguous()) for part in q.tensor_split(chunks, dim=1)], dim=1)
-
-
-def _filters(images: Sequence[Tensor], crf: CRF) -> list[tuple[float, Lattice]]:
-    """The kernels with their weights, over the pixels of all pictures."""
-    device = images[0].device
-    filters = []
-    if crf.spatial is not None and crf.spatial[1] > 0:
-        sxy, weight = crf.spatial
-        parts = [lattice.SPATIAL.get(i.shape[1], i.shape[2], float(sxy), device) for i in images]
-        filters.append((weight, lattice.stack(parts)))
-    if crf.bilateral is not None and crf.bilateral[2] > 0:
-        sxy, srgb, weight = crf.bilateral
-        features = [
-            torch.cat([lattice.positions(i.shape[1], i.shape[2], sxy, device), i.flatten(1).float().div_(srgb)])
-            for i in images
-        ]  # (5, N) each: x, y, r, g, b
-        which = None
-        if len(images) > 1:
-            sizes = torch.tensor([f.shape[1] for f in features], device=device)
-            which = torch.arange(len(images), device=device).repeat_interleave(sizes)  # (N,)
-        filters.append((weight, lattice.build(torch.cat(features, dim=1), which)))
-    return filters
+        with suppress(OverflowError):  # a sorted lattice's keys hold what a picture has, these what it could have
+            return [crf_loops.mean_field(images[0], labels[0], crf)]
+    return crf_torch.mean_field(images, labels, crf)
 
 
 def _check_image(image: Tensor) -> None:

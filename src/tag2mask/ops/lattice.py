@@ -13,12 +13,21 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+L = TypeVar("L", bound=_Sized)
 
 _PIECE = 256  # longest sum that one bag makes: see Lattice.pieces
 
@@ -133,15 +142,15 @@ def build(features: Tensor, image: Tensor | None = None) -> Lattice:
     return lattice
 
 
-class SpatialCache:
-    """The spatial lattices made last: they depend on picture size and sigma only, not on the picture.
+class LatticeCache(Generic[L]):
+    """The lattices made last, by what they were made of. Those over position alone serve every picture of a size.
 
     Holds at most ``count`` lattices and ``nbytes`` bytes; the one used longest ago goes first.
     """
 
-    def __init__(self, count: int = 8, nbytes: int = 512 * 2**20) -> None:
-        self.count, self.nbytes = count, nbytes
-        self._kept: OrderedDict[tuple[int, int, float, torch.device], Lattice] = OrderedDict()
+    def __init__(self, make: Callable[..., L], count: int = 8, nbytes: int = 512 * 2**20) -> None:
+        self.make, self.count, self.nbytes = make, count, nbytes
+        self._kept: OrderedDict[tuple[Any, ...], L] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -152,14 +161,13 @@ class SpatialCache:
         with self._lock:
             self._kept.clear()
 
-    def get(self, height: int, width: int, sxy: float, device: torch.device) -> Lattice:
-        """The lattice of features (x, y) / sxy on a picture of ``height`` x ``width`` pixels."""
-        key = (height, width, sxy, device)
+    def get(self, *key: Any) -> L:
+        """What ``make`` makes of ``key``."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        lattice = build(positions(height, width, sxy, device))
+        lattice = self.make(*key)
         with self._lock:
             if lattice.nbytes <= self.nbytes:
                 self._kept[key] = lattice
@@ -168,14 +176,19 @@ class SpatialCache:
         return lattice
 
 
-SPATIAL = SpatialCache()
-
-
 def positions(height: int, width: int, sxy: float, device: torch.device) -> Tensor:
     """Features (x, y) / sxy of every pixel in raster order: (2, H W) float32."""
     x = torch.arange(width, dtype=torch.float32, device=device).expand(height, width)
     y = torch.arange(height, dtype=torch.float32, device=device)[:, None].expand(height, width)
     return torch.stack([x.flatten(), y.flatten()]).div_(sxy)
+
+
+def over_position(height: int, width: int, sxy: float, device: torch.device) -> Lattice:
+    """The lattice of features (x, y) / sxy on a picture of ``height`` x ``width`` pixels."""
+    return build(positions(height, width, sxy, device))
+
+
+SPATIAL = LatticeCache(over_position)
 
 
 def stack(lattices: Sequence[Lattice]) -> Lattice:

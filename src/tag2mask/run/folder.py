@@ -44,7 +44,7 @@ SEEDS = "seeds"
 MASKS, CONFIDENCE, SCORES, CHECKPOINTS = "masks", "confidence", "scores", "checkpoints"
 _SUFFIX = {MASKS: ".png", CONFIDENCE: ".png", SCORES: ".npz"}
 _ABOUT = ("metrics.json", "report.html")
-_MATTERS = ("version", "torch", "threads", "device", "precision", "batch_size")
+_MATTERS = ("version", "torch", "crf_engine", "threads", "device", "precision", "batch_size")
 """Circumstances that may move the last bits of a result."""
 
 _WHERE = ("data_root", "config", "prior_path", "fitted_path")
@@ -205,6 +205,7 @@ class Run:
             Lock(path, f"shard {index}/{count} of {self.path}").release()
 
     def _warn_of_changes(self, before: Mapping[str, Any]) -> None:
+        before = {"crf_engine": "torch", **before}  # the only one while none was noted
         both = [key for key in _MATTERS if key in before and key in self.noted]
         changed = describe_differences({key: before[key] for key in both}, {key: self.noted[key] for key in both})
         if changed:

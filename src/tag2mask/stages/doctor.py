@@ -7,8 +7,12 @@ import importlib.util
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from tag2mask import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = (
     "torch",
@@ -70,6 +74,7 @@ def _devices() -> list[str]:
     lines = [f"device: {find_device('auto')} ({torch.get_num_threads()} threads)"]
     if torch.cuda.is_available():
         lines += [f"  cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    lines.append(_crf(find_device("auto")))
     import warnings
 
     with warnings.catch_warnings(record=True) as caught:
@@ -77,6 +82,16 @@ def _devices() -> list[str]:
         find_precision("bfloat16", find_device("auto"))
     lines += [f"  bfloat16: {caught[0].message}" if caught else "  bfloat16: native"]
     return lines
+
+
+def _crf(device: torch.device) -> str:
+    from tag2mask.ops.compiled import trouble
+    from tag2mask.ops.crf import engine
+
+    if engine(device) == "loops":
+        return f"  dense CRF: compiled loops (numba {version('numba')})"
+    why = trouble() if device.type == "cpu" else None
+    return "  dense CRF: torch" + (f", several times slower: {why}" if why else "")
 
 
 def _weights() -> list[str]:

@@ -17,7 +17,7 @@ from tag2mask.methods import known_methods, make_method
 from tag2mask.methods.protocol import EarlierRun, Method, Tower, Trainable
 from tag2mask.models.find_classifier import weights_file
 from tag2mask.models.public_resnet import pixel_labels
-from tag2mask.ops.crf import preset
+from tag2mask.ops.crf import engine, preset
 from tag2mask.run.ahead import ahead
 from tag2mask.run.current import earlier_file
 from tag2mask.run.folder import Run
@@ -116,6 +116,7 @@ def label(
     fit = _Fit.of(method, settings, data.classes)
     files = _fit_files(before, use.fit) if fit.here else None
     total, fingerprint = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
+    crf_engine = engine(method.device) if rule.crf is not None or method.learns else None
     run = Run.create(
         out,
         _deciding(method, rule, data.classes, before, fit, settings),
@@ -126,6 +127,7 @@ def label(
             "fitted_path": None if fit.elsewhere is None else fit.elsewhere.path.absolute(),
             "clip": method.towers["clip"].name if "clip" in method.towers else None,
             "torch": torch.__version__,
+            **({} if crf_engine is None else {"crf_engine": crf_engine}),
             "threads": torch.get_num_threads(),
             "device": method.device.type,  # not which of equal ones: under torchrun each process has another
             "batch_size": batch_size,
@@ -147,20 +149,22 @@ def label(
             if settings.fit_only:
                 return Summary(str(run.path), "labelled", total)
         seen = before if use.label is not None else None
-        changes_ = Changes(run, seen, use.label)
+        renewed = Changes(run, seen, use.label)
         left = left_over(run, data, settings.shard, settings.removed)
         samples = (sample for sample in data if in_shard(sample.id, settings.shard))
-        batches = plan(samples, method.grid, batch_size, changes_.finished)
+        batches = plan(samples, method.grid, batch_size, renewed.finished)
         worker = _worker(method, rule, seen, settings, fit.elsewhere or run)
         work = Work(
             *(run, data.classes, worker, total),
             did="labelled",
             steps=worker.steps,
             device=method.device,
-            made=changes_.made,
-            notes=lambda: [*changes_.notes(), *left],
+            # compiled loops use one core a picture, the torch engine uses them all
+            beside=torch.get_num_threads() if crf_engine == "loops" and rule.crf is not None else 1,
+            made=renewed.made,
+            notes=lambda: [*renewed.notes(), *left],
         )
-        loaded = ahead(load(batches, describe, changes_.inputs))
+        loaded = ahead(load(batches, describe, renewed.inputs))
         return work.through(loaded, show_progress(total, "label", enabled=settings.progress))
 
 

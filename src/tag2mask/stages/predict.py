@@ -15,7 +15,7 @@ import torch
 
 from tag2mask.config import dump_config, parse_config
 from tag2mask.data.columns import Columns
-from tag2mask.ops.crf import preset
+from tag2mask.ops.crf import engine, preset
 from tag2mask.run.ahead import ahead
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
@@ -114,6 +114,7 @@ def predict(
             "network": saved.path.absolute(),
             "trained": saved.noted,
             "torch": torch.__version__,
+            **({} if crf is None else {"crf_engine": engine(where)}),
             "threads": torch.get_num_threads(),
             "device": where.type,
             "batch_size": test.batch,

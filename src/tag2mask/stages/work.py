@@ -1,4 +1,7 @@
-"""A run of label or predict in progress: decoding in a thread before it, results here, writing in a thread behind."""
+"""A run of label or predict in progress.
+
+Decoding is in a thread before it, results are made here, some of them side by side, and written in a thread behind.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +25,7 @@ from tag2mask.ops.masks import pseudo_mask
 from tag2mask.run.current import STALE, Current
 from tag2mask.run.device import peak_device_memory, peak_memory
 from tag2mask.run.folder import Run
+from tag2mask.run.inputs import Inputs
 from tag2mask.run.progress import Bar
 from tag2mask.segment.losses import check_labels
 from tag2mask.stages.plan import Loaded
@@ -94,12 +100,13 @@ class Work:
     Args:
         run: open to write.
         classes: of the masks.
-        outcomes: what becomes of each image of a batch that is not finished; an image that cannot be done is an
-            outcome too, not an exception.
+        outcomes: what becomes of each image of a batch that is not finished, or a function that finds out; an image
+            that cannot be done is an outcome too, not an exception.
         total: images of the shard.
         did: with the images, in one word, for the summary.
         steps: what is timed for each image.
         device: where results are computed.
+        beside: how many of those functions may run at once, in threads of their own.
         made: called with the id of each image that has a new mask.
         notes: asked at the end for what a user should know of the run.
     """
@@ -108,16 +115,18 @@ class Work:
         self,
         run: Run,
         classes: ClassSet,
-        outcomes: Callable[[Loaded], Iterator[Outcome]],
+        outcomes: Callable[[Loaded], Iterator[Outcome | Callable[[], Outcome]]],
         total: int,
         *,
         did: str,
         steps: Sequence[str],
         device: torch.device,
+        beside: int = 1,
         made: Callable[[str], None] = lambda _: None,
         notes: Callable[[], Sequence[str]] = tuple,
     ):
         self.run, self.outcomes, self.device, self.made, self.notes = run, outcomes, device, made, notes
+        self.pool = ThreadPoolExecutor(max_workers=beside, thread_name_prefix="outcome") if beside > 1 else None
         self.store = Store(run, classes.palette, describe, self._count)
         self.summary = Summary(str(run.path), did, total)
         self.seconds = dict.fromkeys(steps, 0.0)
@@ -130,7 +139,7 @@ class Work:
             with bar:
                 for loaded in batches:
                     for outcome in self.outcomes(loaded):
-                        self.store.put(replace(outcome, inputs=loaded.inputs.get(outcome.id)))
+                        self.store.put(self._make(outcome, loaded.inputs))
                     done_before = len(loaded.batch.samples) - len(loaded.batch.todo)
                     self._add(skipped=done_before)
                     bar.advance(done_before, worked=False)
@@ -147,9 +156,24 @@ class Work:
         else:
             self._add(complete=1)
         finally:
+            if self.pool is not None:
+                self.pool.shutdown(cancel_futures=True)
             batches.close()  # type: ignore[attr-defined]  # a generator: its thread ends with it
             self._finish()
         return self.summary
+
+    def _make(self, outcome: Outcome | Callable[[], Outcome], inputs: Mapping[str, Inputs]) -> Future[Outcome]:
+        """The outcome with what it was made of: now, or by the pool while the method goes on with the next images."""
+
+        def made() -> Outcome:
+            found = outcome() if callable(outcome) else outcome
+            return replace(found, inputs=inputs.get(found.id))
+
+        if self.pool is not None:
+            return self.pool.submit(made)
+        done: Future[Outcome] = Future()
+        done.set_result(made())
+        return done
 
     def _count(self, outcome: Outcome) -> None:
         for stage, seconds in outcome.seconds.items():
@@ -213,8 +237,8 @@ class Labeller:
         self._current = None if prior is None else Current(prior)
         self.crf_max_pixels, self.keep_scores = crf_max_pixels, keep_scores
 
-    def __call__(self, loaded: Loaded) -> Iterator[Outcome]:
-        """What becomes of each image of a batch that is not finished."""
+    def __call__(self, loaded: Loaded) -> Iterator[Outcome | Callable[[], Outcome]]:
+        """What becomes of each image of a batch that is not finished; its mask is made when that is asked."""
         items: list[Item] = []
         for sample in loaded.batch.samples:
             todo = sample.id in loaded.batch.todo
@@ -232,7 +256,8 @@ class Labeller:
         for item in items:
             if item.id in loaded.batch.todo:
                 scores, method_seconds = found[item.id]
-                yield self._mask(item, scores, {"decode": loaded.seconds[item.id], "method": method_seconds})
+                seconds = {"decode": loaded.seconds[item.id], "method": method_seconds}
+                yield partial(self._mask, item, scores, seconds)
 
     def _item(self, sample: Sample, image: torch.Tensor) -> Item:
         prior = self.prior

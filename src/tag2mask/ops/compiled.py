@@ -1,0 +1,95 @@
+"""Loops compiled on this machine by numba, where it is installed (the extra ``fast``).
+
+Nothing here runs on several threads: numba's thread pools and torch's OpenMP do not get on under load and after a
+fork, and cores are better spent on several pictures at once. The loops let go of the GIL, so threads of Python do.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SUMS = {"contract", "reassoc", "nsz", "nnan"}
+
+
+@functools.cache
+def trouble() -> str | None:
+    """Why loops cannot be compiled here, or None. numba is loaded to find out: it may be there and not fit numpy."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed; run: pip install 'tag2mask[fast]'"
+    try:
+        importlib.import_module("numba")
+    except Exception as error:  # whatever it raises, it is broken
+        return (
+            f"numba is installed but does not import ({' '.join(str(error).split())}); "
+            "run: pip install --upgrade 'tag2mask[fast]'"
+        )
+    return None
+
+
+def compiled(sums: bool = False) -> Callable[[F], F]:
+    """Compile a function of numbers and arrays at its first call, and keep the machine code on disk.
+
+    sums: let the compiler change the order of sums and fuse products into them, where the last bit decides nothing.
+    """
+
+    def decorate(function: F) -> F:
+        from numba import config, njit
+
+        options: dict[str, Any] = {"nogil": True, "fastmath": _SUMS if sums else False}
+        folder = _cache()
+        if folder is None:
+            return njit(**options)(function)
+        before, config.CACHE_DIR = config.CACHE_DIR, str(folder)  # it is asked for here, at the decoration
+        try:
+            return njit(cache=True, **options)(function)
+        finally:
+            config.CACHE_DIR = before
+
+    return decorate
+
+
+@functools.cache
+def _cache() -> Path | None:
+    """Where machine code is kept: NUMBA_CACHE_DIR, else beside the source, else in the user's cache.
+
+    None where neither can be written: then each process compiles anew. A folder that others may write to is no place
+    to load code from. The folder's name has the digest of all the loops: numba compares a function's own file only,
+    and would keep what it has made of another file's functions when those change.
+    """
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    places = [Path(chosen)] if chosen else [Path(__file__).parent / "__pycache__", _user_cache()]
+    for place in places:
+        folder = place / f"tag2mask-{_digest()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        return folder
+    return None
+
+
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted([Path(__file__), *Path(__file__).parent.glob("*_loops.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _user_cache() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "tag2mask"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "tag2mask"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tag2mask"
