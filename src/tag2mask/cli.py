@@ -86,7 +86,7 @@ def label(
     data: Annotated[
         Path | None, typer.Argument(help="Folder of images, VOC devkit or COCO JSON; or in --config.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; made, or gone on with.")] = Path("run"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; created or resumed.")] = Path("run"),
     method: Annotated[str | None, typer.Option("--method", "-m", help="See `tag2mask methods`.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as YAML; flags given here come on top.")] = None,
     set_: SetOption = None,

@@ -34,7 +34,7 @@ def train(
         typer.Argument(help="A run folder that `label` wrote; without one: --data and --pixel-labels."),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the training; made, or gone on with. `predict` takes it.")
+        Path, typer.Option("--out", "-o", help="Folder of the training; created or resumed. `predict` takes it.")
     ] = Path("network"),
     config: Annotated[
         Path | None,
@@ -126,9 +126,7 @@ def predict(
         Path,
         typer.Argument(metavar="IMAGES", help="Folder of images (no tags needed), VOC devkit, or COCO JSON."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; made, or gone on with.")] = Path(
-        "predicted"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; created or resumed.")] = Path("predicted"),
     test: Annotated[
         str,
         typer.Option(help="As a paper tests: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain."),

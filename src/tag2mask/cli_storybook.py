@@ -82,7 +82,7 @@ def pretrain_resnet(
 
 @storybook_app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the training; made, or gone on with.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the training; created or resumed.")] = Path(
         "pretrain"
     ),
     set_: Annotated[

@@ -29,7 +29,7 @@ Color = tuple[int, int, int]
 
 
 class UserError(Exception):
-    """Something the user can mend: what was got, what was expected, and what to do, in one message.
+    """Something the user can fix: what was got, what was expected, and what to do, in one message.
 
     The command line shows the message alone, without a traceback.
     """

@@ -48,7 +48,7 @@ def test_cache_goes_on_after_a_kill_and_is_the_same(tmp_path, monkeypatch):
     )
     assert sorted(advanced) == [(22, True), (64, False), (64, True)]
     assert np.array_equal(whole.images, mended.images)
-    assert whole.told == mended.told
+    assert whole.facts == mended.facts
     assert len({each.tobytes() for each in whole.images}) == 150
 
 
@@ -112,7 +112,7 @@ def test_a_cache_is_pickled_as_its_folder(tmp_path, monkeypatch):
     there = pickle.loads(sent)
     assert isinstance(there.images, np.memmap)
     assert np.array_equal(there.images, found.images)
-    assert there.told == found.told
+    assert there.facts == found.facts
 
 
 def test_too_small_a_disk_is_named_before_drawing(tmp_path, monkeypatch):
@@ -141,12 +141,12 @@ def test_a_cache_holds_the_scenes_of_its_split_and_seed(tmp_path, split, seed):
     for index in range(2):
         scene = draw_scene(scene_seed(split, seed, index), (32, 48), kind=kind_of(split))
         assert np.array_equal(found.images[index], scene.image)
-        assert found.told[index].names == scene.names
+        assert found.facts[index].names == scene.names
 
 
 @pytest.mark.parametrize("damage", ["count", "dtype", "size", "class", "line", "settings", "gone"])
 def test_a_damaged_cache_is_named(tmp_path, damage):
-    """Never trained on: pictures and what is told of them have to agree."""
+    """Never trained on: pictures and what is said of them have to agree."""
     folder = render_cache(tmp_path, Rendered(3, (32, 48)), workers=1).folder
     lines = (folder / "scenes.jsonl").read_text().splitlines(keepends=True)
     images = np.load(folder / "images.npy")

@@ -41,7 +41,7 @@ def test_a_mask_holds_the_classes_shown_by_their_numbers(scenes, tmp_path):
     classifier, _ = load_classifier(source)
     masks = teach(scenes, source, CLASSES)
     assert (masks.shape, masks.dtype) == ((16, 16, 16), np.uint8)
-    for told, image, mask in zip(scenes.told, scenes.images, masks, strict=True):
+    for told, image, mask in zip(scenes.facts, scenes.images, masks, strict=True):
         if not told.names:
             assert not mask.any()
             continue

@@ -11,7 +11,7 @@ import torch
 from small_pretraining import TAUGHT, TINY, few_scenes, pairs_of
 from tag2mask.run.sampling import Draw
 from tag2mask.storybook import CLASSES
-from tag2mask.storybook.cache import Told
+from tag2mask.storybook.cache import Facts
 from tag2mask.storybook.captions import says
 from tag2mask.storybook.views import Pairs, look, look_at_labels
 
@@ -29,7 +29,7 @@ def test_a_sample_is_a_function_of_its_draw(scenes):
     for step in range(40):
         _, image, view, text, *_ = pairs[Draw(step, 5)]
         assert np.array_equal(image.numpy(), scenes.images[5])
-        there = {*scenes.told[5].names, *scenes.told[5].things, "railway"}
+        there = {*scenes.facts[5].names, *scenes.facts[5].things, "railway"}
         assert all(claim.any_of & there for claim in says(text)), text
         height, width, top, left = view[:4]
         assert TINY.crop <= height <= 1
@@ -40,7 +40,7 @@ def test_a_sample_is_a_function_of_its_draw(scenes):
 
 def test_captions_say_the_numbers_that_are_told(scenes):
     """Two cats where there are two: the numbers reach the caption."""
-    told = (Told(("cat",), (), (2,)), *scenes.told[1:])
+    told = (Facts(("cat",), (), (2,)), *scenes.facts[1:])
     pairs = Pairs(replace(scenes, told=told), 0, TINY.crop, TINY.colour)
     said = " ".join(pairs[Draw(step, 0)].text for step in range(200))
     assert "two cats" in said
@@ -90,7 +90,7 @@ def test_a_mask_is_seen_through_the_window_of_its_picture():
 def test_a_batch_has_tags_and_where_there_are_any_masks(scenes):
     pairs = pairs_of(scenes, TAUGHT)
     batch = pairs.collate([pairs[Draw(0, i)] for i in (3, 7)])
-    assert [[name in scenes.told[i].names for name in CLASSES] for i in (3, 7)] == batch["tags"].tolist()
+    assert [[name in scenes.facts[i].names for name in CLASSES] for i in (3, 7)] == batch["tags"].tolist()
     assert np.array_equal(batch["labels"].numpy(), pairs.masks[[3, 7]])
     for shown, labels in zip(batch["tags"], batch["labels"], strict=True):
         assert {*labels.unique().tolist()} <= {0, *(int(i) + 1 for i in shown.nonzero())}

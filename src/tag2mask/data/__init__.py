@@ -1,7 +1,7 @@
 """Readers of tagged images, and writers of masks.
 
 A reader gives a Dataset: one Sample an image, with the tags that are known and, where there is some, the ground
-truth to be read when asked for. Its ``notes`` say what a user should be told about the reading.
+truth to be read when asked for. Its ``notes`` say what a user should know about the reading.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def _images(rows: Iterable[Mapping[str, Any]], path: Path, notes: list[str]) -> 
         if first.file != image.file:
             raise UserError(
                 f"{path}: two images have the id {key!r}, {first.file!r} and {image.file!r}, so their annotations "
-                "cannot be told apart: give each its own id"
+                "cannot be distinguished: give each its own id"
             )
         if first.size != image.size:
             raise UserError(
@@ -274,7 +274,7 @@ class _Ids:
                 number, text = sorted((other, key), key=_order)
                 raise UserError(
                     f"{path}: the ids {number!r} and {text!r} stand beside each other, so a {reference} cannot be "
-                    "told from the other: write all of them as numbers"
+                    "distinguished from the other: write all of them as numbers"
                 )
 
     def find(self, value: Any) -> tuple[Key, bool]:

@@ -53,7 +53,7 @@ class Columns:
     tags: (T,) uint8, the tags of all samples one after the other; tag_offsets: (N + 1,).
     known: (N,) bool, False where the tags are not known. has_truth: (N,) bool.
     truth: reads the ground truth by id; truth_turn: which pixels it was drawn on, where its size does not tell.
-    notes: what a user should be told about the reading, a line each.
+    notes: what a user should know about the reading, a line each.
     """
 
     classes: ClassSet

@@ -282,7 +282,7 @@ def finetuned(method: CLIMS, images: TaggedImages, folder: Path) -> CLIP:
         tag_caption(names[:2]),
         tag_caption([names[t - 1] for t in most]),
     ]
-    clip.text_features(words, allow_unknown=method.options.allow_unknown)  # unknown words are told now
+    clip.text_features(words, allow_unknown=method.options.allow_unknown)  # unknown words are refused now
     module = TagCaptions(method)
     shape = replace(images.settings, crop=method.recipe.inner_crop)
     part(

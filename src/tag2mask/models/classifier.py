@@ -234,9 +234,9 @@ def save_classifier(classifier: Classifier, folder: Path | str, card: str, super
         if not name.endswith("num_batches_tracked")
     }
     about = {"model_type": MODEL_TYPE, "stride_at": classifier.backbone.layout.stride_at, "supervision": supervision}
-    told = {OWN: json.dumps(about)}  # one entry alone: the order of several changes from call to call
+    metadata = {OWN: json.dumps(about)}  # one entry alone: the order of several changes from call to call
     # not save_file: that leaves a file which nobody but its owner may read
-    write_atomic(folder / "model.safetensors", safetensors.torch.save(state, metadata=told))
+    write_atomic(folder / "model.safetensors", safetensors.torch.save(state, metadata=metadata))
 
 
 def _read_config(path: Path) -> tuple[Layout, tuple[str, ...]]:

@@ -44,7 +44,7 @@ def read_clip(path: Path, activation: Activation | None = None) -> CLIPFiles:
     """The CLIP in a folder or file.
 
     path: a folder with config.json (Hugging Face) or open_clip_config.json, or a file with OpenAI's names.
-    activation: of a bare state dict; None where it is told.
+    activation: of a bare state dict; None where the files say it.
 
     Raises:
         UserError: what is there is no CLIP, does not fit together, or leaves the activation open.
@@ -60,11 +60,11 @@ def read_clip(path: Path, activation: Activation | None = None) -> CLIPFiles:
         end = None if eos == 2 else eos  # transformers' own rule, for configs written before it was corrected
         return CLIPFiles(model, *_statistics(path), end, files)
     files = _weight_files(path) if path.is_dir() else [path]
-    told = (path if path.is_dir() else path.parent) / OPEN_CLIP
-    settings = _open_clip(told) if told.is_file() else None
+    beside = (path if path.is_dir() else path.parent) / OPEN_CLIP
+    settings = _open_clip(beside) if beside.is_file() else None
     state, script = _read_files(files, "visual.conv1.weight")
     if settings is not None:
-        _agree(told, settings.activation, activation)
+        _agree(beside, settings.activation, activation)
         chosen: Activation | None = settings.activation
     else:
         chosen = activation or ("quick_gelu" if script else None)  # only OpenAI ships archives
@@ -80,9 +80,9 @@ def read_clip(path: Path, activation: Activation | None = None) -> CLIPFiles:
     return CLIPFiles(model, mean, std, None, files)
 
 
-def _agree(told: Path, found: Activation, given: Activation | None) -> None:
+def _agree(file: Path, found: Activation, given: Activation | None) -> None:
     if given is not None and given != found:
-        raise UserError(f"{told} says {found}, --activation {given}; leave the option out, or correct the file")
+        raise UserError(f"{file} says {found}, --activation {given}; leave the option out, or correct the file")
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,8 @@ def tokenizer_beside(path: Path) -> Path:
         UserError: there is none.
     """
     folder = path if path.is_dir() else path.parent
-    told = path.is_dir() or (folder / OPEN_CLIP).is_file()
-    if told and (any((folder / name).is_file() for name in TOKENIZERS) or not (folder / OPEN_CLIP).is_file()):
+    configured = path.is_dir() or (folder / OPEN_CLIP).is_file()
+    if configured and (any((folder / name).is_file() for name in TOKENIZERS) or not (folder / OPEN_CLIP).is_file()):
         return folder
     if (folder / MERGES).is_file():
         return folder / MERGES

@@ -7,7 +7,7 @@ like the class and not like what occurs with it, and (1 - P_k) X, which should n
     L = alpha L_OTM + beta L_BTM + gamma L_CBS + delta L_REG.
 
 ``CAMERA_READY`` (variant "paper") and ``RELEASED`` (the current repository) differ in all four; see ``CLIMSLoss``.
-Faults of the released code that are mended here, whatever the variant:
+Faults of the released code that are not repeated here, whatever the variant:
 
 - a batch with one tag in all, or with none, stopped the training (a squeezed index, an empty stack): here it is a
   batch like any other, and without pairs only L_REG is left;
@@ -61,7 +61,7 @@ class CLIMSLoss:
         if not all(0 <= w < float("inf") for w in weights) or not 0 < self.floor < 0.5:
             raise UserError(
                 f"CLIMS: got weights {weights} and floor {self.floor}, "
-                "expected weights of 0 or more and a floor between 0 and 0.5; mend them"
+                "expected weights of 0 or more and a floor between 0 and 0.5; change them"
             )
 
 

@@ -62,7 +62,7 @@ def compare(document: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> 
     if layout != LAYOUT:
         return (
             "by an earlier version of tag2mask, which did not note what its masks were made of: it can be evaluated, "
-            "exported and trained on, but not gone on with",
+            "exported and trained on, but not resumed",
             (),
         )
     before = document["settings"]

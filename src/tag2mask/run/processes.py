@@ -55,7 +55,7 @@ def in_order(
     pipes: list[Any] = []  # Connection; on Windows of another class
     begun = []
     try:
-        with _unheard():
+        with _without_interrupts():
             for _ in range(workers):
                 here, there = context.Pipe()
                 pipes.append(here)
@@ -100,8 +100,8 @@ def _share_out(jobs: Sequence[Any], pipes: Sequence[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """Ctrl-C waits until it is over, and processes that are begun meanwhile never hear it."""
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until it is over, and processes that are begun meanwhile never get it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -36,7 +36,7 @@ class Advance(Protocol):
         ...
 
 
-def unheard(count: int = 1, *, worked: bool = True) -> None:
+def no_progress(count: int = 1, *, worked: bool = True) -> None:
     """An ``Advance`` for where nobody listens."""
 
 

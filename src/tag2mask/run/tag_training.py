@@ -1,7 +1,7 @@
 """The step of every training on image tags: of classifier CAM, of what CLIMS starts from, and of storybook-resnet.
 
-It is told how a batch is looked at and how weights move, and so lies below all who train on tags. It loads Lightning;
-import it only to train.
+Its callers say how a batch is looked at and how weights move, so it lies below all who train on tags. It loads
+Lightning; import it only to train.
 """
 
 from __future__ import annotations

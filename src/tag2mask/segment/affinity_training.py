@@ -180,7 +180,7 @@ def measure_displacement(module: IRNTraining, examples: AffinityExamples, crop: 
                 try:
                     image, _ = open_image(examples.data[index], examples.max_pixels)
                 except (BadImage, OSError):
-                    continue  # the training has told of it
+                    continue  # the training has warned of it
                 pixels = standardise(image[None, :, :crop, :crop], MEAN, STD)  # (1, 3, h, w)
                 corners.append(F.pad(pixels, (0, crop - pixels.shape[3], 0, crop - pixels.shape[2])))
             if corners:

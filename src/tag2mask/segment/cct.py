@@ -209,7 +209,7 @@ def perturb(kind: Kind, z: Tensor, guess: Tensor, decoder: nn.Module, generator:
             return feature_drop(z, generator)
         case "noise":
             return feature_noise(z, generator)
-    raise UserError(f"CCT: got a perturbation {kind!r}, expected one of {', '.join(PUBLISHED)}; mend the settings")
+    raise UserError(f"CCT: got a perturbation {kind!r}, expected one of {', '.join(PUBLISHED)}; change the settings")
 
 
 def consistency(

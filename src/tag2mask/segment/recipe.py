@@ -238,9 +238,9 @@ def _check_start(recipe: TrainRecipe) -> None:
     name = Path(start.removeprefix(WHOLE)).name
     if start == "pretrained":
         name = recipe.architecture.removeprefix(HUB)
-    told = sorted(set(re.split(r"[^a-z0-9]+", name.lower())) & set(PIXEL_SETS))
-    if told and recipe.init_pixels is None:
+    found = sorted(set(re.split(r"[^a-z0-9]+", name.lower())) & set(PIXEL_SETS))
+    if found and recipe.init_pixels is None:
         raise UserError(
-            f"init {name}: these weights seem to be trained on pixel labels ({told[0]}), which is supervision; set "
-            f'init_pixels={told[0]}, which is then shown with every number, or init_pixels="" if they are not'
+            f"init {name}: these weights seem to be trained on pixel labels ({found[0]}), which is supervision; set "
+            f'init_pixels={found[0]}, which is then shown with every number, or init_pixels="" if they are not'
         )

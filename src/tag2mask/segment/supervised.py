@@ -151,8 +151,8 @@ class SupervisedTraining(lightning.LightningModule):
             if len(self.replaced) <= MOST_TOLD:
                 more = "; further ones are only counted" if len(self.replaced) == MOST_TOLD else ""
                 # not in Lightning's name, in which a warning by stack level would be: those are not shown
-                told = f"{why}; another image stands in for {id}{more}"
-                warnings.warn_explicit(told, UserWarning, __file__, 0, __name__)
+                message = f"{why}; another image stands in for {id}{more}"
+                warnings.warn_explicit(message, UserWarning, __file__, 0, __name__)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """A step at its own learning rate; then the average takes its share."""

@@ -70,7 +70,7 @@ class TestTime:
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):  # NaN is no scale either
-            raise UserError(f"test time: got scales={self.scales}, expected one or more above 0; mend it")
+            raise UserError(f"test time: got scales={self.scales}, expected one or more above 0; change it")
         low = {"tile": self.tile, "batch": self.batch, "multiple": self.multiple, "margin": self.margin + 1}
         low |= {"window": self.window or 1, "longest": self.longest or 1, "fit": min(self.fit or (1,))}
         if min(low.values()) < 1:

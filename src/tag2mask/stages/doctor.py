@@ -47,7 +47,7 @@ def doctor() -> tuple[list[str], bool]:
 
 
 def broken_torchvision() -> str | None:
-    """How to mend a torchvision that does not fit torch, or None.
+    """How to fix a torchvision that does not fit torch, or None.
 
     tag2mask does not use torchvision, but a CUDA build of it beside a CPU build of torch breaks every package that
     looks for it, transformers among them.

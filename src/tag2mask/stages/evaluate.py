@@ -68,9 +68,9 @@ def evaluate(
     tally = Tally(data, boundary, rule_of(run) if thresholds else None, check_truth)
     tally.notes += notes
     tally.sure = ConfidenceTally(len(data.classes)) if confidence else None
-    told = run.settings.get("supervision")
+    supervision = run.settings.get("supervision")
     result = replace(
-        _score(run, data, tally, progress), supervision=told, use_tags=bool(run.settings.get("use_tags"))
+        _score(run, data, tally, progress), supervision=supervision, use_tags=bool(run.settings.get("use_tags"))
     )
     text = json.dumps(result.as_dict(), indent=2, allow_nan=False)
     write_atomic(run.path / "metrics.json", text.encode())
@@ -195,7 +195,7 @@ def _score(run: Run, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
         raise UserError(
             f"sizes differ (width x height) for {len(wrong)}{more} images, so these cannot be compared: "
             f"{'; '.join(wrong[:5])}. Are {run.path} and the ground truth of the same images? Scale these true "
-            "masks to their images (nearest neighbour), or take them away: images without truth are counted, not "
+            "masks to their images (nearest neighbour), or remove them: images without truth are counted, not "
             "scored"
         )
     if tally.images and not tally.confusion.any():

@@ -158,7 +158,7 @@ def _export_onnx(net: SegmentationNet, saved: SavedNetwork, out: Path) -> Export
     onnx.checker.check_model(proto)
     data = proto.SerializeToString()
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4  # its errors are told in one line of ours
+    settings.log_severity_level = 4  # its errors are said in one line of ours
     session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     pictures = [torch.randint(0, 256, (2, 3, *size), generator=generator).float() for size in SIZES]

@@ -43,7 +43,7 @@ class Recipe:
 def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = None) -> Recipe:
     """Read the data, load the weights, make the method. Cheap checks come first, so bad settings stop at once.
 
-    out: the run folder that is to be gone on with, whose classes keep their order; None: a new one.
+    out: the run folder that is to be resumed, whose classes keep their order; None: a new one.
     """
     steps: list[LabelConfig | RefineConfig] = [config] if config.refine is None else [config, config.refine]
     for step in steps:

@@ -21,7 +21,7 @@ from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Constant, Power
 
 LONGEST_SIDE = 256
 
-# five colours from dark to light, of even steps to the eye and told apart without red and green
+# five colours from dark to light, of even steps to the eye and distinguished without red and green
 _CONFIDENCE = np.array([[35, 23, 62], [70, 62, 129], [46, 117, 142], [67, 182, 138], [246, 230, 110]], float)
 _UNSURE = np.array([236, 236, 240], float)
 

@@ -60,7 +60,7 @@ class Store:
         describe: Callable[[Exception], str],
         written: Callable[[Outcome], None],
     ):
-        self._run, self._palette, self._describe, self._tell = run, palette, describe, written
+        self._run, self._palette, self._describe, self._written = run, palette, describe, written
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._waiting: deque[Future[Outcome]] = deque()
         self._broken: CannotWrite | None = None
@@ -72,11 +72,11 @@ class Store:
             CannotWrite: an earlier one met a disk that cannot be written.
         """
         self._waiting.append(self._thread.submit(self._write, outcome))
-        self._tell_of_written(_WAITING)
+        self._report_written(_WAITING)
 
     def finish(self) -> None:
         """Write what is left. Raises as :meth:`put`."""
-        self._tell_of_written(0)
+        self._report_written(0)
         self._thread.shutdown()
 
     def abandon(self) -> None:
@@ -84,13 +84,13 @@ class Store:
         self._thread.shutdown(wait=True, cancel_futures=True)
         for each in self._waiting:
             if each.done() and not each.cancelled() and each.exception() is None:
-                self._tell(each.result())
+                self._written(each.result())
 
-    def _tell_of_written(self, left: int) -> None:
+    def _report_written(self, left: int) -> None:
         while self._waiting and (len(self._waiting) > left or self._waiting[0].done()):
             outcome = self._waiting[0].result()  # Ctrl-C may come here, so it is not removed before
             self._waiting.popleft()
-            self._tell(outcome)
+            self._written(outcome)
 
     def _write(self, made: Future[Outcome]) -> Outcome:
         outcome = made.result()

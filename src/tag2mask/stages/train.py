@@ -227,7 +227,7 @@ def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, s
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out}: is a run of masks; choose a folder of its own for the network")
     if not (out / LAST).exists() and not (out / INSIDE).exists() and _is_own(recipe_file):
-        recipe_file.unlink()  # nothing was learned yet: a mended command may begin here
+        recipe_file.unlink()  # nothing was learned yet: a corrected command may begin here
     classes = targets.data.classes
     examples = {"images": len(targets), "fingerprint": targets.fingerprint}
     settings = {

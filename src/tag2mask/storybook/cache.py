@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tag2mask.run.files import make_array, write_atomic
 from tag2mask.run.lock import locked
 from tag2mask.run.processes import in_order
-from tag2mask.run.progress import Advance, unheard
+from tag2mask.run.progress import Advance, no_progress
 from tag2mask.storybook.render import check_render, kind_of, scene_seed
 from tag2mask.storybook.scenes import CLASSES, EDITION, Scene, draw_scene
 from tag2mask.types import UserError
@@ -29,7 +29,7 @@ from tag2mask.types import UserError
 _CHUNK = 64  # scenes that a process draws between two marks, and loses by a kill
 
 
-class Told(NamedTuple):
+class Facts(NamedTuple):
     """What is known of one scene besides its picture."""
 
     names: tuple[str, ...]
@@ -63,14 +63,14 @@ class SceneCache:
 
     folder: Path
     images: NDArray[np.uint8]
-    told: tuple[Told, ...]
+    facts: tuple[Facts, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its folder: a process that is spawned opens the same file instead of being sent gigabytes."""
         return open_cache, (self.folder.absolute(),)
 
     def __len__(self) -> int:
-        return len(self.told)
+        return len(self.facts)
 
 
 def render_cache(
@@ -95,11 +95,11 @@ def render_cache(
             there is damaged.
     """
     check_render(wanted.n, wanted.seed, wanted.split, wanted.size, wanted.classes, workers)
-    folder, tell_of = root / f"scenes-{wanted.key}", progress or unheard
+    folder, advance = root / f"scenes-{wanted.key}", progress or no_progress
     if _finished(folder):
-        tell_of(wanted.n, worked=False)
+        advance(wanted.n, worked=False)
     else:
-        _fill(folder, wanted, workers, tell_of)
+        _fill(folder, wanted, workers, advance)
     return open_cache(folder)
 
 
@@ -112,21 +112,21 @@ def open_cache(folder: Path) -> SceneCache:
     try:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         lines = (folder / "scenes.jsonl").read_text(encoding="utf-8").splitlines()
-        told = tuple(Told(*(tuple(part) for part in json.loads(line))) for line in lines)
+        facts = tuple(Facts(*(tuple(part) for part in json.loads(line))) for line in lines)
         wanted = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
-        there = (len(told), images.dtype.name, *images.shape)
+        there = (len(facts), images.dtype.name, *images.shape)
         if there != (expected := (wanted["n"], "uint8", wanted["n"], *wanted["size"], 3)):
             raise ValueError(f"scenes and pictures are {there}, expected {expected}")
-        if strange := {name for scene in told for name in scene.names}.difference(wanted["classes"]):
+        if strange := {name for scene in facts for name in scene.names}.difference(wanted["classes"]):
             raise ValueError(f"scenes of unknown classes: {', '.join(sorted(strange)[:5])}")
     except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
         raise UserError(f"{folder}: is no cache of scenes ({error}); remove it, and it is drawn again") from error
-    return SceneCache(folder, images, told)
+    return SceneCache(folder, images, facts)
 
 
-def tell(scene: Scene) -> Told:
+def tell(scene: Scene) -> Facts:
     """What a caption may be made of."""
-    return Told(scene.names, scene.things, scene.counts)
+    return Facts(scene.names, scene.things, scene.counts)
 
 
 def _fill(folder: Path, wanted: Rendered, workers: int | None, progress: Advance) -> None:

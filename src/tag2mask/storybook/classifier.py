@@ -20,7 +20,7 @@ from tag2mask.models.classifier import MEAN, SCALES, STD, Classifier, class_maps
 from tag2mask.ops.image import standardise
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.metrics import BackgroundSweep, average_precision, metrics
-from tag2mask.run.progress import Advance, unheard
+from tag2mask.run.progress import Advance, no_progress
 from tag2mask.storybook.render import check_render, kind_of, scene_seed
 from tag2mask.storybook.scenes import CLASSES, Scene, draw_scene
 from tag2mask.types import Constant, UserError
@@ -148,7 +148,7 @@ def measure(
     split: str = "val",
     scales: Sequence[float] = SCALES,
     flip: bool = True,
-    progress: Advance = unheard,
+    progress: Advance = no_progress,
 ) -> Measured:
     """Tag mAP and class-map mIoU on the first ``n`` scenes of a split; masks are read here and nowhere else."""
     classifier.eval()

@@ -2,7 +2,7 @@
 
 Contrastive, as Radford et al. 2021, on our own towers. Three readings of a picture may be held against the captions:
 the class token, the mean of the patch tokens (what CLIP-ES differentiates), and the patches that fit a text (PACL's
-idea). A small network learns *where* from so few pictures only if it is told: ``teacher`` makes pseudo masks from
+idea). A small network learns *where* from so few pictures only if it is shown: ``teacher`` makes pseudo masks from
 tags, and ``lessons`` holds patches against them.
 """
 

@@ -30,7 +30,7 @@ from tag2mask.data.png import encode_mask
 from tag2mask.run.files import write_atomic
 from tag2mask.run.lock import locked
 from tag2mask.run.processes import cores, in_order
-from tag2mask.run.progress import Advance, unheard
+from tag2mask.run.progress import Advance, no_progress
 from tag2mask.run.settings import check_own, describe_differences
 from tag2mask.storybook.captions import caption
 from tag2mask.storybook.cast import TRAPS
@@ -87,7 +87,7 @@ def render(
     size: tuple[int, int] = (192, 256),
     classes: Sequence[str] = CLASSES,
     workers: int | None = None,
-    progress: Advance = unheard,
+    progress: Advance = no_progress,
 ) -> Path:
     """Draws ``n`` scenes into a VOC-layout folder; equal arguments give equal bytes.
 

@@ -29,7 +29,7 @@ from tag2mask.process import tune_process
 from tag2mask.run.files import make_array, write_atomic
 from tag2mask.run.lock import locked
 from tag2mask.run.processes import in_order
-from tag2mask.run.progress import Advance, unheard
+from tag2mask.run.progress import Advance, no_progress
 from tag2mask.storybook.cache import SceneCache
 from tag2mask.types import Constant, MaskRule, Scores, UserError
 
@@ -93,12 +93,12 @@ def teach(
     how = json.dumps([EDITION, digest, list(classes), asdict(RULE), SCALES])
     folder = scenes.folder / f"pseudo-{hashlib.sha256(how.encode()).hexdigest()[:16]}"
     shape = (len(scenes), *strided_size(scenes.images.shape[1:3], 2))
-    tell_of = progress or unheard
+    advance = progress or no_progress
     if _made(folder, shape) < len(scenes):
         with locked(folder, f"The pseudo masks {folder}", "--cache"):
-            _fill(folder, shape, scenes, _Teacher(source, digest, tuple(classes)), workers, tell_of)
+            _fill(folder, shape, scenes, _Teacher(source, digest, tuple(classes)), workers, advance)
     else:
-        tell_of(len(scenes), worked=False)
+        advance(len(scenes), worked=False)
     return np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False)
 
 
@@ -133,8 +133,8 @@ def _fill(
     labels = open_memmap(file, "r+")
     jobs = []
     for first in range(done, len(scenes), _SAVED):
-        told = scenes.told[first : first + _SAVED]
-        shown = [[teacher.classes.index(name) for name in each.names] for each in told]
+        facts = scenes.facts[first : first + _SAVED]
+        shown = [[teacher.classes.index(name) for name in each.names] for each in facts]
         jobs.append(_Job(teacher, scenes.folder, first, shown))
     for job, masks in zip(jobs, in_order(_masks, jobs, workers, prepare=_prepare), strict=True):
         last = job.first + len(masks)

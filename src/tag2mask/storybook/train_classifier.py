@@ -66,7 +66,7 @@ class TaggedPictures:
     @classmethod
     def of(cls, cache: SceneCache, classes: Sequence[str], seed: int) -> TaggedPictures:
         """The pictures of a cache, with the names of what each holds as tags."""
-        tags = np.array([[name in told.names for name in classes] for told in cache.told])
+        tags = np.array([[name in facts.names for name in classes] for facts in cache.facts])
         return cls(cache.images, tags, seed)
 
     @staticmethod

@@ -51,12 +51,12 @@ class Pairs:
         return len(self.cache)
 
     def __getitem__(self, draw: Draw) -> Pair:
-        """The scene of this draw, as it is seen and told this time."""
+        """The scene of this draw, as it is seen and described this time."""
         rng = sample_generator(self.seed, draw)
-        told = self.cache.told[draw.sample]
-        caption = describe(told.names, told.things, rng, told.counts)
+        facts = self.cache.facts[draw.sample]
+        caption = describe(facts.names, facts.things, rng, facts.counts)
         image = torch.from_numpy(np.array(self.cache.images[draw.sample]))
-        tags = torch.tensor([name in told.names for name in CLASSES])
+        tags = torch.tensor([name in facts.names for name in CLASSES])
         labels = None if self.masks is None else torch.from_numpy(np.array(self.masks[draw.sample]))
         return Pair(draw, image, self._view(rng), caption.text, caption.meaning, tags, labels)
 
