@@ -127,8 +127,8 @@ def _is_text(start: bytes) -> bool:
 def _text(path: Path, start: bytes, size: int) -> UserError:
     text = start.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     if text.startswith("version https://git-lfs"):
-        size = re.search(r"^size (\d+)", text, re.MULTILINE)
-        meant = f" to a file of {int(size[1]):,} bytes" if size else ""
+        stated = re.search(r"^size (\d+)", text, re.MULTILINE)
+        meant = f" to a file of {int(stated[1]):,} bytes" if stated else ""
         return refuse(
             path, f"a git-lfs pointer{meant}, not the weights", "run `git lfs pull` in its repository, or download it"
         )
