@@ -169,7 +169,7 @@ def test_counts_are_those_of_the_images():
     bees[1:5, 1:3], bees[1:5, 3:5] = 2, 3
     said = found([(bee, (2,)), (bees, (2,)), (bee, (1, 2)), (blank, ()), (bees, None)] + [(bee, (2,))] * 6)
     assert said.text.startswith(
-        "truth and tags differ in 10 images with known tags: 1 of 10 tags are in no truth of their image, and 1 "
+        "truth and tags differ (of 10 images with known tags): 1 of 10 tags are in no truth of their image, and 1 "
         "images hold a class that is not tagged"
     )
     assert "im2 is tagged ant" in said.text

@@ -468,7 +468,7 @@ def test_data_that_names_its_own_classes_is_measured_in_the_networks(network, tm
     Image.new("L", (30, 20), 1).save(truth / "1.png")
     done = call("eval", tmp_path / "run")
     assert done.exit_code == 1
-    assert "truth and tags differ in 2 images" in " ".join(done.output.split())
+    assert "truth and tags differ (of 2 images" in " ".join(done.output.split())
 
 
 def test_names_without_tags_do_not_number_truth(network, tmp_path):

@@ -131,7 +131,7 @@ class Agreement:
             return self._thin() if self._is_thin() else None
         examples = "; ".join([*self.examples.get("missing", []), *self.examples.get("untagged", [])][:_SHOWN])
         text = (
-            f"truth and tags differ in {self.checked} images with known tags: {missing} of {tags} tags are in no "
+            f"truth and tags differ (of {self.checked} images with known tags): {missing} of {tags} tags are in no "
             f"truth of their image, and {self.untagged_images} images hold a class that is not tagged ({examples})"
         )
         if self._is_thin():
