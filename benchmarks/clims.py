@@ -35,7 +35,7 @@ from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.metrics import BackgroundSweep, metrics
 from tag2mask.run.folder import Run
-from tag2mask.stages.fit import fit
+from tag2mask.stages.machinery.fit import fit
 from tag2mask.storybook import render
 from tag2mask.types import Constant, Dataset, Item, Scores
 

@@ -38,8 +38,8 @@ from tag2mask.run.training import LAST, Stopped
 from tag2mask.segment.architectures import pixels_of_start
 from tag2mask.segment.augment import Augment, LongSide
 from tag2mask.segment.tagged import TaggedImages
-from tag2mask.stages.fit import FITTED, fitted_digest
 from tag2mask.stages.label import label
+from tag2mask.stages.machinery.fit import FITTED, fitted_digest
 from tag2mask.stages.report_weights import weights_of
 from tag2mask.storybook import draw_scene
 from tag2mask.storybook.render import scene_seed

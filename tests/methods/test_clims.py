@@ -32,8 +32,8 @@ from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import sample_indices
 from tag2mask.run.tag_training import TagTraining
-from tag2mask.stages.fit import fit
 from tag2mask.stages.label import label
+from tag2mask.stages.machinery.fit import fit
 from tag2mask.types import ClassSet, Sample, TextSet, UserError
 from tiny_clips import openai_state, oracle, write_tokenizer
 

@@ -15,8 +15,8 @@ from tag2mask.methods import METHODS
 from tag2mask.run.folder import Run
 from tag2mask.run.lock import Lock
 from tag2mask.run.progress import progress, silent
-from tag2mask.stages.fit import FITTED, fit, fitted_digest
 from tag2mask.stages.label import label
+from tag2mask.stages.machinery.fit import FITTED, fit, fitted_digest
 from tag2mask.types import UserError
 
 

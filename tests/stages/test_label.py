@@ -22,7 +22,7 @@ from tag2mask.run.folder import Run
 from tag2mask.run.manifest import Manifest
 from tag2mask.run.settings import plain
 from tag2mask.stages.label import label
-from tag2mask.stages.plan import plan
+from tag2mask.stages.machinery.plan import plan
 from tag2mask.types import Item, MaskRule, Sample, Scores, TextSet, UserError
 
 

@@ -12,8 +12,8 @@ import torch
 from methods.toys import CLASSES, TrainingFree, make_data
 from tag2mask.ops.compiled import trouble
 from tag2mask.run.folder import Run
-from tag2mask.stages import work
 from tag2mask.stages.label import label
+from tag2mask.stages.machinery import labeller
 from tag2mask.types import MaskRule
 
 RULE = MaskRule(crf="clip-es")
@@ -50,7 +50,7 @@ def artefacts(folder):
 def test_masks_made_side_by_side_are_those_made_one_by_one(data, tmp_path, threads, monkeypatch):
     monkeypatch.setenv("TAG2MASK_CRF", "loops")
     at_once, most, lock = [], [], threading.Lock()
-    real = work.pseudo_mask
+    real = labeller.pseudo_mask
 
     def watched(*args, **more):
         with lock:
@@ -63,7 +63,7 @@ def test_masks_made_side_by_side_are_those_made_one_by_one(data, tmp_path, threa
             with lock:
                 at_once.pop()
 
-    monkeypatch.setattr(work, "pseudo_mask", watched)
+    monkeypatch.setattr(labeller, "pseudo_mask", watched)
     found = {}
     for count in (1, 3):
         most.clear()
@@ -80,7 +80,7 @@ def test_masks_made_side_by_side_are_those_made_one_by_one(data, tmp_path, threa
 def test_one_bad_mask_among_many_stops_no_other(data, tmp_path, threads, monkeypatch):
     monkeypatch.setenv("TAG2MASK_CRF", "loops")
     threads(3)
-    real = work.pseudo_mask
+    real = labeller.pseudo_mask
 
     def poor(scores, image, rule, **more):
         if image.shape == first.shape and torch.equal(image, first):
@@ -90,7 +90,7 @@ def test_one_bad_mask_among_many_stops_no_other(data, tmp_path, threads, monkeyp
     from tag2mask.data.image import read_image
 
     first = torch.from_numpy(read_image(data[0].image)).permute(2, 0, 1)
-    monkeypatch.setattr(work, "pseudo_mask", poor)
+    monkeypatch.setattr(labeller, "pseudo_mask", poor)
     summary = run(data, tmp_path / "run")
     assert summary.failed >= 1
     assert summary.done == 12 - summary.failed

@@ -226,7 +226,7 @@ paper's 29.5 and a rate of 0.004, L_CBS alone decides, and boats shrink to their
 
 
 class CLIMS(Trainable):
-    """CLIMS as a tag2mask method; fitted by ``stages.fit``, or ready after ``load``."""
+    """CLIMS as a tag2mask method; fitted by ``stages.machinery.fit``, or ready after ``load``."""
 
     Options = CLIMSOptions
     needs = ("clip",)

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tag2mask.classes import color_map
 from tag2mask.data.columns import Columns
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.data.truth import MaskFolders, read_truth
 from tag2mask.data.truth_turn import settle_turn
+from tag2mask.run.about import check_classes, rule_of
 from tag2mask.run.ahead import ahead
 from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
@@ -27,7 +27,7 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages.confidence import ConfidenceTally
 from tag2mask.stages.evaluation import Evaluation
 from tag2mask.stages.tally import Tally
-from tag2mask.types import IGNORE, ClassSet, Dataset, MaskRule, Scores, UserError
+from tag2mask.types import IGNORE, Dataset, Scores, UserError
 
 MOST_WRONG = 100
 """So many images of another size are enough to stop."""
@@ -95,64 +95,6 @@ def settle_truth(run: Run, data: Dataset) -> tuple[Dataset, list[str]]:
 
     settled = settle_turn(data, mask)
     return replace(data, truth_turn=settled.turn), [*naming, *settled.notes]
-
-
-def check_classes(run: Run, data: Dataset) -> None:
-    """Mask values mean nothing across class sets.
-
-    Raises:
-        UserError: the run has other classes than ``data``, or a damaged run.yaml.
-    """
-    names = stored_classes(run).names
-    if names != data.classes.names:
-        raise UserError(
-            f"{run.path} holds masks of {len(names)} classes ({', '.join(names[:4])}, …), but the data has "
-            f"{len(data.classes)} ({', '.join(data.classes.names[:4])}, …). "
-            "Masks of other classes cannot be compared: give --classes as in the run, or make masks of the truth's "
-            "classes, and evaluate those"
-        )
-
-
-def stored_classes(run: Run) -> ClassSet:
-    """The classes that run.yaml holds, with their colours.
-
-    Raises:
-        UserError: run.yaml is damaged.
-    """
-    try:
-        stored = run.settings["classes"]
-        names = tuple(str(name) for name in stored["names"])
-        colours = stored.get("palette") or color_map(len(names))
-        palette = tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
-        if not names or len(palette) < len(names) or not all(0 <= c <= 255 for colour in palette for c in colour):
-            raise ValueError(f"{len(names)} names and {len(palette)} colours of 0..255")
-        return ClassSet(str(stored.get("id", "")), names, palette)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(run, "classes", error) from error
-
-
-def is_predicted(run: Run) -> bool:
-    """Whether a network made the masks, and not a method from tags."""
-    return run.settings.get("stage") == "predict"
-
-
-def rule_of(run: Run) -> MaskRule:
-    """The mask rule that run.yaml holds.
-
-    Raises:
-        UserError: run.yaml is damaged.
-    """
-    try:
-        return MaskRule.from_plain(run.settings["mask_rule"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(run, "mask_rule", error) from error
-
-
-def _damaged(run: Run, setting: str, error: Exception) -> UserError:
-    return UserError(
-        f"{run.path / 'run.yaml'} is damaged: settings.{setting} is not as label wrote it "
-        f"({type(error).__name__}: {error}); bring the file back, or label again into another folder"
-    )
 
 
 class _Loaded(NamedTuple):

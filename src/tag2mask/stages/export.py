@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from tag2mask.data.coco_rle import COCO_STAMP, write_coco
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import encode_mask, read_mask
+from tag2mask.run.about import check_classes, stored_classes
 from tag2mask.run.current import Current
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.folder import CHECKPOINTS, CONFIDENCE, MASKS, SCORES, Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.warn import warn
-from tag2mask.stages.evaluate import check_classes, stored_classes
 from tag2mask.types import Dataset, UserError
 
 FORMATS = ("png", "coco")

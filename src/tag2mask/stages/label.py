@@ -28,11 +28,12 @@ from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
 from tag2mask.segment.network import find_network, load_network
 from tag2mask.segment.test_time import TestTime
-from tag2mask.stages.changes import Changes, Removed, left_over
-from tag2mask.stages.fit import make_ready, open_fitted
-from tag2mask.stages.plan import load, plan, survey
-from tag2mask.stages.predictor import Predictor
-from tag2mask.stages.work import Labeller, Summary, Work, describe
+from tag2mask.stages.machinery.changes import Changes, Removed, left_over
+from tag2mask.stages.machinery.fit import make_ready, open_fitted
+from tag2mask.stages.machinery.labeller import Labeller
+from tag2mask.stages.machinery.plan import load, plan, survey
+from tag2mask.stages.machinery.predictor import Predictor
+from tag2mask.stages.machinery.work import Summary, Work, describe
 from tag2mask.types import ClassSet, Dataset, MaskRule, Sample, UserError
 
 CRF_MAX_PIXELS = 2_000_000
@@ -87,7 +88,7 @@ def label(
     Samples with unknown tags are skipped and counted; those with none at all (``()``) get a mask of background. In a
     folder with masks, those of images that were replaced or are tagged otherwise now are made again, and no others
     (of batches of several, whose last bits may depend on neighbours, the others keep those they had).
-    A method that learns is fitted first, in the folder's checkpoints, on all of the data; see ``stages.fit``.
+    A method that learns is fitted first, in the folder's checkpoints, on all of the data (``stages.machinery.fit``).
 
     Args:
         data: images and tags. Ground truth, if it has any, is never read.

@@ -24,12 +24,12 @@ from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
 from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.test_time import TestTime
-from tag2mask.stages.changes import Changes, Removed, left_over
 from tag2mask.stages.label import CRF_MAX_PIXELS
-from tag2mask.stages.plan import Batch, load, survey
-from tag2mask.stages.predictor import Predictor
+from tag2mask.stages.machinery.changes import Changes, Removed, left_over
+from tag2mask.stages.machinery.plan import Batch, load, survey
+from tag2mask.stages.machinery.predictor import Predictor
+from tag2mask.stages.machinery.work import Summary, Work, describe
 from tag2mask.stages.run_data import absolute, open_data
-from tag2mask.stages.work import Summary, Work, describe
 from tag2mask.types import ClassSet, Dataset, UserError
 
 MOST_SCALE = 8.0

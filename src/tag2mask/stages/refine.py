@@ -11,8 +11,8 @@ from typing import Any
 
 from tag2mask.run.folder import SEEDS
 from tag2mask.stages.label import LabelSettings, label
+from tag2mask.stages.machinery.work import Summary
 from tag2mask.stages.recipe import Recipe
-from tag2mask.stages.work import Summary
 from tag2mask.types import UserError
 
 

@@ -19,13 +19,14 @@ import yaml
 
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.data.png import read_confidence, read_mask
+from tag2mask.run.about import check_classes, is_predicted, stored_classes
 from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages import report_parts as parts
 from tag2mask.stages.confidence import span
-from tag2mask.stages.evaluate import check_classes, evaluate, is_predicted, settle_truth, stored_classes
+from tag2mask.stages.evaluate import evaluate, settle_truth
 from tag2mask.stages.evaluation import CHOSEN_WITH_TRUTH, Evaluation, percent
 from tag2mask.stages.export import refuse_foreign_file
 from tag2mask.stages.report_weights import weights_of

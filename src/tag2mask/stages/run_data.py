@@ -12,8 +12,8 @@ from tag2mask.config import DataConfig, LabelConfig, parse_config, parse_data
 from tag2mask.data import TagReading, read_dataset
 from tag2mask.data.columns import Columns
 from tag2mask.data.tags import FOLDERS
+from tag2mask.run.about import is_predicted, stored_classes
 from tag2mask.run.folder import Run
-from tag2mask.stages.evaluate import is_predicted, stored_classes
 from tag2mask.types import ClassSet, UserError
 
 __all__ = ["absolute", "data_for", "data_of", "images_for", "in_run_order", "open_data"]

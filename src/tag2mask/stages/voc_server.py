@@ -20,10 +20,10 @@ from tag2mask.classes import load_classes
 from tag2mask.data.columns import listing
 from tag2mask.data.image import BadImage, image_size
 from tag2mask.data.png import encode_mask, read_mask
+from tag2mask.run.about import stored_classes
 from tag2mask.run.files import atomic_path
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
-from tag2mask.stages.evaluate import stored_classes
 from tag2mask.stages.export import refuse_foreign_file
 from tag2mask.types import IGNORE, Dataset, UserError
 

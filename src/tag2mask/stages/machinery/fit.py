@@ -83,7 +83,7 @@ def fit(
         data: all images with their tags, of every shard.
         run: whose settings decide the fit.
         prior: the earlier run that the method learns from, if it does.
-        fingerprint: of the ids and tags of ``data`` (``stages.plan.survey``); None: they are not compared.
+        fingerprint: of the ids and tags of ``data`` (``stages.machinery.plan.survey``); None: they are not compared.
         progress: show it on stderr.
 
     Returns:

@@ -11,9 +11,9 @@ from torch import Tensor
 from tag2mask.ops.masks import keep_tagged, refine
 from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.test_time import TestTime, predict_labels
-from tag2mask.stages.plan import Loaded
-from tag2mask.stages.store import Outcome
-from tag2mask.stages.work import describe
+from tag2mask.stages.machinery.plan import Loaded
+from tag2mask.stages.machinery.store import Outcome
+from tag2mask.stages.machinery.work import describe
 from tag2mask.types import MaskRule, Sample
 
 
