@@ -17,6 +17,7 @@ from tag2mask.classes import load_classes
 from tag2mask.config import read_config
 from tag2mask.methods import make_method, make_options
 from tag2mask.methods.fitting import classifier as fitting
+from tag2mask.methods.fitting.tagged import TaggedImages
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import (
     MEAN,
@@ -37,7 +38,6 @@ from tag2mask.run.tag_training import TagTraining
 from tag2mask.run.training import LAST, Stopped
 from tag2mask.segment.architectures import pixels_of_start
 from tag2mask.segment.augment import Augment, LongSide
-from tag2mask.segment.tagged import TaggedImages
 from tag2mask.stages.label import label
 from tag2mask.stages.machinery.fit import FITTED, fitted_digest
 from tag2mask.stages.report_weights import weights_of

@@ -244,7 +244,7 @@ def test_fit_goes_on_where_it_stopped(case, monkeypatch):
     """A fit that is killed after every file or two that it writes leaves what an uninterrupted one leaves."""
     if case.fitted is None:
         pytest.skip("nothing to fit")
-    monkeypatch.setattr("tag2mask.segment.affinity_training.SAVE_STEPS", 1)
+    monkeypatch.setattr("tag2mask.methods.fitting.affinity_training.SAVE_STEPS", 1)
     monkeypatch.setattr("tag2mask.methods.fitting.classifier.SAVE_STEPS", 1)
     folder, replace_file, written, left = case.folder / "fit-again", os.replace, [], []
 

@@ -16,12 +16,12 @@ from tag2mask.cli import app
 from tag2mask.config import LabelConfig, RefineConfig
 from tag2mask.data import read_dataset
 from tag2mask.methods import make_method
+from tag2mask.methods.fitting.affinity import PriorMaps, decision
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.ops.cam_fusion import cell_means
 from tag2mask.ops.masks import class_probabilities
 from tag2mask.run.folder import Run
 from tag2mask.run.settings import plain
-from tag2mask.segment.affinity import PriorMaps, decision
 from tag2mask.stages.label import label
 from tag2mask.stages.recipe import Recipe, Refine
 from tag2mask.stages.refine import label_refined
@@ -284,7 +284,7 @@ def test_the_mean_shift_is_that_of_the_training_images(seeds, tmp_path):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_a_batch_without_a_pair_has_no_loss_and_moves_nothing(name):
-    from tag2mask.segment.affinity_training import AffinitySettings, IRNTraining, PSATraining
+    from tag2mask.methods.fitting.affinity_training import AffinitySettings, IRNTraining, PSATraining
 
     method = make(name)
     settings = AffinitySettings(2, 2, 0.1, 1e-4, 5, 0, False, 1.0)

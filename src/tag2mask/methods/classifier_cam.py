@@ -34,6 +34,7 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tag2mask.methods.cam_reader import CAMOptions, CAMReader
+from tag2mask.methods.fitting.tagged import TaggedImages
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import (
     RANDOM,
@@ -46,7 +47,6 @@ from tag2mask.models.classifier import (
 from tag2mask.models.find_classifier import MAKE, STORYBOOK_RESNET, weights_file, weights_sha256
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.segment.augment import Augment, LongSide
-from tag2mask.segment.tagged import TaggedImages
 from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Scores, UserError
 
 if TYPE_CHECKING:

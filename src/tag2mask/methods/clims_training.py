@@ -26,6 +26,7 @@ from torch import Tensor
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.methods.clims import CLIMS, WEIGHTS, CLIMSRecipe
 from tag2mask.methods.fitting.classifier import Descent, make_training, part, steps_of, tag_training
+from tag2mask.methods.fitting.tagged import Batch, TaggedImages
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.clims import CLIMSNetwork, activation, embed_images
 from tag2mask.models.text import FeatureCache
@@ -49,7 +50,6 @@ from tag2mask.run.sampling import Training
 from tag2mask.run.training import steps_done
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, LongSide
-from tag2mask.segment.tagged import Batch, TaggedImages
 from tag2mask.types import ClassSet, Dataset, TextSet, UserError
 
 _LOOKED_AT = 500

@@ -9,8 +9,8 @@ picture and of its mirror image stops the walk of the earlier run's maps; backgr
 
 The defaults are for Storybook on a processor; ``recipes/voc12_irn.yaml`` has the paper's (990 steps of 32 crops of
 512 pixels, an hour on a GPU). IRN's thresholds fit classifier CAMs; other maps are brought to them first (option
-``threshold``, see ``segment.affinity.PriorMaps``). That starts from the background rule of the earlier run, so give
-that run one under which its masks are right (``--background``): it decides more than any option here.
+``threshold``, see ``methods.fitting.affinity.PriorMaps``). That starts from the background rule of the earlier run, so
+give that run one under which its masks are right (``--background``): it decides more than any option here.
 
 Where ``variant="released"`` differs from "paper":
 
@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.classifier import MEAN, STD, load_backbone
 from tag2mask.models.irn import GRID, IRNHeads, boundary_map
@@ -43,7 +44,6 @@ from tag2mask.ops.masks import upsample
 from tag2mask.ops.pairs import reach
 from tag2mask.ops.random_walk import refine_with_boundary
 from tag2mask.run.folder import Run
-from tag2mask.segment.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.segment.augment import Augment, Example, Uniform
 from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Scores
 
@@ -121,7 +121,12 @@ class IRN(Refiner[IRNOptions, IRNHeads]):
 
     def train(self, data: Dataset, earlier: Run, maps: PriorMaps, folder: Path) -> None:
         """Labels where a CRF is sure, and both heads on them."""
-        from tag2mask.segment.affinity_training import AffinitySettings, IRNTraining, measure_displacement, train
+        from tag2mask.methods.fitting.affinity_training import (
+            AffinitySettings,
+            IRNTraining,
+            measure_displacement,
+            train,
+        )
 
         chosen = self.options
         labels = folder / "labels"

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.psa import CELL, AffinityNet, load_affinity_net
@@ -41,7 +42,6 @@ from tag2mask.ops.image import standardise, working_size
 from tag2mask.ops.pairs import reach
 from tag2mask.ops.random_walk import refine_with_features
 from tag2mask.run.folder import Run
-from tag2mask.segment.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.segment.augment import Augment, Colour, Example
 from tag2mask.types import Background, ClassSet, Dataset, Item, MaskRule, Own, Scores
 
@@ -121,7 +121,7 @@ class PSA(Refiner[PSAOptions, AffinityNet]):
 
     def train(self, data: Dataset, earlier: Run, maps: PriorMaps, folder: Path) -> None:
         """Scores of classes and of background by a CRF, and the network on what wins in them."""
-        from tag2mask.segment.affinity_training import AffinitySettings, PSATraining, train
+        from tag2mask.methods.fitting.affinity_training import AffinitySettings, PSATraining, train
 
         chosen = self.options
         labels = folder / "labels"

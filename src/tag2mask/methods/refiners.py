@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tag2mask.methods.fitting.affinity import PAPER_THRESHOLD, PriorMaps
 from tag2mask.methods.protocol import EarlierRun, MethodOptions, Trainable
 from tag2mask.models.classifier import warn_of_weights
 from tag2mask.models.find_classifier import STORYBOOK_RESNET
@@ -20,7 +21,6 @@ from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.warn import warn
-from tag2mask.segment.affinity import PAPER_THRESHOLD, PriorMaps
 from tag2mask.types import ClassSet, Dataset, Item, Scores, UserError
 
 FITTED = "refiner.safetensors"

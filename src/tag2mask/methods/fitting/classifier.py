@@ -14,6 +14,7 @@ import lightning.pytorch as lightning
 import torch
 from torch import nn
 
+from tag2mask.methods.fitting.tagged import Batch, TaggedImages
 from tag2mask.models.classifier import MEAN, STD, Classifier
 from tag2mask.models.clims import CLIMSNetwork
 from tag2mask.ops.image import standardise
@@ -21,7 +22,6 @@ from tag2mask.run.sampling import Training
 from tag2mask.run.tag_training import TagBatch, TagTraining
 from tag2mask.run.training import LAST, Stopped, fit, steps_done
 from tag2mask.segment.schedule import conv_groups, poly, sgd
-from tag2mask.segment.tagged import Batch, TaggedImages
 
 SAVE_STEPS = 200
 

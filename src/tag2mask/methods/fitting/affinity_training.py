@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.data.image import BadImage
+from tag2mask.methods.fitting.affinity import AffinityExamples, open_image
 from tag2mask.models.backbone import ResNet
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.irn import IRNHeads
@@ -22,7 +23,6 @@ from tag2mask.ops.affinity_losses import irn_loss, psa_loss
 from tag2mask.ops.image import standardise
 from tag2mask.run.sampling import Training, step_generator
 from tag2mask.run.training import fit
-from tag2mask.segment.affinity import AffinityExamples, open_image
 from tag2mask.segment.schedule import conv_groups, poly, sgd
 
 SAVE_STEPS = 200
