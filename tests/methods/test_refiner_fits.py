@@ -12,12 +12,12 @@ from methods.test_conformance import FITS, random_classifier
 from methods.toys import CLASSES, TrainingFree, make_data
 from tag2mask.data.image import read_image
 from tag2mask.methods import make_method, method_class
+from tag2mask.methods.fitting import affinity_training
 from tag2mask.methods.fitting.affinity import PriorMaps, label_path, read_label
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.ops.affinity_labels import irn_labels, psa_scores
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw
-from tag2mask.segment import affinity_training
 from tag2mask.segment.augment import Augment, Colour, Uniform
 from tag2mask.stages.label import label
 from tag2mask.types import IGNORE, Constant, MaskRule, UserError

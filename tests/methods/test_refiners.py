@@ -221,7 +221,7 @@ def test_cells_that_reach_over_the_side_repeat_it():
 
 @pytest.mark.parametrize("name", BOTH)
 def test_a_killed_fit_ends_in_the_same_bits(name, seeds, tmp_path, monkeypatch):
-    from tag2mask.segment import affinity_training
+    from tag2mask.methods.fitting import affinity_training
 
     _, whole = fitted(name, seeds, tmp_path / "whole", steps=5)
     monkeypatch.setattr(affinity_training, "SAVE_STEPS", 2)

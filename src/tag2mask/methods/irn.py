@@ -9,8 +9,8 @@ picture and of its mirror image stops the walk of the earlier run's maps; backgr
 
 The defaults are for Storybook on a processor; ``recipes/voc12_irn.yaml`` has the paper's (990 steps of 32 crops of
 512 pixels, an hour on a GPU). IRN's thresholds fit classifier CAMs; other maps are brought to them first (option
-``threshold``, see ``methods.fitting.affinity.PriorMaps``). That starts from the background rule of the earlier run, so
-give that run one under which its masks are right (``--background``): it decides more than any option here.
+``threshold``, see ``methods.fitting.affinity.PriorMaps``). That starts from the background rule of the earlier run,
+so give that run one under which its masks are right (``--background``): it decides more than any option here.
 
 Where ``variant="released"`` differs from "paper":
 
