@@ -230,7 +230,8 @@ def _explain(problem: Mapping) -> str:
 
 
 def _build(file: _File, name: str, source: str) -> ClassSet:
-    written = file.names[1:] if fold(file.names[0]) == "background" else file.names
+    lists_background = fold(file.names[0]) == "background"
+    written = file.names[1:] if lists_background else file.names
     names = ("background", *written)
     index = _check_names(written, file.aliases, source)
     if file.palette is not None and len(file.palette) != len(names):
@@ -281,6 +282,7 @@ def _build(file: _File, name: str, source: str) -> ClassSet:
             for grouping, groups in file.superclasses.items()
         },
         aliases={alias: index[fold(target)] for alias, target in file.aliases.items()},
+        lists_background=lists_background,
     )
 
 

@@ -12,7 +12,7 @@ from unicodedata import combining, normalize
 
 from tag2mask.classes import class_index, fold, load_classes, plain_classes
 from tag2mask.data.columns import counted, listing
-from tag2mask.data.tag_words import check_names, is_background, says_nothing
+from tag2mask.data.tag_nothing import check_names, is_background, says_nothing
 from tag2mask.types import ClassSet, UserError
 
 __all__ = ["classes_of_names", "classes_of_tags"]

@@ -12,7 +12,8 @@ from tag2mask.data.columns import counted, listing
 from tag2mask.data.own_classes import classes_of_tags
 from tag2mask.data.tag_images import match_images, names_of
 from tag2mask.data.tag_list import FOLDERS, TagList, find_tag_file, folder_tags, read_tag_file
-from tag2mask.data.tag_words import TagReading, is_background, says_nothing, settle
+from tag2mask.data.tag_nothing import is_background, says_nothing
+from tag2mask.data.tag_words import TagReading, settle
 from tag2mask.types import ClassSet, UserError
 
 __all__ = [
