@@ -423,3 +423,37 @@ def test_class_files_say_what_yaml_made_of_words(tmp_path):
             load_classes(tmp_path / "c.yaml")
     (tmp_path / "c.yaml").write_text("names: [_background_, owl]")
     assert load_classes(tmp_path / "c.yaml").foreground == ("owl",)
+
+
+@pytest.mark.parametrize("sign", ["-", "!", "~", "no ", "not ", "no-", "NOT_", "- ", "\u2212", "without ", "kein "])
+@pytest.mark.parametrize("cell", ["{}owl", "fox;{}owl"])
+@pytest.mark.parametrize("name", ["tags.csv", "tags.json"])
+def test_what_is_absent_never_becomes_present(tmp_path, sign, cell, name):
+    said = cell.format(sign)
+    text = f"image,labels\na.jpg,owl\nb.jpg,{said}\n"
+    folder(tmp_path, text if name == "tags.csv" else json.dumps({"a.jpg": ["owl"], "b.jpg": said}), name)
+    word = said.rpartition(";")[2]
+    for how in ({}, {"classes": CLASSES}):
+        message = refusal(tmp_path, **how)
+        assert repr(word) in message
+        assert "write only what is there" in message
+        left = ("fox",) if ";" in cell else None
+        assert named(read_folder(tmp_path, unknown="skip", **how)) == {"a": ("owl",), "b": left}
+    dataset = read_folder(tmp_path, classes=plain_classes(["owl", "fox", word], "c"))
+    assert word in named(dataset)["b"]
+
+
+@pytest.mark.parametrize("cell", ["fox -owl", "fox, -owl", "fox !owl", "fox,!owl"])
+def test_parts_of_what_is_absent_are_no_labels(tmp_path, cell):
+    folder(tmp_path, f'image,labels\na.jpg,owl\nb.jpg,"{cell}"\nc.jpg,fox\n', images=("a.jpg", "b.jpg", "c.jpg"))
+    assert repr(cell) in refusal(tmp_path)
+    assert repr(cell) in refusal(tmp_path, classes=CLASSES)
+    assert "may say that something is absent: '" in refusal(tmp_path, reading=TagReading(separator=cell[3]))
+
+
+def test_the_grouping_of_digits_is_part_of_a_name(tmp_path):
+    text = "image,labels\na.jpg,h1-1;type 1 12\nb.jpg,h11;type 11 2\n"
+    dataset = read_folder(folder(tmp_path, text), reading=TagReading(separator="none"))
+    assert named(dataset) == {"a": ("h1-1", "type 1 12"), "b": ("h11", "type 11 2")}
+    classes = plain_classes(["h1-1", "type 1 12"], "c")
+    assert "'h11' (1x" in refusal(tmp_path, classes=classes)

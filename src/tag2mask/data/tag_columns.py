@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tag2mask.classes import fold
+from tag2mask.classes import plain
 from tag2mask.data.columns import counted, listing
 from tag2mask.data.tag_cells import Words, cell_text
 from tag2mask.types import UserError
@@ -52,7 +52,7 @@ def _groups(header: Sequence[str], image: int | None) -> dict[str, list[int]]:
     """Columns by what they are called without a number behind it, where that is several."""
     groups: dict[str, list[int]] = {}
     for place, cell in enumerate(header):
-        name = fold(cell_text(cell))
+        name = plain(cell_text(cell))
         match = _NUMBERED.fullmatch(name)
         if place != image and name:
             groups.setdefault(match[1] if match else name, []).append(place)
@@ -168,7 +168,10 @@ def _check_marks(
     numbers = [
         f"{column.name!r} ({column.number})"
         for place, column in enumerate(columns)
-        if place != image and column.number is not None and column.text is None and fold(column.name) not in _NO_CLASS
+        if place != image
+        and column.number is not None
+        and column.text is None
+        and plain(column.name) not in _NO_CLASS
     ]
     mixed = [
         f"{column.name!r} ({column.text!r})"

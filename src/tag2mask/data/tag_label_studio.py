@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tag2mask.classes import fold
+from tag2mask.classes import plain
 from tag2mask.data.columns import counted
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import Words, is_shapes, words_of
@@ -130,7 +130,7 @@ def _controls(values: Sequence[Mapping[str, Any]], source: str) -> list[str]:
         for key, found in held.items()
         if key not in sure and all(isinstance(one, str) for one in found) and not any(map(_is_image, found))
     ]
-    named = [key for key in texts if fold(key) in ("choice", "choices", "label", "labels", "tag", "tags", "class")]
+    named = [key for key in texts if plain(key) in ("choice", "choices", "label", "labels", "tag", "tags", "class")]
     if not sure and not named and len(texts) > 1:
         raise UserError(
             f"{source} is Label Studio's JSON-MIN, and any of {', '.join(map(repr, texts))} could hold the labels: "
@@ -142,7 +142,7 @@ def _controls(values: Sequence[Mapping[str, Any]], source: str) -> list[str]:
 def _image(data: Mapping[str, Any], where: str, source: str) -> str:
     """The one value that is the place of an image."""
     found = {key: value for key, value in data.items() if isinstance(value, str) and _is_image(value)}
-    named = [value for key, value in found.items() if fold(key) in ("image", "img", "imageurl", "url")]
+    named = [value for key, value in found.items() if plain(key) in ("image", "img", "imageurl", "url")]
     if len(found) == 1 or len(named) == 1:
         return named[0] if len(named) == 1 else next(iter(found.values()))
     raise UserError(

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tag2mask.classes import fold
+from tag2mask.classes import plain
 from tag2mask.data.columns import counted, listing
 from tag2mask.data.tag_cells import Words
 from tag2mask.data.tag_columns import Row, Rows
@@ -172,7 +172,7 @@ def folder_tags(images: Sequence[str], root: Path) -> TagList:
     deep: list[str] = []
     for image in images:
         folders = image.split("/")[:-1]
-        while folders and fold(folders[0]) in _SPLITS:
+        while folders and plain(folders[0]) in _SPLITS:
             folders = folders[1:]
         if len(folders) > 1:
             deep.append(image)

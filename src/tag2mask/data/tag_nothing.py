@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tag2mask.classes import fold
 from tag2mask.data.columns import listing
 from tag2mask.types import UserError
 
-__all__ = ["NUMBER", "check_names", "is_background", "quoted", "says_nothing"]
+__all__ = ["NUMBER", "check_names", "is_background", "no_names", "quoted", "says_absent", "says_nothing"]
 
 _NOTHING = frozenset(
     (
@@ -35,6 +35,12 @@ _NOTHING = frozenset(
 """Folded words that say that there is no label."""
 NUMBER = re.compile(r"\d+(\.0+)?")
 """A label that is the number of a class."""
+_ABSENT = re.compile(
+    r"[-!~\u00ac\u2212\u2013]+\s*\w.*|.*[\s,;|/&+][-!~\u00ac\u2212\u2013][^\W\d].*"
+    r"|(no|not|non|without|kein|keine|keinen|ohne|sans)[\s_-]+[^\W\d].*",
+    re.DOTALL | re.IGNORECASE,
+)
+"""What may say that a class is absent: "-cat", "dog !cat", "no cat"."""
 _FIGURE = r"(?:[01]?[.]\d+|1[.]0*|\d{1,3}(?:[.]\d+)?\s*%)"
 _WITH_FIGURE = re.compile(
     rf".*[^\W\d_].*?[\s:=@_|([-]\s*{_FIGURE}\s*[)\]]?|.*[^\W\d_].*?\s*(?:[:=]\s*|\(\s*)\d+(?:[.]\d+)?\s*%?\s*\)?"
@@ -54,16 +60,26 @@ def says_nothing(word: str) -> bool:
     return folded in _NOTHING or (word.isascii() and not any(c.isalnum() for c in word))
 
 
+def says_absent(word: str) -> bool:
+    """Whether a word may say that something is not there, such as "-cat", "!cat", "no cat" or "not-cat"."""
+    return not says_nothing(word) and _ABSENT.fullmatch(word) is not None
+
+
+def no_names(words: Iterable[str]) -> set[str]:
+    """The words that say that there is no label, or that a class is absent."""
+    return {word for word in words if says_nothing(word) or says_absent(word)}
+
+
 def check_names(counts: Mapping[str, int], source: str, skip: bool) -> None:
     """Stops where words that would become classes are no names.
 
     Args:
         counts: each word, and how many images have it.
         source: the file, for messages.
-        skip: whether words for nothing are left out instead.
+        skip: whether words for nothing, and for what is absent, are left out instead.
 
     Raises:
-        UserError: words for nothing, numbers, or figures beside a name.
+        UserError: words for nothing or for what is absent, numbers, or figures beside a name.
     """
     nothing = [word for word, count in counts.items() if says_nothing(word) and count]
     if nothing and not skip:
@@ -71,6 +87,13 @@ def check_names(counts: Mapping[str, int], source: str, skip: bool) -> None:
             f"{source} has words that may say that there is no label: {quoted(nothing, counts)}; write 'background' "
             "for an image that holds none of the classes, leave the cell empty for one that is not tagged yet, leave "
             "these words out with --unknown skip, or name them as classes by --classes"
+        )
+    absent = [word for word in counts if says_absent(word)]
+    if absent and not skip:
+        raise UserError(
+            f"{source} has words that may say that something is absent: {quoted(absent, counts)}; write only what is "
+            "there, leave these words out with --unknown skip, or, where they are names, name the classes by "
+            "--classes"
         )
     numbers = [word for word in counts if NUMBER.fullmatch(word)]
     if numbers:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from tag2mask.classes import fold
+from tag2mask.classes import plain
 from tag2mask.data.columns import counted, listing
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import cell_text, words_of
@@ -146,7 +146,7 @@ def find_roles(header: Sequence[str], source: str) -> tuple[int | None, int | No
     Raises:
         UserError: there are two for one of them.
     """
-    folded = [fold(cell_text(cell)) for cell in header]
+    folded = [plain(cell_text(cell)) for cell in header]
 
     def find(names: Sequence[str], what: str) -> int | None:
         for tier in names:

@@ -16,7 +16,7 @@ from unicodedata import category
 from tag2mask.classes import BUILT_IN, class_index, fold, load_classes
 from tag2mask.data.columns import counted
 from tag2mask.data.tag_list import TagList
-from tag2mask.data.tag_nothing import is_background, quoted, says_nothing
+from tag2mask.data.tag_nothing import is_background, quoted, says_absent, says_nothing
 from tag2mask.data.tag_numbers import all_numbers, named_numbers
 from tag2mask.types import ClassSet, UserError
 
@@ -106,9 +106,10 @@ def _split(
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Each word as the labels that it holds."""
     final = dict(words)
-    held: Counter[str] = Counter()  # what is looked at, with the images that have it
+    # what is looked at, with the images that have it: the parts of "dog -cat" do not say what is there
+    held: Counter[str] = Counter()
     for word, new in words.items():
-        if new:
+        if new and (reading.separator is not None or not says_absent(new[0])):
             held[new[0]] += counts[word]
     if reading.separator == "none":
         return final, []

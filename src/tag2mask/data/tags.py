@@ -12,7 +12,7 @@ from tag2mask.data.columns import counted, listing
 from tag2mask.data.own_classes import classes_of_tags
 from tag2mask.data.tag_images import match_images, names_of
 from tag2mask.data.tag_list import FOLDERS, TagList, find_tag_file, folder_tags, read_tag_file
-from tag2mask.data.tag_nothing import is_background, says_nothing
+from tag2mask.data.tag_nothing import is_background, says_absent, says_nothing
 from tag2mask.data.tag_words import TagReading, settle
 from tag2mask.types import ClassSet, UserError
 
@@ -189,9 +189,10 @@ class Vocabulary:
             return notes
         nothing = any(says_nothing(word) for word in self._missed)
         hint = ", write 'background' for images that hold no class, leave the cell of untagged ones empty"
+        hint = hint if nothing else ""
+        hint += ", write only what is there" if any(says_absent(word) for word in self._missed) else ""
         raise UserError(
-            f"{what}; correct them{hint if nothing else ''}, name another class list by --classes, or leave them out "
-            "with --unknown skip"
+            f"{what}; correct them{hint}, name another class list by --classes, or leave them out with --unknown skip"
         )
 
 
