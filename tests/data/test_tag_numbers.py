@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tag2mask.data import TagReading, read_folder
@@ -53,3 +55,63 @@ def test_what_0_is_is_asked_and_each_answer_works(tmp_path):
         "a": (),
         "b": ("pine",),
     }
+
+
+def vectors(root, first, second, form):
+    pairs = (("a.jpg", first), ("b.jpg", second))
+    if form == "dict":
+        return folder(root, json.dumps(dict(pairs)), "tags.json")
+    lines = [json.dumps({"image": name, "labels": one}) for name, one in pairs]
+    if form == "lines":
+        return folder(root, "\n".join(lines), "tags.jsonl")
+    if form == "rows":
+        return folder(root, f"[{','.join(lines)}]", "tags.json")
+    sign = {"cells": ", ", "semicolons": ";", "list": " "}[form]
+    texts = [sign.join(map(str, one)) for one in (first, second)]
+    if form == "list":
+        return folder(root, f"a {texts[0]}\nb {texts[1]}\n", "tags.txt")
+    one, two = (f"[{text}]" if form == "cells" else text for text in texts)
+    return folder(root, f'image,labels\na.jpg,"{one}"\nb.jpg,"{two}"\n')
+
+
+FORMS = ("dict", "lines", "rows", "cells", "semicolons", "list")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lists_of_0_and_1_with_repeats_are_vectors(tmp_path, form):
+    vectors(tmp_path, [0, 1, 1], [0, 0, 0], form)
+    assert "vectors of 0 and 1 for 3 classes" in refusal(tmp_path)
+    for reading in (None, TagReading(count_from=1)):
+        dataset = read_folder(tmp_path, classes=CLASSES, reading=reading)
+        assert named(dataset) == {"a": ("owl", "pine"), "b": None}
+        assert any("0 = 'fox', 2 = 'pine'" in note for note in dataset.notes)
+        assert any("hold only 0" in note and ": 1 (" in note and "'background'" in note for note in dataset.notes)
+    own = classes_file(tmp_path, "background", "owl", "elk")
+    assert named(read_folder(tmp_path, classes=own))["a"] == ("owl", "elk")
+    vectors(tmp_path, [0, 1, 1], [1, 0, 0], form)
+    assert named(read_folder(tmp_path, classes=own)) == {"a": ("owl", "elk"), "b": ()}
+    message = refusal(tmp_path, classes=classes_file(tmp_path, "owl", "elk"))
+    assert "vectors of 3 classes, but mine has 2" in message
+    assert "put 'background' first" in message
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lists_of_0_and_1_that_may_be_either_are_asked(tmp_path, form):
+    own = classes_file(vectors(tmp_path, [0, 1], [1, 0], form), "owl", "elk")
+    message = refusal(tmp_path, classes=own)
+    assert "numbers of two classes" in message
+    assert "vectors" in message
+    assert "--count-from 0" in message
+    assert named(read_folder(tmp_path, classes=own, reading=TagReading(count_from=0)))["a"] == ("owl", "elk")
+    assert named(read_folder(tmp_path, classes=own, reading=TagReading(count_from=1)))["a"] == ("owl",)
+    vectors(tmp_path, [0, 1], [1, 1], form)
+    assert named(read_folder(tmp_path, classes=own)) == {"a": ("elk",), "b": ("owl", "elk")}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_of_classes_are_no_vectors(tmp_path, form):
+    own = classes_file(vectors(tmp_path, [0, 2], [2, 1], form), "owl", "elk", "fox")
+    assert named(read_folder(tmp_path, classes=own)) == {"a": ("owl", "fox"), "b": ("elk", "fox")}
+    vectors(tmp_path, [0], [0, 1], form)
+    own = classes_file(tmp_path, "owl", "elk")
+    assert named(read_folder(tmp_path, classes=own, reading=TagReading(count_from=0)))["b"] == ("owl", "elk")

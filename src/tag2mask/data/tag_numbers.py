@@ -83,6 +83,13 @@ def _counted(
 ) -> tuple[Mapping[int, str], str]:
     """The names of classes by number. Where the first class is 1, 0 is the background."""
     names, lowest, highest = classes.foreground, min(found), max(found)
+    if tags.doubtful and count_from is None:
+        raise UserError(
+            f"{source} has lists of 0 and 1, each of them once in every list: are these the numbers of two classes, "
+            "which all images would hold, or vectors with a place for each class? --count-from 0 or --count-from 1 "
+            "says that they are numbers, of which the first class is 0 or 1; write the names of the classes where "
+            "they are vectors"
+        )
     in_all = all(row is None or any(numbers.get(word) == 0 for word in row) for row in tags.rows.values())
     many = f"{len(names)} class{'es' if len(names) > 1 else ''}"
     first = count_from

@@ -64,9 +64,9 @@ def settle(
     notes = counted(f"labels of {source} from which invisible characters were taken", unclean)
     index: Mapping[str, int] = class_index(classes) if classes is not None else {}
     words: dict[str, tuple[str, ...]] = {word: (new,) if new else () for word, new in clean.items()}
-    if all_numbers(clean.values(), index):
+    if tags.width is not None or all_numbers(clean.values(), index):
         words, said = named_numbers(words, tags, classes, reading.count_from, source)
-    elif tags.listed or tags.width is not None:
+    elif tags.listed:
         said = []
     else:
         words, said = _split(words, tags, counts, index if classes is not None else None, reading, source)
