@@ -122,7 +122,9 @@ def test_a_class_as_a_whole_stays_whole_and_half_known_parts_are_asked(tmp_path)
     assert "--separator ','" in refusal(tmp_path, classes=classes, unknown="skip")
 
 
-@pytest.mark.parametrize("word", ["None", "nan", "N/A", "-", "nothing", "no", "void", "Unlabeled"])
+@pytest.mark.parametrize("word", ["None", "nan", "N/A", "-", "nothing", "no", "void", "Unlabeled", "keine", "Kein",
+                                  "nichts", "leer", "k.A.", "Hintergrund", "aucun", "rien", "ninguno", "vacío",
+                                  "geen", "#N/A", "#NV", "#NAME?", "#REF!", "#WERT!", "#DIV/0!", "todo"])  # fmt: skip
 def test_words_for_nothing_are_no_class(tmp_path, word):
     folder(tmp_path, f"image,labels\na.jpg,owl\nb.jpg,{word}\n")
     message = refusal(tmp_path)
@@ -457,3 +459,41 @@ def test_the_grouping_of_digits_is_part_of_a_name(tmp_path):
     assert named(dataset) == {"a": ("h1-1", "type 1 12"), "b": ("h11", "type 11 2")}
     classes = plain_classes(["h1-1", "type 1 12"], "c")
     assert "'h11' (1x" in refusal(tmp_path, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [("WAHR", "FALSCH"), ("vrai", "faux"), ("oui", "non"), ("yes", "no"), ("✓", "✗")]
+)
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_marks_alone_are_no_classes(tmp_path, yes, no, form):
+    if form == "csv":
+        folder(tmp_path, f"image,labels\na.jpg,{yes}\nb.jpg,{no}\n")
+    else:
+        folder(tmp_path, json.dumps({"a.jpg": [yes], "b.jpg": no}), "tags.json")
+    for unknown in ("error", "skip"):
+        message = refusal(tmp_path, unknown=unknown)
+        assert f"marks for labels: {yes!r} (1x), {no!r} (1x)" in message or f"{no!r} (1x), {yes!r} (1x)" in message
+        assert "'image,cat'" in message
+    assert len(read_folder(tmp_path, classes=plain_classes([yes, no], "c")).classes.foreground) == 2
+
+
+@pytest.mark.parametrize("sign", [" ", "", ", ", ";", "  "])
+def test_hashtags_are_labels_one_by_one(tmp_path, sign):
+    folder(tmp_path, f'image,labels\na.jpg,"#owl{sign}#pine"\nb.jpg,"#fox{sign}#owl"\n')
+    dataset = read_folder(tmp_path)
+    assert named(dataset) == WANTED
+    assert any("hashtags" in note and "'owl'" in note for note in dataset.notes)
+    assert named(read_folder(tmp_path, classes=CLASSES)) == WANTED
+    own = plain_classes(["#owl", "#pine", "#fox"], "c")
+    if sign == ";":
+        assert named(read_folder(tmp_path, classes=own))["a"] == ("#owl", "#pine")
+
+
+@pytest.mark.parametrize(
+    "spellings", [("owl", "Owl", "owl"), ("OWL", "Owl", "Owl"), ("snow_owl", "Snow owl", "snow_owl")]
+)
+def test_the_commonest_spelling_is_the_name(tmp_path, spellings):
+    images = ("a.jpg", "b.jpg", "c.jpg")
+    rows = "".join(f"{image},{spelled}\n" for image, spelled in zip(images, spellings, strict=True))
+    dataset = read_folder(folder(tmp_path, f"image,labels\n{rows}", images=images))
+    assert dataset.classes.foreground == (spellings[2],)

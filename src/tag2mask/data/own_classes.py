@@ -13,7 +13,8 @@ from unicodedata import combining, normalize
 
 from tag2mask.classes import class_index, fold, load_classes, plain_classes
 from tag2mask.data.columns import counted, listing
-from tag2mask.data.tag_nothing import check_names, is_background, no_names
+from tag2mask.data.tag_check import check_names
+from tag2mask.data.tag_nothing import is_background, no_names
 from tag2mask.types import ClassSet, UserError
 
 __all__ = ["classes_of_names", "classes_of_tags"]
@@ -84,7 +85,7 @@ def classes_of_tags(
 ) -> tuple[ClassSet, list[str]]:
     """A class set of the words that images are tagged with, sorted, and what a user should know about it.
 
-    Of several spellings of one name (see ``classes.fold``) the first sorted is taken.
+    Of several spellings of one name (see ``classes.fold``) the commonest is taken.
 
     Args:
         rows: the labels by image, as the file says.
@@ -101,7 +102,9 @@ def classes_of_tags(
     spelled = Counter(word for words in rows.values() for word in set(words or ()) if not is_background(word))
     spelled.update(dict.fromkeys((word for word in listed if not is_background(word)), 0))
     check_names(spelled, source, skip)
-    classes, notes = _distinct(sorted(spelled.keys() - no_names(spelled)), source)
+    classes, notes = _distinct(
+        sorted(spelled.keys() - no_names(spelled), key=lambda word: (-spelled[word], word)), source
+    )
     if not classes:
         raise UserError(f"{source} names no class at all: name a class set, or add labels")
     held = Counter(key for words in images for key in {fold(word) for word in words or ()})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 from unicodedata import category
@@ -41,6 +41,8 @@ _STRONG = (",", ";", "|", "/", "&", "+", "\u3001", "\uff0c", "\u060c", " and ")
 """What may stand between labels, and seldom stands in a name."""
 _WEAK = (" ", "_", "-")
 """What may stand between labels, and often stands in a name."""
+_HASHTAG = re.compile(r"#([^\W\d][\w-]*)")
+_HASHTAGS = re.compile(rf"\s*{_HASHTAG.pattern}([\s,;|]*{_HASHTAG.pattern})*\s*")
 _INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"
 
 
@@ -58,11 +60,12 @@ def settle(
     Raises:
         UserError: words that have two meanings, of which none was chosen.
     """
+    index: Mapping[str, int] = class_index(classes) if classes is not None else {}
+    tags, hashes = _without_hashes(tags, index, source)
     counts = Counter(word for words in tags.rows.values() for word in words or ())
     clean = {word: _clean(word) for word in counts}
     unclean = [repr(new) for old, new in clean.items() if old.strip() != new and _has_control(old)]
     notes = counted(f"labels of {source} from which invisible characters were taken", unclean)
-    index: Mapping[str, int] = class_index(classes) if classes is not None else {}
     words: dict[str, tuple[str, ...]] = {word: (new,) if new else () for word, new in clean.items()}
     if tags.width is not None or all_numbers(clean.values(), index):
         words, said = named_numbers(words, tags, classes, reading.count_from, source)
@@ -79,7 +82,25 @@ def settle(
             shared[row] = tuple(part for word in row for part in words[word])
         return shared[row] or None
 
-    return {image: one_by_one(row) for image, row in tags.rows.items()}, [*notes, *said]
+    return {image: one_by_one(row) for image, row in tags.rows.items()}, [*hashes, *notes, *said]
+
+
+def _without_hashes(tags: TagList, index: Container[str], source: str) -> tuple[TagList, list[str]]:
+    """Labels with hashtags in them as these are without "#", and a note on them. A hashtag never holds a space."""
+    marked = {
+        word: tuple(_HASHTAG.findall(word))
+        for words in tags.rows.values()
+        for word in words or ()
+        if _HASHTAGS.fullmatch(word) and not says_nothing(word) and fold(word) not in index
+    }
+    if not marked or tags.listed:
+        return tags, []
+    rows = {
+        image: None if words is None else tuple(one for word in words for one in marked.get(word, (word,)))
+        for image, words in tags.rows.items()
+    }
+    shown = [f"{word!r} = {' + '.join(map(repr, ones))}" for word, ones in marked.items()]
+    return replace(tags, rows=rows), counted(f"labels of {source} that are hashtags, read without '#'", shown)
 
 
 def _has_control(word: str) -> bool:
