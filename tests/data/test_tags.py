@@ -77,6 +77,16 @@ def test_windows_1252_is_said_and_other_code_pages_are_refused(tmp_path):
         assert "save it as CSV UTF-8" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("word", ["Bär", "Köter", "Café", "Niño", "Avión", "Forêt"])
+def test_mac_roman_is_asked(tmp_path, word):
+    message = refusal(folder(tmp_path, f"image,labels\na.jpg,{word}\nb.jpg,owl\n", encoding="mac-roman"))
+    assert "ave it as CSV UTF-8" in message
+    if word != "Forêt":  # of which Windows-1252 has no reading
+        assert f"{word!r} (Mac Roman)" in message
+    folder(tmp_path, f"image,labels\na.jpg,{word}\nb.jpg,owl\n", encoding="cp1252")
+    assert named(read_folder(tmp_path))["a"] == (word,)
+
+
 @pytest.mark.parametrize("sign", [",", "|", "/", "&", " + ", "、", " and "])
 def test_a_sign_inside_labels_is_asked_unless_its_parts_recur(tmp_path, sign):
     folder(tmp_path, f'image,labels\na.jpg,"owl{sign}pine"\nb.jpg,"owl{sign}fox"\n')
