@@ -202,7 +202,7 @@ def test_empty_is_not_tagged_and_background_is_a_word(tmp_path):
     notes = "\n".join(dataset.notes)
     assert "not tagged yet: 3 (a.jpg, d.jpg, e.jpg)" in notes
     assert "background only: 2 (b.jpg, f.jpg)" in notes
-    assert "beside other labels, left out: 1 images" in notes
+    assert "beside other labels, left out: 1 image" in notes
 
 
 def test_a_row_of_zeros_is_not_tagged(tmp_path):

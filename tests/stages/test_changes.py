@@ -174,7 +174,7 @@ def test_tags_that_were_taken_away_leave_a_mask_that_is_named(data, tmp_path):
     untagged = retag(data, 0, None)
     summary = quiet(untagged, tmp_path / "run")
     assert summary.done == 0
-    assert "1 masks of images that are no longer in the data, or no longer tagged: kept" in summary.text()
+    assert "1 mask of images that are no longer in the data, or no longer tagged: kept" in summary.text()
     assert Run.open(tmp_path / "run").mask_path(FIRST).exists()
     dropped = quiet(untagged, tmp_path / "run", removed="drop")
     assert "removed" in dropped.notes[0]
@@ -202,7 +202,7 @@ def test_removed_photographs_are_kept_or_dropped(data, tmp_path):
     before = artefacts(tmp_path / "run")
     few = replace(data, samples=data.samples[1:])
     kept = quiet(few, tmp_path / "run")
-    assert "1 masks of images that are no longer in the data, or no longer tagged: kept" in kept.text()
+    assert "1 mask of images that are no longer in the data, or no longer tagged: kept" in kept.text()
     assert FIRST in kept.text()
     assert artefacts(tmp_path / "run") == before
     dropped = quiet(few, tmp_path / "run", removed="drop")

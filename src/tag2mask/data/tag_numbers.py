@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 
 from tag2mask.classes import fold
+from tag2mask.data.columns import many
 from tag2mask.data.tag_list import TagList
 from tag2mask.data.tag_nothing import NUMBER, is_background
 from tag2mask.types import ClassSet, UserError
@@ -50,7 +51,7 @@ def named_numbers(
 
 def _no_classes(numbers: set[int], width: int | None, source: str) -> UserError:
     if width is not None:
-        return UserError(f"{source} has vectors of 0 and 1 for {width} classes: {_IN_ORDER}")
+        return UserError(f"{source} has vectors of 0 and 1 for {many(width, 'class')}: {_IN_ORDER}")
     hint = ""
     if numbers <= {0, 1}:
         hint = (
@@ -66,7 +67,7 @@ def _places(width: int, classes: ClassSet, source: str) -> tuple[Mapping[int, st
     if width != len(names):
         hint = ", or put 'background' first in them where its place is the first" if width == len(names) + 1 else ""
         raise UserError(
-            f"{source} has vectors of {width} classes, but {classes.id} has {len(names)} without the "
+            f"{source} has vectors of {many(width, 'class')}, but {classes.id} has {len(names)} without the "
             f"background: name other classes by --classes{hint}"
         )
     said = f"0 = {names[0]!r}, {width - 1} = {names[-1]!r}"
@@ -91,7 +92,7 @@ def _counted(
             "they are vectors"
         )
     in_all = all(row is None or any(numbers.get(word) == 0 for word in row) for row in tags.rows.values())
-    many = f"{len(names)} class{'es' if len(names) > 1 else ''}"
+    held = many(len(names), "class")
     first = count_from
     if (first is None and classes.lists_background) or (first is None and lowest >= 1 and highest == len(names)):
         first = 1
@@ -104,11 +105,11 @@ def _counted(
             if lowest == 0
             else f"is the first class, {names[0]!r}, number 0 or number 1? --count-from 0 or --count-from 1 says so"
         )
-        raise UserError(f"{source} has numbers from {lowest} to {highest} for the {many} of {classes.id}: {asked}")
+        raise UserError(f"{source} has numbers from {lowest} to {highest} for the {held} of {classes.id}: {asked}")
     if first is None or highest >= first + len(names):
         wanted = "0 or 1" if first is None else first
         raise UserError(
-            f"{source} has numbers from {lowest} to {highest}, but {classes.id} has {many}, counted from {wanted}: "
+            f"{source} has numbers from {lowest} to {highest}, but {classes.id} has {held}, counted from {wanted}: "
             "name other classes by --classes"
         )
     named = {first + place: name for place, name in enumerate(names)}

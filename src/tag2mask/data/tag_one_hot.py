@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tag2mask.classes import fold
-from tag2mask.data.columns import counted, listing
+from tag2mask.data.columns import counted, listing, many
 from tag2mask.data.tag_cells import cell_text
 from tag2mask.data.tag_columns import Rows, shown
 from tag2mask.data.tag_marks import MARKS, ZEROS, is_figure, is_nearly, names_no_class
@@ -112,8 +112,8 @@ def _twins(columns: Sequence[_Column], classes: Sequence[int], held: _Held, sour
         if differ:
             names = " and ".join(repr(columns[place].name) for place in places)
             raise UserError(
-                f"{source}: the columns {names} are of one class, but differ in {differ} of {len(held)} rows: take "
-                "out those that are wrong, or call them differently"
+                f"{source}: the columns {names} are of one class, but differ in {differ} of "
+                f"{many(len(held), 'row')}: take out those that are wrong, or call them differently"
             )
     return counted(
         f"classes of {source} that have several columns, which agree", [repr(columns[p[0]].name) for p in several]

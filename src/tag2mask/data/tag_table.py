@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from tag2mask.classes import plain
-from tag2mask.data.columns import counted, listing
+from tag2mask.data.columns import counted, listing, many
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import cell_text, words_of
 from tag2mask.data.tag_columns import LABELS, Row, Rows, label_columns, numbered_labels, shown
@@ -243,7 +243,7 @@ def _csv_rows(
             where = f"line {rows.line_num + skipped}"
             if len(row) != width:
                 raise UserError(
-                    f"{source}, {where}: {len(row)} columns instead of {width}: {shown(row, sign)!r}; "
+                    f"{source}, {where}: {many(len(row), 'column')} instead of {width}: {shown(row, sign)!r}; "
                     f"put names that contain {'a comma' if sign == ',' else repr(sign)} in quotes, and ';' between "
                     "labels"
                 )

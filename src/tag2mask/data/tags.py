@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from tag2mask.classes import BUILT_IN, class_index, fold, load_classes, nearest
-from tag2mask.data.columns import counted, listing
+from tag2mask.data.columns import counted, listing, many
 from tag2mask.data.own_classes import classes_of_tags
 from tag2mask.data.tag_images import match_images, names_of
 from tag2mask.data.tag_list import FOLDERS, TagList, find_tag_file, folder_tags, read_tag_file
@@ -172,7 +172,7 @@ class Vocabulary:
         """
         notes = []
         if self._beside:
-            notes.append(f"'background' beside other labels, left out: {self._beside} images")
+            notes.append(f"'background' beside other labels, left out: {many(self._beside, 'image')}")
         if not self._missed:
             return notes
         spellings = (*self.classes.foreground, *self.classes.aliases)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from tag2mask.data.columns import listing
+from tag2mask.data.columns import listing, many
 from tag2mask.run.current import Named, earlier_file
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs, Stamp, id_key
@@ -136,7 +136,7 @@ def left_over(run: Run, data: Dataset, shard: Shard, removed: Removed, *, tags: 
     if not count:
         return []
     more = f" and {count - len(gone)} more" if count > len(gone) else ""
-    what = f"{count} masks of images that are no longer in the data{', or no longer tagged' if tags else ''}"
+    what = f"{many(count, 'mask')} of images that are no longer in the data{', or no longer tagged' if tags else ''}"
     kept = "kept, and left out by export, report and train (--removed drop removes them)"
     done = "removed" if removed == "drop" else kept
     return [f"{what}: {done}: {listing(gone)}{more}"]
