@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tag2mask.classes import plain_classes
 from tag2mask.data import read_folder
 from tag_folders import CLASSES, WANTED, folder, named, refusal
 
@@ -61,7 +62,7 @@ def test_what_is_nearly_a_mark_is_asked_with_advice_that_fits(tmp_path, first, s
     message = refusal(folder(tmp_path, f"{header};fox;owl\na.jpg;{first}\nb.jpg;{second}\n"), **how)
     assert all(part in message for part in said), message
     assert "write 1 where an image holds the class and 0 where not" in message
-    assert "could all hold the labels" not in message
+    assert "labels" not in message
 
 
 def test_tables_are_no_lists_of_numbers(tmp_path):
@@ -100,3 +101,13 @@ def test_columns_of_one_class_agree_or_stop(tmp_path, header):
 def test_a_class_of_no_image_stays_a_class(tmp_path, yes, no):
     dataset = read_folder(folder(tmp_path, f"image,fox,owl\na.jpg,{yes},{no}\nb.jpg,{yes},{no}\n"))
     assert dataset.classes.foreground == ("fox", "owl")
+
+
+@pytest.mark.parametrize(("first", "second"), [("x", "y"), ("n", "f"), ("t", "x")])
+def test_words_that_would_all_mean_the_same_are_asked(tmp_path, first, second):
+    folder(tmp_path, f"image,grade\na.jpg,{first}\nb.jpg,{second}\n")
+    message = refusal(tmp_path)
+    assert f"'grade' ({min(first, second)!r} and {max(first, second)!r})" in message
+    own = plain_classes([first, second], "c")
+    dataset = read_folder(folder(tmp_path, f"image,labels\na.jpg,{first}\nb.jpg,{second}\n"), classes=own)
+    assert named(dataset) == {"a": (first,), "b": (second,)}  # as the message says

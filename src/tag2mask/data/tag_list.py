@@ -11,8 +11,8 @@ The form of our own is CSV, a header ``image,labels``, then a row an image, labe
 Read too are other separators of columns, other names of the two columns, columns that only their cells tell, several
 columns of labels, columns of 0 and 1 (or x, yes and no) for each class, Label Studio's JSON and JSON-MIN, JSON and
 JSON lines (``{"image": "cats/001.jpg", "labels": ["cat", "sofa"]}``), lists ``id 4 19`` of classes by their number,
-``cls_labels.npy`` (a dict of vectors of 0 and 1), and a folder for each class. No labels means that the image is not
-tagged yet; that it holds background only is said by the word ``background``.
+``cls_labels.npy`` (a dict of vectors of 0 and 1), such vectors as lists, and a folder for each class. No labels means
+that the image is not tagged yet; that it holds background only is said by the word ``background``.
 """
 
 from __future__ import annotations

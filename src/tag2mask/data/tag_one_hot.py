@@ -37,6 +37,11 @@ class _Column:
         """Whether it may be a class: marks or nothing, under a name."""
         return self.text is None and self.number is None and bool(self.name) and not names_no_class(self.name)
 
+    def alike(self) -> list[str]:
+        """Several words that would all be yes, or all no, where nothing in the column says otherwise."""
+        words = [text for text in self.spelled if text.isalpha()]
+        return sorted(words) if len(self.marks) == 1 and len(words) > 1 else []
+
     def see(self, cell: Any, where: str) -> bool:
         """Take note of a cell; whether it says that the class is there."""
         written = "" if cell is None else str(cell).strip()
@@ -139,17 +144,19 @@ def _check_marks(
         for place, column in enumerate(columns)
         if place != image and column.number is not None and column.text is None and not names_no_class(column.name)
     ]
-    mixed = [
-        f"{column.name!r} ({column.text!r})"
+    odd = [
+        column
         for place, column in enumerate(columns)
         if place != image and column.text is not None and not names_no_class(column.name)
         if column.near or column.marks.keys() - {None}
     ]
-    if mixed:
+    if odd:
+        mixed = [f"{column.name!r} ({column.text!r})" for column in odd]
+        instead = "" if all(column.near for column in odd) else ", or call a column of tags 'labels'"
         raise UserError(
             f"{source}: columns of 0 and 1 (or x, yes and no) for each class were expected beside "
             f"{columns[image].name!r}, but some of them hold other words too: {listing(mixed)}; write 1 where an "
-            "image holds the class and 0 where not, or call a column of tags 'labels'"
+            f"image holds the class and 0 where not{instead}"
         )
     if numbers:
         raise UserError(
@@ -163,12 +170,20 @@ def _check_marks(
             f"{columns[image].name!r} holds tags: give one column 'labels' with names ('cat;dog'), or a column of 0 "
             "and 1 for each class"
         )
+    several = [(columns[place].name, columns[place].alike()) for place in classes if columns[place].alike()]
+    if several:
+        held = listing([f"{name!r} ({' and '.join(map(repr, alike))})" for name, alike in several])
+        raise UserError(
+            f"{source}: columns hold words that would all mean the same of their class: {held}; write 1 where an "
+            "image holds the class and 0 where not, or, where they are names, call their column 'labels' and name "
+            "them as classes by --classes"
+        )
     marks = {mark for place in classes for mark in columns[place].marks}
-    for odd, what in ((-1, "-1"), (None, "an empty cell")):
-        if odd in marks and 0 in marks:
-            column = next(columns[place] for place in classes if odd in columns[place].marks)
+    for sign, what in ((-1, "-1"), (None, "an empty cell")):
+        if sign in marks and 0 in marks:
+            column = next(columns[place] for place in classes if sign in columns[place].marks)
             raise UserError(
-                f"{source}, {column.marks[odd]}: {column.name!r} is {what}, beside columns of 0 and 1: is the class "
+                f"{source}, {column.marks[sign]}: {column.name!r} is {what}, beside columns of 0 and 1: is the class "
                 "absent there, or not known? Write 0 where it is absent, and leave out the rows of images that are "
                 "not known"
             )
