@@ -54,7 +54,8 @@ _OPTIONS: dict[str, Any] = {
         str | None, typer.Option(help="Tags that look like one class (tree, trees): keep both, or merge.")
     ],
     "count_from": Annotated[
-        int | None, typer.Option(help="The number of the first class, 0 or 1, where tags are numbers.")
+        int | None,
+        typer.Option(help="The number of the first class, 0 or 1 (0 is the background), where tags are numbers."),
     ],
 }
 """By the keys of ``config.DataConfig``."""

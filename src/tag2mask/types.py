@@ -59,7 +59,8 @@ class ClassSet:
 
     ``names[0]`` is "background"; ``names[tag]`` is the name of mask value ``tag``.
     ``texts`` maps a method's name ("clip-es") to its TextSet; ``superclasses`` maps the name of a
-    grouping to {superclass: class names} (CD-CLIP).
+    grouping to {superclass: class names} (CD-CLIP). ``lists_background``: the file that names the classes names
+    "background" as the first of them, so that its numbers count from there.
     """
 
     id: str
@@ -68,6 +69,7 @@ class ClassSet:
     texts: Mapping[str, TextSet] = field(default_factory=dict)
     superclasses: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    lists_background: bool = field(default=False, compare=False)
 
     def __len__(self) -> int:
         """Number of mask values, background included."""

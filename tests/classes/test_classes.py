@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from tag2mask.classes import BUILT_IN, color_map, find_class, load_classes, nearest, plain_classes
+from tag2mask.classes import BUILT_IN, color_map, find_class, fold, load_classes, nearest, plain_classes
 from tag2mask.storybook.embedded import embedded_clip
 from tag2mask.types import UserError
 
@@ -286,3 +286,27 @@ def test_unknown_set_names_the_nearest():
         load_classes("voc2012")
     with pytest.raises(UserError, match="YAML file that exists"):
         load_classes("nowhere/mine.yaml")
+
+
+@pytest.mark.parametrize("one", ["traffic light", "traffic_light", "traffic-light", "trafficlight", "Traffic  Light",
+                                 "_traffic light_", "TRAFFIC - LIGHT", "traffic__light"])  # fmt: skip
+def test_names_of_letters_are_joined(one):
+    assert fold(one) == fold("traffic light")
+
+
+@pytest.mark.parametrize("names", [("h1-1", "h11"), ("type 1 12", "type 11 2", "type 112"), ("level -1", "level 1"),
+                                   ("-cat", "cat", "!cat", "~cat"), ("cat -dog", "cat dog"), ("A-", "A", "A+"),
+                                   ("no 1 2", "no 12"), ("1-2", "12"), ("- cat", "cat")])  # fmt: skip
+def test_signs_and_digits_keep_names_apart(names):
+    assert len({fold(name) for name in names}) == len(names)
+
+
+def test_signs_beside_digits_are_one():
+    assert len({fold(name) for name in ("h1-1", "H1 1", "h1_1", "h1  1")}) == 1
+    assert find_class(plain_classes(["h1-1", "h11"], "c"), "H11") == 2
+
+
+def test_a_class_needs_more_than_signs():
+    for name in ("-", "_", "- _"):
+        with pytest.raises(UserError, match="is no name"):
+            plain_classes([name], "c")

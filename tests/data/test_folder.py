@@ -48,15 +48,15 @@ def test_csv(tmp_path):
     text = '\ufeffImage , Labels\r\na.jpg, dog ; cat\r\nsub\\b.jpg,cat;\r\n"odd, name.jpg","dog"\r\n\r\n'
     tags(tmp_path, text + "empty.jpg,\r\nkäse.jpg,Cat\r\ngone.jpg,dog\r\n")
     dataset = read_folder(tmp_path)
-    assert dataset.classes.names == ("background", "Cat", "dog")
-    assert dataset.classes.texts["clip-es"].names == ("Cat", "dog")
+    assert dataset.classes.names == ("background", "cat", "dog")
+    assert dataset.classes.texts["clip-es"].names == ("cat", "dog")
     assert tag_names(dataset) == {
-        "a": ("Cat", "dog"),
-        "sub/b": ("Cat",),
+        "a": ("cat", "dog"),
+        "sub/b": ("cat",),
         "odd, name": ("dog",),
         "empty": None,
         "no row": None,
-        "käse": ("Cat",),
+        "käse": ("cat",),
     }
     notes = "\n".join(dataset.notes)
     assert "rows of tags.csv whose image is not there: 1 (gone.jpg)" in notes
@@ -132,11 +132,11 @@ def test_without_tags_a_class_set_is_needed(tmp_path):
         ("name of it;what\nq.txt;cat\n", "the columns 'name of it', 'what'"),
         ("a,cat\n", "its first line, 'a,cat', is a row of an image"),
         ("image,labels\na.jpg,cat,dog\n", "line 2: 3 columns instead of 2"),
-        ("image,labels\na.jpg\n", "line 2: 1 columns"),
+        ("image,labels\na.jpg\n", "line 2: 1 column instead"),
         ("image,labels\n,cat\n", "line 2: no image"),
         ("image,labels\n/etc/a.jpg,cat\nC:\\a.jpg,cow\n", "mean one image"),
-        ("image,labels\n../b.jpg,cat\n", "none of the 1 rows"),
-        ("image,labels\nb.jpg,cat\n", "none of the 1 rows"),
+        ("image,labels\n../b.jpg,cat\n", "the only row of"),
+        ("image,labels\nb.jpg,cat\n", "the only row of"),
         ("image,labels\na.jpg,\n", "names no class at all"),
     ],
 )

@@ -77,6 +77,16 @@ def test_windows_1252_is_said_and_other_code_pages_are_refused(tmp_path):
         assert "save it as CSV UTF-8" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("word", ["Bär", "Köter", "Café", "Niño", "Avión", "Forêt"])
+def test_mac_roman_is_asked(tmp_path, word):
+    message = refusal(folder(tmp_path, f"image,labels\na.jpg,{word}\nb.jpg,owl\n", encoding="mac-roman"))
+    assert "ave it as CSV UTF-8" in message
+    if word != "Forêt":  # of which Windows-1252 has no reading
+        assert f"{word!r} (Mac Roman)" in message
+    folder(tmp_path, f"image,labels\na.jpg,{word}\nb.jpg,owl\n", encoding="cp1252")
+    assert named(read_folder(tmp_path))["a"] == (word,)
+
+
 @pytest.mark.parametrize("sign", [",", "|", "/", "&", " + ", "、", " and "])
 def test_a_sign_inside_labels_is_asked_unless_its_parts_recur(tmp_path, sign):
     folder(tmp_path, f'image,labels\na.jpg,"owl{sign}pine"\nb.jpg,"owl{sign}fox"\n')
@@ -122,7 +132,9 @@ def test_a_class_as_a_whole_stays_whole_and_half_known_parts_are_asked(tmp_path)
     assert "--separator ','" in refusal(tmp_path, classes=classes, unknown="skip")
 
 
-@pytest.mark.parametrize("word", ["None", "nan", "N/A", "-", "nothing", "no", "void", "Unlabeled"])
+@pytest.mark.parametrize("word", ["None", "nan", "N/A", "-", "nothing", "no", "void", "Unlabeled", "keine", "Kein",
+                                  "nichts", "leer", "k.A.", "Hintergrund", "aucun", "rien", "ninguno", "vacío",
+                                  "geen", "#N/A", "#NV", "#NAME?", "#REF!", "#WERT!", "#DIV/0!", "todo"])  # fmt: skip
 def test_words_for_nothing_are_no_class(tmp_path, word):
     folder(tmp_path, f"image,labels\na.jpg,owl\nb.jpg,{word}\n")
     message = refusal(tmp_path)
@@ -190,7 +202,7 @@ def test_empty_is_not_tagged_and_background_is_a_word(tmp_path):
     notes = "\n".join(dataset.notes)
     assert "not tagged yet: 3 (a.jpg, d.jpg, e.jpg)" in notes
     assert "background only: 2 (b.jpg, f.jpg)" in notes
-    assert "beside other labels, left out: 1 images" in notes
+    assert "beside other labels, left out: 1 image" in notes
 
 
 def test_a_row_of_zeros_is_not_tagged(tmp_path):
@@ -423,3 +435,75 @@ def test_class_files_say_what_yaml_made_of_words(tmp_path):
             load_classes(tmp_path / "c.yaml")
     (tmp_path / "c.yaml").write_text("names: [_background_, owl]")
     assert load_classes(tmp_path / "c.yaml").foreground == ("owl",)
+
+
+@pytest.mark.parametrize("sign", ["-", "!", "~", "no ", "not ", "no-", "NOT_", "- ", "\u2212", "without ", "kein "])
+@pytest.mark.parametrize("cell", ["{}owl", "fox;{}owl"])
+@pytest.mark.parametrize("name", ["tags.csv", "tags.json"])
+def test_what_is_absent_never_becomes_present(tmp_path, sign, cell, name):
+    said = cell.format(sign)
+    text = f"image,labels\na.jpg,owl\nb.jpg,{said}\n"
+    folder(tmp_path, text if name == "tags.csv" else json.dumps({"a.jpg": ["owl"], "b.jpg": said}), name)
+    word = said.rpartition(";")[2]
+    for how in ({}, {"classes": CLASSES}):
+        message = refusal(tmp_path, **how)
+        assert repr(word) in message
+        assert "write only what is there" in message
+        left = ("fox",) if ";" in cell else None
+        assert named(read_folder(tmp_path, unknown="skip", **how)) == {"a": ("owl",), "b": left}
+    dataset = read_folder(tmp_path, classes=plain_classes(["owl", "fox", word], "c"))
+    assert word in named(dataset)["b"]
+
+
+@pytest.mark.parametrize("cell", ["fox -owl", "fox, -owl", "fox !owl", "fox,!owl"])
+def test_parts_of_what_is_absent_are_no_labels(tmp_path, cell):
+    folder(tmp_path, f'image,labels\na.jpg,owl\nb.jpg,"{cell}"\nc.jpg,fox\n', images=("a.jpg", "b.jpg", "c.jpg"))
+    assert repr(cell) in refusal(tmp_path)
+    assert repr(cell) in refusal(tmp_path, classes=CLASSES)
+    assert "may say that something is absent: '" in refusal(tmp_path, reading=TagReading(separator=cell[3]))
+
+
+def test_the_grouping_of_digits_is_part_of_a_name(tmp_path):
+    text = "image,labels\na.jpg,h1-1;type 1 12\nb.jpg,h11;type 11 2\n"
+    dataset = read_folder(folder(tmp_path, text), reading=TagReading(separator="none"))
+    assert named(dataset) == {"a": ("h1-1", "type 1 12"), "b": ("h11", "type 11 2")}
+    classes = plain_classes(["h1-1", "type 1 12"], "c")
+    assert "'h11' (1x" in refusal(tmp_path, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [("WAHR", "FALSCH"), ("vrai", "faux"), ("oui", "non"), ("yes", "no"), ("✓", "✗")]
+)
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_marks_alone_are_no_classes(tmp_path, yes, no, form):
+    if form == "csv":
+        folder(tmp_path, f"image,labels\na.jpg,{yes}\nb.jpg,{no}\n")
+    else:
+        folder(tmp_path, json.dumps({"a.jpg": [yes], "b.jpg": no}), "tags.json")
+    for unknown in ("error", "skip"):
+        message = refusal(tmp_path, unknown=unknown)
+        assert f"marks for labels: {yes!r} (1x), {no!r} (1x)" in message or f"{no!r} (1x), {yes!r} (1x)" in message
+        assert "'image,cat'" in message
+    assert len(read_folder(tmp_path, classes=plain_classes([yes, no], "c")).classes.foreground) == 2
+
+
+@pytest.mark.parametrize("sign", [" ", "", ", ", ";", "  "])
+def test_hashtags_are_labels_one_by_one(tmp_path, sign):
+    folder(tmp_path, f'image,labels\na.jpg,"#owl{sign}#pine"\nb.jpg,"#fox{sign}#owl"\n')
+    dataset = read_folder(tmp_path)
+    assert named(dataset) == WANTED
+    assert any("hashtags" in note and "'owl'" in note for note in dataset.notes)
+    assert named(read_folder(tmp_path, classes=CLASSES)) == WANTED
+    own = plain_classes(["#owl", "#pine", "#fox"], "c")
+    if sign == ";":
+        assert named(read_folder(tmp_path, classes=own))["a"] == ("#owl", "#pine")
+
+
+@pytest.mark.parametrize(
+    "spellings", [("owl", "Owl", "owl"), ("OWL", "Owl", "Owl"), ("snow_owl", "Snow owl", "snow_owl")]
+)
+def test_the_commonest_spelling_is_the_name(tmp_path, spellings):
+    images = ("a.jpg", "b.jpg", "c.jpg")
+    rows = "".join(f"{image},{spelled}\n" for image, spelled in zip(images, spellings, strict=True))
+    dataset = read_folder(folder(tmp_path, f"image,labels\n{rows}", images=images))
+    assert dataset.classes.foreground == (spellings[2],)

@@ -138,7 +138,7 @@ def test_other_classes_are_named(data, run):
 def test_masks_of_another_size_are_refused_before_training(data, run, monkeypatch, checked):
     monkeypatch.setattr("tag2mask.segment.examples.VALUES_CHECKED", checked)
     overwrite_mask(run, 3, np.zeros((64, 48), np.uint8))  # the image is 48 x 64: same pixels, turned
-    with pytest.raises(UserError, match=r"1 masks are not of the size .* toy/3 \(64x48, image 48x64\)"):
+    with pytest.raises(UserError, match=r"1 mask is not of the size .* toy/3 \(64x48, image 48x64\)"):
         check_targets(find_targets(data, run))
 
 

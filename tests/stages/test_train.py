@@ -358,7 +358,7 @@ def test_wrong_masks_are_named_before_training(own, tmp_path):
     data, run = own
     out = tmp_path / "net"
     run.mask_path("toy/3").write_bytes(encode_mask(np.zeros((64, 48), np.uint8), CLASSES.palette))
-    with pytest.raises(UserError, match="1 masks are not of the size"):
+    with pytest.raises(UserError, match="1 mask is not of the size"):
         train(run, out, RECIPE, data=data, **HOW)
     run.mask_path("toy/3").write_bytes(encode_mask(np.full(SIZES[3], 9, np.uint8), CLASSES.palette))
     with pytest.raises(UserError, match="got mask value 9"):

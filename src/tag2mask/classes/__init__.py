@@ -11,6 +11,7 @@ or as long as the built-in ones beside this file: ``id``, ``names``, ``palette``
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ __all__ = [
     "load_classes",
     "named",
     "nearest",
+    "plain",
     "plain_classes",
     "with_more",
 ]
@@ -44,6 +46,10 @@ BUILT_IN = ("voc12", "coco14")
 
 _ALWAYS = ("clip-es", "clims", "clims-released")
 """The text sets that every class set has, whether its file gives them or not."""
+
+_AROUND = re.compile(r"^[\s_]+|[\s_]+$")
+_BETWEEN = re.compile(r"[\s_-]+")
+_BEFORE_A_WORD = re.compile(r"[\s_]+-+")
 
 _Word = Annotated[str, Field(min_length=1, strict=True)]
 _Channel = Annotated[int, Field(ge=0, le=255, strict=True)]
@@ -130,8 +136,26 @@ def with_more(classes: ClassSet, names: Sequence[str], aliases: Mapping[str, str
     return replace(classes, names=("background", *every), palette=palette, texts=texts, aliases=words)
 
 
+@lru_cache(maxsize=1 << 16)
 def fold(word: str) -> str:
-    """What is compared when two spellings of a name are: no case, no spaces, no "_" and no "-"."""
+    """What is compared when two names of classes are: no case, and no space, "_" or "-" between letters.
+
+    Beside a digit one of these counts as a space, so that "h1-1" is not "h11". A "-" that begins or ends a name, or
+    stands before a word of it ("cat -dog"), stays: it may say that a class is absent.
+    """
+    folded = _AROUND.sub("", unicodedata.normalize("NFKC", word).casefold())
+    return _BETWEEN.sub(_joined, folded)
+
+
+def _joined(found: re.Match[str]) -> str:
+    name, sign = found.string, found[0]
+    if found.start() == 0 or found.end() == len(name) or _BEFORE_A_WORD.fullmatch(sign):
+        return sign
+    return " " if name[found.start() - 1].isdigit() or name[found.end()].isdigit() else ""
+
+
+def plain(word: str) -> str:
+    """What is compared when a column or a key is looked for: no case, no spaces, no "_" and no "-"."""
     folded = unicodedata.normalize("NFKC", word).casefold()
     return "".join(c for c in folded if not c.isspace() and c not in "_-")
 
@@ -230,7 +254,8 @@ def _explain(problem: Mapping) -> str:
 
 
 def _build(file: _File, name: str, source: str) -> ClassSet:
-    written = file.names[1:] if fold(file.names[0]) == "background" else file.names
+    lists_background = fold(file.names[0]) == "background"
+    written = file.names[1:] if lists_background else file.names
     names = ("background", *written)
     index = _check_names(written, file.aliases, source)
     if file.palette is not None and len(file.palette) != len(names):
@@ -281,6 +306,7 @@ def _build(file: _File, name: str, source: str) -> ClassSet:
             for grouping, groups in file.superclasses.items()
         },
         aliases={alias: index[fold(target)] for alias, target in file.aliases.items()},
+        lists_background=lists_background,
     )
 
 
@@ -293,7 +319,7 @@ def _check_names(names: tuple[str, ...], aliases: Mapping[str, str], source: str
     index: dict[str, str] = {}
     for name in names:
         key = fold(name)
-        if not key:
+        if not key.strip("-"):
             raise UserError(f"{source}: {name!r} is no name: use letters or digits")
         if name == "__ignore__":
             raise UserError(
@@ -305,7 +331,7 @@ def _check_names(names: tuple[str, ...], aliases: Mapping[str, str], source: str
         if key in index:
             raise UserError(
                 f"{source}: the names {index[key]!r} and {name!r} are the same to tag2mask "
-                "(case, spaces, '_' and '-' do not count): rename one"
+                "(case, and spaces, '_' and '-' between letters do not count): rename one"
             )
         index[key] = name
     classes = dict(index)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tag2mask.data.truth_turn import Truth, TruthOf, Turn
 from tag2mask.types import ClassSet, Sample, UserError
 
-__all__ = ["Columns", "ColumnsBuilder", "Strings", "counted", "listing"]
+__all__ = ["Columns", "ColumnsBuilder", "Strings", "counted", "listing", "many"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +218,12 @@ def listing(names: Sequence[object], most: int = 5) -> str:
     """A few of many names for a message: "a, b, c and 12 more"."""
     shown = ", ".join(str(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def many(count: int, noun: str) -> str:
+    """A count with its noun for a message: "1 class", "3 classes"."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
 
 
 def _clean(name: str) -> str:

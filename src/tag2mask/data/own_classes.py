@@ -5,6 +5,7 @@ This is the one place that says which names are one class, which look as if they
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
@@ -12,7 +13,8 @@ from unicodedata import combining, normalize
 
 from tag2mask.classes import class_index, fold, load_classes, plain_classes
 from tag2mask.data.columns import counted, listing
-from tag2mask.data.tag_words import check_names, is_background, says_nothing
+from tag2mask.data.tag_check import check_names
+from tag2mask.data.tag_nothing import is_background, no_names
 from tag2mask.types import ClassSet, UserError
 
 __all__ = ["classes_of_names", "classes_of_tags"]
@@ -44,7 +46,7 @@ def classes_of_names(
 
     Args:
         names: as the data has them, in the order of the mask values to come. "background" among them is no class,
-            and of several spellings of one name (case, spaces, "_" and "-" do not count) the first is taken.
+            and of several spellings of one name (see ``classes.fold``) the first is taken.
         id: what a class set of these names is called.
         source: the file or folder that names them, for the notes.
         known: a built-in class set, which is taken where it fits; None for the names themselves in any case.
@@ -83,7 +85,7 @@ def classes_of_tags(
 ) -> tuple[ClassSet, list[str]]:
     """A class set of the words that images are tagged with, sorted, and what a user should know about it.
 
-    Of several spellings of one name (case, spaces, "_", "-", Unicode forms do not count) the first sorted is taken.
+    Of several spellings of one name (see ``classes.fold``) the commonest is taken.
 
     Args:
         rows: the labels by image, as the file says.
@@ -100,7 +102,9 @@ def classes_of_tags(
     spelled = Counter(word for words in rows.values() for word in set(words or ()) if not is_background(word))
     spelled.update(dict.fromkeys((word for word in listed if not is_background(word)), 0))
     check_names(spelled, source, skip)
-    classes, notes = _distinct(sorted(word for word in spelled if not says_nothing(word)), source)
+    classes, notes = _distinct(
+        sorted(spelled.keys() - no_names(spelled), key=lambda word: (-spelled[word], word)), source
+    )
     if not classes:
         raise UserError(f"{source} names no class at all: name a class set, or add labels")
     held = Counter(key for words in images for key in {fold(word) for word in words or ()})
@@ -156,7 +160,10 @@ def _look_alikes(names: Iterable[str]) -> list[list[str]]:
 def _bare(name: str) -> str:
     plain = "".join(c for c in normalize("NFKD", name.casefold()) if not combining(c))
     words = "".join(c if c.isalnum() else " " for c in plain).split()
-    return "".join([*words[:-1], _IRREGULAR.get(words[-1], words[-1])]) if words else fold(name)
+    if not words:
+        return fold(name)
+    # digits that stand apart stay apart: "h1-1" does not look like "h11"
+    return re.sub(r"(?<!\d) | (?!\d)", "", " ".join([*words[:-1], _IRREGULAR.get(words[-1], words[-1])]))
 
 
 def _singulars(name: str) -> Iterable[str]:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from tag2mask.data.columns import counted, listing
+from tag2mask.data.columns import counted, listing, many
 from tag2mask.data.image import without_suffix
 from tag2mask.types import UserError
 
@@ -81,8 +81,9 @@ def match_images(
     by_case = _read_any_case(matching, inside, foreign, uploaded)
     missing = [key for key in tags if key not in matching.matched]
     if missing and not matching.found:
+        which = "the only row" if len(missing) == 1 else f"none of the {len(missing)} rows"
         raise UserError(
-            f"none of the {len(missing)} rows of {source} names an image that is there: rows say "
+            f"{which} of {source} names {'no' if len(missing) == 1 else 'an'} image that is there: rows say "
             f"{missing[0]!r}, images in {root} are called {images[0]!r}"
         )
     notes = counted(f"rows of {source.name} whose image is not there", missing)
@@ -192,7 +193,7 @@ class _Matching:
             self.found[position] = labels if before is None else before + (labels or ())
         if several:
             raise UserError(
-                f"{self.source}: {len(several)} rows could mean several images: {listing(several)}; "
+                f"{self.source}: {many(len(several), 'row')} could mean several images: {listing(several)}; "
                 f"give their path from {self.root}, with suffix"
             )
         if double:

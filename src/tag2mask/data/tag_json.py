@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tag2mask.data.columns import many
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import words_of
 from tag2mask.data.tag_columns import Row, Rows
@@ -93,7 +94,7 @@ def _dict(value: dict[str, Any], source: str) -> Rows:
                 held.setdefault(image, []).append(name)
         return Rows(
             _by_image(((repr(image), image, names) for image, names in held.items()), source),
-            [f"{source} was read as images by class: {len(value)} classes"],
+            [f"{source} was read as images by class: {many(len(value), 'class')}"],
         )
     return Rows(_by_image(((repr(name), name, entry) for name, entry in value.items()), source), [])
 

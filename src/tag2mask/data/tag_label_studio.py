@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tag2mask.classes import fold
-from tag2mask.data.columns import counted
+from tag2mask.classes import plain
+from tag2mask.data.columns import counted, many
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import Words, is_shapes, words_of
 from tag2mask.data.tag_columns import Row, Rows
@@ -65,7 +65,7 @@ def _tasks(values: Sequence[Mapping[str, Any]], source: str) -> Rows:
             differing.append(f"{image}: {' / '.join('+'.join(sorted(words)) or 'nothing' for words in said)}")
         words = tuple(dict.fromkeys(word for one in said for word in one))
         rows.append((where, image, words or None))
-    notes = [f"{source} was read as Label Studio's JSON: {len(values)} tasks"]
+    notes = [f"{source} was read as Label Studio's JSON: {many(len(values), 'task')}"]
     notes += counted("images that annotators label differently, their labels put together", differing)
     notes += counted("tasks that were skipped in Label Studio, not tagged", skipped)
     notes += counted("results that are no labels, left out", [f"{kind}: {n}" for kind, n in others.items()])
@@ -110,7 +110,9 @@ def _flat(values: Sequence[Mapping[str, Any]], source: str) -> Rows:
             controls[key] += words is not None
             found += words or ()
         rows.append((where, image, tuple(dict.fromkeys(found)) or None))
-    return Rows(rows, [f"{source} was read as Label Studio's JSON-MIN: {len(values)} tasks", *_several(controls)])
+    return Rows(
+        rows, [f"{source} was read as Label Studio's JSON-MIN: {many(len(values), 'task')}", *_several(controls)]
+    )
 
 
 def _controls(values: Sequence[Mapping[str, Any]], source: str) -> list[str]:
@@ -130,7 +132,7 @@ def _controls(values: Sequence[Mapping[str, Any]], source: str) -> list[str]:
         for key, found in held.items()
         if key not in sure and all(isinstance(one, str) for one in found) and not any(map(_is_image, found))
     ]
-    named = [key for key in texts if fold(key) in ("choice", "choices", "label", "labels", "tag", "tags", "class")]
+    named = [key for key in texts if plain(key) in ("choice", "choices", "label", "labels", "tag", "tags", "class")]
     if not sure and not named and len(texts) > 1:
         raise UserError(
             f"{source} is Label Studio's JSON-MIN, and any of {', '.join(map(repr, texts))} could hold the labels: "
@@ -142,7 +144,7 @@ def _controls(values: Sequence[Mapping[str, Any]], source: str) -> list[str]:
 def _image(data: Mapping[str, Any], where: str, source: str) -> str:
     """The one value that is the place of an image."""
     found = {key: value for key, value in data.items() if isinstance(value, str) and _is_image(value)}
-    named = [value for key, value in found.items() if fold(key) in ("image", "img", "imageurl", "url")]
+    named = [value for key, value in found.items() if plain(key) in ("image", "img", "imageurl", "url")]
     if len(found) == 1 or len(named) == 1:
         return named[0] if len(named) == 1 else next(iter(found.values()))
     raise UserError(

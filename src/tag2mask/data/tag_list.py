@@ -11,8 +11,8 @@ The form of our own is CSV, a header ``image,labels``, then a row an image, labe
 Read too are other separators of columns, other names of the two columns, columns that only their cells tell, several
 columns of labels, columns of 0 and 1 (or x, yes and no) for each class, Label Studio's JSON and JSON-MIN, JSON and
 JSON lines (``{"image": "cats/001.jpg", "labels": ["cat", "sofa"]}``), lists ``id 4 19`` of classes by their number,
-``cls_labels.npy`` (a dict of vectors of 0 and 1), and a folder for each class. No labels means that the image is not
-tagged yet; that it holds background only is said by the word ``background``.
+``cls_labels.npy`` (a dict of vectors of 0 and 1), such vectors as lists, and a folder for each class. No labels means
+that the image is not tagged yet; that it holds background only is said by the word ``background``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tag2mask.classes import fold
+from tag2mask.classes import plain
 from tag2mask.data.columns import counted, listing
 from tag2mask.data.tag_cells import Words
 from tag2mask.data.tag_columns import Row, Rows
 from tag2mask.data.tag_json import json_lines, json_rows
+from tag2mask.data.tag_marks import ZEROS
 from tag2mask.data.tag_table import There, find_roles, text_table
 from tag2mask.data.text_file import read_text
 from tag2mask.safe_pickle import read_npy_dict
@@ -65,13 +66,15 @@ class TagList:
     rows: the words of each image, both as written; None = not tagged.
     notes: what a user should know about the reading.
     listed: the classes that the file lists besides, where its columns or folders are classes: such words are whole.
-    width: how many classes the vectors of a ``.npy`` file have, which names none: words count from 0. Else None.
+    width: how many classes vectors of 0 and 1 have: words are places in them, from 0. Else None.
+    doubtful: whether all lists are of 0 and 1, each once: the numbers of two classes, or vectors.
     """
 
     rows: dict[str, Words]
     notes: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
     width: int | None = None
+    doubtful: bool = False
 
 
 def find_tag_file(root: Path) -> Path | None:
@@ -111,8 +114,32 @@ def read_tag_file(path: Path, there: There | None = None) -> TagList:
         table = json_rows(text, source)
     else:
         table = _number_list(text, source) or text_table(text, source, there)
-    rows, said = _together(table.rows, source)
-    return TagList(rows, (*notes, *table.notes, *said), table.listed)
+    read, width, asked = _places(list(table.rows))
+    rows, said = _together(read, source)
+    if width is not None:
+        zeros = [repr(image) for image, words in rows.items() if words is None]
+        said += counted(f"vectors of {source} that hold only 0: these images are {ZEROS}", zeros)
+    return TagList(rows, (*notes, *table.notes, *said), table.listed, width, asked)
+
+
+def _places(rows: list[Row]) -> tuple[list[Row], int | None, bool]:
+    """Rows whose lists are vectors of 0 and 1 as the places that hold 1, how long they are, and whether that is sure.
+
+    A list of classes by their numbers has none of them twice, so that a vector is known by its repeats. One of 0 and
+    1 alone, each of them once, may be either: it stays as it is.
+    """
+    lists = [words for _, _, words in rows if words is not None]
+    lengths = {len(words) for words in lists}
+    figures = {word for words in lists for word in words}
+    if len(lengths) != 1 or lengths == {1} or not figures <= {"0", "1"}:
+        return rows, None, False
+    if not any(len(set(words)) < len(words) for words in lists):
+        return rows, None, True
+    placed = [
+        (where, image, tuple(str(n) for n, word in enumerate(words or ()) if word == "1") or None)
+        for where, image, words in rows
+    ]
+    return placed, lengths.pop(), False
 
 
 def _together(rows: Iterable[Row], source: str) -> tuple[dict[str, Words], list[str]]:
@@ -141,6 +168,8 @@ def _number_list(text: str, source: str) -> Rows | None:
             return None
         rows.append((f"line {number}", match[1], tuple(re.findall(r"\d+", match[2])) or None))
     header = re.split(r"[\s,;|]+", text.lstrip().partition("\n")[0].strip())
+    if any(set(image) & set(",;|") for _, image, _ in rows):
+        return None  # a table of columns with their names in the first line, or of figures with a comma
     if not any(words for _, _, words in rows) or find_roles(header, source) != (None, None):
         return None  # a table with its header in the first line, or no list
     return Rows(rows, [])
@@ -159,7 +188,9 @@ def _vectors(path: Path) -> TagList:
         rows[name] = tuple(str(place) for place in np.flatnonzero(vector)) or None
     if len(widths) != 1:
         raise UserError(f"{path}: vectors of {listing(sorted(widths)) or 'no'} classes, expected as many in each")
-    return TagList(rows, width=widths.pop())
+    zeros = [repr(name) for name, words in rows.items() if words is None]
+    notes = counted(f"vectors of {path.name} that hold only 0: these images are {ZEROS}", zeros)
+    return TagList(rows, tuple(notes), width=widths.pop())
 
 
 def folder_tags(images: Sequence[str], root: Path) -> TagList:
@@ -172,7 +203,7 @@ def folder_tags(images: Sequence[str], root: Path) -> TagList:
     deep: list[str] = []
     for image in images:
         folders = image.split("/")[:-1]
-        while folders and fold(folders[0]) in _SPLITS:
+        while folders and plain(folders[0]) in _SPLITS:
             folders = folders[1:]
         if len(folders) > 1:
             deep.append(image)

@@ -14,11 +14,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from tag2mask.classes import fold
-from tag2mask.data.columns import counted, listing
+from tag2mask.classes import plain
+from tag2mask.data.columns import counted, listing, many
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import cell_text, words_of
-from tag2mask.data.tag_columns import LABELS, Row, Rows, label_columns, numbered_labels, one_hot, shown
+from tag2mask.data.tag_columns import LABELS, Row, Rows, label_columns, numbered_labels, shown
+from tag2mask.data.tag_one_hot import one_hot
 from tag2mask.types import UserError
 
 __all__ = ["Row", "Rows", "There", "find_roles", "table_rows", "text_table"]
@@ -146,7 +147,7 @@ def find_roles(header: Sequence[str], source: str) -> tuple[int | None, int | No
     Raises:
         UserError: there are two for one of them.
     """
-    folded = [fold(cell_text(cell)) for cell in header]
+    folded = [plain(cell_text(cell)) for cell in header]
 
     def find(names: Sequence[str], what: str) -> int | None:
         for tier in names:
@@ -242,7 +243,7 @@ def _csv_rows(
             where = f"line {rows.line_num + skipped}"
             if len(row) != width:
                 raise UserError(
-                    f"{source}, {where}: {len(row)} columns instead of {width}: {shown(row, sign)!r}; "
+                    f"{source}, {where}: {many(len(row), 'column')} instead of {width}: {shown(row, sign)!r}; "
                     f"put names that contain {'a comma' if sign == ',' else repr(sign)} in quotes, and ';' between "
                     "labels"
                 )

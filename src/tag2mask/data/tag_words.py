@@ -8,17 +8,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 from unicodedata import category
 
 from tag2mask.classes import BUILT_IN, class_index, fold, load_classes
-from tag2mask.data.columns import counted, listing
+from tag2mask.data.columns import counted
 from tag2mask.data.tag_list import TagList
+from tag2mask.data.tag_nothing import is_background, quoted, says_absent, says_nothing
+from tag2mask.data.tag_numbers import all_numbers, named_numbers
 from tag2mask.types import ClassSet, UserError
 
-__all__ = ["TagReading", "check_names", "is_background", "says_nothing", "settle"]
+__all__ = ["TagReading", "settle"]
 
 
 @dataclass(frozen=True)
@@ -39,47 +41,9 @@ _STRONG = (",", ";", "|", "/", "&", "+", "\u3001", "\uff0c", "\u060c", " and ")
 """What may stand between labels, and seldom stands in a name."""
 _WEAK = (" ", "_", "-")
 """What may stand between labels, and often stands in a name."""
-_NOTHING = frozenset(
-    (
-        *(
-            "none",
-            "nan",
-            "null",
-            "nil",
-            "na",
-            "n/a",
-            "n.a.",
-            "nothing",
-            "no",
-            "empty",
-            "void",
-            "undefined",
-            "unknown",
-        ),
-        *("unlabeled", "unlabelled", "untagged", "nolabel", "nolabels", "notag", "notags", "noobject", "noobjects"),
-        *("nottagged", "notlabeled", "notlabelled", "ignore", "bg", "negative"),
-    )
-)
-"""Folded words that say that there is no label."""
+_HASHTAG = re.compile(r"#([^\W\d][\w-]*)")
+_HASHTAGS = re.compile(rf"\s*{_HASHTAG.pattern}([\s,;|]*{_HASHTAG.pattern})*\s*")
 _INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"
-_NUMBER = re.compile(r"\d+(\.0+)?")
-_FIGURE = r"(?:[01]?[.]\d+|1[.]0*|\d{1,3}(?:[.]\d+)?\s*%)"
-_WITH_FIGURE = re.compile(
-    rf".*[^\W\d_].*?[\s:=@_|([-]\s*{_FIGURE}\s*[)\]]?|.*[^\W\d_].*?\s*(?:[:=]\s*|\(\s*)\d+(?:[.]\d+)?\s*%?\s*\)?"
-    rf"|[(\[]?{_FIGURE}[)\]]?[\s:=]+.*[^\W\d_].*|[01]?[.]\d+|\d+(?:[.]\d+)?\s*%",
-    re.DOTALL,
-)
-
-
-def is_background(word: str) -> bool:
-    """Whether a word says that there is background: "background", "_background_"."""
-    return fold(word) == "background"
-
-
-def says_nothing(word: str) -> bool:
-    """Whether a word says that there is no label, such as "none", "N/A" or "-"."""
-    folded = fold(word)
-    return folded in _NOTHING or (word.isascii() and not any(c.isalnum() for c in word))
 
 
 def settle(
@@ -96,15 +60,16 @@ def settle(
     Raises:
         UserError: words that have two meanings, of which none was chosen.
     """
+    index: Mapping[str, int] = class_index(classes) if classes is not None else {}
+    tags, hashes = _without_hashes(tags, index, source)
     counts = Counter(word for words in tags.rows.values() for word in words or ())
     clean = {word: _clean(word) for word in counts}
     unclean = [repr(new) for old, new in clean.items() if old.strip() != new and _has_control(old)]
     notes = counted(f"labels of {source} from which invisible characters were taken", unclean)
-    index: Mapping[str, int] = class_index(classes) if classes is not None else {}
     words: dict[str, tuple[str, ...]] = {word: (new,) if new else () for word, new in clean.items()}
-    if _all_numbers(clean.values(), index):
-        words, said = _named_numbers(words, tags, classes, reading.count_from, source)
-    elif tags.listed or tags.width is not None:
+    if tags.width is not None or all_numbers(clean.values(), index):
+        words, said = named_numbers(words, tags, classes, reading.count_from, source)
+    elif tags.listed:
         said = []
     else:
         words, said = _split(words, tags, counts, index if classes is not None else None, reading, source)
@@ -117,43 +82,25 @@ def settle(
             shared[row] = tuple(part for word in row for part in words[word])
         return shared[row] or None
 
-    return {image: one_by_one(row) for image, row in tags.rows.items()}, [*notes, *said]
+    return {image: one_by_one(row) for image, row in tags.rows.items()}, [*hashes, *notes, *said]
 
 
-def check_names(counts: Mapping[str, int], source: str, skip: bool) -> None:
-    """Stops where words that would become classes are no names.
-
-    Args:
-        counts: each word, and how many images have it.
-        source: the file, for messages.
-        skip: whether words for nothing are left out instead.
-
-    Raises:
-        UserError: words for nothing, numbers, or figures beside a name.
-    """
-    nothing = [word for word, count in counts.items() if says_nothing(word) and count]
-    if nothing and not skip:
-        raise UserError(
-            f"{source} has words that may say that there is no label: {_quoted(nothing, counts)}; write 'background' "
-            "for an image that holds none of the classes, leave the cell empty for one that is not tagged yet, leave "
-            "these words out with --unknown skip, or name them as classes by --classes"
-        )
-    numbers = [word for word in counts if _NUMBER.fullmatch(word)]
-    if numbers:
-        raise UserError(
-            f"{source} has numbers for labels: {_quoted(numbers, counts)}; name the classes that they stand for, in "
-            "their order, by --classes, or write names"
-        )
-    figures = [word for word in counts if _WITH_FIGURE.fullmatch(word)]
-    if figures:
-        raise UserError(
-            f"{source} has figures beside or instead of names: {_quoted(figures, counts)}; take confidences and "
-            "counts out of the labels, or, where they belong to the names, name the classes by --classes"
-        )
-
-
-def _quoted(words: Sequence[str], counts: Mapping[str, int]) -> str:
-    return listing([f"{word!r} ({counts[word]}x)" for word in sorted(words, key=lambda w: (-counts[w], w))])
+def _without_hashes(tags: TagList, index: Container[str], source: str) -> tuple[TagList, list[str]]:
+    """Labels with hashtags in them as these are without "#", and a note on them. A hashtag never holds a space."""
+    marked = {
+        word: tuple(_HASHTAG.findall(word))
+        for words in tags.rows.values()
+        for word in words or ()
+        if _HASHTAGS.fullmatch(word) and not says_nothing(word) and fold(word) not in index
+    }
+    if not marked or tags.listed:
+        return tags, []
+    rows = {
+        image: None if words is None else tuple(one for word in words for one in marked.get(word, (word,)))
+        for image, words in tags.rows.items()
+    }
+    shown = [f"{word!r} = {' + '.join(map(repr, ones))}" for word, ones in marked.items()]
+    return replace(tags, rows=rows), counted(f"labels of {source} that are hashtags, read without '#'", shown)
 
 
 def _has_control(word: str) -> bool:
@@ -165,59 +112,6 @@ def _clean(word: str) -> str:
         word = "".join(c for c in word if category(c) != "Cc" and c not in _INVISIBLE)
     word = " ".join(word.split())
     return word if says_nothing(word) else word.strip(" ,|")
-
-
-# --- classes by number ---------------------------------------------------------------------------------
-
-
-def _all_numbers(words: Iterable[str], index: Container[str]) -> bool:
-    names = [word for word in words if word and not is_background(word)]
-    return bool(names) and all(_NUMBER.fullmatch(word) and fold(word) not in index for word in names)
-
-
-def _named_numbers(
-    words: Mapping[str, tuple[str, ...]],
-    tags: TagList,
-    classes: ClassSet | None,
-    count_from: int | None,
-    source: str,
-) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    if classes is None:
-        width = "" if tags.width is None else f" of {tags.width} classes"
-        raise UserError(
-            f"{source} has numbers for labels{width}: name the classes that they stand for, in their order, by "
-            "--classes (voc12, coco14, or a YAML file)"
-        )
-    names = classes.foreground
-    numbers = {word: int(float(new[0])) for word, new in words.items() if new and not is_background(new[0])}
-    lowest, highest = min(numbers.values()), max(numbers.values())
-    if tags.width is not None:
-        if tags.width != len(names):
-            raise UserError(
-                f"{source} has vectors of {tags.width} classes, but {classes.id} has {len(names)} without the "
-                "background: name other classes by --classes"
-            )
-        first: int | None = 0
-    else:
-        in_all = all(row is None or any(numbers.get(word) == 0 for word in row) for row in tags.rows.values())
-        first = 0 if (lowest, highest) == (0, len(names) - 1) and not in_all else None
-        first = 1 if lowest >= 1 and highest == len(names) else first
-        first = first if count_from is None else count_from
-    if first is None and lowest >= 0 and highest <= len(names) - (lowest == 0):
-        raise UserError(
-            f"{source} has numbers from {lowest} to {highest} for the {len(names)} classes of {classes.id}: is the "
-            f"first class, {names[0]!r}, number 0 or number 1? --count-from 0 or --count-from 1 says so"
-        )
-    if first is None or lowest < first or highest >= first + len(names):
-        wanted = "0 or 1" if first is None else first
-        raise UserError(
-            f"{source} has numbers from {lowest} to {highest}, but {classes.id} has {len(names)} classes, counted "
-            f"from {wanted}: name other classes by --classes"
-        )
-    shown = {number: names[number - first] for number in (lowest, highest)}
-    said = ", ".join(f"{number} = {name!r}" for number, name in shown.items())
-    named = {word: (names[numbers[word] - first],) if word in numbers else new for word, new in words.items()}
-    return named, [f"the numbers in {source} are classes of {classes.id}, counted from {first}: {said}"]
 
 
 # --- several labels in one -----------------------------------------------------------------------------
@@ -233,9 +127,10 @@ def _split(
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Each word as the labels that it holds."""
     final = dict(words)
-    held: Counter[str] = Counter()  # what is looked at, with the images that have it
+    # what is looked at, with the images that have it: the parts of "dog -cat" do not say what is there
+    held: Counter[str] = Counter()
     for word, new in words.items():
-        if new:
+        if new and (reading.separator is not None or not says_absent(new[0])):
             held[new[0]] += counts[word]
     if reading.separator == "none":
         return final, []
@@ -269,7 +164,7 @@ def _parts(word: str, sign: str, loose: bool = False) -> tuple[str, ...] | None:
 
 def _ask(source: str, words: Sequence[str], counts: Mapping[str, int], sign: str) -> UserError:
     return UserError(
-        f"{source} has labels with {sign!r} inside: {_quoted(words, counts)}; is each of them one name, or several "
+        f"{source} has labels with {sign!r} inside: {quoted(words, counts)}; is each of them one name, or several "
         f"labels? --separator {sign!r} splits them there, --separator none keeps them whole (';' always stands "
         "between labels)"
     )

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from tag2mask.classes import BUILT_IN, class_index, fold, load_classes, nearest
-from tag2mask.data.columns import counted, listing
+from tag2mask.data.columns import counted, listing, many
 from tag2mask.data.own_classes import classes_of_tags
 from tag2mask.data.tag_images import match_images, names_of
 from tag2mask.data.tag_list import FOLDERS, TagList, find_tag_file, folder_tags, read_tag_file
-from tag2mask.data.tag_words import TagReading, is_background, says_nothing, settle
+from tag2mask.data.tag_nothing import is_background, says_absent, says_nothing
+from tag2mask.data.tag_words import TagReading, settle
 from tag2mask.types import ClassSet, UserError
 
 __all__ = [
@@ -171,7 +172,7 @@ class Vocabulary:
         """
         notes = []
         if self._beside:
-            notes.append(f"'background' beside other labels, left out: {self._beside} images")
+            notes.append(f"'background' beside other labels, left out: {many(self._beside, 'image')}")
         if not self._missed:
             return notes
         spellings = (*self.classes.foreground, *self.classes.aliases)
@@ -188,9 +189,10 @@ class Vocabulary:
             return notes
         nothing = any(says_nothing(word) for word in self._missed)
         hint = ", write 'background' for images that hold no class, leave the cell of untagged ones empty"
+        hint = hint if nothing else ""
+        hint += ", write only what is there" if any(says_absent(word) for word in self._missed) else ""
         raise UserError(
-            f"{what}; correct them{hint if nothing else ''}, name another class list by --classes, or leave them out "
-            "with --unknown skip"
+            f"{what}; correct them{hint}, name another class list by --classes, or leave them out with --unknown skip"
         )
 
 

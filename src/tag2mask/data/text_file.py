@@ -12,13 +12,18 @@ __all__ = ["read_text"]
 
 # What Western words hardly ever hold. Files of other code pages are full of it when they are read as Windows-1252.
 _UNLIKELY = re.compile("[\u00a1-\u00bf\u00d7\u00f7\u20ac\u201a-\u2030]|[^\x00-\x7f\u2019]{3}")
+# Letters of Mac Roman, such as the umlauts, are these in Windows-1252: letters of few languages, signs within a word.
+_MAC = re.compile(
+    "\\w*(?:[\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc]"
+    "|(?<=[^\\W\\d])[\u2013\u2014\u2018\u201c\u201d\u2022\u2122\u203a](?=[^\\W\\d]))\\w*"
+)
 
 
 def read_text(path: Path) -> tuple[str, list[str]]:
     """The text of a file, and a note where its encoding had to be guessed.
 
     Raises:
-        UserError: it cannot be read, or is neither UTF-8, UTF-16 nor Windows-1252.
+        UserError: it cannot be read, is neither UTF-8, UTF-16 nor Windows-1252, or may be Mac Roman as well.
     """
     try:
         raw = path.read_bytes()
@@ -54,6 +59,13 @@ def _western(raw: bytes, path: Path, start: int) -> tuple[str, list[str]]:
     odd = _UNLIKELY.search(text)
     if not text or odd is not None:
         raise UserError(f"{path} is not UTF-8 (byte {start}), nor Windows-1252: save it as CSV UTF-8")
+    either = _MAC.search(text)
+    if either is not None:
+        mac = either[0].encode("cp1252").decode("mac-roman")
+        raise UserError(
+            f"{path} is not UTF-8 (byte {start}): is a word in it {either[0]!r} (Windows-1252) or {mac!r} "
+            "(Mac Roman)? Save it as CSV UTF-8"
+        )
     word = re.search(r"\w*[^\x00-\x7f]\w*", text)
     shown = "" if word is None else f", in which a word is {word[0]!r}"
     return text, [f"{path.name} is not UTF-8, and was read as Windows-1252{shown}"]

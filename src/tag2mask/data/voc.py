@@ -17,7 +17,8 @@ from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
 from tag2mask.data.folder import image_ids, walk_images
 from tag2mask.data.lists import read_list
 from tag2mask.data.own_classes import classes_of_names
-from tag2mask.data.tag_words import check_names, is_background
+from tag2mask.data.tag_check import check_names
+from tag2mask.data.tag_nothing import is_background
 from tag2mask.data.tags import (
     TagFile,
     TagReading,

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tag2mask.data.agreement import Agreement
-from tag2mask.data.columns import Columns, counted, listing
+from tag2mask.data.columns import Columns, counted, listing, many
 from tag2mask.data.image import BadImage, image_size, read_image
 from tag2mask.data.lists import read_list
 from tag2mask.data.png import read_confidence, read_mask
@@ -253,7 +253,8 @@ def check_targets(
                 advance()
     if wrong:
         raise UserError(
-            f"{len(wrong)} masks are not of the size (height x width) of their images: {listing(sorted(wrong), 3)}; "
+            f"{many(len(wrong), 'mask')} {'is' if len(wrong) == 1 else 'are'} not of the size (height x width) of "
+            f"the image: {listing(sorted(wrong), 3)}; "
             "make the masks from these very images"
         )
     if len(unreadable) == len(targets):

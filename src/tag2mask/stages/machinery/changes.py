@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from tag2mask.data.columns import listing
+from tag2mask.data.columns import listing, many
 from tag2mask.run.current import Comparison, Named
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs, Stamp, id_key
@@ -109,7 +109,7 @@ def left_over(run: Run, data: Dataset, shard: Shard, removed: Removed, *, tags: 
                     gone.append(id)
     if not count:
         return []
-    what = f"{count} mask{'' if count == 1 else 's'} of images that are no longer in the data"
+    what = f"{many(count, 'mask')} of images that are no longer in the data"
     what += ", or no longer tagged" if tags else ""
     shown = listing(sorted(gone)[:_SHOWN]) + (f" and {count - _SHOWN} more" if count > _SHOWN else "")
     if removed == "keep":
