@@ -115,3 +115,5 @@ def test_numbers_of_classes_are_no_vectors(tmp_path, form):
     vectors(tmp_path, [0], [0, 1], form)
     own = classes_file(tmp_path, "owl", "elk")
     assert named(read_folder(tmp_path, classes=own, reading=TagReading(count_from=0)))["b"] == ("owl", "elk")
+    own = classes_file(vectors(tmp_path, [0, 0, 1], [0, 1], form), "owl", "elk")  # of objects: of any length
+    assert named(read_folder(tmp_path, classes=own, reading=TagReading(count_from=0)))["a"] == ("owl", "elk")
