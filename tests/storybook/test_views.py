@@ -41,7 +41,7 @@ def test_a_sample_is_a_function_of_its_draw(scenes):
 def test_captions_say_the_numbers_that_are_told(scenes):
     """Two cats where there are two: the numbers reach the caption."""
     told = (Facts(("cat",), (), (2,)), *scenes.facts[1:])
-    pairs = Pairs(replace(scenes, told=told), 0, TINY.crop, TINY.colour)
+    pairs = Pairs(replace(scenes, facts=told), 0, TINY.crop, TINY.colour)
     said = " ".join(pairs[Draw(step, 0)].text for step in range(200))
     assert "two cats" in said
     assert "one cat" not in said
