@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
 
@@ -442,6 +443,10 @@ def test_the_runs_masks_confirm_upright_truth_and_never_turn_it(tmp_path):
                 settle_turn(data, true.get)
         else:
             settled = settle_turn(data, true.get)
+            forced = [settle_turn(replace(data, truth_turn=turn), true.get) for turn in ("upright", "stored")]
+            assert [each.turn for each in forced] == ["upright", "stored"]
+            assert forced[0].notes == ()
+            assert "--truth-turn upright fits the run's masks far better" in " ".join(forced[1].notes)
             assert settled.turn == "upright"
             assert "100.0 % upright, 0.0 % turned" in settled.notes[0]
             with pytest.raises(UserError, match="--truth-turn"):

@@ -129,7 +129,9 @@ def settle_turn(data: Dataset, masks: Callable[[str], NDArray[np.uint8] | None] 
             unclear.append(index)
             kinds[f"{orientation}, square" if orientation >= 5 else str(orientation)] += 1
     if chosen is not None:
-        return Settled(chosen, _overruled(data, chosen, witnesses, len(unclear)))
+        doubts = _overruled(data, chosen, witnesses, len(unclear))
+        fits = None if masks is None or not unclear else _compare(data, unclear, masks)
+        return Settled(chosen, (*doubts, *_doubted(chosen, fits)))
     if not unclear:
         return Settled(None)
     listed = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
@@ -178,6 +180,17 @@ def _overruled(data: Dataset, chosen: Turn, witnesses: array[int], unclear: int)
     return (
         f"--truth-turn {chosen} does not fit the size of {against} of {against + fitting} true masks of photographs "
         f"of orientation 5 to 8: these have the size of {other}; {rest}",
+    )
+
+
+def _doubted(chosen: Turn, fits: _Fits | None) -> tuple[str, ...]:
+    """A note where the run's masks fit the turn that was not chosen much better."""
+    if fits is None or (fits.stored - fits.upright) * (1 if chosen == "upright" else -1) < CLEARLY:
+        return ()
+    other = "stored" if chosen == "upright" else "upright"
+    return (
+        f"--truth-turn {chosen} is as you chose, but --truth-turn {other} fits the run's masks far better (mean IoU: "
+        f"{fits.text}); is it the right one?",
     )
 
 

@@ -299,7 +299,9 @@ def _tiles(
         else:
             tiles.append(Tile(percent(evaluation.metrics.pixel_accuracy), "pixel accuracy", "per cent"))
     else:
-        who = "network" if is_predicted(run) and not run.settings.get("crf") else "CRF"
+        predicted = is_predicted(run)
+        crf = run.settings.get("crf") if predicted else (run.settings.get("mask_rule") or {}).get("crf")
+        who = "CRF" if crf else "network" if predicted else "method"
         tiles.append(Tile(percent(confidence), "mean confidence", f"per cent: how sure the {who} is, not how right"))
     speed = sum(float(each.get("images_per_second") or 0) for each in _summaries(run))
     if speed:
