@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tag2mask.classes import load_classes
 from tag2mask.data.columns import Columns, listing
 from tag2mask.data.image import MAX_PIXELS, BadImage, open_image, without_suffix
 from tag2mask.data.truth_names import LEARNED_FROM, LOSSY, SUFFIXES, Files, Naming, describe_files, learn
@@ -230,11 +231,14 @@ class MaskFolders:
         most = min(tables, key=lambda table: sum(color not in table for color in colours), default={})
         unknown = [(int(count), color) for color, count in zip(colours, counts, strict=True) if color not in most]
         said = listing([f"{color} at {count} pixels" for count, color in sorted(unknown, reverse=True)], most=3)
-        whose = self.values.source or "the class set or VOC"
+        whose = self.values.source or f"the class set {self.classes.id if self.classes else ''}".rstrip()
+        voc = load_classes("voc12")
+        theirs = [f"{c} is VOC's {voc.names[voc.palette.index(c)]!r}" for _, c in unknown if c in voc.palette]
+        hint = f" ({listing(theirs, most=3)}: were these images labelled with --classes voc12, it would be read)"
         raise UserError(
-            f"{path} is a picture of colours, and {whose} has no class of these: {said}. Give masks whose pixels are "
-            "the class numbers, or say what the colours stand for: --truth-values FILE with a line "
-            "`name:red,green,blue::` for each"
+            f"{path} is a picture of colours, and {whose} has no class of these: {said}{hint if theirs else ''}. "
+            "Give masks whose pixels are the class numbers, or say what the colours stand for: --truth-values FILE "
+            "with a line `name:red,green,blue::` for each"
         )
 
     def _tables(self) -> Sequence[Mapping[Color, int]]:
