@@ -28,9 +28,6 @@ METHODS = {
 }
 """Name -> "module:class", a class as ``methods.protocol`` has it."""
 
-TOWERS = ("clip",)
-"""The frozen networks that a method may need, by name."""
-
 ENTRY_POINTS = "tag2mask.methods"
 """The entry-point group in which other packages offer methods, "name = module:class"."""
 

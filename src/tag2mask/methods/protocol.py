@@ -74,8 +74,8 @@ class EarlierRun:
 class Method(ABC):
     """Turns images with tags into score maps. A training-free method is nothing more than this.
 
-    Options: its options. needs: towers by name (keys of ``methods.TOWERS``), which its constructor takes by these
-    names. mask_rule: how its maps become masks; an instance may have its own.
+    Options: its options. needs: towers by name ("clip"), which its constructor takes by these names. mask_rule: how
+    its maps become masks; an instance may have its own.
 
     Args:
         classes: what there is to be found.
