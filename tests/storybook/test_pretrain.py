@@ -25,9 +25,9 @@ from tag2mask.cli import app
 from tag2mask.config import read_recipe
 from tag2mask.models.classifier import save_classifier
 from tag2mask.models.weights import load_clip
+from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.lock import locked
 from tag2mask.run.sampling import Draw
-from tag2mask.run.training import steps_done
 from tag2mask.stages import pretrain as stage
 from tag2mask.stages.pretrain import in_training, pretrain, write_clip
 from tag2mask.storybook import CLASSES, cache
