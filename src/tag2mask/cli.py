@@ -70,7 +70,7 @@ def demo(
 
     Everything is in the package: no download, no GPU, about a minute.
     """
-    from tag2mask.stages.demo import demo as run_demo
+    from tag2mask.lab.demo import demo as run_demo
 
     result = run_demo(out, n, device=device)
     typer.echo(result.text)

@@ -192,7 +192,6 @@ def named(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 @lru_cache
-@lru_cache
 def color_map(count: int) -> tuple[Color, ...]:
     """VOC's colours of the mask values 0..count-1.
 

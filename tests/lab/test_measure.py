@@ -12,18 +12,18 @@ from torchmetrics.classification import MultilabelAveragePrecision
 
 from tag2mask.classes import load_classes
 from tag2mask.data import read_voc
+from tag2mask.lab.bench import WATCH_SEED, Bench
+from tag2mask.lab.measure import _INITIAL, CLAIMS, ROWS, Claim, markdown, measure_clip
+from tag2mask.lab.pretrain import in_training
+from tag2mask.lab.pretrain_recipe import Pretrain
+from tag2mask.lab.towers import build_clip
 from tag2mask.methods.clip_es import ClipES, ClipESOptions
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.metrics import average_precision
-from tag2mask.stages.bench import WATCH_SEED, Bench
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.label import label
-from tag2mask.stages.measure import _INITIAL, CLAIMS, ROWS, Claim, markdown, measure_clip
-from tag2mask.stages.pretrain import in_training
 from tag2mask.storybook import draw_scene, render, scene_seed
-from tag2mask.storybook.pretrain_recipe import Pretrain
-from tag2mask.storybook.towers import build_clip
 
 TINY = Pretrain(width=16, layers=2, heads=2, side=32, embed=16, text_width=16, text_layers=1, text_heads=2, patch=8)
 

@@ -17,6 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tag2mask.lab.cache import Rendered, SceneCache, render_cache
+from tag2mask.lab.classifier import (
+    DICE,
+    ClassifierRecipe,
+    Measured,
+    augment,
+    check,
+    make_classifier,
+    measure,
+)
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.run.device import find_device
 from tag2mask.run.files import write_atomic
@@ -27,16 +37,6 @@ from tag2mask.run.schedule import adamw
 from tag2mask.run.settings import check_own, claim, plain
 from tag2mask.run.tag_training import TagBatch, TagTraining
 from tag2mask.run.training import LAST, fit, minutes_left
-from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
-from tag2mask.storybook.classifier import (
-    DICE,
-    ClassifierRecipe,
-    Measured,
-    augment,
-    check,
-    make_classifier,
-    measure,
-)
 from tag2mask.storybook.scenes import EDITION
 from tag2mask.types import UserError
 
