@@ -305,7 +305,7 @@ def test_progress_goes_to_stderr(data, tmp_path, capsys):
         ({"batch_size": 0}, "batch size 0"),
         ({"rule": MaskRule(crf="clip-se")}, "clip-es"),
         ({"shard": (2, 2)}, "count from 0"),
-        ({"method": "clip-se"}, "did you mean clip-es"),
+        ({"method": "clip-se"}, "did you mean 'clip-es'"),
         ({"method": toy(Refiner)}, "give its folder as the prior"),
         ({"method": toy(Refiner), "prior": "nowhere"}, "no run of tag2mask"),
     ],
@@ -341,7 +341,7 @@ def test_a_prior_must_fit(data, tmp_path):
 
 def test_methods_by_name():
     assert known_methods()["clip-es"] == "tag2mask.methods.clip_es:ClipES"
-    with pytest.raises(UserError, match=r'option "box_treshold" is not known \(did you mean box_threshold\?\)'):
+    with pytest.raises(UserError, match=r"box_treshold\" is not known \(did you mean 'box_threshold'\?\)"):
         make_options("clip-es", {"box_treshold": 0.4})
     with pytest.raises(UserError, match="option steps = 0: input should be greater than or equal to 1"):
         make_options("clip-es", {"steps": 0})

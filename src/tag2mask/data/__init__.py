@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from tag2mask.data.coco import read_coco
-from tag2mask.data.columns import Columns, listing
+from tag2mask.data.columns import Columns
 from tag2mask.data.folder import read_folder
 from tag2mask.data.tags import TagReading, Unknown, choose_classes, find_tag_file
 from tag2mask.data.truth_turn import Turn
 from tag2mask.data.voc import read_voc
 from tag2mask.data.voc_layout import find_layout
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import listing
 
 __all__ = ["TagReading", "read_coco", "read_dataset", "read_folder", "read_voc"]
 

@@ -18,11 +18,12 @@ from tag2mask.data.coco_file import CocoFile, Key, load_coco
 from tag2mask.data.coco_images import Picture, find_folder, find_pictures
 from tag2mask.data.coco_outline import has_outline
 from tag2mask.data.coco_truth import CocoTruth
-from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder
 from tag2mask.data.own_classes import classes_of_names
 from tag2mask.data.tags import Unknown, Vocabulary, choose_classes, class_list
 from tag2mask.data.truth import MaskFolders
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import counted, listing
 
 __all__ = ["CocoTruth", "read_coco"]
 

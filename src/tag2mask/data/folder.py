@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
-from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder
 from tag2mask.data.image import IMAGE_SUFFIXES, is_image, without_suffix
 from tag2mask.data.tags import (
     FOLDERS,
@@ -24,6 +24,7 @@ from tag2mask.data.tags import (
 )
 from tag2mask.data.truth import MaskFolders
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import counted, listing
 
 __all__ = ["image_ids", "read_folder", "walk_images"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tag2mask.classes import class_index, fold, load_classes
 from tag2mask.data.boxes import Labels, read_boxes
-from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder
 from tag2mask.data.folder import image_ids, walk_images
 from tag2mask.data.lists import read_list
 from tag2mask.data.own_classes import classes_of_names
@@ -34,6 +34,7 @@ from tag2mask.data.tags import (
 from tag2mask.data.truth import MaskFolders
 from tag2mask.data.voc_layout import Layout, find_layout
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import counted, listing
 
 __all__ = ["read_voc"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from tag2mask.classes import nearest
 from tag2mask.methods.protocol import Method, Tower
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def method_class(name: str) -> type[Method]:
     """
     methods = known_methods()
     if name not in methods:
-        raise UserError(f'method "{name}" is not known{_hint(name, methods)}; known: {", ".join(methods)}')
+        raise UserError(f'method "{name}" is not known{did_you_mean(name, methods)}; known: {", ".join(methods)}')
     module, _, attribute = methods[name].partition(":")
     try:
         found: type[Method] = getattr(import_module(module), attribute)
@@ -116,10 +116,5 @@ def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "options"
     if problem["type"] == "extra_forbidden":
         known = sorted(model.model_fields)
-        return f'option "{where}" is not known{_hint(where, known)}; known: {", ".join(known) or "none"}'
+        return f'option "{where}" is not known{did_you_mean(where, known)}; known: {", ".join(known) or "none"}'
     return f"option {where} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
-def _hint(word: str, known: Any) -> str:
-    near = nearest(word, known)
-    return f" (did you mean {near}?)" if near else ""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 from tag2mask.classes import load_classes
-from tag2mask.data.columns import listing
 from tag2mask.data.image import BadImage, image_size
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.run.about import stored_classes
@@ -26,6 +25,7 @@ from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages.export import refuse_foreign_file
 from tag2mask.types import IGNORE, Dataset, UserError
+from tag2mask.words import listing
 
 Competition = Literal["comp5", "comp6"]
 STAMP = "tag2mask-voc-test.tar"
