@@ -21,8 +21,8 @@ class _Settings(BaseModel):
 class DataConfig(_Settings):
     """Where the images and tags are."""
 
-    path: str | None = Field(None, description="folder of images, VOC devkit, or COCO instances JSON")
-    kind: Literal["voc", "coco", "folder"] | None = Field(None, description="default: seen from what is there")
+    path: str | None = Field(None, description="data of a kind that tag2mask.formats has a reader for")
+    kind: str | None = Field(None, description="a reader of tag2mask.formats; default: detected")
     split: str | None = Field(None, description="a list under ImageSets/Segmentation (VOC)")
     tags: str | None = Field(None, description='a tag file, or "folders"; default: found in the folder')
     images: str | None = Field(None, description="folder of the images (COCO)")
