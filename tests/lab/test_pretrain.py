@@ -411,7 +411,7 @@ def test_recipes_are_read_from_options():
     recipe = read_recipe(Pretrain, ["steps=7", "sizes=[[32, 48], [48, 32]]", "lr=3e-4", "loss=sigmoid"])
     assert recipe == Pretrain(steps=7, sizes=((32, 48), (48, 32)), lr=3e-4, loss="sigmoid")
     assert recipe.largest == (48, 48)
-    with pytest.raises(UserError, match="did you mean layers"):
+    with pytest.raises(UserError, match="did you mean 'layers'"):
         read_recipe(Pretrain, ["layer=7"])
     with pytest.raises(UserError, match=r"steps.*valid integer"):
         read_recipe(Pretrain, ["steps=many"])
@@ -461,4 +461,4 @@ def test_command_line_lists_the_recipe_and_names_what_is_wrong():
     assert "layers=6\n" in listed.output
     refused = run.invoke(app, ["storybook", "pretrain", "--set", "layer=6"])
     assert refused.exit_code == 1
-    assert "did you mean layers" in refused.output
+    assert "did you mean 'layers'" in refused.output
