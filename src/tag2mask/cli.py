@@ -47,7 +47,7 @@ app = typer.Typer(
     `tag2mask label photos -o runs/photos` and `tag2mask report runs/photos`.
 
     Exit codes: 0 done, 1 an error that you can fix, 2 wrong usage, 3 some images failed (they are in the run's
-    manifest) or none has a mask, 130 stopped by Ctrl-C (the same command goes on).""",
+    manifest) or none has a mask, 130 stopped by Ctrl-C, or a fit by `--minutes` (the same command goes on).""",
 )
 app.add_typer(storybook_app, name="storybook")
 app.add_typer(segment_app)  # without a name: its commands stand among the others
@@ -102,7 +102,7 @@ def label(
     mu: Annotated[float | None, typer.Option(help="Pixels less confident become 255; 0 keeps every pixel.")] = None,
     confidence: Annotated[str | None, typer.Option(help="posterior (of the CRF) or cam (Eq. 8 on the maps).")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16 before CLIP's last block.")
+        str | None, typer.Option(help="float32, bfloat16 or float16: of a fit, and of CLIP before its last block.")
     ] = None,
     device: DeviceOption = "auto",
     batch: Annotated[int | None, typer.Option(help="Images at a time; default 1 on a processor, 8 on a GPU.")] = None,
@@ -114,6 +114,17 @@ def label(
         Path | None, typer.Option(help="Another run whose learned weights are taken, for methods that learn.")
     ] = None,
     fit_only: Annotated[bool, typer.Option("--fit-only", help="Stop when the method has learned.")] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Stop a fit after so long, saved; the same command goes on. Labelling goes on as long as it takes.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that prepare images for a fit; default: up to 8 on a GPU, else none."),
+    ] = None,
     refine: Annotated[
         str | None, typer.Option(help="Refine the maps: irn or psa. The unrefined run is in OUT/seeds.")
     ] = None,
@@ -142,6 +153,7 @@ def label(
     -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa` · `tag2mask label photos
     --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
     """
+    from tag2mask.methods.protocol import Machine
     from tag2mask.run.shard import WHOLE, find_shard
     from tag2mask.stages.label import LabelSettings
     from tag2mask.stages.label import label as run_label
@@ -183,6 +195,7 @@ def label(
         overwrite=overwrite,
         refit=refit,
         fit_only=fit_only,
+        machine=Machine(workers=workers, minutes=minutes),
         removed=one_of("--removed", removed, "keep", "drop"),
         noted=recipe.noted,
     )

@@ -37,9 +37,9 @@ from tag2mask.lab.views import look
 from tag2mask.lab.vocabulary import END, encode, vocabulary, words_version
 from tag2mask.models.classifier import save_classifier
 from tag2mask.models.weights import load_clip
+from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.lock import locked
 from tag2mask.run.sampling import Draw
-from tag2mask.run.training import steps_done
 from tag2mask.storybook import CLASSES
 from tag2mask.types import UserError
 
