@@ -60,7 +60,7 @@ def label_config(
     for option in refine or []:
         name, value = _named("--refine-set", option, "walk_steps=64")
         if not isinstance(raw.get("refine"), dict):
-            raise UserError(f"--refine-set {option!r} without --refine; name a method, such as --refine irn")
+            raise UserError(f"--refine-set {option!r} without a refiner; name one, such as --refine irn")
         part, _, leaf = name.rpartition(".")
         leaf = RENAMED.get(leaf, leaf) if part == "masks" else leaf
         raw["refine"].setdefault(part or "options", {})[leaf] = value
