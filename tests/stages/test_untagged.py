@@ -1,4 +1,4 @@
-"""Untagged classes that win, from the command to the masks, the figures and the next run; earlier names of settings."""
+"""Untagged classes that win, from the command to masks, figures and the next run; earlier names of settings."""
 
 from __future__ import annotations
 
