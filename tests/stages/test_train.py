@@ -433,7 +433,7 @@ def test_the_command(scenes, tmp_path):
     assert "step 2 of 2" in done.output
     assert "supervision: pixels(6)" in done.output
     wrong = runner.invoke(app, [*words, "--set", "step=2"])
-    assert (wrong.exit_code, "did you mean steps?" in wrong.output) == (1, True)
+    assert (wrong.exit_code, "did you mean 'steps'?" in wrong.output) == (1, True)
     nothing = runner.invoke(app, ["train"])
     assert (nothing.exit_code, "give a run folder" in nothing.output) == (1, True)
     listed = runner.invoke(app, ["train", "--config", str(config), "--list"])

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from tag2mask.classes import nearest
 from tag2mask.methods.protocol import Machine, Method, NamedTower, Trainable
 from tag2mask.run.device import find_device, find_precision
+from tag2mask.tables import find, offered
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +34,7 @@ ENTRY_POINTS = "tag2mask.methods"
 
 def known_methods() -> dict[str, str]:
     """Name -> "module:class" of every method at hand; ours come first and keep their names."""
-    others = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    return {**METHODS, **{name: where for name, where in others.items() if name not in METHODS}}
+    return offered(METHODS, ENTRY_POINTS)
 
 
 def method_class(name: str) -> type[Method]:
@@ -45,14 +43,7 @@ def method_class(name: str) -> type[Method]:
     Raises:
         UserError: no method of that name, or another package's does not import.
     """
-    methods = known_methods()
-    if name not in methods:
-        raise UserError(f'method "{name}" is not known{_hint(name, methods)}; known: {", ".join(methods)}')
-    module, _, attribute = methods[name].partition(":")
-    try:
-        found: type[Method] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f'method "{name}" ({methods[name]}) does not import: {error}') from error
+    found: type[Method] = find("method", name, known_methods())
     return found
 
 
@@ -122,10 +113,5 @@ def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
         if where in {each.name for each in fields(Machine)}:
             return f'"{where}" is of the machine, not of the method: --{where} {problem["input"]}'
         known = sorted(model.model_fields)
-        return f'option "{where}" is not known{_hint(where, known)}; known: {", ".join(known) or "none"}'
+        return f'option "{where}" is not known{did_you_mean(where, known)}; known: {", ".join(known) or "none"}'
     return f"option {where} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
-def _hint(word: str, known: Any) -> str:
-    near = nearest(word, known)
-    return f" (did you mean {near}?)" if near else ""

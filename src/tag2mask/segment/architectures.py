@@ -11,7 +11,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from tag2mask.classes import nearest
 from tag2mask.config import explain
 from tag2mask.models.backbone import Layout, ResNet
 from tag2mask.models.classifier import (
@@ -30,6 +29,7 @@ from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
 from tag2mask.ops.image import standardise
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
+from tag2mask.words import did_you_mean
 
 RANDOM = "random"
 LATER = "later"
@@ -131,9 +131,8 @@ def find_architecture(name: str) -> Architecture:
     if name.startswith(HUB) and name != HUB:
         return _HUB
     if name not in ARCHITECTURES:
-        near = nearest(name, ARCHITECTURES)
         raise UserError(
-            f"architecture {name!r} is not known{f' (did you mean {near}?)' if near else ''}; known: "
+            f"architecture {name!r} is not known{did_you_mean(name, ARCHITECTURES)}; known: "
             f"{', '.join(ARCHITECTURES)}, or transformers:NAME of a hub repository or folder"
         )
     return ARCHITECTURES[name]

@@ -17,6 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tag2mask.lab.cache import Rendered, SceneCache, render_cache
+from tag2mask.lab.classifier import (
+    DICE,
+    ClassifierRecipe,
+    Measured,
+    augment,
+    check,
+    make_classifier,
+    measure,
+)
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.run.checkpoint import LAST
 from tag2mask.run.device import find_device
@@ -29,16 +39,6 @@ from tag2mask.run.schedule import adamw
 from tag2mask.run.settings import check_own, claim, plain
 from tag2mask.run.tag_training import TagBatch, TagTraining
 from tag2mask.run.training import fit
-from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
-from tag2mask.storybook.classifier import (
-    DICE,
-    ClassifierRecipe,
-    Measured,
-    augment,
-    check,
-    make_classifier,
-    measure,
-)
 from tag2mask.storybook.scenes import EDITION
 from tag2mask.types import UserError
 
