@@ -1,4 +1,4 @@
-"""Untagged classes that win, from the command to the masks, the figures and the next run; settings of earlier names."""
+"""Untagged classes that win, from the command to masks, figures and the next run; settings by their earlier names."""
 
 from __future__ import annotations
 
