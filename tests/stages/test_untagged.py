@@ -1,4 +1,4 @@
-"""Untagged classes that win, from the command to masks, figures and the next run; settings by their earlier names."""
+"""Untagged classes that win, from the command to masks, figures and the next run; earlier names of settings."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from tag2mask.classes import named
 from tag2mask.ops.crf import CRF, PRESETS, dense_crf, engine, unary_from_probs
+from tag2mask.words import named
 
 Refiner = Callable[[Tensor, Tensor], Tensor]
 """(picture (3, H, W) uint8 RGB, scores (C, H, W) in [0, 1], background first) -> posteriors (C, H, W) float32.
