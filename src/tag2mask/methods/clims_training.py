@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.data.image import BadImage, read_image
+from tag2mask.data.image import BadImage
+from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.clims import CLIMS, WEIGHTS, CLIMSRecipe
 from tag2mask.methods.fitting.classifier import Descent, make_training, part, steps_of, tag_training
 from tag2mask.methods.fitting.tagged import Batch, TaggedImages
@@ -181,7 +182,7 @@ def _threshold(critic: Critic, method: CLIMS, data: Dataset, path: Path) -> floa
     for i in known[:: max(1, len(known) // _LOOKED_AT)]:
         sample = data[i]
         try:
-            image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W)
+            image = read_pixels(sample.image)  # (3, H, W)
         except (BadImage, OSError):
             continue  # the training warns of it
         rows.append(critic.look(image))

@@ -20,7 +20,6 @@ so photographs may be added, replaced and tagged otherwise, and only these are m
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ from typing import Any, Literal
 
 from tag2mask import __version__
 from tag2mask.run.document import compare, read_document, write_document
-from tag2mask.run.files import write_atomic
+from tag2mask.run.files import cannot_write, write_atomic
 from tag2mask.run.inputs import Inputs, KnownInputs
 from tag2mask.run.lock import Lock
 from tag2mask.run.manifest import Manifest, Record, merge_manifests, read_manifest
@@ -115,7 +114,7 @@ class Run:
                 setup.release()
         except OSError as error:
             run.close()
-            raise UserError(_no_writing(path, error)) from error
+            raise cannot_write(path, error) from error
         except BaseException:
             run.close()
             raise
@@ -412,9 +411,3 @@ def check_id(id: str) -> str:
     if os.name == "nt" and Path(id).drive:
         raise UserError(f"image id {id!r} begins with a drive; expected a relative path")
     return id
-
-
-def _no_writing(path: Path, error: OSError) -> str:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    advice = "make room there" if error.errno == errno.ENOSPC else "choose a folder that you may write to"
-    return f"cannot write to {path}: {reason}; {advice}"

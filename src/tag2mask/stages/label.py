@@ -116,7 +116,7 @@ def label(
     before = _open_earlier(settings.prior, method, use, data, Path(out), learns=settings.fitted is None)
     fit = _Fit.of(method, settings, data.classes)
     files = _fit_files(before, use.fit) if fit.here else None
-    total, fingerprint = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
+    surveyed = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
     crf_engine = engine(method.device) if rule.crf is not None or method.learns else None
     run = Run.create(
         out,
@@ -146,9 +146,9 @@ def label(
                 method.load(fit.elsewhere.checkpoints, before)
             else:
                 how: dict[str, Any] = {"shard": settings.shard, "progress": settings.progress}
-                make_ready(method, data, run, before, fingerprint=fingerprint, **how)
+                make_ready(method, data, run, before, surveyed=surveyed, **how)
             if settings.fit_only:
-                return Summary(str(run.path), "labelled", total)
+                return Summary(str(run.path), "labelled", surveyed.total)
         seen = before if use.label is not None else None
         renewed = Changes(run, seen, use.label)
         left = left_over(run, data, settings.shard, settings.removed)
@@ -156,7 +156,7 @@ def label(
         batches = plan(samples, method.grid, batch_size, renewed.finished)
         worker = _worker(method, rule, seen, settings, fit.elsewhere or run)
         work = Work(
-            *(run, data.classes, worker, total),
+            *(run, data.classes, worker, surveyed.total),
             did="labelled",
             steps=worker.steps,
             device=method.device,
@@ -166,7 +166,7 @@ def label(
             notes=lambda: [*renewed.notes(), *left],
         )
         loaded = ahead(load(batches, describe, renewed.inputs))
-        return work.through(loaded, show_progress(total, "label", enabled=settings.progress))
+        return work.through(loaded, show_progress(surveyed.total, "label", enabled=settings.progress))
 
 
 def _worker(
