@@ -58,10 +58,10 @@ SET = re.compile(r"--(?:refine-)?set '?([a-z_]+)=")
 def test_every_setting_that_is_named_exists() -> None:
     from dataclasses import fields
 
+    from tag2mask.lab.classifier import ClassifierRecipe
+    from tag2mask.lab.pretrain_recipe import Pretrain
     from tag2mask.segment.recipe import TrainRecipe
     from tag2mask.stages.export import find_exporter
-    from tag2mask.storybook.classifier import ClassifierRecipe
-    from tag2mask.storybook.pretrain_recipe import Pretrain
 
     known = {name for method in known_methods() for name in method_class(method).Options.model_fields}
     known |= {name for to in exporters() for name in find_exporter(to).Options.model_fields}

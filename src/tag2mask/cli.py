@@ -17,6 +17,7 @@ from tag2mask.cli_options import (
     ActivationOption,
     ClipOption,
     DeviceOption,
+    OthersOption,
     RemovedOption,
     RunFolder,
     SetOption,
@@ -47,7 +48,7 @@ app = typer.Typer(
     `tag2mask label photos -o runs/photos` and `tag2mask report runs/photos`.
 
     Exit codes: 0 done, 1 an error that you can fix, 2 wrong usage, 3 some images failed (they are in the run's
-    manifest) or none has a mask, 130 stopped by Ctrl-C (the same command goes on).""",
+    manifest) or none has a mask, 130 stopped by Ctrl-C, or a fit by `--minutes` (the same command goes on).""",
 )
 app.add_typer(storybook_app, name="storybook")
 app.add_typer(segment_app)  # without a name: its commands stand among the others
@@ -73,7 +74,7 @@ def demo(
 
     Everything is in the package: no download, no GPU, about a minute.
     """
-    from tag2mask.stages.demo import demo as run_demo
+    from tag2mask.lab.demo import demo as run_demo
 
     result = run_demo(out, n, device=device)
     typer.echo(result.text)
@@ -95,14 +96,24 @@ def label(
     clip: ClipOption = None,
     tokenizer: TokenizerOption = None,
     activation: ActivationOption = None,
-    crf: Annotated[str | None, typer.Option(help="Dense CRF preset (clip-es, irn, psa, ...), or none.")] = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option("--mask-refiner", "--crf", help="Dense CRF preset (clip-es, irn, psa, ...), or none."),
+    ] = None,
+    refiner_on: Annotated[
+        str | None,
+        typer.Option("--mask-refiner-on", help="It starts from the scores, or from the labels that win."),
+    ] = None,
+    others: OthersOption = None,
     background: Annotated[
         str | None, typer.Option(help='"power:A" is (1-max)^A, "constant:T" is T, or "own".')
     ] = None,
     mu: Annotated[float | None, typer.Option(help="Pixels less confident become 255; 0 keeps every pixel.")] = None,
-    confidence: Annotated[str | None, typer.Option(help="posterior (of the CRF) or cam (Eq. 8 on the maps).")] = None,
+    confidence: Annotated[
+        str | None, typer.Option(help="posterior (the refiner's) or cam (Eq. 8 on the maps).")
+    ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16 before CLIP's last block.")
+        str | None, typer.Option(help="float32, bfloat16 or float16: of a fit, and of CLIP before its last block.")
     ] = None,
     device: DeviceOption = "auto",
     batch: Annotated[int | None, typer.Option(help="Images at a time; default 1 on a processor, 8 on a GPU.")] = None,
@@ -114,12 +125,23 @@ def label(
         Path | None, typer.Option(help="Another run whose learned weights are taken, for methods that learn.")
     ] = None,
     fit_only: Annotated[bool, typer.Option("--fit-only", help="Stop when the method has learned.")] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Stop a fit after so long, saved; the same command goes on. Labelling goes on as long as it takes.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that prepare images for a fit; default: up to 8 on a GPU, else none."),
+    ] = None,
     refine: Annotated[
         str | None, typer.Option(help="Refine the maps: irn or psa. The unrefined run is in OUT/seeds.")
     ] = None,
     refine_set: Annotated[
         list[str] | None,
-        typer.Option(help="An option of the refiner, NAME=VALUE; masks.crf, masks.background and masks.mu too."),
+        typer.Option(help="An option of --refine's method, NAME=VALUE; masks.refiner, masks.mu and so on too."),
     ] = None,
     masks_of: Annotated[
         str, typer.Option(help="maps; or network, for methods that train one: masks by it, of the tagged classes.")
@@ -142,6 +164,7 @@ def label(
     -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa` · `tag2mask label photos
     --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
     """
+    from tag2mask.methods.protocol import Machine
     from tag2mask.run.shard import WHOLE, find_shard
     from tag2mask.stages.label import LabelSettings
     from tag2mask.stages.label import label as run_label
@@ -157,7 +180,9 @@ def label(
             "clip": clip,
             "tokenizer": tokenizer,
             "activation": activation,
-            "masks.crf": crf,
+            "masks.refiner": refiner,
+            "masks.refiner_on": refiner_on,
+            "masks.others": others,
             "masks.background": background,
             "masks.mu": mu,
             "masks.confidence": confidence,
@@ -183,6 +208,7 @@ def label(
         overwrite=overwrite,
         refit=refit,
         fit_only=fit_only,
+        machine=Machine(workers=workers, minutes=minutes),
         removed=one_of("--removed", removed, "keep", "drop"),
         noted=recipe.noted,
     )

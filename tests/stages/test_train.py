@@ -24,9 +24,9 @@ from tag2mask.config import read_recipe
 from tag2mask.data import read_voc
 from tag2mask.data.png import encode_mask
 from tag2mask.models.backbone import Layout, ResNet
+from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.lock import Lock
 from tag2mask.run.sampling import sample_indices
-from tag2mask.run.training import steps_done
 from tag2mask.segment import supervised
 from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.recipe import TrainRecipe

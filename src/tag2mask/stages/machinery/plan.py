@@ -17,9 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from tag2mask.data.image import image_size, read_image
+from tag2mask.data.image import image_size
+from tag2mask.data.pixels import read_pixels
 from tag2mask.run.folder import check_id
 from tag2mask.run.inputs import Inputs, KnownInputs, content_of
 from tag2mask.run.shard import Shard, in_shard
@@ -37,7 +36,7 @@ Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Batch:
+class SampleBatch:
     """Samples for one call of a method; ``todo`` are those whose artefacts are not there yet.
 
     Samples without tags, and with none (``()``), are in batches of their own, since no method sees them.
@@ -54,7 +53,7 @@ class Loaded:
     seconds: id -> decoding. inputs: id -> what is decoded there, of those that are not finished.
     """
 
-    batch: Batch
+    batch: SampleBatch
     images: dict[str, Tensor] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -69,7 +68,7 @@ def plan(
     *,
     size: Callable[[Path], tuple[int, int]] = image_size,
     window: int = WINDOW,
-) -> Iterator[Batch]:
+) -> Iterator[SampleBatch]:
     """Every sample in exactly one batch, in an order that depends on the samples and the headers alone.
 
     Args:
@@ -135,7 +134,7 @@ def survey(
 
 
 def load(
-    batches: Iterable[Batch],
+    batches: Iterable[SampleBatch],
     describe: Callable[[Exception], str],
     inputs: Callable[[Sample], Inputs],
     *,
@@ -162,8 +161,8 @@ def load(
         yield loaded
 
 
-def _batch(samples: list[Sample], todo: frozenset[str]) -> Batch:
-    return Batch(tuple(samples), todo & {sample.id for sample in samples})
+def _batch(samples: list[Sample], todo: frozenset[str]) -> SampleBatch:
+    return SampleBatch(tuple(samples), todo & {sample.id for sample in samples})
 
 
 def _grid_of(
@@ -179,8 +178,7 @@ def _grid_of(
 def _decode(sample: Sample, loaded: Loaded, describe: Callable[[Exception], str]) -> None:
     start = time.perf_counter()
     try:
-        pixels = torch.from_numpy(read_image(sample.image))  # (H, W, 3)
-        loaded.images[sample.id] = pixels.permute(2, 0, 1).contiguous()  # (3, H, W)
+        loaded.images[sample.id] = read_pixels(sample.image).contiguous()  # (3, H, W)
     except Exception as error:  # one bad image never stops a run
         loaded.errors[sample.id] = describe(error)
     loaded.seconds[sample.id] = time.perf_counter() - start

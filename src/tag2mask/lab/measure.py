@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 
 from tag2mask import __version__
+from tag2mask.lab.bench import Bench, Figures
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.run.progress import progress as show_progress
-from tag2mask.stages.bench import Bench, Figures
 
 Size = tuple[int, int]
 

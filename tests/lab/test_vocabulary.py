@@ -11,11 +11,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from tag2mask.classes import load_classes
+from tag2mask.lab.vocabulary import CONTEXT, END, PAD, START, UNKNOWN, encode, vocabulary, write_tokenizer
 from tag2mask.models.text import read_tokenizer
 from tag2mask.storybook import CLASSES
 from tag2mask.storybook.captions import describe
 from tag2mask.storybook.phrases import THINGS
-from tag2mask.storybook.vocabulary import CONTEXT, END, PAD, START, UNKNOWN, encode, vocabulary, write_tokenizer
 
 
 @pytest.fixture(scope="module")

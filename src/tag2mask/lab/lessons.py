@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.classes import load_classes
+from tag2mask.lab.views import look_at_labels
 from tag2mask.storybook.phrases import CLIP_ES_SENTENCE, OWN_SENTENCES, PAPER_WORDS, imagenet_sentences
-from tag2mask.storybook.views import look_at_labels
 
 SAMPLES = 4
 """Pixels of a patch, along each side, that are looked at."""

@@ -23,23 +23,24 @@ from typer.testing import CliRunner
 from small_pretraining import TAUGHT, TINY, few_scenes, pairs_of, small_classifier, train
 from tag2mask.cli import app
 from tag2mask.config import read_recipe
+from tag2mask.lab import cache
+from tag2mask.lab import pretrain as stage
+from tag2mask.lab import vocabulary as vocabulary_of
+from tag2mask.lab.cache import Rendered, render_cache
+from tag2mask.lab.contrastive import ContrastiveCLIP
+from tag2mask.lab.lessons import class_texts
+from tag2mask.lab.losses import aligned_similarity, contrastive, cosine, pairwise
+from tag2mask.lab.pretrain import in_training, pretrain, write_clip
+from tag2mask.lab.pretrain_recipe import Pretrain
+from tag2mask.lab.towers import build_clip, encode_image, kept_patches, readings
+from tag2mask.lab.views import look
+from tag2mask.lab.vocabulary import END, encode, vocabulary, words_version
 from tag2mask.models.classifier import save_classifier
 from tag2mask.models.weights import load_clip
+from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.lock import locked
 from tag2mask.run.sampling import Draw
-from tag2mask.run.training import steps_done
-from tag2mask.stages import pretrain as stage
-from tag2mask.stages.pretrain import in_training, pretrain, write_clip
-from tag2mask.storybook import CLASSES, cache
-from tag2mask.storybook import vocabulary as vocabulary_of
-from tag2mask.storybook.cache import Rendered, render_cache
-from tag2mask.storybook.lessons import class_texts
-from tag2mask.storybook.losses import aligned_similarity, contrastive, cosine, pairwise
-from tag2mask.storybook.pretrain import ContrastiveCLIP
-from tag2mask.storybook.pretrain_recipe import Pretrain
-from tag2mask.storybook.towers import build_clip, encode_image, kept_patches, readings
-from tag2mask.storybook.views import look
-from tag2mask.storybook.vocabulary import END, encode, vocabulary, words_version
+from tag2mask.storybook import CLASSES
 from tag2mask.types import UserError
 
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tag2mask.lab.cache import SceneCache
+from tag2mask.lab.vocabulary import encode
 from tag2mask.run.sampling import Draw, sample_generator
-from tag2mask.storybook.cache import SceneCache
 from tag2mask.storybook.captions import describe
 from tag2mask.storybook.scenes import CLASSES
-from tag2mask.storybook.vocabulary import encode
 
 
 class Pair(NamedTuple):

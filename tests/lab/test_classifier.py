@@ -12,22 +12,23 @@ import pytest
 import torch
 
 import tag2mask
-from tag2mask.models.classifier import MEAN, STD, load_classifier, save_classifier
-from tag2mask.run.lock import locked
-from tag2mask.run.sampling import Draw, Training
-from tag2mask.run.tag_training import tag_loss
-from tag2mask.run.training import fit
-from tag2mask.storybook import CLASSES, draw_scene, train_classifier
-from tag2mask.storybook.cache import EDITION, Rendered, render_cache
-from tag2mask.storybook.classifier import (
+from tag2mask.lab import train_classifier
+from tag2mask.lab.cache import EDITION, Rendered, render_cache
+from tag2mask.lab.classifier import (
     DICE,
     ClassifierRecipe,
     augment,
     make_classifier,
     measure,
 )
+from tag2mask.lab.train_classifier import TaggedPictures, pretrain_resnet, tag_training
+from tag2mask.models.classifier import MEAN, STD, load_classifier, save_classifier
+from tag2mask.run.lock import locked
+from tag2mask.run.sampling import Draw, Training
+from tag2mask.run.tag_training import tag_loss
+from tag2mask.run.training import fit
+from tag2mask.storybook import CLASSES, draw_scene
 from tag2mask.storybook.render import scene_seed
-from tag2mask.storybook.train_classifier import TaggedPictures, pretrain_resnet, tag_training
 from tag2mask.types import UserError
 
 TINY = ClassifierRecipe(width=2, scenes=12, size=(24, 32), crop=(16, 24), batch=4, steps=6, warmup=2)

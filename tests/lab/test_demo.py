@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tag2mask.stages.demo import demo
+from tag2mask.lab.demo import demo
 
 MEASURED = 0.467
 """mIoU of the masks of these 30 scenes by the weights that ship."""

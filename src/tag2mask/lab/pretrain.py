@@ -20,25 +20,14 @@ from pathlib import Path
 
 import torch
 
-from tag2mask.models.clip import CLIPModel
-from tag2mask.models.save import save_clip
-from tag2mask.models.text import FeatureCache, Tokenizer
-from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
-from tag2mask.run.device import find_device, find_precision
-from tag2mask.run.lock import locked
-from tag2mask.run.progress import progress as show_progress
-from tag2mask.run.settings import check_own, claim, plain
-from tag2mask.run.training import LAST, Stopped, fit, minutes_left
-from tag2mask.run.warn import warn
-from tag2mask.stages.bench import WATCH_SEED, Bench
-from tag2mask.storybook.cache import Rendered, render_cache
-from tag2mask.storybook.pretrain import ContrastiveCLIP
-from tag2mask.storybook.pretrain_recipe import Pretrain, check
-from tag2mask.storybook.scenes import CLASSES, EDITION
-from tag2mask.storybook.teacher import check_teacher, teach
-from tag2mask.storybook.towers import build_clip, warm_start
-from tag2mask.storybook.views import Pairs
-from tag2mask.storybook.vocabulary import (
+from tag2mask.lab.bench import WATCH_SEED, Bench
+from tag2mask.lab.cache import Rendered, render_cache
+from tag2mask.lab.contrastive import ContrastiveCLIP
+from tag2mask.lab.pretrain_recipe import Pretrain, check
+from tag2mask.lab.teacher import check_teacher, teach
+from tag2mask.lab.towers import build_clip, warm_start
+from tag2mask.lab.views import Pairs
+from tag2mask.lab.vocabulary import (
     CONTEXT,
     END,
     PAD,
@@ -48,7 +37,20 @@ from tag2mask.storybook.vocabulary import (
     words_version,
     write_tokenizer,
 )
-from tag2mask.storybook.watch import Watch, read_best, read_watch
+from tag2mask.lab.watch import Watch, read_best, read_watch
+from tag2mask.models.clip import CLIPModel
+from tag2mask.models.save import save_clip
+from tag2mask.models.text import FeatureCache, Tokenizer
+from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
+from tag2mask.run.checkpoint import LAST
+from tag2mask.run.device import find_device, find_precision
+from tag2mask.run.lock import locked
+from tag2mask.run.progress import minutes_left
+from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.settings import check_own, claim, plain
+from tag2mask.run.training import Stopped, fit
+from tag2mask.run.warn import warn
+from tag2mask.storybook.scenes import CLASSES, EDITION
 from tag2mask.types import UserError
 
 WATCHED_BY = "initial"

@@ -10,15 +10,15 @@ import torch
 
 from small_pretraining import TAUGHT, few_scenes, pairs_of
 from tag2mask.classes import load_classes
+from tag2mask.lab.contrastive import ContrastiveCLIP
+from tag2mask.lab.lessons import affinity_loss, balanced, class_texts, dense_loss, log_probabilities, shares
+from tag2mask.lab.towers import build_clip, encode_image, kept_patches, readings
+from tag2mask.lab.views import look
+from tag2mask.lab.vocabulary import vocabulary
 from tag2mask.run.sampling import Draw
 from tag2mask.storybook import CLASSES
 from tag2mask.storybook.captions import tokens
-from tag2mask.storybook.lessons import affinity_loss, balanced, class_texts, dense_loss, log_probabilities, shares
 from tag2mask.storybook.phrases import CLIP_ES_SENTENCE, PAPER_WORDS
-from tag2mask.storybook.pretrain import ContrastiveCLIP
-from tag2mask.storybook.towers import build_clip, encode_image, kept_patches, readings
-from tag2mask.storybook.views import look
-from tag2mask.storybook.vocabulary import vocabulary
 
 
 def test_texts_name_the_background_set_and_then_every_class_in_one_sentence():

@@ -13,9 +13,9 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 
+from tag2mask.lab.contrastive import ContrastiveCLIP
 from tag2mask.models.clip import CLIPModel
 from tag2mask.run.files import write_atomic
-from tag2mask.storybook.pretrain import ContrastiveCLIP
 from tag2mask.types import UserError
 
 Measure = Callable[[CLIPModel], Mapping[str, float]]

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from small_pretraining import TINY
+from tag2mask.lab.pretrain_recipe import Pretrain
+from tag2mask.lab.towers import build_clip, encode_image, kept_patches, readings, warm_start
+from tag2mask.lab.vocabulary import CONTEXT, vocabulary
 from tag2mask.models.tower import Mean
 from tag2mask.models.weights import load_clip
 from tag2mask.storybook import CLASSES, embedded_clip
-from tag2mask.storybook.pretrain_recipe import Pretrain
-from tag2mask.storybook.towers import build_clip, encode_image, kept_patches, readings, warm_start
-from tag2mask.storybook.vocabulary import CONTEXT, vocabulary
 from tag2mask.types import UserError
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from small_pretraining import TINY, few_scenes, pairs_of
+from tag2mask.lab.contrastive import ContrastiveCLIP
+from tag2mask.lab.towers import build_clip
+from tag2mask.lab.watch import Watch, read_best, read_watch
 from tag2mask.run.training import fit
-from tag2mask.storybook.pretrain import ContrastiveCLIP
-from tag2mask.storybook.towers import build_clip
-from tag2mask.storybook.watch import Watch, read_best, read_watch
 from tag2mask.types import UserError
 
 

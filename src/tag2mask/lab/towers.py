@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tag2mask.lab.pretrain_recipe import Pretrain
+from tag2mask.lab.vocabulary import CONTEXT, vocabulary
 from tag2mask.models.clip import CLIPModel, TextTransformer, VisionTransformer
 from tag2mask.models.tower import BILINEAR
 from tag2mask.models.transformer import Transformer
 from tag2mask.models.weights import CLIP
 from tag2mask.run.sampling import step_generator
-from tag2mask.storybook.pretrain_recipe import Pretrain
-from tag2mask.storybook.vocabulary import CONTEXT, vocabulary
 from tag2mask.types import UserError
 
 

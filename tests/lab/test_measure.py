@@ -12,18 +12,18 @@ from torchmetrics.classification import MultilabelAveragePrecision
 
 from tag2mask.classes import load_classes
 from tag2mask.data import read_voc
+from tag2mask.lab.bench import WATCH_SEED, Bench
+from tag2mask.lab.measure import _INITIAL, CLAIMS, ROWS, Claim, markdown, measure_clip
+from tag2mask.lab.pretrain import in_training
+from tag2mask.lab.pretrain_recipe import Pretrain
+from tag2mask.lab.towers import build_clip
 from tag2mask.methods.clip_es import ClipES, ClipESOptions
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.metrics import average_precision
-from tag2mask.stages.bench import WATCH_SEED, Bench
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.label import label
-from tag2mask.stages.measure import _INITIAL, CLAIMS, ROWS, Claim, markdown, measure_clip
-from tag2mask.stages.pretrain import in_training
 from tag2mask.storybook import draw_scene, render, scene_seed
-from tag2mask.storybook.pretrain_recipe import Pretrain
-from tag2mask.storybook.towers import build_clip
 
 TINY = Pretrain(width=16, layers=2, heads=2, side=32, embed=16, text_width=16, text_layers=1, text_heads=2, patch=8)
 
@@ -84,7 +84,7 @@ def test_figures_are_those_of_label_and_eval(embedded, key, tmp_path):
         assert found.initial == pytest.approx(100 * best["initial"][1], abs=0.3)
     assert found.masks_own == pytest.approx(100 * other.miou, abs=0.3)
     bests = replace(method.mask_rule, mu=None, background=best["maps"][0])
-    for name, rule in {"best": bests, "raw": replace(method.mask_rule, mu=None, crf=None)}.items():
+    for name, rule in {"best": bests, "raw": replace(method.mask_rule, mu=None, refiner=None)}.items():
         label(data, method, tmp_path / name, rule=rule, progress=False)
     refined, raw = (evaluate(tmp_path / name, data, boundary=False, progress=False).miou for name in ("best", "raw"))
     assert found.masks == pytest.approx(100 * refined, abs=0.3)

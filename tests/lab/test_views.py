@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from small_pretraining import TAUGHT, TINY, few_scenes, pairs_of
+from tag2mask.lab.cache import Facts
+from tag2mask.lab.views import Pairs, look, look_at_labels
 from tag2mask.run.sampling import Draw
 from tag2mask.storybook import CLASSES
-from tag2mask.storybook.cache import Facts
 from tag2mask.storybook.captions import says
-from tag2mask.storybook.views import Pairs, look, look_at_labels
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tag2mask.lab.cache import SceneCache
 from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier
 from tag2mask.ops.cam_fusion import max_normalise, scaled_size, strided_size
 from tag2mask.ops.image import shrink_images, standardise
@@ -30,13 +31,12 @@ from tag2mask.run.files import make_array, write_atomic
 from tag2mask.run.lock import locked
 from tag2mask.run.processes import in_order
 from tag2mask.run.progress import Advance, no_progress
-from tag2mask.storybook.cache import SceneCache
 from tag2mask.types import Constant, MaskRule, Scores, UserError
 
 EDITION = 1
 """Raised by whoever changes what maps, CRF or masks come out as: older pseudo masks are then made anew."""
 
-RULE = MaskRule(background=Constant(0.2), crf="irn")
+RULE = MaskRule(background=Constant(0.2), refiner="irn")
 """How class maps become a mask; constant and scales were chosen with ground truth, on 60 scenes of the test split."""
 
 SCALES = (0.4, 0.6, 0.8)

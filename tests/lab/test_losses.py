@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
+from tag2mask.lab.losses import aligned_similarity, alike, contrastive, cosine, pairwise
 
 
 def test_aligned_similarity_against_a_loop():

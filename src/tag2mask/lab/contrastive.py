@@ -16,17 +16,17 @@ import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
 
+from tag2mask.lab.lessons import affinity_loss, class_texts, dense_loss, shares
+from tag2mask.lab.losses import aligned_similarity, alike, contrastive, cosine, pairwise
+from tag2mask.lab.pretrain_recipe import Pretrain
+from tag2mask.lab.towers import Readings, encode_image, kept_patches, readings
+from tag2mask.lab.views import look
+from tag2mask.lab.vocabulary import encode
 from tag2mask.models.average import follow
 from tag2mask.models.clip import CLIPModel, VisionTransformer
 from tag2mask.models.weights import MEAN, STD
 from tag2mask.run.schedule import adamw
-from tag2mask.storybook.lessons import affinity_loss, class_texts, dense_loss, shares
-from tag2mask.storybook.losses import aligned_similarity, alike, contrastive, cosine, pairwise
-from tag2mask.storybook.pretrain_recipe import Pretrain
 from tag2mask.storybook.scenes import CLASSES
-from tag2mask.storybook.towers import Readings, encode_image, kept_patches, readings
-from tag2mask.storybook.views import look
-from tag2mask.storybook.vocabulary import encode
 
 MOST_SCALE = math.log(100)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tag2mask.storybook import cache, draw_scene, kind_of, scene_seed
-from tag2mask.storybook.cache import Rendered, open_cache, render_cache
+from tag2mask.lab import cache
+from tag2mask.lab.cache import Rendered, open_cache, render_cache
+from tag2mask.storybook import draw_scene, kind_of, scene_seed
 from tag2mask.types import UserError
 
 
