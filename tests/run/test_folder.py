@@ -15,8 +15,9 @@ import yaml
 from pydantic import BaseModel
 
 from tag2mask.run import files
+from tag2mask.run.artefacts import check_id
 from tag2mask.run.files import atomic_path, write_atomic
-from tag2mask.run.folder import Run, check_id
+from tag2mask.run.folder import Run
 from tag2mask.run.lock import Lock
 from tag2mask.run.manifest import Manifest, Record, merge_manifests, read_manifest
 from tag2mask.run.scores import encode_scores, read_scores

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from tag2mask.data.image import image_size
 from tag2mask.data.pixels import read_pixels
-from tag2mask.run.folder import check_id
+from tag2mask.run.artefacts import check_id
 from tag2mask.run.inputs import Inputs, KnownInputs, content_of
 from tag2mask.run.shard import Shard, in_shard
 from tag2mask.stages.machinery.fit_data import Surveyed, as_rows, row
