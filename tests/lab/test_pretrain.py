@@ -38,9 +38,9 @@ from tag2mask.lab.views import look
 from tag2mask.lab.vocabulary import END, encode, vocabulary, words_version
 from tag2mask.models.classifier import save_classifier
 from tag2mask.models.weights import load_clip
+from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.lock import locked
 from tag2mask.run.sampling import Draw
-from tag2mask.run.training import steps_done
 from tag2mask.storybook import CLASSES
 from tag2mask.types import UserError
 
@@ -415,7 +415,7 @@ def test_recipes_are_read_from_options():
     recipe = read_recipe(Pretrain, ["steps=7", "sizes=[[32, 48], [48, 32]]", "lr=3e-4", "loss=sigmoid"])
     assert recipe == Pretrain(steps=7, sizes=((32, 48), (48, 32)), lr=3e-4, loss="sigmoid")
     assert recipe.largest == (48, 48)
-    with pytest.raises(UserError, match="did you mean layers"):
+    with pytest.raises(UserError, match="did you mean 'layers'"):
         read_recipe(Pretrain, ["layer=7"])
     with pytest.raises(UserError, match=r"steps.*valid integer"):
         read_recipe(Pretrain, ["steps=many"])
@@ -465,4 +465,4 @@ def test_command_line_lists_the_recipe_and_names_what_is_wrong():
     assert "layers=6\n" in listed.output
     refused = run.invoke(app, ["storybook", "pretrain", "--set", "layer=6"])
     assert refused.exit_code == 1
-    assert "did you mean layers" in refused.output
+    assert "did you mean 'layers'" in refused.output

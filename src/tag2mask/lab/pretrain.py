@@ -43,11 +43,13 @@ from tag2mask.models.clip import CLIPModel
 from tag2mask.models.save import save_clip
 from tag2mask.models.text import FeatureCache, Tokenizer
 from tag2mask.models.weights import CLIP, MEAN, STD, load_clip
+from tag2mask.run.checkpoint import LAST
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.lock import locked
+from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import check_own, claim, plain
-from tag2mask.run.training import LAST, Stopped, fit, minutes_left
+from tag2mask.run.training import Stopped, fit
 from tag2mask.run.warn import warn
 from tag2mask.storybook.scenes import CLASSES, EDITION
 from tag2mask.types import UserError

@@ -29,15 +29,17 @@ from tag2mask.lab.classifier import (
 )
 from tag2mask.lab.running import Running
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
+from tag2mask.run.checkpoint import LAST
 from tag2mask.run.device import find_device
 from tag2mask.run.files import write_atomic
 from tag2mask.run.lock import locked
+from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.sampling import Draw, Training, sample_generator
 from tag2mask.run.schedule import adamw
 from tag2mask.run.settings import check_own, claim, plain
 from tag2mask.run.tag_training import TagBatch, TagTraining
-from tag2mask.run.training import LAST, fit, minutes_left
+from tag2mask.run.training import fit
 from tag2mask.storybook.scenes import EDITION
 from tag2mask.types import UserError
 
@@ -97,7 +99,7 @@ def tag_training(recipe: ClassifierRecipe, model: Classifier, *, compiled: bool 
 
 
 @dataclass(frozen=True)
-class Trained:
+class ClassifierFigures:
     """What ``pretrain_resnet`` ended in: the network's figures, and those of random weights of the same shape."""
 
     network: Measured
@@ -120,7 +122,7 @@ def pretrain_resnet(
     *,
     scenes: int = 300,
     workers: int | None = None,
-) -> Trained | None:
+) -> ClassifierFigures | None:
     """Train a classifier on drawn scenes' tags; called again on the same folder, it goes on.
 
     Leaves config.json, model.safetensors and MODEL_CARD.md in ``out``, which ``load_classifier`` takes; beside them
@@ -177,20 +179,20 @@ def pretrain_resnet(
 
 def _measured(
     file: Path, classifier: Classifier, data: TaggedPictures, recipe: ClassifierRecipe, scenes: int, progress: bool
-) -> Trained:
+) -> ClassifierFigures:
     """The figures of a network and of its floor, from the file where they are there: they take minutes."""
     with suppress(OSError, ValueError, TypeError):  # where there is none, or not one of ours, it is measured again
         network, untrained = (Measured(**each) for each in json.loads(file.read_text(encoding="utf-8")))
-        return Trained(network, untrained)
+        return ClassifierFigures(network, untrained)
     with show_progress(2 * scenes, "measure", unit="scenes", enabled=progress) as bar:
         network = measure(classifier, scenes, progress=bar.advance)
         untrained = measure(_settled(make_classifier(recipe), data, recipe), scenes, progress=bar.advance)
     write_atomic(file, json.dumps([dataclasses.asdict(network), dataclasses.asdict(untrained)]).encode())
-    return Trained(network, untrained)
+    return ClassifierFigures(network, untrained)
 
 
 def card(
-    recipe: ClassifierRecipe, started_from: str | None, classifier: Classifier, found: Trained, device: str
+    recipe: ClassifierRecipe, started_from: str | None, classifier: Classifier, found: ClassifierFigures, device: str
 ) -> str:
     """What MODEL_CARD.md says: origin, recipe, figures beside their floors, limits."""
     trained, blank = found.network, found.untrained

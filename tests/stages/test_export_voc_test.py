@@ -16,7 +16,7 @@ from tag2mask.classes import load_classes
 from tag2mask.cli import app
 from tag2mask.data.png import encode_confidence, encode_mask
 from tag2mask.run.folder import Run
-from tag2mask.stages.voc_server import voc_archive
+from tag2mask.stages.export import export
 from tag2mask.types import Sample, UserError
 
 VOC = load_classes("voc12")
@@ -59,7 +59,7 @@ def run(tmp_path) -> Run:
 
 
 def test_names_values_and_palette(run, data, tmp_path):
-    out = voc_archive(run, data, tmp_path / "results.tgz", progress=False)
+    out = export(run, data, "voc-test", tmp_path / "results.tgz", progress=False)
     with tarfile.open(out, "r:gz") as archive:
         assert archive.getnames() == [f"{FOLDER}/{name}.png" for name in sorted(IDS)]
         for index, name in enumerate(IDS):
@@ -73,12 +73,14 @@ def test_names_values_and_palette(run, data, tmp_path):
 
 
 def test_equal_masks_are_equal_bytes_wherever_they_lie(run, data, tmp_path):
-    first = voc_archive(run, data, tmp_path / "a.tgz", progress=False).read_bytes()
+    first = export(run, data, "voc-test", tmp_path / "a.tgz", progress=False).read_bytes()
     assert first[4:8] == bytes(4)  # gzip's time stamp
     data.samples.reverse()
-    assert voc_archive(run, data, tmp_path / "other" / "b.tgz", progress=False).read_bytes() == first
-    assert voc_archive(run, data, tmp_path / "a.tgz", progress=False).read_bytes() == first  # may replace its own
-    comp5 = voc_archive(run, data, tmp_path / "a.tgz", competition="comp5", progress=False)
+    assert export(run, data, "voc-test", tmp_path / "other" / "b.tgz", progress=False).read_bytes() == first
+    assert (
+        export(run, data, "voc-test", tmp_path / "a.tgz", progress=False).read_bytes() == first
+    )  # may replace its own
+    comp5 = export(run, data, "voc-test", tmp_path / "a.tgz", options={"competition": "comp5"}, progress=False)
     with tarfile.open(comp5) as archive:
         assert "comp5_test_cls" in archive.getnames()[0]
 
@@ -103,21 +105,21 @@ def test_what_the_server_would_refuse(data, tmp_path, change, said):
     masks = {name: mask_of(i) for i, name in enumerate(IDS)}
     change(masks)
     with pytest.raises(UserError, match=said):
-        voc_archive(predicted(tmp_path / "bad", masks), data, tmp_path / "r.tgz", progress=False)
+        export(predicted(tmp_path / "bad", masks), data, "voc-test", tmp_path / "r.tgz", progress=False)
     assert not (tmp_path / "r.tgz").exists()
 
 
 def test_other_classes_and_foreign_files_are_left_alone(run, data, tmp_path):
     other = predicted(tmp_path / "other", {}, names=("background", "cat"))
-    with pytest.raises(UserError, match="expected VOC's 21"):
-        voc_archive(other, data, tmp_path / "r.tgz")
+    with pytest.raises(UserError, match="expected the 21 of voc12"):
+        export(other, data, "voc-test", tmp_path / "r.tgz")
     (tmp_path / "r.tgz").write_bytes(b"my thesis")
     with pytest.raises(UserError, match="is not replaced"):
-        voc_archive(run, data, tmp_path / "r.tgz")
+        export(run, data, "voc-test", tmp_path / "r.tgz")
     assert (tmp_path / "r.tgz").read_bytes() == b"my thesis"
-    with pytest.raises(UserError, match="expected comp5"):
-        voc_archive(run, data, tmp_path / "s.tgz", competition="comp7")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="should be 'comp5' or 'comp6'"):
+        export(run, data, "voc-test", tmp_path / "s.tgz", {"competition": "comp7"})
     damaged = run.mask_path(IDS[0])
     damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(UserError, match="predict again"):
-        voc_archive(run, data, tmp_path / "s.tgz", progress=False)
+        export(run, data, "voc-test", tmp_path / "s.tgz", progress=False)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from collections.abc import Iterable
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
+from tag2mask.data.protocol import Export, FileExporter
 from tag2mask.types import IGNORE, ClassSet
 
 COCO_STAMP = '"info": {"description": "tag2mask: masks of a run"}'
@@ -75,3 +77,14 @@ def _shapes(name: str, mask: NDArray[np.uint8], classes: ClassSet) -> list[tuple
         raise ValueError(f"the mask of {name} holds {values[-1]}, but {classes.id} ends at {len(classes) - 1}")
     one_hot = mask[:, :, None] == np.array(values, dtype=np.uint8)  # (H, W, K)
     return list(zip(values, rle.encode(np.asfortranarray(one_hot.astype(np.uint8))), strict=True)) if values else []
+
+
+def _write(export: Export, file: BinaryIO) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    write_coco(((image.id, image.file, image.mask) for image in export.images), export.classes, text)
+    text.detach()  # flushed; the file is its owner's to close
+
+
+EXPORTER = FileExporter(
+    write=_write, called="COCO export of tag2mask", example="masks.json", mark=COCO_STAMP, needs_images=True
+)
