@@ -162,8 +162,9 @@ def label(
     shards, give the command once with `--fit-only`.
 
     Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
-    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa` · `tag2mask label photos
-    --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
+    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --mask-refiner none -o runs/mhsa` ·
+    `tag2mask label photos --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos
+    -o runs/irn`
     """
     from tag2mask.methods.protocol import Machine
     from tag2mask.run.processes import helping

@@ -126,7 +126,7 @@ def label(
         help_to_fit(method, data, Path(out), before, settings.machine)
         return Summary(str(out), "labelled", 0)
     files = _fit_files(before, use.fit) if fit.here else None
-    total, fingerprint = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
+    surveyed = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
     by = crf_engine(rule.refiner, method.device)
     noted_engine = engine(method.device) if method.learns else by  # a fit may have a CRF of its own
     run = Run.create(
@@ -159,9 +159,9 @@ def label(
                 minutes = minutes_left(settings.machine.minutes, began)
                 method.machine = replace(settings.machine, minutes=minutes)
                 how: dict[str, Any] = {"shard": settings.shard, "progress": settings.progress}
-                make_ready(method, data, run, before, fingerprint=fingerprint, **how)
+                make_ready(method, data, run, before, surveyed=surveyed, **how)
             if settings.fit_only:
-                return Summary(str(run.path), "labelled", total)
+                return Summary(str(run.path), "labelled", surveyed.total)
         seen = before if use.label is not None else None
         renewed = Changes(run, seen, use.label)
         left = left_over(run, data, settings.shard, settings.removed)
@@ -169,7 +169,7 @@ def label(
         batches = plan(samples, method.grid, batch_size, renewed.finished)
         worker = _worker(method, rule, seen, settings, fit.elsewhere or run)
         work = Work(
-            *(run, data.classes, worker, total),
+            *(run, data.classes, worker, surveyed.total),
             did="labelled",
             steps=worker.steps,
             device=method.device,
@@ -179,7 +179,7 @@ def label(
             notes=lambda: [*renewed.notes(), *left],
         )
         loaded = ahead(load(batches, describe, renewed.inputs))
-        return work.through(loaded, show_progress(total, "label", enabled=settings.progress))
+        return work.through(loaded, show_progress(surveyed.total, "label", enabled=settings.progress))
 
 
 def _worker(
