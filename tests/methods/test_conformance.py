@@ -168,6 +168,10 @@ def test_shapes_and_values(case):
             assert tuple(scores.background.shape) == grid
         if scores.initial is not None:
             assert scores.initial.shape == scores.maps.shape
+        assert (scores.others is not None) == case.method.scores_others
+        if scores.others is not None:
+            assert scores.others.score.shape == scores.others.values.shape == grid
+            assert not torch.isin(scores.others.values, item.tags).any()
         if scores.frame is not None:
             assert scores.frame[0] >= size[0]
             assert scores.frame[1] >= size[1]

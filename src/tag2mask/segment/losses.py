@@ -27,7 +27,6 @@ from tag2mask.ops.crf import CRF, dense_crf_batch, preset, unary_from_probs
 from tag2mask.types import BACKGROUND, IGNORE, UserError
 
 WEAKCLIP_FLOOR = 1e-7
-DSRG_FLOOR = 1e-4
 
 
 def check_labels(labels: Tensor, classes: int, name: str) -> None:

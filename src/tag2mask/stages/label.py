@@ -25,6 +25,7 @@ from tag2mask.run.current import earlier_file
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import KnownInputs
 from tag2mask.run.mask_folder import MaskFolder
+from tag2mask.run.processes import helping
 from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
@@ -32,7 +33,7 @@ from tag2mask.run.warn import warn
 from tag2mask.segment.network import find_network, load_network
 from tag2mask.segment.test_time import TestTime
 from tag2mask.stages.machinery.changes import Changes, Removed, left_over
-from tag2mask.stages.machinery.fit import check_machine, make_ready, open_fitted
+from tag2mask.stages.machinery.fit import check_machine, help_to_fit, make_ready, open_fitted
 from tag2mask.stages.machinery.labeller import Labeller
 from tag2mask.stages.machinery.plan import load, plan, survey
 from tag2mask.stages.machinery.predictor import Predictor
@@ -121,6 +122,9 @@ def label(
     before = _open_earlier(settings.prior, method, use, data, Path(out), learns=settings.fitted is None)
     fit = _Fit.of(method, settings, data.classes)
     check_machine(_name_of(method), method, settings.machine, here=fit.here)
+    if settings.machine.devices > 1 and helping():
+        help_to_fit(method, data, Path(out), before, settings.machine)
+        return Summary(str(out), "labelled", 0)
     files = _fit_files(before, use.fit) if fit.here else None
     surveyed = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
     by = crf_engine(rule.refiner, method.device)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -111,6 +112,26 @@ def fit(
     finally:
         lock.release()
     return digest
+
+
+def help_to_fit(method: Method, data: Dataset, out: Path, prior: Run | None, machine: Machine) -> None:
+    """What a process does that was started for a further device: its part of the training that is under way.
+
+    Returns where none is in ``out``: then it is in another run of the same command.
+
+    Raises:
+        SystemExit: its part is done.
+    """
+    run = Run.open(out)
+    if not (isinstance(method, Trainable) and method.learns) or fitted_digest(run) is not None:
+        return
+    method.machine = machine
+    try:
+        with silent():
+            method.fit(TagsOnly(data), run.checkpoints, prior)
+    except KeyboardInterrupt:
+        pass  # the first process says what is saved
+    raise SystemExit(0)
 
 
 def fitted_digest(run: Run) -> str | None:
@@ -210,6 +231,11 @@ def check_machine(name: str, method: Method, machine: Machine, *, here: bool) ->
         asked += ["precision"] if method.precision != "float32" else []
         heeds += method.fit_heeds if here else ()
     idle = [f"--{each}" for each in asked if each not in heeds]
+    if machine.devices > 1 and "RANK" in os.environ:
+        raise UserError(
+            "--devices under torchrun: its processes are shards, which do not learn together; first give the "
+            "command once without torchrun, with --fit-only"
+        )
     if idle:
         why = f"the fit of {name} does not go by it" if here else f"{name} fits nothing here"
         raise UserError(f"{', '.join(idle)}: {why}; leave it out")
