@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from methods.toys import CLASSES, ONLINE, TOYS, TrainingFree, make_data
+from run_folders import artefacts
 from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods import METHODS, make_method, method_class
@@ -36,14 +37,7 @@ from tag2mask.stages.predict import predict
 from tag2mask.types import IGNORE, ClassSet, Item, Prior, TextSet, UserError
 from tiny_clips import oracle, write_tokenizer
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -345,12 +339,3 @@ def test_the_toys_are_of_the_kinds_they_say():
         "toy-training-free"
     }
     assert {name for name, method in kinds.items() if method.earlier_run(method.options).needed} == {"toy-refiner"}
-
-
-def artefacts(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for kind in ("masks", "confidence", "scores")
-        for path in sorted((folder / kind).rglob("*"))
-        if path.is_file()
-    }
