@@ -6,15 +6,25 @@ The step itself is ``run.tag_training``. Import this module only where training 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tag2mask.methods.fitting.classifier import make_training, part, steps_of
+from tag2mask.methods.fitting.tagged import Batch, TaggedImages
 from tag2mask.models.mctformer import MCTformer
+from tag2mask.ops.image import standardise
 from tag2mask.ops.mctformer import contrast_classes
+from tag2mask.run.tag_training import TagBatch, TagTraining
+from tag2mask.segment.deit_augment import DeiTAugment
 from tag2mask.segment.schedule import cosine_epochs
+from tag2mask.types import Dataset, UserError
+
+if TYPE_CHECKING:
+    from tag2mask.methods.mctformer import MCTformerMethod
 
 
 @dataclass(frozen=True)
@@ -89,3 +99,53 @@ class Course:
         optimizer = torch.optim.AdamW(groups, lr=self.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step) / self.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def train(method: MCTformerMethod, network: MCTformer, data: Dataset, folder: Path) -> None:
+    """Train the network, from wherever that was stopped; it ends in evaluation mode, on the processor.
+
+    Raises:
+        UserError: no image has a tag.
+        Stopped: Ctrl-C, or the minutes are over; the state is saved.
+    """
+    options, chosen, (mean, std) = method.options, method.options.chosen, method.statistics
+    grey, spread = (tuple(255 * value for value in values) for values in (mean, std))
+    shapes = DeiTAugment(
+        chosen("crop"),
+        area=chosen("area"),
+        rand_augment=chosen("rand_augment"),
+        erase=chosen("erase"),
+        mean=cast(Any, grey),
+        std=cast(Any, spread),
+    )
+    images = TaggedImages(data, shapes, options.seed, tagged_only=True)
+    if not len(images):
+        raise UserError(f"mctformer learns from tags; none of the {len(data)} images in {data.root} has any")
+    batch = chosen("batch")
+    steps = options.steps or steps_of(chosen("epochs"), len(images), batch)
+    course = Course(steps, options.notches, options.rate, chosen("late"), options.weight_decay)
+    network.train().requires_grad_(True)
+    network.set_drop_path(chosen("drop_path"))
+
+    def look(drawn: Batch) -> TagBatch:
+        pictures, tags = drawn
+        targets = pictures.new_zeros(len(tags), network.classes)
+        for row, own in zip(targets, tags, strict=True):
+            row[own - 1] = 1
+        known = torch.tensor([bool(len(own)) for own in tags], device=pictures.device)
+        return standardise(pictures, mean, std), targets, known  # an image that cannot be read has no tags
+
+    def loss(network: MCTformer, pixels: Tensor, tags: Tensor, known: Tensor | None) -> Tensor:
+        return losses(network, pixels, tags, known, chosen("contrast")).total
+
+    module = TagTraining(network, look, lambda: course.optimizer(network), loss=loss, seed=options.seed)
+    training = make_training(
+        steps,
+        batch,
+        seed=options.seed,
+        device=method.device,
+        workers=options.workers,
+        minutes=options.minutes,
+    )
+    part(module, images, training, folder, "fit mctformer")
+    network.eval().cpu()

@@ -12,6 +12,7 @@ from tag2mask.data.image import BadImage, read_image
 from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, Example, augment
+from tag2mask.segment.deit_augment import DeiTAugment, augment_deit
 from tag2mask.types import Dataset
 
 Batch = tuple[Tensor, list[Tensor]]
@@ -24,7 +25,9 @@ class TaggedImages:
     An image that cannot be read is a plain one without tags, with a warning.
     """
 
-    def __init__(self, data: Dataset, settings: Augment, seed: int, *, tagged_only: bool = False) -> None:
+    def __init__(
+        self, data: Dataset, settings: Augment | DeiTAugment, seed: int, *, tagged_only: bool = False
+    ) -> None:
         """tagged_only: leave out images whose tags are known to be none."""
         if settings.crop is None:
             raise ValueError("pictures of a batch are of one size: give a crop")
@@ -50,7 +53,11 @@ class TaggedImages:
             plain = torch.tensor(self.settings.fill)[:, None, None]
             side = self.settings.crop or 1
             return plain.expand(3, side, side).clone(), torch.zeros(0, dtype=torch.int64)
-        seen = augment(Example(image), self.settings, sample_dice(self.seed, draw)).image
+        dice = sample_dice(self.seed, draw)
+        if isinstance(self.settings, DeiTAugment):
+            seen = augment_deit(image, self.settings, dice)
+        else:
+            seen = augment(Example(image), self.settings, dice).image
         return seen, torch.tensor(sample.tags, dtype=torch.int64)
 
     @staticmethod
