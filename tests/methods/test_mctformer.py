@@ -17,6 +17,7 @@ from tag2mask.config import read_config
 from tag2mask.data.image import read_image
 from tag2mask.methods import make_method, make_options
 from tag2mask.methods.fitting import mctformer as fitting
+from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.mctformer import FITTED, PUBLISHED, SCENES, VARIANTS, MCTformerOptions
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.mctformer import Reading, Shape, read_maps
@@ -266,7 +267,7 @@ def test_a_fit_takes_the_steps_of_its_formula(deit, tmp_path):
     whole = {"area": (1.0, 1.0), "rand_augment": False, "erase": 0.0, "drop_path": 0.0}
     method, _ = fitted(tmp_path, deit, data, steps=2, batch=6, lr=0.01, weight_decay=0.5, **whole)
     network = make(deit).start().train()
-    course = fitting.Course(2, 60, 0.01, late=False, weight_decay=0.5)
+    course = fitting.Course(FitSettings(2, 6, 0.01, 0.5), 60, late=False)
     optimizer = course.optimizer(network)["optimizer"]
     assert course.rate(1) > 0.001
     for step in range(2):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from mctformers import golden_network, random_network
 from tag2mask.methods.fitting.mctformer import Course, losses
+from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.models.mctformer import Reading, read_maps
 from tag2mask.models.tower import Each, walk
 from tag2mask.models.transformer import drop_path
@@ -215,7 +216,7 @@ def test_losses_of_the_known_alone_and_of_none():
 
 def test_what_decays_and_when_rates_change():
     network = random_network()
-    course = Course(steps=120, epochs=60, lr=1e-3, late=True, weight_decay=0.05)
+    course = Course(FitSettings(120, 2, 1e-3, 0.05), epochs=60, late=True)
     optimizer = course.optimizer(network)["optimizer"]
     decays = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))

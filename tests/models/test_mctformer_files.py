@@ -226,7 +226,10 @@ def test_other_faults_are_named(tmp_path):
         read_start(tmp_path / "folder")
     with pytest.warns(UserWarning, match="neck.weight are no part of MCTformer"):
         read_start(save_timm(path, {**timm_state(), "neck.weight": torch.ones(2)}), heads=2)
-    with pytest.raises(UserError, match="did you mean storybook-clip"):
+    state = {**timm_state(), "decode_head.conv_seg.weight": torch.ones(2, 16, 1, 1)}
+    with pytest.warns(UserWarning, match="decode_head"):
+        assert read_start(save_timm(path, state), heads=2).supervision == "tags+pixels(weights: deit.pth)"
+    with pytest.raises(UserError, match="did you mean 'storybook-clip'"):
         read_start("storybook-clop")
 
 

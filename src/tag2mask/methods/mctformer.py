@@ -46,7 +46,9 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from tag2mask.methods.protocol import MethodOptions, Trainable
+from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
+from tag2mask.methods.fitting.tagged import TaggedImages
+from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.find_clip import STORYBOOK
 from tag2mask.models.mctformer import MCTformer, Reading, read_maps
@@ -55,6 +57,7 @@ from tag2mask.ops.cam_fusion import scaled_size, sum_at
 from tag2mask.ops.image import resize_bicubic, standardise, working_size
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.mctformer import MapKind
+from tag2mask.segment.deit_augment import DeiTAugment
 from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Scores, UserError
 
 if TYPE_CHECKING:
@@ -104,7 +107,7 @@ SCENES: dict[str, Any] = {
 """Of fits that start from storybook-clip, whose scenes are small and whose fits are short."""
 
 
-class MCTformerOptions(MethodOptions):
+class MCTformerOptions(FitOptions):
     """What is learned from, how long, and how maps are read; what is None follows the variant and the weights."""
 
     variant: Literal["paper", "released", "plus"] = Field(
@@ -141,11 +144,6 @@ class MCTformerOptions(MethodOptions):
     )
     erase: float | None = Field(
         None, ge=0, le=1, description="how often a rectangle becomes noise; default 0.25 (storybook-clip: 0)"
-    )
-    seed: int = Field(0, ge=0, description="of all that is random in learning")
-    workers: int = Field(0, ge=0, description="processes that prepare images to learn from")
-    minutes: float | None = Field(
-        None, gt=0, description="stop learning after so long, saved; the same command goes on"
     )
     maps: MapKind | None = Field(
         None, description="class-to-patch (attention), patchcam, or fused (both); default fused (v1: class-to-patch)"
@@ -220,7 +218,8 @@ class MCTformerMethod(Trainable):
     Options = MCTformerOptions
     options: MCTformerOptions
     mask_rule = MaskRule(background=Constant(0.39), normalise="class")
-    label_options = (*_LABELLING, "workers", "minutes")
+    label_options = _LABELLING
+    fit_heeds = ALL
 
     def __init__(self, classes: ClassSet, options: MCTformerOptions | None = None) -> None:
         super().__init__(classes, options)
@@ -277,14 +276,38 @@ class MCTformerMethod(Trainable):
             UserError: no image has a tag.
             Stopped: Ctrl-C, or the minutes are over; the state is saved.
         """
-        from tag2mask.methods.fitting.mctformer import train
+        from tag2mask.methods.fitting.mctformer import Course, train
 
+        options, chosen, (mean, std) = self.options, self.options.chosen, self.statistics
+        images = TaggedImages(data, self._augmentation(), options.seed, tagged_only=True)
+        if not len(images):
+            raise UserError(f"mctformer learns from tags; none of the {len(data)} images in {data.root} has any")
+        settings = FitSettings.of(self, batch=chosen("batch"), lr=options.rate)
+        course = Course(settings.lasting(chosen("epochs"), len(images)), options.notches, chosen("late"))
         network = self.start()
-        train(self, network, data, folder)
-        mean, std = self.statistics
+        train(
+            network,
+            images,
+            course,
+            folder,
+            statistics=(mean, std),
+            drop_path=chosen("drop_path"),
+            contrast=chosen("contrast"),
+        )
         supervision = "tags" if self.begin is None else self.begin.supervision
         about = {"names": self.classes.foreground, "version": self.options.kind, "mean": mean, "std": std}
         save_mctformer(network, folder / FITTED, {**about, "supervision": supervision})
+
+    def _augmentation(self) -> DeiTAugment:
+        chosen, (mean, std) = self.options.chosen, self.statistics
+        return DeiTAugment(
+            chosen("crop"),
+            area=chosen("area"),
+            rand_augment=chosen("rand_augment"),
+            erase=chosen("erase"),
+            mean=(255 * mean[0], 255 * mean[1], 255 * mean[2]),
+            std=(255 * std[0], 255 * std[1], 255 * std[2]),
+        )
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Take up the network that ``fit`` left."""

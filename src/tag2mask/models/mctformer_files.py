@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,12 +25,14 @@ from tag2mask.models.clip_files import read_clip
 from tag2mask.models.containers import prefix_of, read_weights
 from tag2mask.models.find_clip import STORYBOOK, WEIGHTS, cached_clip, embedded_clip
 from tag2mask.models.mctformer import MCTformer, Shape
+from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.models.state import fit_state
 from tag2mask.models.vit_names import TIMM, TRANSFORMERS, from_timm, from_transformers
 from tag2mask.run.files import write_atomic
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
+from tag2mask.words import did_you_mean
 
 Version = Literal["v1", "v2", "plus"]
 RANDOM = "random"
@@ -112,11 +113,10 @@ def _located(source: str | Path) -> Path:
         return embedded_clip()
     found = path if path.exists() else cached_clip(str(source))
     if found is None:
-        near = f"; did you mean {STORYBOOK}?" if get_close_matches(str(source), [STORYBOOK]) else ""
         raise UserError(
             f"{source}: is no file, folder or repository in the Hugging Face cache; expected DeiT-S (a .pth or "
             f".safetensors in timm's names or transformers', or its folder), a MCTformer's checkpoint, {STORYBOOK} "
-            f'or "{RANDOM}"{near}'
+            f'or "{RANDOM}"{did_you_mean(str(source), [STORYBOOK])}'
         )
     return found
 
@@ -199,7 +199,8 @@ def _read_file(
         )
     state, version = _completed(path, found_state)
     shape = _shape(path, state, heads)
-    return Start(state, shape, path, _sha256(path), mean, std, version)
+    supervision = "+".join(("tags", *pixel_labels(path)))
+    return Start(state, shape, path, _sha256(path), mean, std, version, supervision=supervision)
 
 
 def _completed(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Version | None]:

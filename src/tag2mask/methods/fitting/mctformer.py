@@ -7,24 +7,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.methods.fitting.classifier import make_training, part, steps_of
-from tag2mask.methods.fitting.tagged import Batch, TaggedImages
+from tag2mask.methods.fitting.settings import FitSettings
+from tag2mask.methods.fitting.tagged import PictureBatch, TaggedImages, tag_targets
+from tag2mask.methods.fitting.training import train_to_end
 from tag2mask.models.mctformer import MCTformer
 from tag2mask.ops.image import standardise
 from tag2mask.ops.mctformer import contrast_classes
 from tag2mask.run.tag_training import TagBatch, TagTraining
-from tag2mask.segment.deit_augment import DeiTAugment
 from tag2mask.segment.schedule import cosine_epochs
-from tag2mask.types import Dataset, UserError
 
-if TYPE_CHECKING:
-    from tag2mask.methods.mctformer import MCTformerMethod
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def losses(network: MCTformer, pixels: Tensor, tags: Tensor, known: Tensor | Non
         return values.mean() if known is None else values[known].sum() / known.sum().clamp_min(1)
 
     def soft_margin(found: Tensor) -> Tensor:
-        return mean(F.multilabel_soft_margin_loss(found, tags, reduction="none"))
+        return mean(F.multilabel_soft_margin_loss(found.float(), tags, reduction="none"))
 
     none = logits.classes.new_zeros(())
     return Losses(
@@ -69,22 +67,22 @@ def losses(network: MCTformer, pixels: Tensor, tags: Tensor, known: Tensor | Non
 
 @dataclass(frozen=True)
 class Course:
-    """How MCTformer's weights move.
+    """How MCTformer's weights move: AdamW, by ``settings``, whose rate the warm-up leads to.
 
-    steps: of the whole training. epochs: the schedule changes so often, evenly. lr: see ``cosine_epochs``. late: see
-    there. weight_decay: of what has two dimensions or more, but class tokens and positions.
+    settings.weight_decay is of what has two dimensions or more, but class tokens and positions.
+    epochs: the schedule changes so often, evenly. late: see ``cosine_epochs``.
     """
 
-    steps: int
+    settings: FitSettings
     epochs: int
-    lr: float
     late: bool
-    weight_decay: float
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        epoch = min(step, self.steps - 1) * self.epochs // self.steps
-        return cosine_epochs(epoch, self.epochs, self.lr, late=self.late)
+        steps = self.settings.steps
+        return cosine_epochs(
+            min(step, steps - 1) * self.epochs // steps, self.epochs, self.settings.lr, late=self.late
+        )
 
     def optimizer(self, network: MCTformer) -> dict[str, Any]:
         """As Lightning's ``configure_optimizers`` gives it."""
@@ -93,59 +91,43 @@ class Course:
         for name, parameter in network.named_parameters():
             decays[parameter.ndim >= 2 and name not in plain].append(parameter)
         groups = [
-            {"params": decays[True], "weight_decay": self.weight_decay},
+            {"params": decays[True], "weight_decay": self.settings.weight_decay},
             {"params": decays[False], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step) / self.lr)
+        lr = self.settings.lr
+        optimizer = torch.optim.AdamW(groups, lr=lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step) / lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def train(method: MCTformerMethod, network: MCTformer, data: Dataset, folder: Path) -> None:
+def train(
+    network: MCTformer,
+    images: TaggedImages,
+    course: Course,
+    folder: Path,
+    *,
+    statistics: Statistics,
+    drop_path: float,
+    contrast: float,
+) -> None:
     """Train the network, from wherever that was stopped; it ends in evaluation mode, on the processor.
 
+    statistics: mean and deviation of pixels. drop_path: of the last block. contrast: see ``losses``.
+
     Raises:
-        UserError: no image has a tag.
         Stopped: Ctrl-C, or the minutes are over; the state is saved.
     """
-    options, chosen, (mean, std) = method.options, method.options.chosen, method.statistics
-    grey, spread = (tuple(255 * value for value in values) for values in (mean, std))
-    shapes = DeiTAugment(
-        chosen("crop"),
-        area=chosen("area"),
-        rand_augment=chosen("rand_augment"),
-        erase=chosen("erase"),
-        mean=cast(Any, grey),
-        std=cast(Any, spread),
-    )
-    images = TaggedImages(data, shapes, options.seed, tagged_only=True)
-    if not len(images):
-        raise UserError(f"mctformer learns from tags; none of the {len(data)} images in {data.root} has any")
-    batch = chosen("batch")
-    steps = options.steps or steps_of(chosen("epochs"), len(images), batch)
-    course = Course(steps, options.notches, options.rate, chosen("late"), options.weight_decay)
     network.train().requires_grad_(True)
-    network.set_drop_path(chosen("drop_path"))
+    network.set_drop_path(drop_path)
 
-    def look(drawn: Batch) -> TagBatch:
-        pictures, tags = drawn
-        targets = pictures.new_zeros(len(tags), network.classes)
-        for row, own in zip(targets, tags, strict=True):
-            row[own - 1] = 1
-        known = torch.tensor([bool(len(own)) for own in tags], device=pictures.device)
-        return standardise(pictures, mean, std), targets, known  # an image that cannot be read has no tags
+    def look(batch: PictureBatch) -> TagBatch:
+        pictures, tags = batch
+        return standardise(pictures, *statistics), *tag_targets(tags, network.classes)
 
     def loss(network: MCTformer, pixels: Tensor, tags: Tensor, known: Tensor | None) -> Tensor:
-        return losses(network, pixels, tags, known, chosen("contrast")).total
+        return losses(network, pixels, tags, known, contrast).total
 
-    module = TagTraining(network, look, lambda: course.optimizer(network), loss=loss, seed=options.seed)
-    training = make_training(
-        steps,
-        batch,
-        seed=options.seed,
-        device=method.device,
-        workers=options.workers,
-        minutes=options.minutes,
-    )
-    part(module, images, training, folder, "fit mctformer")
+    seed = course.settings.seed
+    module = TagTraining(network, look, lambda: course.optimizer(network), loss=loss, seed=seed)
+    train_to_end(module, images, course.settings, folder, "fit mctformer")
     network.eval().cpu()

@@ -15,8 +15,19 @@ from tag2mask.segment.augment import Augment, Example, augment
 from tag2mask.segment.deit_augment import DeiTAugment, augment_deit
 from tag2mask.types import Dataset
 
-Batch = tuple[Tensor, list[Tensor]]
+PictureBatch = tuple[Tensor, list[Tensor]]
 """Pictures (B, 3, h, w) float32, 0-255, and the tags of each, (K,) int64."""
+
+
+def tag_targets(tags: Sequence[Tensor], classes: int) -> tuple[Tensor, Tensor]:
+    """Tags of pictures as (B, C) of 0 and 1, and which pictures teach, (B,) bool: not those that could not be read.
+
+    tags: (K,) int64 each, from 1, where the network is.
+    """
+    targets = torch.zeros(len(tags), classes, device=tags[0].device)
+    for row, own in zip(targets, tags, strict=True):
+        row[own - 1] = 1
+    return targets, torch.tensor([bool(len(own)) for own in tags], device=targets.device)
 
 
 class TaggedImages:
@@ -61,7 +72,7 @@ class TaggedImages:
         return seen, torch.tensor(sample.tags, dtype=torch.int64)
 
     @staticmethod
-    def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> Batch:
+    def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> PictureBatch:
         """Pictures stacked, tags as a list."""
         pictures, tags = zip(*samples, strict=True)
         return torch.stack(pictures), list(tags)
