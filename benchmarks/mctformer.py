@@ -217,7 +217,8 @@ def page(bench: Bench, command: str) -> str:
 {bench.psa} steps; figures of {bench.test} scenes of val, 256x192, which no fit but PSA's has seen. tag2mask
 {__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s); other work ran on
 the machine, so seconds say little. mIoU in %, over all classes and background: by the method's own rule (0.39;
-classifier CAM and CLIP-ES theirs), and "best": by the best of {len(RULES)} thresholds, chosen with ground truth. No CRF."""
+classifier CAM and CLIP-ES theirs), and "best": by the best of {len(RULES)} thresholds, chosen with ground truth. No
+CRF."""
     return f"# MCTformer on Storybook\n\n{note}\n\n" + section("Maps", HEAD, rows)
 
 
