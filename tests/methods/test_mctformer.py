@@ -202,7 +202,7 @@ def test_weights_that_do_not_fit(trained, deit, tmp_path):
     two = replace(CLASSES, names=CLASSES.names[:3], palette=CLASSES.palette[:3])
     with pytest.raises(UserError, match=r"is a MCTformer of 3 classes; expected one of these 2: red, green, in this"):
         make_method("mctformer", two, weights=trained)
-    with pytest.raises(UserError, match="is a MCTformer V2; add --set version=v2"):
+    with pytest.raises(UserError, match="is a MCTformer V2; for it give --set version=v2, with variant paper"):
         make(trained, version="v1")
     with pytest.raises(UserError, match="layers 4: this network has 3 blocks"):
         make(deit, layers=4)

@@ -50,7 +50,11 @@ OFFSET = 0.1
 """Of V1's and V2's positions (``tower.Positions``), against rounding; MCTformer+ has none."""
 
 SAID: dict[Version, str] = {"v1": "V1, without PatchCAM", "v2": "V2", "plus": "+ (MCTformer+)"}
-ASKED: dict[Version, str] = {"v1": "version=v1", "v2": "version=v2", "plus": "variant=plus"}
+ASKED: dict[Version, str] = {
+    "v1": "--set version=v1, with variant paper or released",
+    "v2": "--set version=v2, with variant paper or released",
+    "plus": "--set variant=plus, without a version",
+}
 """How the versions are told, and asked for."""
 
 
@@ -297,7 +301,7 @@ def _check_classes(start: Start, names: Sequence[str], version: Version) -> None
             "learn from DeiT-S: --set weights=deit_small_patch16_224-cd65a155.pth"
         )
     if start.version != version:
-        raise UserError(f"{start.path}: is a MCTformer {SAID[start.version]}; add --set {ASKED[start.version]}")
+        raise UserError(f"{start.path}: is a MCTformer {SAID[start.version]}; for it give {ASKED[start.version]}")
 
 
 def _repeated(start: Start, classes: int, expand: int) -> dict[str, Tensor]:
