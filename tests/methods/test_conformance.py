@@ -62,6 +62,7 @@ FITS = {
     "clims": {"steps": 2, "batch": 2, "crop": 32, "long_side": (24, 40)},
     "irn": {"steps": 2, "batch": 2, "crop": 36, "radius": 5, "displacement_width": 32, "walk_steps": 8},
     "psa": {"steps": 2, "batch": 2, "crop": 72, "walk_steps": 8},
+    "pot": {"steps": 2, "batch": 2, "size": 48},
 }
 """Options that make a real method's fit a matter of a second."""
 
@@ -246,6 +247,7 @@ def test_fit_goes_on_where_it_stopped(case, monkeypatch):
         pytest.skip("nothing to fit")
     monkeypatch.setattr("tag2mask.methods.fitting.affinity_training.SAVE_STEPS", 1)
     monkeypatch.setattr("tag2mask.methods.fitting.classifier.SAVE_STEPS", 1)
+    monkeypatch.setattr("tag2mask.methods.fitting.pot.SAVE_STEPS", 1)
     folder, replace_file, written, left = case.folder / "fit-again", os.replace, [], []
 
     def breaking(source, target, **more):

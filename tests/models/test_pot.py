@@ -103,7 +103,7 @@ def test_a_recorded_training_step_with_its_gradients(golden, released):
     ours, joined = fuse_in_training(prototypes, case["clip_cam"], valid)
     np.testing.assert_allclose(ours.detach(), case["cam_class"], atol=1e-4)
     np.testing.assert_allclose(joined.detach(), case["cam_add"], atol=1e-4)
-    consistency = consistency_loss(max_scaled(ours * valid), max_scaled(joined * valid))
+    consistency = 10 * consistency_loss(max_scaled(ours * valid), max_scaled(joined * valid))
     classes = F.multilabel_soft_margin_loss(logits.mean((2, 3)), labels)
     total = 0.5 * classes + consistency
     for mine, name in ((classes, "loss_cls"), (consistency, "loss_con"), (total, "total")):

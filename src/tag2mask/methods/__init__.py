@@ -25,6 +25,7 @@ METHODS = {
     "clims": "tag2mask.methods.clims:CLIMS",
     "irn": "tag2mask.methods.irn:IRN",
     "psa": "tag2mask.methods.psa:PSA",
+    "pot": "tag2mask.methods.pot:POT",
 }
 """Name -> "module:class", a class as ``methods.protocol`` has it."""
 

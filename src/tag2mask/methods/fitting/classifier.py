@@ -14,7 +14,7 @@ import lightning.pytorch as lightning
 import torch
 from torch import nn
 
-from tag2mask.methods.fitting.tagged import Batch, TaggedImages
+from tag2mask.methods.fitting.tagged import Batch
 from tag2mask.models.classifier import MEAN, STD, Classifier
 from tag2mask.models.clims import CLIMSNetwork
 from tag2mask.ops.image import standardise
@@ -107,9 +107,7 @@ def steps_of(epochs: float, images: int, batch: int) -> int:
     return max(1, round(epochs * images / batch))
 
 
-def part(
-    module: lightning.LightningModule, images: TaggedImages, training: Training, folder: Path, label: str
-) -> None:
+def part(module: lightning.LightningModule, images: Any, training: Training, folder: Path, label: str) -> None:
     """Train ``module`` to the end, or take up what an earlier call ended with.
 
     Raises:
