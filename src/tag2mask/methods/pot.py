@@ -2,7 +2,8 @@
 
 "POT: Prototypical Optimal Transport for Weakly Supervised Semantic Segmentation", CVPR 2025. On VOC 2012 val the
 paper reports 76.1 mIoU of the network trained on its masks, over 68.8 of SIPE's single prototype (supplement, Table
-A1; not measured here). The maps are in ``ops.pot``, the network in ``models.pot``, the training in ``methods.fitting.pot``.
+A1; not measured here). The maps are in ``ops.pot``, the network in ``models.pot``, the training in
+``methods.fitting.pot``.
 
 What is known of the paper is its supplement. The released code is another method: it computes a transport plan and
 throws it away. ``variant="paper"`` is made after the supplement, ``"released"`` after the code:
@@ -56,7 +57,7 @@ from tag2mask.models.classifier import MEAN, STD, warn_of_weights
 from tag2mask.models.find_classifier import STORYBOOK_RESNET, weights_sha256
 from tag2mask.models.pot import POTNetwork, build_pot, load_released
 from tag2mask.models.state import fit_state, read_state, state_sha256
-from tag2mask.ops.cam_fusion import scaled_size, strided_size
+from tag2mask.ops.cam_fusion import flip_sum, scaled_size, strided_size
 from tag2mask.ops.image import resize_bicubic, standardise, working_size
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.pot import Prototypes, fuse, less_background, max_scaled
@@ -400,10 +401,9 @@ class POT(Trainable):
         """Maps of one scale, background first, (1, C + 1, h, w); and those fused with the earlier ones, if asked."""
         recipe = self.recipe
         pixels = standardise(resize_bicubic(image.cpu(), size)[None].to(self.device), MEAN, STD)  # (1, 3, H, W)
-        logits, features = self.net(pixels)
+        logits, features = self.net(torch.cat([pixels, pixels.flip(-1)]) if self.options.flip else pixels)
         if self.options.flip:
-            mirrored = self.net(pixels.flip(-1))
-            logits, features = logits + mirrored[0].flip(-1), features + mirrored[1].flip(-1)
+            logits, features = flip_sum(logits)[None], flip_sum(features)[None]
         cells = (logits.shape[2], logits.shape[3])
         if recipe.released:
             # the released code masks no absent class here, and one may win a pixel, which then is nobody's

@@ -194,8 +194,9 @@ class POTExamples:
     def collate(samples: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, int]]) -> Batch:
         """The same with a batch in front."""
         pictures, labels, maps, valid, dice = zip(*samples, strict=True)
-        stacked = [torch.stack(each) for each in (pictures, labels, maps, valid)]
-        return Batch(*stacked, dice=torch.tensor(dice))
+        return Batch(
+            torch.stack(pictures), torch.stack(labels), torch.stack(maps), torch.stack(valid), torch.tensor(dice)
+        )
 
 
 def _to_cells(maps: Tensor, cells: int) -> Tensor:
