@@ -16,10 +16,11 @@ from golden_models import recorded_pot
 from methods.toys import CLASSES, TinyData, TrainingFree, make_data
 from tag2mask.methods import make_method, make_options
 from tag2mask.methods import pot as labelling
-from tag2mask.methods.fitting import classifier as fitting
 from tag2mask.methods.fitting import pot as subject
-from tag2mask.methods.fitting.affinity import PriorMaps
+from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.pot import Batch, POTExamples, POTTraining, certainty, pot_losses
+from tag2mask.methods.fitting.pot_recipe import maps_of
+from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.pot import WEIGHTS, POTOptions, make_recipe
 from tag2mask.methods.protocol import EarlierRun
 from tag2mask.models.backbone import Layout, ResNet
@@ -31,10 +32,10 @@ from tag2mask.ops.image import standardise
 from tag2mask.ops.masks import class_probabilities
 from tag2mask.ops.pot import Prototypes, activate, max_scaled
 from tag2mask.ops.pot_batch import Groups, classifier_maps, mean_prototype_maps, transported_maps
+from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw
 from tag2mask.run.scores import encode_scores
-from tag2mask.run.training import steps_done
 from tag2mask.stages.label import label
 from tag2mask.types import ClassSet, Item, Own, Prior, UserError
 
@@ -398,8 +399,7 @@ def test_how_sure_the_plan_is():
 
 def examples_of(data, earlier, **options):
     recipe = recipe_of(size=32, **options)
-    maps = None if earlier is None else PriorMaps.of(earlier, threshold=None)
-    return POTExamples.of(data, earlier, maps, recipe)
+    return POTExamples.of(data, earlier, recipe, 0)
 
 
 def test_the_whole_image_becomes_the_square_and_its_maps_follow(data, earlier):
@@ -473,7 +473,6 @@ def test_stopped_between_its_steps_it_ends_in_the_same_bytes(weights, data, earl
     prior = None if options.get("seeds") == "classifier" else earlier
     whole = fitted(weights, data, tmp_path / "whole", prior, **options)
     monkeypatch.setattr(fitting, "SAVE_STEPS", 1)
-    monkeypatch.setattr(subject, "SAVE_STEPS", 1)
     step = POTTraining.training_step
 
     def stopping(self, batch, index):
@@ -494,10 +493,10 @@ def test_stopped_between_its_steps_it_ends_in_the_same_bytes(weights, data, earl
     assert torch.equal(first["backbone.conv1.weight"], start["backbone.conv1.weight"])
 
 
-def test_rates_and_decay(weights):
-    recipe = recipe_of(lr=0.2, weight_decay=0.01)
+def test_rates_and_decay():
     for released, momentum, own in ((False, 0.0, 0.01), (True, 0.01, 0.01)):
-        module = POTTraining(small_network(), replace(recipe, decay_as_momentum=released), 10)
+        settings = FitSettings(10, 8, 0.2, 0.01, decay_as_momentum=released)
+        module = POTTraining(small_network(), recipe_of(), settings)
         made = module.configure_optimizers()
         groups = made["optimizer"].param_groups
         assert [group["initial_lr"] for group in groups] == [0.2, 2.0]
@@ -513,7 +512,7 @@ def test_published_settings():
     assert paper.prototypes == Prototypes(clusters=3, threshold=0.7, marginal="similarity", combine="plan")
     assert released.prototypes.clusters == 2
     for recipe in (paper, released):
-        assert (recipe.size, recipe.batch, recipe.epochs, recipe.lr, recipe.weight_decay) == (512, 16, 6, 0.1, 1e-4)
+        assert (recipe.size, recipe.batch, recipe.epochs, recipe.lr) == (512, 16, 6, 0.1)
         assert (recipe.consistency_weight, recipe.long_side, recipe.adaptive) == (10, None, False)
     assert [(r.class_weight, r.consistency, r.absent, r.mirror) for r in (paper, released)] == [
         (1.0, "classifier", False, 0.5),
@@ -539,7 +538,7 @@ def items_of(data, earlier):
 
 def ready(weights, earlier, **options):
     method = method_of(weights, **options)
-    method.maps, method.ready = method.maps_of(earlier), True
+    method.maps, method.ready = maps_of(earlier), True
     return method
 
 

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +52,9 @@ from torch import Tensor
 from tag2mask.methods.cam_reader import CAMOptions
 from tag2mask.methods.classifier_cam import SCENES
 from tag2mask.methods.fitting.affinity import PriorMaps
+from tag2mask.methods.fitting.pot_recipe import POTRecipe, maps_of
+from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
+from tag2mask.methods.fitting.weights import keep_weights
 from tag2mask.methods.protocol import EarlierRun, Trainable
 from tag2mask.models.classifier import MEAN, STD, warn_of_weights
 from tag2mask.models.find_classifier import STORYBOOK_RESNET, weights_sha256
@@ -74,7 +77,7 @@ GROUND = 0.4
 """What the released code adds to the background of its summed maps, whose classes it doubles."""
 
 
-class POTOptions(CAMOptions):
+class POTOptions(CAMOptions, FitOptions):
     """What is learned from, how long, and how maps come about. What is None follows the variant and the weights."""
 
     variant: Literal["paper", "released"] = Field(
@@ -159,14 +162,12 @@ class POTOptions(CAMOptions):
         "CLIP's maps as seeds. Released true, where there is an earlier run",
     )
     epochs: float | None = Field(
-        None, gt=0, description="of the training; default 6, the released code's, open in the paper"
+        None, gt=0, description="of the training, where steps do not say it; default 6, the released code's"
     )
-    steps: int | None = Field(None, ge=1, description="of the training, instead of epochs")
     batch: int | None = Field(None, ge=1, description="images a step; default 16 (storybook-resnet: 8)")
     lr: float | None = Field(
         None, gt=0, description="learning rate of the backbone; what is new has 10 times that; default 0.1"
     )
-    weight_decay: float = Field(1e-4, ge=0, description="of all that learns")
     decay_as_momentum: bool | None = Field(
         None, description="the weight decay lands in the place of the momentum; default false, released true"
     )
@@ -181,8 +182,7 @@ class POTOptions(CAMOptions):
     mirror: float | None = Field(
         None, ge=0, le=1, description="share of images that are mirrored; default 0.5, released 0"
     )
-    seed: int = Field(0, ge=0, description="of all that is random, the starts of the k-means too")
-    workers: int = Field(0, ge=0, description="processes that prepare images to learn from")
+    seed: int = Field(0, ge=0, description="of all that is random, the starts of the k-means while labelling too")
 
     @model_validator(mode="after")
     def _fits(self) -> POTOptions:
@@ -212,32 +212,8 @@ class POTOptions(CAMOptions):
 _PAPER_ONLY = tuple(field.name for field in fields(Prototypes) if field.name != "clusters")
 
 
-@dataclass(frozen=True)
-class POTRecipe:
-    """Everything that decides a fit, nothing left open; see ``POTOptions``."""
-
-    released: bool
-    earlier: bool
-    prototypes: Prototypes
-    consistency: Literal["classifier", "fused"]
-    consistency_weight: float
-    adaptive: bool
-    absent: bool
-    class_weight: float
-    epochs: float
-    batch: int
-    lr: float
-    weight_decay: float
-    decay_as_momentum: bool
-    size: int
-    long_side: tuple[int, int] | None
-    mirror: float
-    seed: int
-
-
 STORYBOOK: dict[str, Any] = {"batch": SCENES["batch"], "size": SCENES["crop"]}
-"""For storybook-resnet, whose scenes are small. At a tenth of the published rate, 20 steps left maps that were far too
-large under their own background (100 scenes of ``val``); at the published one they were not."""
+"""For storybook-resnet, whose scenes are small; the rates are the published ones."""
 
 
 def make_recipe(options: POTOptions) -> POTRecipe:
@@ -267,12 +243,10 @@ def make_recipe(options: POTOptions) -> POTRecipe:
         epochs=chosen("epochs", 6),
         batch=chosen("batch", 16),
         lr=chosen("lr", 0.1),
-        weight_decay=options.weight_decay,
         decay_as_momentum=chosen("decay_as_momentum", released),
         size=chosen("size", 512),
         long_side=options.long_side,
         mirror=chosen("mirror", 0.0 if released else 0.5),
-        seed=options.seed,
     )
 
 
@@ -282,7 +256,8 @@ class POT(Trainable):
     Options = POTOptions
     options: POTOptions
     mask_rule = MaskRule(background=Own())
-    label_options = (*CAMOptions.model_fields, "fuse", "workers")
+    label_options = (*CAMOptions.model_fields, "fuse")
+    fit_heeds = ALL
 
     def __init__(self, classes: ClassSet, options: POTOptions | None = None) -> None:
         super().__init__(classes, options)
@@ -335,10 +310,24 @@ class POT(Trainable):
         Raises:
             UserError: no earlier run where one is needed, one that is unfinished or without maps, no image to learn
                 from, or a training that came to nothing.
+            Stopped: Ctrl-C, or the minutes are over; the state is saved.
         """
         from tag2mask.methods.fitting.pot import train
 
-        train(self, data, folder, earlier)
+        if self.recipe.earlier and earlier is None:
+            raise UserError(
+                "pot learns from an earlier run's maps; give its folder as the prior, or seeds=classifier"
+            )
+        recipe = self.recipe
+        settings = FitSettings.of(
+            self,
+            batch=recipe.batch,
+            lr=recipe.lr,
+            decay_as_momentum=recipe.decay_as_momentum,
+            clip_norm=1.0,  # of the whole gradient, as in the released code
+        )
+        network = train(self.start(), recipe, settings, data, folder, earlier)
+        keep_weights(folder / WEIGHTS, network.state_dict())
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Take up the network that ``fit`` left, and read the earlier run's maps as that run makes masks of them."""
@@ -347,12 +336,8 @@ class POT(Trainable):
             network = self.start()
             fit_state(network, read_state(path), path)
             self.net = network.requires_grad_(False).to(self.device)
-        self.maps = self.maps_of(earlier)
+        self.maps = None if earlier is None else maps_of(earlier)
         self.ready = True
-
-    def maps_of(self, earlier: Run | None) -> PriorMaps | None:
-        """How the earlier run's maps are read: as they are."""
-        return None if earlier is None else PriorMaps.of(earlier, threshold=None)
 
     # --- labelling ---------------------------------------------------------------------------------------------
 

@@ -11,27 +11,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as lightning
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.methods.fitting.affinity import PriorMaps, check_finished
-from tag2mask.methods.fitting.classifier import SAVE_STEPS, part, steps_of
-from tag2mask.methods.pot import POT, WEIGHTS, POTRecipe
+from tag2mask.methods.fitting.pot_recipe import POTRecipe, maps_of
+from tag2mask.methods.fitting.settings import FitSettings
+from tag2mask.methods.fitting.training import train_to_end
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.pot import POTNetwork
 from tag2mask.ops.image import resize_bicubic, standardise
 from tag2mask.ops.pot import Activation, consistency_loss, fuse_in_training, max_scaled
 from tag2mask.ops.pot_batch import Groups, classifier_maps, mean_prototype_maps, transported_maps, with_rest
 from tag2mask.run.current import STALE, Current
-from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
-from tag2mask.run.sampling import Draw, Training, sample_dice
+from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Example, LongSide, augment
-from tag2mask.segment.schedule import poly, sgd
 from tag2mask.types import Dataset, Sample, UserError
 
 CELL = 16
@@ -53,35 +51,21 @@ class Batch(NamedTuple):
     dice: Tensor
 
 
-def train(method: POT, data: Dataset, folder: Path, earlier: Run | None) -> None:
-    """A whole fit, from wherever an earlier call was stopped; leaves ``WEIGHTS`` in the run's checkpoints.
+def train(
+    network: POTNetwork, recipe: POTRecipe, settings: FitSettings, data: Dataset, folder: Path, earlier: Run | None
+) -> POTNetwork:
+    """A whole fit, from wherever an earlier call was stopped; gives the network back as it ended.
 
     Raises:
         UserError: see ``POT.fit``.
+        Stopped: Ctrl-C, or the minutes are over; the state is saved.
     """
-    recipe, options = method.recipe, method.options
-    if recipe.earlier:
-        if earlier is None:
-            raise UserError(
-                "pot learns from an earlier run's maps; give its folder as the prior, or seeds=classifier"
-            )
+    if earlier is not None:
         check_finished(earlier)
-    examples = POTExamples.of(data, earlier, method.maps_of(earlier), recipe)
-    steps = options.steps or steps_of(recipe.epochs, len(examples), recipe.batch)
-    module = POTTraining(method.start(), recipe, steps)
-    training = Training(
-        steps,
-        recipe.batch,
-        seed=options.seed,
-        device=str(method.device),
-        clip_norm=1.0,  # of the whole gradient, as in the released code
-        save_steps=SAVE_STEPS,
-        log_steps=10,
-        workers=options.workers,
-    )
-    part(module, examples, training, folder, "fit pot")
-    state = {name: value.detach().cpu().contiguous() for name, value in module.network.state_dict().items()}
-    write_atomic(folder / WEIGHTS, safetensors.torch.save(state), sync=True)
+    examples = POTExamples.of(data, earlier, recipe, settings.seed)
+    module = POTTraining(network, recipe, settings.lasting(recipe.epochs, len(examples)))
+    train_to_end(module, examples, module.settings, folder, "fit pot")
+    return module.network
 
 
 # --- what is learned from ------------------------------------------------------------------------------------
@@ -99,10 +83,11 @@ class POTExamples:
     earlier: Run | None
     maps: PriorMaps | None
     recipe: POTRecipe
+    seed: int
     warned: set[int]
 
     @classmethod
-    def of(cls, data: Dataset, earlier: Run | None, maps: PriorMaps | None, recipe: POTRecipe) -> POTExamples:
+    def of(cls, data: Dataset, earlier: Run | None, recipe: POTRecipe, seed: int) -> POTExamples:
         """Those of ``data``.
 
         Raises:
@@ -127,7 +112,8 @@ class POTExamples:
         if left_out:
             more = f" (and {len(left_out) - 3} more)" if len(left_out) > 3 else ""
             warn(f"{len(left_out)} images are not learned from{where}: {'; '.join(left_out[:3])}{more}")
-        return cls(data, indices, earlier, maps, recipe, set())
+        maps = None if earlier is None else maps_of(earlier)
+        return cls(data, indices, earlier, maps, recipe, seed, set())
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -137,7 +123,7 @@ class POTExamples:
         index = self.indices[draw.sample]
         sample, side, classes = self.data[index], self.recipe.size, len(self.data.classes) - 1
         cells = -(-side // CELL)
-        dice = sample_dice(self.recipe.seed, draw)
+        dice = sample_dice(self.seed, draw)
         start = int(torch.randint(2**62, (), generator=dice))
         labels = torch.zeros(classes, dtype=torch.bool)
         maps = torch.zeros(classes, cells, cells)
@@ -218,13 +204,18 @@ class POTLosses(NamedTuple):
 
 
 def pot_losses(network: POTNetwork, batch: Batch, recipe: POTRecipe) -> POTLosses:
-    """The losses of a batch.
+    """The losses of a batch. What comes after the network is in float32, whatever the network is in.
 
     Raises:
         ValueError: the network gives features that are not finite.
     """
-    labels, known = batch.labels, batch.labels.any(1)  # (B, C), (B,)
     logits, features = network(standardise(batch.pictures, MEAN, STD))
+    with torch.autocast(logits.device.type, enabled=False):
+        return _losses(logits.float(), features.float(), batch, recipe)
+
+
+def _losses(logits: Tensor, features: Tensor, batch: Batch, recipe: POTRecipe) -> POTLosses:
+    labels, known = batch.labels, batch.labels.any(1)  # (B, C), (B,)
     losses = F.multilabel_soft_margin_loss(logits.mean((2, 3)), labels.float(), reduction="none")  # (B,)
     classes = losses[known].sum() / known.sum().clamp_min(1)
     generators = [torch.Generator().manual_seed(seed) for seed in batch.dice.tolist()]
@@ -258,23 +249,17 @@ def certainty(how: Activation, groups: Groups, maps: Tensor) -> Tensor:
 class POTTraining(lightning.LightningModule):
     """Lightning's side of it: SGD under polynomial decay by the step, what is new at 10 times the rate."""
 
-    def __init__(self, network: POTNetwork, recipe: POTRecipe, steps: int) -> None:
+    def __init__(self, network: POTNetwork, recipe: POTRecipe, settings: FitSettings) -> None:
         super().__init__()
-        self.network, self.recipe, self.steps = network.train(), recipe, steps
+        self.network, self.recipe, self.settings = network.train(), recipe, settings
 
     def configure_optimizers(self) -> Any:
         """All that learns decays, norms too, as in the released code."""
-        recipe, new = self.recipe, self.network.new_parameters()
+        new = self.network.new_parameters()
         old = [value for value in self.network.backbone.parameters() if value.requires_grad]
-        groups = [
-            {"params": part, "lr": rate * recipe.lr, "weight_decay": recipe.weight_decay}
-            for part, rate in ((old, 1), (new, 10))
-        ]
-        optimizer = sgd(
-            groups, recipe.lr, recipe.weight_decay, momentum=0.0, decay_as_momentum=recipe.decay_as_momentum
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: poly(step, self.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        lr, decay = self.settings.lr, self.settings.weight_decay
+        groups = [{"params": part, "lr": rate * lr, "weight_decay": decay} for part, rate in ((old, 1), (new, 10))]
+        return self.settings.optimizer(groups)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of both losses."""
@@ -283,7 +268,7 @@ class POTTraining(lightning.LightningModule):
         except ValueError as error:
             raise UserError(
                 f"at step {self.global_step} of pot's fit: {error}; fit anew, into another folder, with a lower lr "
-                f"than {self.recipe.lr:g}"
+                f"than {self.settings.lr:g}"
             ) from error
         self.log_dict({"loss": found.total, "classes": found.classes, "consistency": found.consistency})
         return found.total
