@@ -72,8 +72,8 @@ def _oracle(bench: Bench) -> str:
     found: dict[str, Any] | None = bench.find("oracle")
     note = (
         "Exact masks are used here for looking only, at scale 1. Purity: the share of pixels (cells of 16 pixels) "
-        "that are of the class. The maps of the last rows are made of what the row says, by the network before and after "
-        "the fit; mIoU at the best background."
+        "that are of the class. The maps of the last rows are made of what the row says, by the network before and "
+        "after the fit; mIoU at the best background."
     )
     if found is None:
         return section("Where it is lost", ["", "before the fit", "after it"], [[NOT_RUN, "", ""]], note)
