@@ -29,7 +29,7 @@ from torch import Tensor
 from tag2mask import __version__
 from tag2mask.data import read_voc
 from tag2mask.data.columns import Columns
-from tag2mask.data.image import read_image
+from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.clip_es import ClipES
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.metrics import confusion_matrix, metrics
@@ -82,7 +82,7 @@ def on_scenes(data: Columns, predict: object, what: str) -> float:
     total = torch.zeros(len(data.classes), len(data.classes) + 1, dtype=torch.int64)
     with progress(len(data), what, unit="scenes") as bar:
         for sample in data:
-            picture = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W)
+            picture = read_pixels(sample.image)  # (3, H, W)
             truth = torch.from_numpy(sample.truth())
             total += confusion_matrix(truth, predict(picture, sample.tags), len(data.classes))
             bar.advance()

@@ -27,7 +27,7 @@ from page import section, write_page
 
 from tag2mask import __version__
 from tag2mask.data import read_voc
-from tag2mask.data.image import read_image
+from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.clims import CLIMS, STORYBOOK_LOSS, CLIMSOptions
 from tag2mask.models.classifier import STORYBOOK_RESNET, Classifier, load_classifier, save_classifier
 from tag2mask.models.untrained import untrained
@@ -76,7 +76,7 @@ class Scenes:
         self.items, self.truths = [], []
         for sample in data:
             if sample.tags and sample.truth:
-                image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1).contiguous()  # (3, H, W)
+                image = read_pixels(sample.image).contiguous()  # (3, H, W)
                 self.items.append(Item(sample.id, image, torch.tensor(sample.tags)))
                 self.truths.append(torch.from_numpy(sample.truth()))
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from tag2mask import __version__
 from tag2mask.data import read_voc
-from tag2mask.data.image import read_image
+from tag2mask.data.pixels import read_pixels
 from tag2mask.lab.bench import RULES
 from tag2mask.methods import make_method
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
@@ -101,7 +101,7 @@ class Table:
             if not sample.tags or sample.truth is None:
                 continue
             truth, scores = torch.from_numpy(sample.truth()), run.scores(sample.id)
-            image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W)
+            image = read_pixels(sample.image)  # (3, H, W)
             mask, _ = pseudo_mask(scores, image, rule)
             total += confusion_matrix(truth, mask, count)
             if best:

@@ -30,7 +30,8 @@ from tag2mask.segment.architectures import ARCHITECTURES
 from tag2mask.segment.network import find_network, load_network, read_saved
 from tag2mask.stages.export_network import export_network
 from tag2mask.stages.label import label
-from tag2mask.stages.machinery.fit import FIT_DATA, FITTED, fitted_digest
+from tag2mask.stages.machinery.fit import FITTED, fitted_digest
+from tag2mask.stages.machinery.fit_data import FIT_DATA
 from tag2mask.stages.predict import predict
 from tag2mask.types import IGNORE, ClassSet, Item, Prior, TextSet, UserError
 from tiny_clips import oracle, write_tokenizer
@@ -174,6 +175,10 @@ def test_shapes_and_values(case):
             assert tuple(scores.background.shape) == grid
         if scores.initial is not None:
             assert scores.initial.shape == scores.maps.shape
+        assert (scores.others is not None) == case.method.scores_others
+        if scores.others is not None:
+            assert scores.others.score.shape == scores.others.values.shape == grid
+            assert not torch.isin(scores.others.values, item.tags).any()
         if scores.frame is not None:
             assert scores.frame[0] >= size[0]
             assert scores.frame[1] >= size[1]

@@ -382,6 +382,26 @@ def test_a_fit_stays_as_it_is_and_says_so_until_it_is_made_anew(data, tmp_path, 
     ).read_text()
 
 
+def test_the_word_on_an_old_fit_names_what_changed(data, tmp_path):
+    quiet(data, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+    repaint(data[1].image, seed=40)
+    other = retag(data, 0, (1, 2, 3))
+    gone = replace(other, samples=[*other.samples[:4], replace(other.samples[5], id="toy/new")])
+    first, second = "1 image whose tags changed (part0/img.000)", "picture or earlier maps changed (part1/img.001)"
+    for now, said in (
+        (other, f"{first}; 1 image whose {second})"),
+        (gone, f"{second}; 1 image not there before (toy/new); 2 images no longer there)"),
+        (replace(other, samples=other.samples[::-1]), first),
+    ):
+        with pytest.warns(UserWarning, match=re.escape(said)):
+            quiet(now, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+    stored = json.loads((tmp_path / "run/checkpoints/fit_data.json").read_text())
+    del stored["rows"]  # as an earlier version wrote it
+    (tmp_path / "run/checkpoints/fit_data.json").write_text(json.dumps(stored))
+    with pytest.warns(UserWarning, match=r"as it was \(6 images then, 5 now\)"):
+        quiet(gone, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+
+
 def test_classes_that_a_fit_does_not_know_need_another_one(data, tmp_path):
     some = replace(data, classes=classes("red", "green", "blue"))
     quiet(some, tmp_path / "run", toy(FittedOnTags, some.classes))

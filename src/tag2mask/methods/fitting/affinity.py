@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tag2mask.data.image import BadImage, read_image
+from tag2mask.data.image import BadImage
+from tag2mask.data.pixels import read_pixels
 from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.ops.masks import background_score, full_maps, upsample
@@ -130,7 +131,7 @@ def decision(background: Background) -> float:
 
 def open_image(sample: Sample, max_pixels: int) -> tuple[Tensor, tuple[int, int]]:
     """The image at its working size, (3, H, W) uint8, and its own size."""
-    image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H', W')
+    image = read_pixels(sample.image)  # (3, H', W')
     size = (image.shape[1], image.shape[2])
     return resize_bicubic(image, working_size(size, max_pixels)).contiguous(), size
 

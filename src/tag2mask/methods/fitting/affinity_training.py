@@ -104,7 +104,8 @@ class PSATraining(_Training):
         images, labels = batch
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # dropout, the same whenever this step is taken
-            torch.manual_seed(step_generator(self.settings.seed, self.global_step).initial_seed())
+            seed = step_generator(self.settings.seed, self.global_step).initial_seed()
+            torch.manual_seed(seed + self.global_rank)
             features = self.network(standardise(images, MEAN, STD))
         loss = psa_loss(features, labels, radius=self.radius)
         self.log_dict(

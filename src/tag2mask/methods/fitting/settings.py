@@ -15,11 +15,12 @@ from tag2mask.run.processes import cores
 from tag2mask.run.progress import minutes_left
 from tag2mask.run.sampling import Training
 from tag2mask.segment.schedule import poly, sgd
+from tag2mask.types import UserError
 
 SAVE_STEPS = 200
 """Steps between two checkpoints."""
 
-ALL = ("workers", "minutes", "precision")
+ALL = ("devices", "workers", "minutes", "precision")
 """What a fit that runs by ``FitSettings`` goes by: everything (``Trainable.fit_heeds``)."""
 
 _MOST_WORKERS = 8
@@ -64,6 +65,9 @@ class FitSettings:
         """As the options of a method say, and where and how it computes.
 
         chosen: settings that go before the options, which may leave some open.
+
+        Raises:
+            UserError: devices that cannot share a batch evenly.
         """
         options = method.options
         settings = {
@@ -73,7 +77,13 @@ class FitSettings:
             "device": str(method.device),
             "machine": method.machine,
         }
-        return cls(**{**settings, **chosen})
+        found = cls(**{**settings, **chosen})
+        if found.machine.devices < 1 or found.batch % found.machine.devices:
+            raise UserError(
+                f"--devices {found.machine.devices} for batches of {found.batch}: expected a number that divides the "
+                "batch"
+            )
+        return found
 
     def lasting(self, epochs: float, images: int) -> FitSettings:
         """The same with the steps of so many epochs, at least one, where they are not known yet."""
