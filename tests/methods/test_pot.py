@@ -710,6 +710,9 @@ def test_labelling_before_a_fit(weights):
     [
         ({"variant": "released", "marginal": "uniform"}, "marginal: of the transport, which variant released"),
         ({"variant": "released", "threshold": 0.6}, "threshold: of the transport"),
+        ({"variant": "released", "adaptive": True}, "adaptive: of the transport"),
+        ({"temperature": 0.5}, "temperature is of marginal=softmax"),
+        ({"checkpoint": "final.pth", "steps": 3, "size": 64}, "size, steps: for learning alone"),
         ({"seeds": "classifier", "fuse": True}, "fuse takes an earlier run's maps"),
         ({"seeds": "classifier", "consistency": "fused"}, "consistency takes an earlier run's maps"),
         ({"steps": 3, "epochs": 2}, "both say how long"),

@@ -186,9 +186,14 @@ class POTOptions(CAMOptions, FitOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> POTOptions:
-        idle = [name for name in _PAPER_ONLY if getattr(self, name) is not None]
+        idle = [name for name in (*_PAPER_ONLY, "adaptive") if getattr(self, name) not in (None, False)]
         if self.variant == "released" and idle:
             raise ValueError(f"{', '.join(idle)}: of the transport, which variant released does not use; leave out")
+        if self.temperature is not None and self.marginal != "softmax":
+            raise ValueError("temperature is of marginal=softmax; give that, too, or leave it out")
+        learning = sorted(name for name in self.model_fields_set & _LEARNING if getattr(self, name) is not None)
+        if self.checkpoint is not None and learning:
+            raise ValueError(f"{', '.join(learning)}: for learning alone, and checkpoint learns nothing; leave out")
         needing = [
             name for name, found in (("fuse", self.fuse), ("consistency", self.consistency == "fused")) if found
         ]
@@ -209,6 +214,11 @@ class POTOptions(CAMOptions, FitOptions):
         return released if self.fuse is None else self.fuse
 
 
+_LEARNING = {
+    *(set(FitOptions.model_fields) - {"seed"}),
+    *("weights", "consistency", "consistency_weight", "adaptive", "class_weight"),
+    *("epochs", "decay_as_momentum", "size", "long_side", "mirror"),
+}
 _PAPER_ONLY = tuple(field.name for field in fields(Prototypes) if field.name != "clusters")
 
 

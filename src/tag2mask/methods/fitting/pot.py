@@ -270,5 +270,6 @@ class POTTraining(lightning.LightningModule):
                 f"at step {self.global_step} of pot's fit: {error}; fit anew, into another folder, with a lower lr "
                 f"than {self.settings.lr:g}"
             ) from error
-        self.log_dict({"loss": found.total, "classes": found.classes, "consistency": found.consistency})
+        names = ("loss", "classes", "consistency")
+        self.log_dict({name: value.detach() for name, value in zip(names, found, strict=True)})
         return found.total
