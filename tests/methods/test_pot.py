@@ -21,7 +21,8 @@ from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.pot import Batch, POTExamples, POTTraining, certainty, pot_losses
 from tag2mask.methods.fitting.pot_recipe import maps_of
 from tag2mask.methods.fitting.settings import FitSettings
-from tag2mask.methods.pot import WEIGHTS, POTOptions, make_recipe
+from tag2mask.methods.pot import WEIGHTS
+from tag2mask.methods.pot_options import POTOptions, make_recipe
 from tag2mask.methods.protocol import EarlierRun
 from tag2mask.models.backbone import Layout, ResNet
 from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier, save_classifier

@@ -12,7 +12,7 @@ from tag2mask.run.folder import Run
 
 @dataclass(frozen=True)
 class POTRecipe:
-    """The options of POT as they took effect; see ``methods.pot.POTOptions``.
+    """The options of POT as they took effect; see ``methods.pot_options.POTOptions``.
 
     released: the variant. earlier: whether an earlier run's maps are at hand.
     """
