@@ -60,6 +60,7 @@ FITS = {
     "irn": {"steps": 2, "batch": 2, "crop": 36, "radius": 5, "displacement_width": 32, "walk_steps": 8},
     "mctformer": {"steps": 2, "batch": 2, "crop": 24, "drop_path": 0.3},
     "psa": {"steps": 2, "batch": 2, "crop": 72, "walk_steps": 8},
+    "pot": {"steps": 2, "batch": 2, "size": 48},
 }
 """Options that make a real method's fit a matter of a second."""
 
