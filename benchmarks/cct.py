@@ -168,7 +168,7 @@ def main() -> None:
 Made by `python benchmarks/cct.py {given} --height {args.height} --seed {args.seed}` on
 {date.today()}: {args.n} scenes of Storybook's `train` split, {args.test} of `val`, {args.width}x{args.height} pixels;
 network cct-small from storybook-resnet, {args.steps} steps of 8 images (CCT: 8 labelled and 8 unlabelled), crops of
-{args.crop} pixels; pseudo masks of CLIP-ES with storybook-clip; 
+{args.crop} pixels; pseudo masks of CLIP-ES with storybook-clip;
 {measured_with()}. mIoU over all classes and background;
 the last weights, one scale.
 """

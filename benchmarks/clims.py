@@ -232,7 +232,7 @@ def main() -> None:
 Made by `{command} --variant {args.variant} --seed {args.seed}` on {date.today()}: {args.n} scenes
 of Storybook's val split, 256x192; weights {STORYBOOK_RESNET}
 (sha256 {before.resolved["weights_sha256"][:16]}) and
-storybook-clip (sha256 {clip.sha256[:16]}); 
+storybook-clip (sha256 {clip.sha256[:16]});
 {measured_with()}. All figures in %.
 """
     write_page(args.out, "\n".join([head, *parts]))

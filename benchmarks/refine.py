@@ -170,7 +170,7 @@ def main() -> None:
 
 Made by `python benchmarks/refine.py -n {args.n} --steps {args.steps}` on {date.today()}: {args.n} scenes of
 Storybook's `val` split at 256x192; weights storybook-clip (CLIP-ES) and storybook-resnet (classifier CAM,
-and the backbone of IRN and PSA); 
+and the backbone of IRN and PSA);
 {measured_with()} in all. mIoU in %, over all classes and background. "fixed": with each
 method's own background rule (classifier CAM: {CAM_BACKGROUND.value}, chosen with ground truth on 100 scenes of the
 test split); "best": with the best of {len(RULES)} rules, chosen with ground truth. "fit" is the
