@@ -56,7 +56,7 @@ def fit(name, world, out, machine=Machine(), **how):  # noqa: B008  # frozen
         weights=random_classifier().name,
         **{**FITS[name], **how},
     )
-    given = prior if name in ("irn", "psa") else None
+    given = prior if method.earlier_run(method.options).needed else None
     label(data, method, out, prior=given, fit_only=True, machine=machine, progress=False)
     return Run.open(out)
 
