@@ -128,14 +128,15 @@ def random_weights(kind: str) -> str:
     return f"{random_transformer().name}/deit.pth" if kind == "mctformer" else random_classifier().name
 
 
-def build(name: str, classes: ClassSet) -> Method:
+def build(name: str, classes: ClassSet, **how) -> Method:
+    """A method with little to do, ``how`` it is asked for."""
     if name in TOYS:
         return TOYS[name](classes, TOYS[name].Options())
     kind = name.removesuffix(" given")
     made = method_class(kind)
     options = {"weights": random_weights(kind)} if "weights" in made.Options.model_fields else {}
-    options |= FITS.get(name, {})
-    return make_method(kind, classes, clip=random_clip() if "clip" in made.needs else None, **options)
+    options |= {**FITS.get(name, {}), **how}
+    return make_method(kind, classes, clip=random_clip() if "clip" in made.needs else None, device="cpu", **options)
 
 
 @pytest.fixture(scope="module", params=[*METHODS, GIVEN, *TOYS])
