@@ -217,6 +217,28 @@ def test_weights_that_do_not_fit(trained, deit, tmp_path):
             make(trained).scores([item(picture(24, 24), *tags)])
 
 
+def test_one_fit_serves_every_reading_of_its_maps(deit, tmp_path):
+    data, steps = make_data(tmp_path / "images", 3), {"steps": 1, "batch": 2, "crop": 16}
+    label(data, make(deit, **steps), tmp_path / "fit", fit_only=True, progress=False)
+    masks = []
+    for i, reading in enumerate(
+        ({}, {"maps": "patchcam", "affinity": False}, {"layers": 1, "scales": (1.0, 0.5), "edges": "cut"})
+    ):
+        method = make(deit, **steps, **reading)
+        label(data, method, tmp_path / f"run{i}", fitted=tmp_path / "fit", progress=False)
+        masks.append(Run.open(tmp_path / f"run{i}").scores(data[0].id).maps)
+    assert not torch.equal(masks[0], masks[1])
+    assert masks[2].shape != masks[0].shape or not torch.equal(masks[0], masks[2])
+    with pytest.raises(UserError, match="fitted with other settings"):
+        label(data, make(deit, **steps, drop_path=0.3), tmp_path / "other", fitted=tmp_path / "fit", progress=False)
+
+
+def test_options_of_learning_where_nothing_is_learned(trained):
+    with pytest.raises(UserError, match=r"batch, lr: for learning alone, and .* labels as it is; give epochs or"):
+        make(trained, batch=3, lr=0.1)
+    assert make(trained, batch=3, lr=0.1, steps=1).learns
+
+
 def test_a_checkpoint_labels_as_it_is_or_learns_on(trained, tmp_path):
     data = make_data(tmp_path / "images", 4)
     method = make(trained)
