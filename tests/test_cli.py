@@ -114,7 +114,7 @@ def test_config_with_flags_on_top(scenes, tmp_path):
     settings = Run.open(tmp_path / "run").settings
     assert settings["options"]["layers"] == 2
     assert settings["options"]["affinity"] == "mhsa"
-    assert settings["mask_rule"]["crf"] is None
+    assert settings["mask_rule"]["refiner"] is None
     assert settings["mask_rule"]["mu"] == 0.5
 
 
@@ -353,6 +353,8 @@ def test_every_command_of_the_readme_runs(scenes, tmp_path, monkeypatch):
             words += ["--set", "steps=2", "--set", "batch=2"]
         if "--refine" in words:
             words += ["--refine-set", "steps=2", "--refine-set", "batch=2"]
+        if "pot" in words:
+            words += ["--refine-set", "scales=[1]"]
         if words[:2] == ["storybook", "render"]:
             words += ["--width", "128", "--height", "96"]
         if words[0] == "storybook" and "-n" in words:

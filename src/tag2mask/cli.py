@@ -17,6 +17,7 @@ from tag2mask.cli_options import (
     ActivationOption,
     ClipOption,
     DeviceOption,
+    OthersOption,
     RemovedOption,
     RunFolder,
     SetOption,
@@ -95,12 +96,22 @@ def label(
     clip: ClipOption = None,
     tokenizer: TokenizerOption = None,
     activation: ActivationOption = None,
-    crf: Annotated[str | None, typer.Option(help="Dense CRF preset (clip-es, irn, psa, ...), or none.")] = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option("--mask-refiner", "--crf", help="Dense CRF preset (clip-es, irn, psa, ...), or none."),
+    ] = None,
+    refiner_on: Annotated[
+        str | None,
+        typer.Option("--mask-refiner-on", help="It starts from the scores, or from the labels that win."),
+    ] = None,
+    others: OthersOption = None,
     background: Annotated[
         str | None, typer.Option(help='"power:A" is (1-max)^A, "constant:T" is T, or "own".')
     ] = None,
     mu: Annotated[float | None, typer.Option(help="Pixels less confident become 255; 0 keeps every pixel.")] = None,
-    confidence: Annotated[str | None, typer.Option(help="posterior (of the CRF) or cam (Eq. 8 on the maps).")] = None,
+    confidence: Annotated[
+        str | None, typer.Option(help="posterior (the refiner's) or cam (Eq. 8 on the maps).")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16: of a fit, and of CLIP before its last block.")
     ] = None,
@@ -114,6 +125,7 @@ def label(
         Path | None, typer.Option(help="Another run whose learned weights are taken, for methods that learn.")
     ] = None,
     fit_only: Annotated[bool, typer.Option("--fit-only", help="Stop when the method has learned.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs that share every batch of a fit (DDP).")] = 1,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -126,11 +138,11 @@ def label(
         typer.Option(min=0, help="Processes that prepare images for a fit; default: up to 8 on a GPU, else none."),
     ] = None,
     refine: Annotated[
-        str | None, typer.Option(help="Refine the maps: irn or psa. The unrefined run is in OUT/seeds.")
+        str | None, typer.Option(help="Refine the maps: irn, psa or pot. The unrefined run is in OUT/seeds.")
     ] = None,
     refine_set: Annotated[
         list[str] | None,
-        typer.Option(help="An option of the refiner, NAME=VALUE; masks.crf, masks.background and masks.mu too."),
+        typer.Option(help="An option of --refine's method, NAME=VALUE; masks.refiner, masks.mu and so on too."),
     ] = None,
     masks_of: Annotated[
         str, typer.Option(help="maps; or network, for methods that train one: masks by it, of the tagged classes.")
@@ -146,14 +158,16 @@ def label(
 
     Stop it whenever you like: the same command goes on, and the folder ends up the same. One bad image never stops
     it. Many processes share one folder with `--shard 0/4` ... `--shard 3/4`, or under torchrun or a SLURM array.
-    A method that learns (clims, mctformer, irn, psa; classifier-cam with `--set epochs=5`) does so first, from the
-    tags; before shards, give the command once with `--fit-only`.
+    A method that learns (clims, mctformer, pot, irn, psa; classifier-cam with `--set epochs=5`) does so first, from
+    the tags; before shards, give the command once with `--fit-only`.
 
     Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
-    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa` · `tag2mask label photos
-    --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
+    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --mask-refiner none -o runs/mhsa` ·
+    `tag2mask label photos --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos
+    -o runs/irn`
     """
     from tag2mask.methods.protocol import Machine
+    from tag2mask.run.processes import helping
     from tag2mask.run.shard import WHOLE, find_shard
     from tag2mask.stages.label import LabelSettings
     from tag2mask.stages.label import label as run_label
@@ -169,7 +183,9 @@ def label(
             "clip": clip,
             "tokenizer": tokenizer,
             "activation": activation,
-            "masks.crf": crf,
+            "masks.refiner": refiner,
+            "masks.refiner_on": refiner_on,
+            "masks.others": others,
             "masks.background": background,
             "masks.mu": mu,
             "masks.confidence": confidence,
@@ -182,7 +198,7 @@ def label(
     shard_ = find_shard(shard)
     afresh = refit or (overwrite and shard_ == WHOLE)
     recipe = prepare(given, device=device, out=None if afresh else out)
-    for note in recipe.data.notes:
+    for note in recipe.data.notes if not helping() else ():
         typer.echo(f"note: {note}", err=True)
     how = LabelSettings(
         rule=recipe.rule,
@@ -195,7 +211,7 @@ def label(
         overwrite=overwrite,
         refit=refit,
         fit_only=fit_only,
-        machine=Machine(workers=workers, minutes=minutes),
+        machine=Machine(devices, workers, minutes),
         removed=one_of("--removed", removed, "keep", "drop"),
         noted=recipe.noted,
     )

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from mctformers import save_timm, timm_state
 from methods.toys import CLASSES, ONLINE, TOYS, TrainingFree, make_data
+from run_folders import artefacts
 from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods import METHODS, make_method, method_class
@@ -32,19 +33,13 @@ from tag2mask.segment.architectures import ARCHITECTURES
 from tag2mask.segment.network import find_network, load_network, read_saved
 from tag2mask.stages.export_network import export_network
 from tag2mask.stages.label import label
-from tag2mask.stages.machinery.fit import FIT_DATA, FITTED, fitted_digest
+from tag2mask.stages.machinery.fit import FITTED, fitted_digest
+from tag2mask.stages.machinery.fit_data import FIT_DATA
 from tag2mask.stages.predict import predict
 from tag2mask.types import IGNORE, ClassSet, Item, Prior, TextSet, UserError
 from tiny_clips import oracle, write_tokenizer
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,6 +60,7 @@ FITS = {
     "irn": {"steps": 2, "batch": 2, "crop": 36, "radius": 5, "displacement_width": 32, "walk_steps": 8},
     "mctformer": {"steps": 2, "batch": 2, "crop": 24, "drop_path": 0.3},
     "psa": {"steps": 2, "batch": 2, "crop": 72, "walk_steps": 8},
+    "pot": {"steps": 2, "batch": 2, "size": 48},
 }
 """Options that make a real method's fit a matter of a second."""
 
@@ -189,6 +185,10 @@ def test_shapes_and_values(case):
             assert tuple(scores.background.shape) == grid
         if scores.initial is not None:
             assert scores.initial.shape == scores.maps.shape
+        assert (scores.others is not None) == case.method.scores_others
+        if scores.others is not None:
+            assert scores.others.score.shape == scores.others.values.shape == grid
+            assert not torch.isin(scores.others.values, item.tags).any()
         if scores.frame is not None:
             assert scores.frame[0] >= size[0]
             assert scores.frame[1] >= size[1]
@@ -356,12 +356,3 @@ def test_the_toys_are_of_the_kinds_they_say():
         "toy-training-free"
     }
     assert {name for name, method in kinds.items() if method.earlier_run(method.options).needed} == {"toy-refiner"}
-
-
-def artefacts(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for kind in ("masks", "confidence", "scores")
-        for path in sorted((folder / kind).rglob("*"))
-        if path.is_file()
-    }

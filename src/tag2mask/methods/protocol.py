@@ -88,7 +88,8 @@ class Method(ABC):
     """Turns images with tags into score maps. A training-free method is nothing more than this.
 
     Options: its options. needs: towers by name ("clip"), which its constructor takes by these names. mask_rule: how
-    its maps become masks; an instance may have its own.
+    its maps become masks; an instance may have its own. scores_others: whether its ``Scores`` say what untagged
+    classes score (``Scores.others``, see ``ops.masks.best_others``), so that a mask rule may let these win.
 
     Args:
         classes: what there is to be found.
@@ -98,6 +99,7 @@ class Method(ABC):
 
     Options: ClassVar[type[BaseModel]] = MethodOptions
     needs: ClassVar[tuple[str, ...]] = ()
+    scores_others: bool = False
     mask_rule: MaskRule
     options: Any
 

@@ -94,10 +94,13 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 @contextmanager
-def step_dice(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """A block in which torch's dice, there and on the processor, are those of a step; outside they are as before."""
+def step_dice(seed: int, step: int, device: torch.device, rank: int = 0) -> Iterator[None]:
+    """A block in which torch's dice, there and on the processor, are those of a step; outside they are as before.
+
+    rank: of several processes in one training, each throws its own.
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(step_generator(seed, step).initial_seed())
+        torch.manual_seed(step_generator(seed, step).initial_seed() + rank)
         yield
 
 

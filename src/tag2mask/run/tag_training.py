@@ -55,7 +55,11 @@ class TagTraining(lightning.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        with nullcontext() if self.seed is None else step_dice(self.seed, self.global_step, self.device):
+        with (
+            nullcontext()
+            if self.seed is None
+            else step_dice(self.seed, self.global_step, self.device, self.global_rank)
+        ):
             loss = self.loss_of(self.network, *self.look(batch))
         self.log("loss", loss.detach())
         return loss

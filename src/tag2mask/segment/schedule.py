@@ -79,28 +79,13 @@ def _sigmoid(x: float) -> float:
     return math.exp(-5 * (1 - x) ** 2)
 
 
-def _linear(x: float) -> float:
-    return x
-
-
-def _cosine(x: float) -> float:
-    return (1 - math.cos(math.pi * x)) / 2
-
-
 def _log(x: float) -> float:
     return 1 - math.exp(-5 * x)
 
 
-def _exp(x: float) -> float:
-    return math.exp(5 * (x - 1))
-
-
 RAMPS: Mapping[str, Callable[[float], float]] = {
     "sigmoid": _sigmoid,
-    "linear": _linear,
-    "cosine": _cosine,
     "log": _log,
-    "exp": _exp,
 }
 """CCT's ramps, from x = 0 to 1. "log" ends at 1 - exp(-5), not at 1."""
 

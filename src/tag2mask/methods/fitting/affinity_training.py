@@ -102,7 +102,8 @@ class PSATraining(_Training):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """PSA's loss of pictures (B, 3, H, W) and labels (B, H / 8, W / 8)."""
         images, labels = batch
-        with step_dice(self.settings.seed, self.global_step, self.device):  # of the dropout
+        # of the dropout; every process of several has its own
+        with step_dice(self.settings.seed, self.global_step, self.device, self.global_rank):
             features = self.network(standardise(images, MEAN, STD))
         loss = psa_loss(features, labels, radius=self.radius)
         self.log_dict(

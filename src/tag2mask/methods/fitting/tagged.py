@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tag2mask.data.image import BadImage, read_image
+from tag2mask.data.image import BadImage
+from tag2mask.data.pixels import read_pixels
 from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, Example, augment
@@ -56,7 +57,7 @@ class TaggedImages:
         index = self.indices[draw.sample]
         sample = self.data[index]
         try:
-            image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W) uint8
+            image = read_pixels(sample.image)  # (3, H, W) uint8
         except (BadImage, OSError) as error:
             if index not in self.warned:
                 self.warned.add(index)
