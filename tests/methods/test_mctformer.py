@@ -36,14 +36,7 @@ from tag2mask.types import ClassSet, Item, Sample, UserError
 SHAPE = Shape(width=64, layers=3, heads=1, patch=8, grid=(3, 3))
 RECIPES = Path(__file__).parents[2] / "recipes"
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
