@@ -27,7 +27,7 @@ from tag2mask.models.mctformer_files import read_start
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.cam_fusion import cell_means
 from tag2mask.ops.image import resize_bicubic, standardise
-from tag2mask.ops.masks import class_probabilities, pseudo_mask
+from tag2mask.ops.masks import class_probabilities, pseudo_mask, upsample
 from tag2mask.run.folder import Run
 from tag2mask.run.training import steps_done
 from tag2mask.stages.label import label
@@ -86,6 +86,7 @@ def test_maps_are_those_of_the_network_at_each_scale(trained, edges):
     )
     torch.testing.assert_close(class_probabilities(scores, method.mask_rule)[1:], expected, rtol=0, atol=1e-4)
     assert (scores.frame, scores.size, tuple(scores.maps.shape)) == (None, size, (2, *grid))
+    assert upsample(scores.maps, size).amax((1, 2)).tolist() == pytest.approx([1, 1], abs=1e-6)
 
 
 def test_what_is_read_follows_the_options(trained):
