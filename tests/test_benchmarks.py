@@ -79,6 +79,23 @@ def test_clims(tmp_path):
         assert f"| {row} |" in page
 
 
+def test_mctformer_keeps_its_rows_and_names_those_not_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from mctformer import FOREGROUND, Bench, page
+
+    bench, made = Bench(tmp_path, scenes=2, test=2, steps=1, psa=1), []
+    names = [name for name, _ in bench.rows()]
+    assert names[0] == FOREGROUND
+    assert len({bench.kept(name) for name in names}) == len(names) >= 10
+    for _ in range(2):
+        bench.cell(names[0], lambda: made.append(1) or [1.0, 2.0, "0.30", "", ""])
+    assert made == [1]
+    table = page(bench, "--work WORK")
+    assert f"| {FOREGROUND} | 1.0 | 2.0 | 0.30 |  |  |" in table
+    assert table.count("| not run |") == len(names) - 1
+    assert "not DeiT-S" in table
+
+
 def test_pot(tmp_path):
     """Rows that are there are not made again, and those that are not say so."""
     few = ["-n", 2, "--steps", 1, "--scales", 1, "--threads", 1, "--work", tmp_path / "work"]
