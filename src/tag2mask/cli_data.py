@@ -36,14 +36,17 @@ _OPTIONS: dict[str, Any] = {
     "truth_values": Annotated[
         str | None,
         typer.Option(
-            help="What the numbers in true masks stand for, where they are not the run's: as-is (they are, whatever "
-            "the tags say), from-0 (the first class is 0, 255 background), from-2 (it is 2, 1 background), coco-ids, "
-            "255=NAME, or a file with a line `value name` for each."
+            help="What the numbers in true masks stand for, where they are not the run's: as-is (they are the run's, "
+            "whatever the tags say), from-0 (the first class is 0, background 255), from-2 (the first class is 2, "
+            "background 1), coco-ids, 255=NAME, or a file with a line `value name` for each."
         ),
     ],
     "truth_turn": Annotated[
         str | None,
-        typer.Option(help="Photographs that EXIF turns: true masks were drawn on their stored pixels, or upright."),
+        typer.Option(
+            help="For photographs that EXIF turns: true masks were drawn on the pixels as stored (stored), or as "
+            "shown (upright)."
+        ),
     ],
     "classes": Annotated[
         str | None,
@@ -51,9 +54,11 @@ _OPTIONS: dict[str, Any] = {
             help="voc12, coco14, a YAML file of your own, or file (VOC's or COCO's own names); default: the data's."
         ),
     ],
-    "unknown": Annotated[str | None, typer.Option(help="Tags that are no class: error, or skip them.")],
+    "unknown": Annotated[
+        str | None, typer.Option(help="Tags that are not among the classes: error (stop), or skip (leave them out).")
+    ],
     "separator": Annotated[
-        str | None, typer.Option(help='What stands between labels besides ";", such as ","; none: nothing does.')
+        str | None, typer.Option(help='What else than ";" separates labels, such as ","; none: nothing else.')
     ],
     "twins": Annotated[
         str | None, typer.Option(help="Tags that look like one class (tree, trees): keep both, or merge.")
