@@ -90,6 +90,13 @@ CASES: dict[str, Part] = {
     "clip-es/text_A": without("templates", "voc_fg_two_templates"),
     "clip-es/text_B": without("templates", "voc_fg_two_templates"),
     "clip-es/tokens": only("ids_voc_fg", "ids_voc_bg", "ids_coco_fg", "ids_coco_bg", "ids_extra"),
+    "mctformer/forward_64": whole,
+    "mctformer/forward_90x117": without("patch_attention_sum"),
+    "mctformer/schedule": whole,
+    "mctformer/seed_maps_v1": whole,
+    "mctformer/seed_maps_v2": whole,
+    "mctformer/training_loss": without("grad_blocks.4.mlp.fc2.weight"),
+    "mctformer/weights": without("norm.weight", "norm.bias"),
     "pot/network_infer": coarse_pixels,
     "pot/network_train": coarse_pixels,
 }

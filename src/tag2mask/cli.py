@@ -141,7 +141,7 @@ def label(
         typer.Option(min=0, help="Processes that prepare images for a fit; default: up to 8 on a GPU, else none."),
     ] = None,
     refine: Annotated[
-        str | None, typer.Option(help="Refine the maps: irn or psa. The unrefined run is in OUT/seeds.")
+        str | None, typer.Option(help="Refine the maps: irn, psa or pot. The unrefined run is in OUT/seeds.")
     ] = None,
     refine_set: Annotated[
         list[str] | None,
@@ -165,8 +165,8 @@ def label(
 
     Stop it whenever you like: the same command resumes it, and the folder ends up the same. One bad image never stops
     it. Many processes share one folder with `--shard 0/4` ... `--shard 3/4`, or under torchrun or a SLURM array.
-    A method that learns (clims, irn, psa; classifier-cam with `--set epochs=5`) does so first, from the tags; before
-    shards, give the command once with `--fit-only`.
+    A method that learns (clims, mctformer, pot, irn, psa; classifier-cam with `--set epochs=5`) does so first, from
+    the tags; before shards, give the command once with `--fit-only`.
 
     Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
     -o runs/voc` · `tag2mask label photos --set affinity=mhsa --mask-refiner none -o runs/mhsa` ·

@@ -37,12 +37,7 @@ QUIET = Running(device="cpu", progress=False)
 ONE_STEP = dataclasses.replace(QUIET, minutes=0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def fit(name, world, out, machine=Machine(), **how):  # noqa: B008  # frozen
         weights=random_classifier().name,
         **{**FITS[name], **how},
     )
-    given = prior if name in ("irn", "psa") else None
+    given = prior if method.earlier_run(method.options).needed else None
     label(data, method, out, prior=given, fit_only=True, machine=machine, progress=False)
     return Run.open(out)
 
@@ -131,7 +131,7 @@ def test_runs_of_earlier_versions_go_on(world, tmp_path):
     before = learned(run)
     assert learned(fit("classifier-cam", world, tmp_path / "run")) == before
     method = make_method(
-        "classifier-cam", CLASSES, weights=random_classifier().name, device="cpu", **FITS[run_name()]
+        "classifier-cam", CLASSES, weights=random_classifier().name, device="cpu", **FITS["classifier-cam"]
     )
     assert label(world[0], method, tmp_path / "took", fitted=run.path, progress=False).done == 4
 
@@ -146,7 +146,7 @@ def test_devices_that_cannot_share_a_batch(world, tmp_path, monkeypatch):
 
 
 def test_two_processes_fit_together_and_one_labels(world, tmp_path):
-    """Both parts of CLIMS; each part has processes of its own, and the run is one that a single process goes on with."""
+    """Both parts of CLIMS, each with processes of its own; a single process takes the run up."""
     data, _ = world
     script = tmp_path / "two.py"
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -56,7 +56,8 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
         chosen = make_options(config.refine.method, config.refine.options)
         if not method_class(config.refine.method).earlier_run(chosen).label:
             raise UserError(
-                f"{config.refine.method} does not start from an earlier run, so it refines nothing; take irn or psa"
+                f"{config.refine.method} does not start from an earlier run, so it refines nothing; take irn, psa or "
+                "pot"
             )
     config = absolute(config)
     data = open_data(config.data)

@@ -107,6 +107,17 @@ class PriorMaps:
         return maps.clamp(0, 1).pow(self.exponent)
 
 
+def check_finished(earlier: Run) -> None:
+    """Refuse to learn from a part of a run: once a fit has learned from it, it would not learn from the rest.
+
+    Raises:
+        UserError: the run lacks images.
+    """
+    images, done = earlier.images or 0, len(earlier.records())
+    if done < images:
+        raise UserError(f"{earlier.path} is unfinished ({done} of {images} images); give its command again first")
+
+
 def decision(background: Background) -> float:
     """The value of the highest map at which it overtakes the background."""
     if not isinstance(background, Power):

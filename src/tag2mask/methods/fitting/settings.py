@@ -41,7 +41,7 @@ class FitSettings:
     """How one network is fitted, nothing left open: SGD under polynomial decay, by the step.
 
     steps: of the whole training; 0 until ``lasting`` has found them. batch: images a step. lr: of the slowest part.
-    momentum, decay_as_momentum: see ``segment.schedule.sgd``.
+    momentum, decay_as_momentum: see ``segment.schedule.sgd``. clip_norm: the greatest norm of the gradient.
     precision: the numbers of the forward pass, under autocast; weights stay float32.
     device, machine: where it runs, and what it may use; they decide nothing.
     began: when the fit was started, on the monotonic clock; the machine's minutes count from then.
@@ -54,6 +54,7 @@ class FitSettings:
     seed: int = 0
     momentum: float = 0.0
     decay_as_momentum: bool = False
+    clip_norm: float | None = None
     precision: str = "float32"
     device: str = "cpu"
     machine: Machine = field(default_factory=Machine)
@@ -99,7 +100,7 @@ class FitSettings:
             seed=self.seed,
             device=self.device,
             precision=self.precision,
-            clip_norm=None,
+            clip_norm=self.clip_norm,
             save_steps=SAVE_STEPS,
             save_minutes=2.0,
             minutes=self.minutes_left(),
