@@ -100,7 +100,7 @@ def test_what_has_no_meaning_is_refused(world, tmp_path):
     ):
         with pytest.raises(UserError, match=f"--{flag}.* fits nothing here; leave it out"):
             label(data, free, tmp_path / "x", machine=machine, progress=False)
-        with pytest.raises(UserError, match=f"--{flag}.*: the fit of .*FittedOnTags does not go by it"):
+        with pytest.raises(UserError, match=f"--{flag}.*: the fit of .*FittedOnTags does not use it"):
             label(data, toy, tmp_path / "x", machine=machine, progress=False)
     given = make_method(
         "classifier-cam", CLASSES, weights=random_classifier().name, precision="bfloat16", device="cpu"
@@ -109,7 +109,9 @@ def test_what_has_no_meaning_is_refused(world, tmp_path):
         label(data, given, tmp_path / "x", progress=False)
     assert not (tmp_path / "x").exists()
     for name in ("workers", "minutes"):
-        with pytest.raises(UserError, match=f'"{name}" is of the machine, not of the method: --{name} 3'):
+        with pytest.raises(
+            UserError, match=f'"{name}" is a setting of the machine, not of the method: give --{name} 3'
+        ):
             make_options("clims", {name: 3})
 
 

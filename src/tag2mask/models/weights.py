@@ -153,7 +153,7 @@ def load_clip(
     precision: "float32", "bfloat16" or "float16", of the vision blocks before the last.
     tokenizer: a file or folder that replaces the checkpoint's; OpenAI's .pt holds none, and takes OpenAI's merges
         where these lie beside it, or else one of openai's repositories from the Hugging Face cache.
-    activation: that the weights were trained with, for a bare state dict, which does not tell; see ``clip_files``.
+    activation: that the weights were trained with, for a bare state dict, which does not say it; see ``clip_files``.
     cache: folder for text features; None keeps them in memory alone.
 
     Raises:

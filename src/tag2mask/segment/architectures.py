@@ -228,7 +228,8 @@ def _load_public(
         if not init.startswith(WITH_HEAD):
             raise
         raise UserError(
-            f"{error} (its head must be for {classes} classes; without {WITH_HEAD!r} the head starts anew)"
+            f"{error} (its head must be for {classes} classes; without {WITH_HEAD!r} the head starts from random "
+            "weights)"
         ) from error
 
 

@@ -308,7 +308,7 @@ def read_saved(folder: Path | str) -> SavedNetwork:
         raise UserError(f"{place / WEIGHTS}: cannot be read ({error.strerror}); copy the whole folder") from error
     if sha256 not in known:
         raise UserError(
-            f"{place / WEIGHTS}: is damaged, or is not the file that {CONFIG} beside it speaks of (sha256 "
+            f"{place / WEIGHTS}: is damaged, or is not the file that {CONFIG} beside it describes (sha256 "
             f"{sha256[:12]}…, expected {next(iter(known), 'none')[:12]}…); copy the folder again, or train again"
         )
     supervision, noted = known[sha256]

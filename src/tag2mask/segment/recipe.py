@@ -19,7 +19,7 @@ from tag2mask.segment.network import find_network
 from tag2mask.types import UserError
 
 PIXEL_SETS = ("ade", "ade20k", "cityscapes", "coco", "cocostuff", "voc")
-"""Data sets of pixel labels that weights bear in their names."""
+"""Data sets of pixel labels that the names of weights mention."""
 
 
 @dataclass(frozen=True)
