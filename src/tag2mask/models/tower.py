@@ -23,11 +23,13 @@ class Positions:
     mode: "bilinear" (CLIP-ES, WeakCLIP) or "bicubic" (transformers); half-pixel centres, no antialiasing.
     round_fp16: round the result to float16, as CLIP-ES's released code does on every device.
     via: go through this grid first (WeakCLIP: 32x32, then the image's).
+    class_twice: CLIP's class embedding is added once more to the row of its token (WeakCLIP's released code).
     """
 
     mode: Literal["bilinear", "bicubic"] = "bilinear"
     round_fp16: bool = False
     via: tuple[int, int] | None = None
+    class_twice: bool = False
 
 
 BILINEAR = Positions()

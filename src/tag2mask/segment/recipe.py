@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from tag2mask.run.sampling import Training
-from tag2mask.segment.architectures import HUB, RANDOM, WHOLE, find_architecture, read_options
+from tag2mask.segment.architectures import HUB, find_architecture, read_options
 from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, LongSide, Uniform
 from tag2mask.segment.cct import PUBLISHED, Kind, kinds
 from tag2mask.segment.network import find_network
+from tag2mask.segment.options import RANDOM, WHOLE
 from tag2mask.types import UserError
 
 PIXEL_SETS = ("ade", "ade20k", "cityscapes", "coco", "cocostuff", "voc")
@@ -60,11 +61,14 @@ class TrainRecipe:
     saturation and hue. place: of an image smaller than the crop. resample: of the images. fill: beside them, RGB.
     optimiser, lr, weight_decay, momentum: momentum is SGD's. decay_as_momentum: the fault of IRN's optimiser, which
     puts the weight decay in the momentum's place.
-    power, hold, warmup: of the poly schedule; the rate changes every ``hold`` steps and rises over ``warmup`` ones.
+    schedule: "poly", or "cosine", which falls to ``lr_floor``. power, hold: of poly; the rate changes every ``hold``
+    steps. warmup: steps over which the rate rises.
     schedule_steps: where the schedule ends; None: with the training.
     loss: "seed+boundary" is WeakCLIP's; "bootstrapped" leaves out more and less of what is sure already (CCT's ab-CE,
-    for few true masks). mu: labels less sure than it are ignored (the confidence-guided loss of
-    CLIP-ES); None trusts all. divide: "all": the mean of cross-entropy is over ignored pixels, too.
+    for few true masks). loss_stride: side in pixels of the cells on which seed+boundary is computed (WeakCLIP: 8);
+    None: as ``resize`` says. auxiliary: weight of the cross-entropy of weakclip's matching scores.
+    mu: labels less sure than it are ignored (the confidence-guided loss of CLIP-ES); None trusts all.
+    divide: "all": the mean of cross-entropy is over ignored pixels, too.
     resize: what is brought to the size of the other: "labels" (nearest) or "logits" (bilinear).
     clip_norm: greatest norm of the gradient. ema: decay of averaged weights, which are then the ones kept; 0: none.
     precision: float32, bfloat16 or float16. seed: of everything drawn.
@@ -91,11 +95,15 @@ class TrainRecipe:
     weight_decay: float = 0.01
     momentum: float = 0.9
     decay_as_momentum: bool = False
+    schedule: Literal["poly", "cosine"] = "poly"
+    lr_floor: float = 0.0
     power: float = 0.9
     hold: int = 1
     warmup: int = 100
     schedule_steps: int | None = None
     loss: Literal["cross-entropy", "balanced", "bootstrapped", "seed+boundary"] = "cross-entropy"
+    loss_stride: int | None = None
+    auxiliary: float = 0.0
     mu: float | None = None
     divide: Literal["valid", "all"] = "valid"
     resize: Literal["labels", "logits"] = "logits"
@@ -173,7 +181,7 @@ def check(recipe: TrainRecipe) -> None:
     read_options(recipe.architecture, recipe.options)
     parse_scale(recipe.scale)
     counts = ["steps", "batch", "accumulate", "crop", "hold"]
-    counts += ["schedule_steps"] if recipe.schedule_steps is not None else []
+    counts += [name for name in ("schedule_steps", "loss_stride") if getattr(recipe, name) is not None]
     _refuse(recipe, [name for name in counts if getattr(recipe, name) < 1], "at least 1")
     above = ["lr", "power"] + (["clip_norm"] if recipe.clip_norm is not None else [])
     _refuse(recipe, [name for name in above if not 0 < getattr(recipe, name) < math.inf], "a finite number above 0")
@@ -190,11 +198,28 @@ def check(recipe: TrainRecipe) -> None:
         raise UserError("decay_as_momentum is a fault of an SGD; set optimiser=sgd, or leave it out")
     if recipe.divide == "all" and recipe.loss != "cross-entropy":
         raise UserError(f"divide=all belongs to loss=cross-entropy, not to {recipe.loss}; leave it out")
+    _check_weakclip(recipe)
     if recipe.semi:
         _check_cct(recipe)
     if recipe.semi is None and recipe.cct != CCT():
         raise UserError("cct.* are settings of semi=cct; set that too (--semi cct), or leave them out")
     _check_start(recipe)
+
+
+def _check_weakclip(recipe: TrainRecipe) -> None:
+    if recipe.lr_floor and recipe.schedule != "cosine":
+        raise UserError("lr_floor belongs to schedule=cosine; leave it out")
+    if recipe.schedule == "cosine" and recipe.hold != 1:
+        raise UserError("hold belongs to schedule=poly; leave it out")
+    _refuse(recipe, [] if 0 <= recipe.lr_floor < math.inf else ["lr_floor"], "a finite number of at least 0")
+    _refuse(recipe, [] if 0 <= recipe.auxiliary < math.inf else ["auxiliary"], "a finite number of at least 0")
+    if recipe.loss_stride is not None and (recipe.loss != "seed+boundary" or recipe.crop % recipe.loss_stride):
+        raise UserError(
+            f"loss_stride {recipe.loss_stride} with loss={recipe.loss} and crop {recipe.crop}: expected "
+            "loss=seed+boundary and a number that divides the crop"
+        )
+    if recipe.auxiliary and not find_architecture(recipe.architecture).matches:
+        raise UserError("auxiliary is a loss of architecture=weakclip, which has matching scores; leave it out")
 
 
 def _check_cct(recipe: TrainRecipe) -> None:
