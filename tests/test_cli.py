@@ -114,7 +114,7 @@ def test_config_with_flags_on_top(scenes, tmp_path):
     settings = Run.open(tmp_path / "run").settings
     assert settings["options"]["layers"] == 2
     assert settings["options"]["affinity"] == "mhsa"
-    assert settings["mask_rule"]["crf"] is None
+    assert settings["mask_rule"]["refiner"] is None
     assert settings["mask_rule"]["mu"] == 0.5
 
 
@@ -195,7 +195,7 @@ def test_words_that_the_clip_does_not_know(photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["label", "{scenes}", "-m", "clipes"], "did you mean clip-es"),
+        (["label", "{scenes}", "-m", "clipes"], "did you mean 'clip-es'"),
         (["label", "{scenes}", "--set", "lambda=1"], "known:"),
         (["label", "{scenes}", "--set", "layers"], "expected NAME=VALUE"),
         (["label", "{scenes}", "--crf", "clip-ess"], "clip-es"),

@@ -20,6 +20,11 @@ RemovedOption = Annotated[
     str, typer.Option(help="Masks of images that are no longer in the data, or not tagged: keep or drop them.")
 ]
 
+OthersOption = Annotated[
+    str | None,
+    typer.Option(help="Where a class wins that is not in the tags: never (it cannot), ignore (255), keep (it wins)."),
+]
+
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` wrote.")]
 SetOption = Annotated[
@@ -42,7 +47,7 @@ def label_config(
     path: Path | None, flags: dict[str, Any], options: list[str], refine: list[str] | None = None
 ) -> Any:
     """A LabelConfig from a YAML file with flags, --set and --refine-set on top."""
-    from tag2mask.config import dump_config, parse_config, read_config
+    from tag2mask.config import RENAMED, dump_config, parse_config, read_config
 
     raw = dump_config(read_config(path)) if path is not None else {}
     for key, value in flags.items():
@@ -50,18 +55,19 @@ def label_config(
             place, _, leaf = key.rpartition(".")
             (raw.setdefault(place, {}) if place else raw)[leaf] = str(value) if isinstance(value, Path) else value
     for option in options:
-        name, value = _named("--set", option, "affinity=mhsa")
+        name, value = named_value("--set", option, "affinity=mhsa")
         raw.setdefault("options", {})[name] = value
     for option in refine or []:
-        name, value = _named("--refine-set", option, "walk_steps=64")
+        name, value = named_value("--refine-set", option, "walk_steps=64")
         if not isinstance(raw.get("refine"), dict):
             raise UserError(f"--refine-set {option!r} without a refiner; name one, such as --refine irn")
         part, _, leaf = name.rpartition(".")
+        leaf = RENAMED.get(leaf, leaf) if part == "masks" else leaf
         raw["refine"].setdefault(part or "options", {})[leaf] = value
     return parse_config(raw, "the command line" if path is None else str(path))
 
 
-def _named(flag: str, option: str, example: str) -> tuple[str, Any]:
+def named_value(flag: str, option: str, example: str) -> tuple[str, Any]:
     """NAME=VALUE, the value as YAML reads it."""
     import yaml
 
@@ -107,6 +113,12 @@ def spell(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         return f"list of {spell(get_args(annotation)[0])}"
     return " | ".join(spell(part) for part in get_args(annotation) if part is not type(None))
+
+
+def show_options(options: Any) -> None:
+    """Print the options that a pydantic model has."""
+    for field, info in options.model_fields.items():
+        typer.echo(f"{field}: {spell(info.annotation)}, default {info.default!r}\n    {info.description}")
 
 
 def list_settings(recipe: Any) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from tag2mask.safe_yaml import parse_yaml
 from tag2mask.types import Background, MaskRule, UserError
+from tag2mask.words import did_you_mean
 
 
 class _Settings(BaseModel):
@@ -21,8 +21,8 @@ class _Settings(BaseModel):
 class DataConfig(_Settings):
     """Where the images and tags are."""
 
-    path: str | None = Field(None, description="folder of images, VOC devkit, or COCO instances JSON")
-    kind: Literal["voc", "coco", "folder"] | None = Field(None, description="default: seen from what is there")
+    path: str | None = Field(None, description="data of a kind that tag2mask.formats has a reader for")
+    kind: str | None = Field(None, description="a reader of tag2mask.formats; default: detected")
     split: str | None = Field(None, description="a list under ImageSets/Segmentation (VOC)")
     tags: str | None = Field(None, description='a tag file, or "folders"; default: found in the folder')
     images: str | None = Field(None, description="folder of the images (COCO)")
@@ -40,14 +40,32 @@ class DataConfig(_Settings):
     count_from: Literal[0, 1] | None = Field(None, description="the first class's number, where labels are numbers")
 
 
+RENAMED = {"crf": "refiner"}
+"""What settings of masks were called before: recipes of then, and run.yaml, go on working."""
+
+
 class MaskConfig(_Settings):
     """How maps become masks; what is None is the method's own choice."""
 
     background: str | None = Field(None, description='"power:A" is (1 - max)^A, "constant:T" is T, or "own"')
     normalise: Literal["class", "image", "none"] | None = None
-    crf: str | None = Field(None, description='name of a dense CRF preset, or "none"')
+    refiner: str | None = Field(None, description='name of a dense CRF preset or another refiner, or "none"')
+    refiner_on: Literal["scores", "labels"] | None = Field(None, description="what the refiner starts from")
+    others: Literal["never", "ignore", "keep"] | None = Field(
+        None, description="where a class wins that is not among the tags: it cannot, 255, or that class"
+    )
     mu: float | None = Field(None, ge=0, le=1, description="less confident pixels become 255; 0 keeps every pixel")
     confidence: Literal["posterior", "cam"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_today(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        for old, new in RENAMED.items():
+            if old in given and new in given:
+                raise ValueError(f"{old} is an earlier name of {new}, and both are given; leave out {old}")
+        return {RENAMED.get(key, key): value for key, value in given.items()}
 
     @field_validator("background")
     @classmethod
@@ -58,16 +76,18 @@ class MaskConfig(_Settings):
 
     def rule(self, default: MaskRule) -> MaskRule:
         """The method's rule with these settings in its place."""
-        crf = default.crf if self.crf is None else (None if self.crf == "none" else self.crf)
+        refiner = default.refiner if self.refiner is None else (None if self.refiner == "none" else self.refiner)
         # A method's own mu is meant for CRF posteriors; maps alone are rarely that sure: few pixels would be left.
-        mu = default.mu if crf is not None else None
+        mu = default.mu if refiner is not None else None
         return MaskRule(
             background=default.background if self.background is None else Background.parse(self.background),
             normalise=self.normalise or default.normalise,
-            crf=crf,
+            refiner=refiner,
+            refiner_on=self.refiner_on or default.refiner_on,
+            others=self.others or default.others,
             mu=mu if self.mu is None else (self.mu or None),
             confidence=self.confidence or default.confidence,
-            crf_image=default.crf_image,
+            refiner_image=default.refiner_image,
         )
 
 
@@ -145,13 +165,13 @@ def read_recipe(kind: type[T], options: Sequence[str] = (), file: Path | None = 
     origin = dict.fromkeys(given, str(file))
     for name in given:
         if name not in known:
-            raise UserError(f"{file}: unknown key {str(name)!r}; {_nearest(str(name), known)}")
+            raise UserError(f"{file}: unknown key {str(name)!r}{_nearest(str(name), known)}")
     for option in options:
         path, equals, text = option.partition("=")
         name, dot, entry = path.partition(".")
         if not equals or name not in known:
             raise UserError(
-                f"--set {option!r}: expected NAME=VALUE with a setting of the recipe; {_nearest(name, known)}"
+                f"--set {option!r}: expected NAME=VALUE with a setting of the recipe{_nearest(name, known)}"
             )
         value = parse_yaml(text.encode(), f"--set {option!r}: the value")
         given[name] = {**(given.get(name) or {}), entry: value} if dot else value
@@ -167,9 +187,8 @@ def read_recipe(kind: type[T], options: Sequence[str] = (), file: Path | None = 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     if name in known:
-        return f"give it a value: {name}=..."
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+        return f"; give it a value: {name}=..."
+    return did_you_mean(name, known) or f"; known: {', '.join(known)}"
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -179,9 +198,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         place = ".".join(str(step) for step in item["loc"])
         if item["type"] == "extra_forbidden":
             known = _fields_at(model, item["loc"][:-1])
-            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
-            parts.append(f"unknown key {place!r}; {hint}")
+            hint = did_you_mean(str(item["loc"][-1]), known) or f"; known are {', '.join(sorted(known))}"
+            parts.append(f"unknown key {place!r}{hint}")
         else:
             message = item["msg"].removeprefix("Value error, ")
             parts.append(f"{place} = {item['input']!r}: {message[:1].lower()}{message[1:]}")

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from tag2mask.classes import nearest
 from tag2mask.config import explain
 from tag2mask.models.backbone import Layout, ResNet
 from tag2mask.models.classifier import (
@@ -29,7 +28,7 @@ from tag2mask.models.small import SmallNet
 from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
 from tag2mask.ops.image import standardise
 from tag2mask.run.warn import warn
-from tag2mask.segment.options import LATER, RANDOM, WHOLE, Names, Options
+from tag2mask.segment.options import LATER, RANDOM, WITH_HEAD, Names, Options
 from tag2mask.segment.weakclip import (
     WeakCLIPOptions,
     build_weakclip,
@@ -38,6 +37,7 @@ from tag2mask.segment.weakclip import (
     weakclip_towers,
 )
 from tag2mask.types import UserError
+from tag2mask.words import did_you_mean
 
 HUB = "transformers:"
 """Before the hub id or folder of a model that transformers builds."""
@@ -132,9 +132,8 @@ def find_architecture(name: str) -> Architecture:
     if name.startswith(HUB) and name != HUB:
         return _HUB
     if name not in ARCHITECTURES:
-        near = nearest(name, ARCHITECTURES)
         raise UserError(
-            f"architecture {name!r} is not known{f' (did you mean {near}?)' if near else ''}; known: "
+            f"architecture {name!r} is not known{did_you_mean(name, ARCHITECTURES)}; known: "
             f"{', '.join(ARCHITECTURES)}, or transformers:NAME of a hub repository or folder"
         )
     return ARCHITECTURES[name]
@@ -218,19 +217,19 @@ def _load_public(
                 "published weights as its init, or set frozen_norm=false"
             )
         return
-    path = Path(init.removeprefix(WHOLE)).expanduser()
+    path = Path(init.removeprefix(WITH_HEAD)).expanduser()
     if not path.is_file():
         raise UserError(
             f"init {init}: there is no such file; expected a public checkpoint (.pth, .safetensors, .params), a "
             'network folder that `train` wrote, or "random"'
         )
     try:
-        load(network, path, head=init.startswith(WHOLE))
+        load(network, path, head=init.startswith(WITH_HEAD))
     except UserError as error:
-        if not init.startswith(WHOLE):
+        if not init.startswith(WITH_HEAD):
             raise
         raise UserError(
-            f"{error} (its head must be for {classes} classes; without {WHOLE!r} the head starts anew)"
+            f"{error} (its head must be for {classes} classes; without {WITH_HEAD!r} the head starts anew)"
         ) from error
 
 
@@ -244,7 +243,7 @@ def pixels_of_start(init: str, architecture: str) -> tuple[str, ...]:
     Raises:
         UserError: the weights cannot be read.
     """
-    path = Path(init.removeprefix(WHOLE)).expanduser()
+    path = Path(init.removeprefix(WITH_HEAD)).expanduser()
     if path.is_dir():
         path = weights_file(path)
     if path.is_file() and path.suffix != ".params":  # MXNet's are ImageNet's classifier

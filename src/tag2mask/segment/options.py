@@ -8,7 +8,7 @@ RANDOM = "random"
 LATER = "later"
 """For those who fill the network themselves: as random, without a warning."""
 
-WHOLE = "whole:"
+WITH_HEAD = "whole:"
 """Before the path of a checkpoint: take its head too, not the backbone alone."""
 
 Names = tuple[str, ...]

@@ -16,7 +16,7 @@ from tag2mask.segment.architectures import HUB, find_architecture, read_options
 from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, LongSide, Uniform
 from tag2mask.segment.cct import PUBLISHED, Kind, kinds
 from tag2mask.segment.network import find_network
-from tag2mask.segment.options import RANDOM, WHOLE
+from tag2mask.segment.options import RANDOM, WITH_HEAD
 from tag2mask.types import UserError
 
 PIXEL_SETS = ("ade", "ade20k", "cityscapes", "coco", "cocostuff", "voc")
@@ -260,7 +260,7 @@ def _check_start(recipe: TrainRecipe) -> None:
         raise UserError(f"init_pixels {recipe.init_pixels!r}: random weights were trained on nothing; leave it out")
     if start != RANDOM and find_network(start) is not None:
         return  # one of our own says itself what it was trained on, whatever its folder is called
-    name = Path(start.removeprefix(WHOLE)).name
+    name = Path(start.removeprefix(WITH_HEAD)).name
     if start == "pretrained":
         name = recipe.architecture.removeprefix(HUB)
     found = sorted(set(re.split(r"[^a-z0-9]+", name.lower())) & set(PIXEL_SETS))

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.classes import named
 from tag2mask.ops.image import shrink_images
 from tag2mask.types import MAX_CLASSES, UserError
+from tag2mask.words import named
 
 Network = Callable[[Tensor], Tensor]
 Refine = Callable[[Tensor, Tensor], Tensor]
@@ -85,10 +85,10 @@ class TestTime:
 
 @dataclass(frozen=True)
 class Preset:
-    """How a paper's released code tests: the views, and the name of its dense CRF in ``ops.crf``, or None."""
+    """How a paper's released code tests: the views, and the name of its refiner in ``ops.refiners``, or None."""
 
     test: TestTime
-    crf: str | None = None
+    refiner: str | None = None
 
 
 _FIVE = (0.5, 0.75, 1.0, 1.25, 1.5)

@@ -16,7 +16,7 @@ from tag2mask.models.clip_files import MEAN as CLIP_MEAN
 from tag2mask.models.clip_files import STD as CLIP_STD
 from tag2mask.models.weakclip import TOWERS, WeakCLIPNet, WeakCLIPSettings, default_taps
 from tag2mask.ops.image import standardise
-from tag2mask.segment.options import LATER, RANDOM, WHOLE, Names, Options
+from tag2mask.segment.options import LATER, RANDOM, WITH_HEAD, Names, Options
 from tag2mask.types import UserError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def build_weakclip(
 
     clip = _clip(options, towers or {})
     texts = options.texts or names
-    path = None if init in (RANDOM, LATER) else Path(init.removeprefix(WHOLE)).expanduser()
+    path = None if init in (RANDOM, LATER) else Path(init.removeprefix(WITH_HEAD)).expanduser()
     state: dict[str, Tensor] = {}
     if path is not None:
         if not path.is_file():

@@ -9,8 +9,9 @@ from typing import Any
 from tag2mask.config import LabelConfig, MaskConfig, RefineConfig, dump_config
 from tag2mask.data.columns import Columns
 from tag2mask.methods import make_method, make_options, method_class
-from tag2mask.methods.protocol import Method
-from tag2mask.ops.crf import preset
+from tag2mask.methods.protocol import Method, Trainable
+from tag2mask.ops.refiners import find_refiner
+from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.folder import SEEDS, Run
 from tag2mask.stages.run_data import absolute, in_run_order, open_data
 from tag2mask.types import MaskRule, Own, UserError
@@ -48,8 +49,8 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
     steps: list[LabelConfig | RefineConfig] = [config] if config.refine is None else [config, config.refine]
     for step in steps:
         make_options(step.method, step.options)
-        if step.masks.crf not in (None, "none"):
-            preset(str(step.masks.crf))
+        if step.masks.refiner not in (None, "none"):
+            find_refiner(str(step.masks.refiner))
     if config.refine is not None:
         chosen = make_options(config.refine.method, config.refine.options)
         if not method_class(config.refine.method).earlier_run(chosen).label:
@@ -61,6 +62,7 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
     before = None if out is None else _begun(out)
     if before is not None:
         data = in_run_order(data, config.data, before)
+    find_precision(config.precision, find_device(device))
     clip = None
     if any("clip" in method_class(step.method).needs for step in steps):
         from tag2mask.models.weights import load_clip
@@ -73,6 +75,15 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
             activation=config.activation,
         )
     made = [make_method(step.method, data.classes, clip=clip, device=device, **step.options) for step in steps]
+    takers = [method for method in made if method.towers or method.learns]
+    if config.precision != "float32" and not takers:
+        raise UserError(
+            f"precision {config.precision}: {config.method} has no CLIP and learns nothing here, and labels in "
+            "float32; leave it out"
+        )
+    for method in takers:
+        if isinstance(method, Trainable):
+            method.precision = config.precision
     rules = [_rule(step.method, method, step.masks) for step, method in zip(steps, made, strict=True)]
     refine = None if config.refine is None else Refine(made[1], rules[1])
     return Recipe(data, made[0], rules[0], config, refine)
@@ -87,4 +98,9 @@ def _rule(name: str, method: Method, masks: MaskConfig) -> MaskRule:
     rule = masks.rule(method.mask_rule)
     if isinstance(rule.background, Own) and not isinstance(method.mask_rule.background, Own):
         raise UserError(f"{name} scores no background of its own; give power:A or constant:T instead of own")
+    if masks.refiner_on is not None and rule.refiner is None:
+        raise UserError(
+            f"masks.refiner_on is {masks.refiner_on!r}, but there is no refiner; name one (--mask-refiner), or leave "
+            "refiner_on out"
+        )
     return rule

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from zipfile import BadZipFile
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.image import resize_bicubic, working_size
-from tag2mask.ops.masks import background_score, normalise_maps, upsample
+from tag2mask.ops.masks import background_score, full_maps, upsample
 from tag2mask.run.current import STALE, Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
@@ -46,8 +46,8 @@ class PriorMaps:
     constant background of 0.15. Another method decides elsewhere: CLIP-ES, with background 1 - max, at 0.5. A power
     of the maps moves that point to 0.15; then the papers' numbers mean the same for every method.
 
-    rule: the earlier run's background and normalisation. A background of its own b turns maps m into m / (m + b),
-        which decide at 0.5.
+    rule: the earlier run's background and normalisation, of which its untagged map may be a part. A background of its
+        own b turns maps m into m / (m + b), which decide at 0.5.
     threshold: where the maps shall decide; None leaves them.
     """
 
@@ -73,9 +73,10 @@ class PriorMaps:
             if normalise not in ("class", "image", "none"):
                 raise ValueError(normalise)
             found = Background.from_plain(background)
+            others = kept.get("others", "never")
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{where} does not say how its maps become masks; give a run that `label` made") from None
-        return cls(MaskRule(background=found, normalise=normalise), threshold)
+        return cls(MaskRule(background=found, normalise=normalise, others=others), threshold)
 
     @property
     def exponent(self) -> float:
@@ -94,7 +95,7 @@ class PriorMaps:
         missing = [tag for tag in tags.tolist() if tag not in there]
         if missing:
             raise UserError(f"the earlier run has maps of tags {there}, expected {tags.tolist()}; make it with these")
-        maps = normalise_maps(upsample(scores.maps, scores.size, scores.frame), self.rule.normalise)  # (C, H', W')
+        maps = full_maps(scores, self.rule)[: len(there)]  # (C, H', W')
         if isinstance(self.rule.background, Own):
             own = None if scores.background is None else scores.background[None]
             full = None if own is None else upsample(own, scores.size, scores.frame)[0]
@@ -128,27 +129,38 @@ Label = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def make_labels(
-    data: Dataset, prior: Run, maps: PriorMaps, label: Label, folder: Path, *, max_pixels: int, show: bool = True
+    data: Dataset,
+    prior: Run,
+    maps: PriorMaps,
+    label: Label,
+    folder: Path,
+    *,
+    max_pixels: int,
+    minutes_left: Callable[[], float | None] = lambda: None,
 ) -> list[int]:
     """Labels of all images that have tags, in ``folder``; those that are there already are not made again.
 
     An image that cannot be read, or that the earlier run could not do, is left out with a warning. Which are left
     out is decided once: a training that goes on has the same images.
 
+    minutes_left: until it is to stop, see ``FitSettings``; at least one more image has labels then.
+
     Returns:
         the indices in ``data`` of the images that have labels.
 
     Raises:
         UserError: no image has any.
+        Stopped: the minutes are over.
     """
     done = folder / _DONE
     if done.exists():
         names = frozenset(json.loads(done.read_text(encoding="utf-8")))
         return [index for index, sample in enumerate(data) if sample.id in names]
-    found, left_out = [], []
+    found: list[int] = []
+    left_out: list[str] = []
     current = Current(prior)
     tagged = [index for index, sample in enumerate(data) if sample.tags is not None]
-    for index in progress(tagged, "labels to learn from", enabled=show):
+    for index in progress(tagged, "labels to learn from"):
         sample = data[index]
         path = label_path(folder, sample.id)
         if not path.exists():
@@ -160,6 +172,8 @@ def make_labels(
                 left_out.append(f"{sample.id}: {error}")
                 continue
             write_atomic(path, encode_label(made), token="label")
+            if minutes_left() == 0 and index != tagged[-1]:
+                _stop(len(found) + 1, len(tagged), folder)
         found.append(index)
     if left_out:
         more = f" (and {len(left_out) - 3} more)" if len(left_out) > 3 else ""
@@ -171,6 +185,15 @@ def make_labels(
         )
     write_atomic(done, json.dumps([data[index].id for index in found]).encode())
     return found
+
+
+def _stop(done: int, images: int, folder: Path) -> NoReturn:
+    from tag2mask.run.training import Stopped  # which loads Lightning
+
+    raise Stopped(
+        f"labels to learn from: time is over at {done} of {images} images; all of it is saved in {folder}: give the "
+        "same command again to go on"
+    )
 
 
 def _label_of(sample: Sample, prior: Run, maps: PriorMaps, label: Label, max_pixels: int) -> Tensor:
