@@ -25,6 +25,7 @@ METHODS = {
     "clims": "tag2mask.methods.clims:CLIMS",
     "irn": "tag2mask.methods.irn:IRN",
     "psa": "tag2mask.methods.psa:PSA",
+    "weakclip": "tag2mask.methods.weakclip:WeakCLIP",
 }
 """Name -> "module:class", a class as ``methods.protocol`` has it."""
 

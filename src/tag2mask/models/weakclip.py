@@ -206,11 +206,11 @@ class WeakCLIPNet(nn.Module):
             # contiguous: on a processor torch's group norm dies in the backward pass of channels-last pictures that
             # need no gradient themselves
             cells = [seen[i][:, 1:].float().transpose(1, 2).contiguous() for i in blocks]  # (B, D, N) each
-        return [each.reshape(len(tokens), -1, *grid) for each in cells], embedded
+        return [each.reshape(tokens.shape[0], -1, *grid) for each in cells], embedded
 
     def match(self, texts: Tensor, embedded: Tensor, grid: Sequence[int]) -> Tensor:
         """Eq. 7 to 9: texts (T, E) and tokens (B, 1 + N, E) of a grid (h, w) -> cosines (B, T, h, w)."""
-        rows = texts.expand(len(embedded), -1, -1)  # (B, T, E)
+        rows = texts.expand(embedded.shape[0], -1, -1)  # (B, T, E)
         if self.settings.match == "co-attention":
             more_text, more_pixels = self.context_decoder(rows, embedded)
             rows, embedded = rows + self.gamma * more_text, embedded + self.beta * more_pixels

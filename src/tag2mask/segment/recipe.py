@@ -13,8 +13,9 @@ from pydantic import ConfigDict
 
 from tag2mask.run.sampling import Training
 from tag2mask.segment.architectures import HUB, find_architecture, read_options
-from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, LongSide, Uniform
+from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, FitSide, LongSide, Uniform
 from tag2mask.segment.cct import PUBLISHED, Kind, kinds
+from tag2mask.segment.distort import Distort
 from tag2mask.segment.network import find_network
 from tag2mask.segment.options import RANDOM, WITH_HEAD
 from tag2mask.types import UserError
@@ -57,8 +58,10 @@ class TrainRecipe:
     such; "": for these, too, nobody drew masks.
     steps: optimiser steps. batch: images a forward pass; a step takes the mean gradient of ``accumulate`` of them.
     crop: side of the training images, pixels. scale: "choice:0.5,0.75,1", "uniform:0.5,1.5" (times the image's size),
-    "long-side:200,800" (pixels), or None. flip: probability. colour: farthest moves of brightness, contrast,
-    saturation and hue. place: of an image smaller than the crop. resample: of the images. fill: beside them, RGB.
+    "long-side:200,800" (pixels), "fit:2048,512,0.5,2" (as large as fits longest and shortest side, times a factor),
+    or None. flip: probability. colour: farthest moves of brightness, contrast, saturation and hue, or "distort":
+    WeakCLIP's. share: crops of which one label has so much are drawn again. place: of an image smaller than the crop.
+    resample: of the images. fill: beside them, RGB.
     optimiser, lr, weight_decay, momentum: momentum is SGD's. decay_as_momentum: the fault of IRN's optimiser, which
     puts the weight decay in the momentum's place.
     schedule: "poly", or "cosine", which falls to ``lr_floor``. power, hold: of poly; the rate changes every ``hold``
@@ -86,7 +89,8 @@ class TrainRecipe:
     crop: int = 160
     scale: str | None = "uniform:0.7,1.4"
     flip: float = 0.5
-    colour: tuple[float, float, float, float] | None = (0.2, 0.2, 0.2, 0.05)
+    colour: tuple[float, float, float, float] | Literal["distort"] | None = (0.2, 0.2, 0.2, 0.05)
+    share: float | None = None
     place: Literal["corner", "anywhere"] = "anywhere"
     resample: Literal["bilinear", "bicubic"] = "bilinear"
     fill: tuple[float, float, float] = IMAGENET_MEAN
@@ -126,7 +130,8 @@ class TrainRecipe:
             crop=self.crop,
             scale=parse_scale(self.scale),
             flip=self.flip,
-            colour=None if self.colour is None else Colour(*self.colour),
+            colour=_colour(self.colour),
+            share=self.share,
             place=self.place,
             resample=self.resample,
             fill=self.fill,
@@ -145,8 +150,14 @@ class TrainRecipe:
         )
 
 
-def parse_scale(text: str | None) -> Choice | Uniform | LongSide | None:
-    """How an image's size is drawn, from "choice:0.5,1", "uniform:0.5,1.5" or "long-side:200,800".
+def _colour(given: tuple[float, float, float, float] | str | None) -> Colour | Distort | None:
+    if given is None:
+        return None
+    return Distort() if isinstance(given, str) else Colour(*given)
+
+
+def parse_scale(text: str | None) -> Choice | Uniform | LongSide | FitSide | None:
+    """How an image's size is drawn, from "choice:0.5,1", "uniform:0.5,1.5", "long-side:200,800" or "fit:…".
 
     Raises:
         UserError: none of these, or numbers that are no sizes.
@@ -157,6 +168,10 @@ def parse_scale(text: str | None) -> Choice | Uniform | LongSide | None:
     try:
         numbers = [float(number) for number in rest.split(",")]
         good = all(0 < number < math.inf for number in numbers) and numbers == sorted(numbers)
+        if kind == "fit" and len(numbers) == 4 and all(0 < number < math.inf for number in numbers):
+            longest, shortest, low, high = numbers
+            if longest.is_integer() and shortest.is_integer() and shortest <= longest and low <= high:
+                return FitSide(int(longest), int(shortest), low, high)
         if kind == "choice" and good:
             return Choice(tuple(numbers))
         if kind == "uniform" and good and len(numbers) == 2:
@@ -167,7 +182,7 @@ def parse_scale(text: str | None) -> Choice | Uniform | LongSide | None:
         pass
     raise UserError(
         f"scale {text!r}: expected choice:0.5,0.75,1 or uniform:0.5,1.5 (factors) or long-side:200,800 (pixels), "
-        "ascending and above 0, or none"
+        "ascending and above 0, or fit:2048,512,0.5,2 (longest and shortest side, factors), or none"
     )
 
 
@@ -190,7 +205,9 @@ def check(recipe: TrainRecipe) -> None:
     _refuse(recipe, whole, "at least 0")  # and what torch takes
     _refuse(recipe, [name for name in ("flip", "mu") if not 0 <= (getattr(recipe, name) or 0) <= 1], "within 0 and 1")
     _refuse(recipe, [name for name in ("ema", "momentum") if not 0 <= getattr(recipe, name) < 1], "from 0 to below 1")
-    if recipe.colour is not None and not (all(0 <= x <= 1 for x in recipe.colour) and recipe.colour[3] <= 0.5):
+    if recipe.share is not None and not 0 < recipe.share <= 1:
+        raise UserError(f"share {recipe.share}: expected above 0 to 1")
+    if isinstance(recipe.colour, tuple) and not (all(0 <= x <= 1 for x in recipe.colour) and recipe.colour[3] <= 0.5):
         raise UserError(f"colour {list(recipe.colour)}: expected four numbers from 0 to 1, hue to 0.5")
     if not all(0 <= x <= 255 for x in recipe.fill):
         raise UserError(f"fill {list(recipe.fill)}: expected red, green and blue from 0 to 255")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -198,10 +198,13 @@ class SupervisedTraining(lightning.LightningModule):
             del state[name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take that up again; frozen towers are those at hand."""
+        """Take that up again."""
         self.replaced = dict(checkpoint.get("replaced", {}))
-        own = self.state_dict()
-        checkpoint["state_dict"] |= {name: own[name] for name in own if name.startswith(self._towers)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As ever; frozen towers are those at hand."""
+        towers = {name: value for name, value in self.state_dict().items() if name.startswith(self._towers)}
+        return super().load_state_dict({**state_dict, **towers}, strict, assign)
 
     @property
     def _towers(self) -> tuple[str, ...]:

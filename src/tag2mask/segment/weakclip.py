@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from tag2mask.models.classifier import MEAN as IMAGENET_MEAN
@@ -48,15 +48,9 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class WeakCLIPOptions(Options):
-    """Of "weakclip". What is None follows the variant, and the taps the depth of the image tower.
+class WeakCLIPChoices(BaseModel):
+    """What of the network can be chosen. What is None follows the variant, and the taps the image tower's depth."""
 
-    clip, sha256: of the CLIP. mean, std: of the pixels; None: as ``pixels`` says. own_towers: the towers are no
-    longer what that CLIP has, and are kept with the network.
-    """
-
-    clip: str | None = Field(None, description="hub id, folder, OpenAI .pt, or storybook-clip; default: as for label")
-    sha256: str = Field("", description="of the CLIP's weights; empty: whatever is found")
     variant: Literal["paper", "released"] = Field("paper", description="what the rest is where it is not said")
     encoders: Literal["frozen", "creep", "trained"] | None = Field(
         None, description="CLIP's towers: frozen, from a rate of 0 up to lr_floor, or trained as the rest"
@@ -66,22 +60,15 @@ class WeakCLIPOptions(Options):
         None, description="blocks of the image tower, from 1, after which features are taken"
     )
     class_twice: bool | None = Field(None, description="the class embedding is added to its token once more")
-    drop_path: float | None = Field(
-        None, ge=0, lt=1, description="of encoders that are not frozen, at the last block"
-    )
+    drop_path: float | None = Field(None, ge=0, lt=1, description="of encoders that learn, at the last block")
     edges: Literal["pad", "cut"] | None = Field(
         None, description="pictures that do not fit the cells: padded, or cut and the result stretched"
     )
     pixels: Literal["clip", "imagenet"] | None = Field(None, description="whose mean and deviation pixels are given")
-    mean: Statistics | None = Field(None, description="of red, green and blue in 0..1; default: as pixels says")
-    std: Statistics | None = Field(None, description="the same")
     resolution: int | None = Field(
         512, ge=1, description="side of the square to whose grid positions are brought first; none: no such step"
     )
     prompts: int = Field(8, ge=0, description="learnt vectors before each name")
-    texts: tuple[str, ...] | None = Field(
-        None, description="names said to CLIP, background first; further ones take part in the matching alone"
-    )
     match: Literal["co-attention", "direct"] = Field("co-attention", description="direct: cosines as CLIP gives them")
     layers: int | None = Field(None, ge=1, description="of the co-attention in each direction")
     chained: bool | None = Field(None, description="these follow one another; else the last one alone is used")
@@ -92,7 +79,6 @@ class WeakCLIPOptions(Options):
         "text-guided", description="plain: without the matching scores, which are added; none: these alone"
     )
     channels: int = Field(256, ge=1, description="of the decoder")
-    own_towers: bool = Field(False, description="the towers' weights are kept with the network (set where needed)")
     allow_unknown: bool = Field(False, description="go on where a name has words that the tokenizer does not know")
 
     @model_validator(mode="before")
@@ -101,6 +87,23 @@ class WeakCLIPOptions(Options):
         known = _VARIANTS.get(values.get("variant", "paper"), {}) if isinstance(values, Mapping) else {}
         given = {name: value for name, value in values.items() if name not in known or value is not None}
         return {**known, **given}
+
+
+class WeakCLIPOptions(WeakCLIPChoices, Options):
+    """Of "weakclip".
+
+    clip, sha256: of the CLIP. mean, std: of the pixels; None: as ``pixels`` says. texts: what is said to CLIP,
+    background first; None: the names of the classes. own_towers: the towers are no longer what that CLIP has.
+    """
+
+    clip: str | None = Field(None, description="hub id, folder, OpenAI .pt, or storybook-clip; default: as for label")
+    sha256: str = Field("", description="of the CLIP's weights; empty: whatever is found")
+    mean: Statistics | None = Field(None, description="of red, green and blue in 0..1; default: as pixels says")
+    std: Statistics | None = Field(None, description="the same")
+    texts: tuple[str, ...] | None = Field(
+        None, description="names said to CLIP, background first; further ones take part in the matching alone"
+    )
+    own_towers: bool = Field(False, description="the towers' weights are kept with the network (set where needed)")
 
     @property
     def stored(self) -> bool:
@@ -221,8 +224,3 @@ def _checkpoint_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "width": state["context_decoder.text_proj.1.weight"].shape[0],
         "channels": state["decode_head.conv_seg.weight"].shape[1],
     }
-
-
-def texts_of(names: Sequence[str], phrases: Mapping[str, str], background: Sequence[str] = ()) -> tuple[str, ...]:
-    """What is said to CLIP for background and each class."""
-    return (*(background[:1] or ("background",)), *(phrases.get(name, name) for name in names))
