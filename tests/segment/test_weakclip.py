@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 
@@ -16,11 +19,13 @@ from tag2mask.models.weakclip_files import released_name
 from tag2mask.ops.image import standardise
 from tag2mask.segment.examples import Batch
 from tag2mask.segment.losses import auxiliary_loss, balanced_seed_loss, boundary_loss, refine, shrink_images
+from tag2mask.segment.network import NetworkConfig, build_network, load_network, save_network
 from tag2mask.segment.recipe import TrainRecipe, check
 from tag2mask.segment.schedule import cosine, set_rate
-from tag2mask.segment.supervised import output_loss
+from tag2mask.segment.supervised import SupervisedTraining, output_loss
 from tag2mask.segment.test_time import TestTime, predict
-from tag2mask.types import UserError
+from tag2mask.types import ClassSet, UserError
+from tiny_clips import oracle, shake, write_tokenizer
 
 RELEASED = TrainRecipe(
     architecture="weakclip", loss="seed+boundary", loss_stride=8, auxiliary=0.4, crop=128, schedule="cosine"
@@ -163,3 +168,95 @@ def test_recorded_views_and_windows(released, golden, monkeypatch):
 def test_settings_that_do_not_belong_together(change, message):
     with pytest.raises(UserError, match=message):
         check(TrainRecipe(init="random", **change))
+
+
+# --- the architecture ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Of a small network over a CLIP in a folder."""
+    folder = tmp_path / "clip"
+    oracle().save_pretrained(folder)
+    write_tokenizer(folder)
+    names = ["photo", "red", "cat"]
+    small = {"prompts": 2, "width": 8, "heads": 2, "channels": 6, "resolution": 32}
+    return {"clip": str(folder), "texts": names, **small}
+
+
+TOYS = ClassSet("toys", ("background", "red", "cat"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+PICTURE = torch.linspace(0, 255, 3 * 32 * 48).reshape(1, 3, 32, 48)
+
+
+@pytest.mark.parametrize("changes", [{}, {"variant": "released"}, {"encoders": "trained"}], ids=str)
+def test_a_saved_network_names_its_towers_or_keeps_those_that_learned(options, tmp_path, changes):
+    net = build_network(NetworkConfig.of("weakclip", TOYS, **options, **changes), seed=3)
+    save_network(tmp_path / "net", net, supervision="tags", noted={})
+    kept = safetensors.torch.load_file(tmp_path / "net" / "model.safetensors")
+    assert any(".tower." in name for name in kept) == bool(changes)
+    assert not any("ids" in name or "ends" in name for name in kept)
+    loaded = load_network(tmp_path / "net", "cpu")
+    with torch.no_grad():
+        assert torch.equal(loaded(PICTURE), net.eval()(PICTURE))
+
+
+def test_another_clip_than_the_network_was_trained_on_is_refused(options, tmp_path):
+    net = build_network(NetworkConfig.of("weakclip", TOYS, **options))
+    assert len(net.config.options["sha256"]) == 64
+    save_network(tmp_path / "net", net, supervision="tags", noted={})
+    shake(oracle(), seed=5).save_pretrained(options["clip"])
+    with pytest.raises(UserError, match=r"is one over .*; bring that CLIP back, or train again"):
+        load_network(tmp_path / "net", "cpu")
+
+
+def test_what_creeps_has_a_rate_of_its_own_and_all_decays(options):
+    def groups(**changes):
+        net = build_network(NetworkConfig.of("weakclip", TOYS, **options, **changes))
+        found = {group["initial_lr"]: group["params"] for group in net.parameter_groups(1e-4, 3e-5)}
+        assert all(group["weight_decay"] == 3e-5 for group in net.parameter_groups(1e-4, 3e-5))
+        assert sum(len(each) for each in found.values()) == sum(p.requires_grad for p in net.parameters())
+        return net.network, found
+
+    net, found = groups(variant="released")
+    held = {id(each) for part in (net.tower, net.text_encoder, net.adapter) for each in part.parameters()}
+    assert {id(each) for each in found[0.0]} == held
+    net, found = groups()
+    assert found.keys() == {1e-4}
+    net, found = groups(variant="released", adapter="trained")
+    assert all(id(each) not in {id(e) for e in net.adapter.parameters()} for each in found[0.0])
+    net, _ = groups(adapter="as-encoders")
+    assert not any(each.requires_grad for each in net.adapter.parameters())
+
+
+def test_pixels_are_standardised_by_the_clips_numbers_or_imagenets(options, tmp_path):
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(statistics))
+    own = build_network(NetworkConfig.of("weakclip", TOYS, **options))
+    expected = standardise(PICTURE, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    torch.testing.assert_close(own.standardise(PICTURE), expected)
+    other = build_network(NetworkConfig.of("weakclip", TOYS, **options, pixels="imagenet"))
+    torch.testing.assert_close(other.standardise(PICTURE), standardise(PICTURE, MEAN, STD))
+
+
+def test_a_checkpoint_as_the_start_and_what_is_none(options, tmp_path):
+    with pytest.raises(UserError, match="there is no such file; expected a released checkpoint"):
+        build_network(NetworkConfig.of("weakclip", TOYS, **options), init="none.pth")
+    with pytest.raises(UserError, match="got 2 texts for 3 classes"):
+        build_network(NetworkConfig.of("weakclip", TOYS, **{**options, "texts": ["red", "cat"]}))
+    with pytest.raises(UserError, match=r"does not know 'background'"):
+        build_network(NetworkConfig.of("weakclip", TOYS, **{**options, "texts": None}))
+
+
+def test_the_other_losses_leave_the_matching_scores_alone(options):
+    net = build_network(NetworkConfig.of("weakclip", TOYS, **options))
+    labels = torch.randint(0, 3, (2, 32, 32), dtype=torch.uint8)
+    batch = Batch(torch.rand(2, 3, 32, 32) * 255, labels, None, torch.zeros(2), torch.arange(2), 0)
+    plain = TrainRecipe(architecture="weakclip")
+    assert SupervisedTraining(plain, net).batch_losses(batch).keys() == {"0"}
+    both = replace(RELEASED, crop=32)
+    torch.manual_seed(0)
+    found = SupervisedTraining(both, net).batch_losses(batch)
+    assert found.keys() == {"0", "auxiliary"}
+    torch.manual_seed(0)
+    _, scores = net(batch.images)
+    assert found["auxiliary"].item() == pytest.approx(0.4 * auxiliary_loss(scores, labels).item())

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 STORYBOOK: dict[str, Any] = {
     "steps": 600,
     "batch": 8,
-    "lr": 5e-4,
+    "lr": 1e-3,
     "warmup": 30,
     "crop": 128,
     "size": "uniform:0.7,1.4",
