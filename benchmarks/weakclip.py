@@ -344,10 +344,10 @@ def head(args: argparse.Namespace, bench: Bench) -> str:
 
 Made by `python benchmarks/weakclip.py --scenes {args.scenes} --steps {args.steps}` on {date.today()}:
 {len(bench.data)} scenes of Storybook's train split, 256x192, labelled by fits on these same scenes
-({args.steps} steps of {STORYBOOK["batch"]} crops of {STORYBOOK["crop"]}); weights storybook-clip (sha256 {clip().sha256[:16]}) and, in the
-classifier CAM and the small network, storybook-resnet; tag2mask {__version__}, torch {torch.__version__},
-{platform.machine()} with {torch.get_num_threads()} threads. mIoU in % over background and VOC's 20 classes. Exact
-masks are read for these figures alone.
+({args.steps} steps of {STORYBOOK["batch"]} crops of {STORYBOOK["crop"]}); weights storybook-clip
+(sha256 {clip().sha256[:16]}) and, in the classifier CAM and the small network, storybook-resnet; tag2mask
+{__version__}, torch {torch.__version__}, {platform.machine()} with {torch.get_num_threads()} threads. mIoU in % over
+background and VOC's 20 classes. Exact masks are read for these figures alone.
 """
 
 

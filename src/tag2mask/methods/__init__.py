@@ -23,9 +23,11 @@ METHODS = {
     "clip-es": "tag2mask.methods.clip_es:ClipES",
     "classifier-cam": "tag2mask.methods.classifier_cam:ClassifierCAM",
     "clims": "tag2mask.methods.clims:CLIMS",
+    "mctformer": "tag2mask.methods.mctformer:MCTformerMethod",
     "irn": "tag2mask.methods.irn:IRN",
     "psa": "tag2mask.methods.psa:PSA",
     "weakclip": "tag2mask.methods.weakclip:WeakCLIP",
+    "pot": "tag2mask.methods.pot:POT",
 }
 """Name -> "module:class", a class as ``methods.protocol`` has it."""
 

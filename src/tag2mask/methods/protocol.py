@@ -89,7 +89,7 @@ class Method(ABC):
 
     Options: its options. needs: towers by name ("clip"), which its constructor takes by these names. mask_rule: how
     its maps become masks; an instance may have its own. scores_others: whether its ``Scores`` say what untagged
-    classes score (``Scores.others``), so that a mask rule may let these win.
+    classes score (``Scores.others``, see ``ops.masks.best_others``), so that a mask rule may let these win.
 
     Args:
         classes: what there is to be found.

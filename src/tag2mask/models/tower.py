@@ -24,12 +24,14 @@ class Positions:
     round_fp16: round the result to float16, as CLIP-ES's released code does on every device.
     via: go through this grid first (WeakCLIP: 32x32, then the image's).
     class_twice: CLIP's class embedding is added once more to the row of its token (WeakCLIP's released code).
+    offset: sample as if the new sides were so much longer (MCTformer: 0.1), which shifts cells by up to that much.
     """
 
     mode: Literal["bilinear", "bicubic"] = "bilinear"
     round_fp16: bool = False
     via: tuple[int, int] | None = None
     class_twice: bool = False
+    offset: float = 0.0
 
 
 BILINEAR = Positions()
@@ -45,11 +47,19 @@ def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, 
     for step in (how.via, grid):
         if step is not None and step != here:
             square = patches.T.reshape(1, -1, *here)  # (1, D, h0, w0)
-            square = F.interpolate(square.float(), size=step, mode=how.mode, align_corners=False)
+            square = _resample(square.float(), step, how)
             patches = square[0].flatten(1).T.to(table.dtype)  # (h w, D)
             here = step
     table = torch.cat([table[:special], patches])
     return table.half().to(table.dtype) if how.round_fp16 else table
+
+
+def _resample(square: Tensor, size: tuple[int, int], how: Positions) -> Tensor:
+    """(1, D, h0, w0) -> (1, D, h, w)."""
+    if not how.offset:
+        return F.interpolate(square, size=size, mode=how.mode, align_corners=False)
+    factors = [(new + how.offset) / old for new, old in zip(size, square.shape[2:], strict=True)]
+    return F.interpolate(square, scale_factor=factors, mode=how.mode, align_corners=False)
 
 
 @dataclass(frozen=True)
