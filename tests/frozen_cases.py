@@ -99,6 +99,10 @@ CASES: dict[str, Part] = {
     "mctformer/weights": without("norm.weight", "norm.bias"),
     "pot/network_infer": coarse_pixels,
     "pot/network_train": coarse_pixels,
+    "weakclip/forward_128": without("pixels", "pyramid0", "pyramid1", "neck0", "neck1"),
+    "weakclip/losses_b2": only("crf_image", "crf_prob", "crf_q"),
+    "weakclip/schedule": whole,
+    "weakclip/weights_weakclip": whole,
 }
 """Case -> the part of it that is kept here."""
 

@@ -26,6 +26,7 @@ METHODS = {
     "mctformer": "tag2mask.methods.mctformer:MCTformerMethod",
     "irn": "tag2mask.methods.irn:IRN",
     "psa": "tag2mask.methods.psa:PSA",
+    "weakclip": "tag2mask.methods.weakclip:WeakCLIP",
     "pot": "tag2mask.methods.pot:POT",
 }
 """Name -> "module:class", a class as ``methods.protocol`` has it."""

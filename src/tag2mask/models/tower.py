@@ -23,12 +23,14 @@ class Positions:
     mode: "bilinear" (CLIP-ES, WeakCLIP) or "bicubic" (transformers); half-pixel centres, no antialiasing.
     round_fp16: round the result to float16, as CLIP-ES's released code does on every device.
     via: go through this grid first (WeakCLIP: 32x32, then the image's).
+    class_twice: CLIP's class embedding is added once more to the row of its token (WeakCLIP's released code).
     offset: sample as if the new sides were so much longer (MCTformer: 0.1), which shifts cells by up to that much.
     """
 
     mode: Literal["bilinear", "bicubic"] = "bilinear"
     round_fp16: bool = False
     via: tuple[int, int] | None = None
+    class_twice: bool = False
     offset: float = 0.0
 
 

@@ -74,7 +74,7 @@ class CLIP:
         Raises:
             UserError: where a text is too long, or holds a word that is not known.
         """
-        self._refuse_unknown(phrases, allow_unknown)
+        self.refuse_unknown(phrases, allow_unknown)
         tokens = [self.tokenizer.encode(text) for text in phrases]
         keys = [self.cache.key(one) for one in tokens]
         self.cache.lookup(keys)
@@ -106,7 +106,12 @@ class CLIP:
                 rows |= {key: row.clone() for key, row in zip(batch, units, strict=False)}
         return rows
 
-    def _refuse_unknown(self, phrases: Sequence[str], allow: bool) -> None:
+    def refuse_unknown(self, phrases: Sequence[str], allow: bool) -> None:
+        """See that the vocabulary has all words of some texts.
+
+        Raises:
+            UserError: it lacks some; where these are allowed, they are a warning.
+        """
         found = [(text, words) for text in phrases if (words := self.unknown(text))]
         if not found:
             return
