@@ -53,6 +53,9 @@ def coarse_pixels(arrays: Arrays) -> dict[str, np.ndarray]:
 whole = without()
 
 CASES: dict[str, Part] = {
+    "cdclip/cda": whole,
+    "cdclip/dice_weclip_plus": whole,
+    "cdclip/sbe": whole,
     "clims/cam_fusion": whole,
     "clims/cct_icnr": whole,
     "clims/cct_losses": whole,
@@ -92,6 +95,11 @@ CASES: dict[str, Part] = {
     "clip-es/tokens": only("ids_voc_fg", "ids_voc_bg", "ids_coco_fg", "ids_coco_bg", "ids_extra"),
     "pot/network_infer": coarse_pixels,
     "pot/network_train": coarse_pixels,
+    "weclip/decoder_weights": whole,
+    "weclip/losses": without("seg_logits", "seg_loss"),
+    "weclip/rfm": without("label_png", "keys", "mhsa_mean8_refined_highres", "rfm_refined_highres"),
+    "weclip/step_early": whole,
+    "weclip/step_late": whole,
 }
 """Case -> the part of it that is kept here."""
 
