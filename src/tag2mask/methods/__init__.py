@@ -17,6 +17,7 @@ from tag2mask.types import ClassSet, UserError
 if TYPE_CHECKING:
     import torch
 
+    from tag2mask.models.dino import DINO
     from tag2mask.models.weights import CLIP
 
 METHODS = {
@@ -75,6 +76,7 @@ def make_method(
     classes: ClassSet,
     *,
     clip: CLIP | str | None = None,
+    dino: DINO | str | None = None,
     device: str = "auto",
     precision: str = "float32",
     **options: Any,
@@ -86,18 +88,22 @@ def make_method(
         classes: what there is to be found.
         clip: a model, or the name or folder of one; None: the default one, if the method needs one and it is on this
             machine.
-        device, precision: where the method computes, and in which numbers a CLIP that is loaded here does.
+        dino: a model, or the name or folder of one, for a method that needs one.
+        device, precision: where the method computes, and in which numbers towers that are loaded here do.
         options: the method's own.
 
     Raises:
-        UserError: unknown name or option, a value that does not fit, no such device, or no CLIP where one is needed.
+        UserError: unknown name or option, a value that does not fit, no such device, or no tower where one is needed.
     """
     kind = method_class(name)
     checked = make_options(name, options)  # a misspelt option is refused before a model is loaded
     where = find_device(device)
     towers: dict[str, Tower] = {}
-    if "clip" in kind.needs:
+    needs = kind.towers_of(checked)
+    if "clip" in needs:
         towers["clip"] = _clip(clip, where, precision)
+    if "dino" in needs:
+        towers["dino"] = _dino(dino, name, where, precision)
     method = kind(classes, checked, **towers)
     method.to(where)
     return method
@@ -110,6 +116,17 @@ def _clip(clip: CLIP | str | None, device: torch.device, precision: str) -> CLIP
         return clip
     find_precision(precision, device)
     return load_clip(clip, device=device, precision=precision)
+
+
+def _dino(dino: DINO | str | None, method: str, device: torch.device, precision: str) -> DINO:
+    from tag2mask.models.dino import load_dino
+
+    if dino is None:
+        raise UserError(
+            f"{method} needs a DINO with these options, and none was named; fetch one (about 350 MB) with `tag2mask "
+            "fetch facebook/dinov2-base` and give it as --dino facebook/dinov2-base"
+        )
+    return load_dino(dino, device=device, precision=precision) if isinstance(dino, str) else dino
 
 
 def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:

@@ -20,14 +20,18 @@ from torch import Tensor, nn
 class Positions:
     """How the learned grid of position embeddings is brought to an image's grid. Rows of class tokens are untouched.
 
-    mode: "bilinear" (CLIP-ES, WeakCLIP) or "bicubic" (transformers); half-pixel centres, no antialiasing.
-    round_fp16: round the result to float16, as CLIP-ES's released code does on every device.
+    mode: "bilinear" (CLIP-ES, WeakCLIP) or "bicubic" (transformers, DINOv2); half-pixel centres.
+    round_fp16: round the result to float16, as CLIP-ES's and WeCLIP's released codes do on every device.
     via: go through this grid first (WeakCLIP: 32x32, then the image's).
+    antialias: smooth where the grid becomes coarser (DINOv2 with registers).
+    offset: the scale is that of a grid larger by so many cells (DINOv2's own code without registers: 0.1).
     """
 
     mode: Literal["bilinear", "bicubic"] = "bilinear"
     round_fp16: bool = False
     via: tuple[int, int] | None = None
+    antialias: bool = False
+    offset: float = 0.0
 
 
 BILINEAR = Positions()
@@ -43,11 +47,22 @@ def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, 
     for step in (how.via, grid):
         if step is not None and step != here:
             square = patches.T.reshape(1, -1, *here)  # (1, D, h0, w0)
-            square = F.interpolate(square.float(), size=step, mode=how.mode, align_corners=False)
+            square = _resized(square.float(), here, step, how)
             patches = square[0].flatten(1).T.to(table.dtype)  # (h w, D)
             here = step
     table = torch.cat([table[:special], patches])
     return table.half().to(table.dtype) if how.round_fp16 else table
+
+
+def _resized(square: Tensor, here: tuple[int, int], grid: tuple[int, int], how: Positions) -> Tensor:
+    """(1, D, h0, w0) -> (1, D, h, w)."""
+    if not how.offset:
+        return F.interpolate(square, size=grid, mode=how.mode, align_corners=False, antialias=how.antialias)
+    scales = tuple((side + how.offset) / native for side, native in zip(grid, here, strict=True))
+    out = F.interpolate(square, scale_factor=scales, mode=how.mode, align_corners=False, antialias=how.antialias)
+    if tuple(out.shape[2:]) != tuple(grid):
+        raise ValueError(f"positions of a grid {here} came out as {tuple(out.shape[2:])}, expected {grid}")
+    return out
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
             tokenizer=config.tokenizer,
             activation=config.activation,
         )
-    made = [make_method(step.method, data.classes, clip=clip, device=device, **step.options) for step in steps]
+    towers: dict[str, Any] = {"clip": clip, "dino": config.dino, "precision": config.precision, "device": device}
+    made = [make_method(step.method, data.classes, **towers, **step.options) for step in steps]
     rules = [_rule(step.method, method, step.masks) for step, method in zip(steps, made, strict=True)]
     refine = None if config.refine is None else Refine(made[1], rules[1])
     return Recipe(data, made[0], rules[0], config, refine)
