@@ -41,6 +41,30 @@ def poly(step: int, total: int, *, power: float = 0.9, hold: int = 1, warmup: in
     return rise * (1 - t / total) ** power
 
 
+def warm_poly(step: int, total: int, *, warmup: int = 50, start: float = 1e-6, power: float = 1.0) -> float:
+    """WeCLIP's rate: up in a line from ``start``, then (1 - t / total) ** power of the whole training.
+
+    Args:
+        step: optimiser steps done before this one.
+        total: steps of the whole training.
+        warmup: steps of the rise; of a short training a tenth of all at most.
+        start: the factor of the first step.
+        power: of the decay.
+
+    Returns:
+        the factor on the first learning rate.
+
+    Raises:
+        ValueError: if ``step`` is negative or ``total`` below 1.
+    """
+    if step < 0 or total < 1:
+        raise ValueError(f"got step={step}, total={total}; expected step >= 0 and total >= 1")
+    warmup = min(warmup, total // 10)
+    if step < warmup:
+        return 1 - (1 - step / warmup) * (1 - start)
+    return (1 - min(step, total - 1) / total) ** power
+
+
 def _sigmoid(x: float) -> float:
     return math.exp(-5 * (1 - x) ** 2)
 
