@@ -26,6 +26,7 @@ METHODS = {
     "clims": "tag2mask.methods.clims:CLIMS",
     "irn": "tag2mask.methods.irn:IRN",
     "psa": "tag2mask.methods.psa:PSA",
+    "weclip": "tag2mask.methods.weclip:WeCLIP",
 }
 """Name -> "module:class", a class as ``methods.protocol`` has it."""
 

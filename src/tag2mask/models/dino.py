@@ -111,7 +111,7 @@ class DINOTower(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # (B, N, D), row-major
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
         x = x + self.positions(grid, positions).to(x.dtype)
-        registers = self.registers.to(x.dtype).expand(len(x), -1, -1)
+        registers = self.registers.to(x.dtype).expand(x.shape[0], -1, -1)
         return torch.cat([x[:, :1], registers, x[:, 1:]], 1), grid
 
     forward = walk

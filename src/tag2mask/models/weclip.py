@@ -71,7 +71,8 @@ class Decoder(nn.Module):
         x = features.flatten(2).transpose(1, 2)  # (B, N, E)
         for block in self.transformer.resblocks:
             x, _ = block(x)
-        return self.linear_pred(x.transpose(1, 2).unflatten(2, tuple(features.shape[2:])))
+        logits: Tensor = self.linear_pred(x.transpose(1, 2).reshape_as(features))
+        return logits
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from tag2mask.types import MAX_CLASSES, ClassSet, Color, UserError
 __all__ = [
     "ARCHITECTURES",
     "INSIDE",
+    "WEIGHTS",
     "NetworkConfig",
     "SavedNetwork",
     "SegmentationNet",
