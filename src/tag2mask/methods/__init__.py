@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 METHODS = {
     "clip-es": "tag2mask.methods.clip_es:ClipES",
+    "cd-clip": "tag2mask.methods.cd_clip:CDCLIP",
     "classifier-cam": "tag2mask.methods.classifier_cam:ClassifierCAM",
     "clims": "tag2mask.methods.clims:CLIMS",
     "irn": "tag2mask.methods.irn:IRN",

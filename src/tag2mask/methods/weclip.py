@@ -39,7 +39,7 @@ from torch import Tensor
 
 from tag2mask.methods.online.method import COCO_STEPS, VOC_STEPS, Online, OnlineOptions
 from tag2mask.methods.online.training import OnlineRecipe
-from tag2mask.ops.affinity import AFFINITIES, Affinity
+from tag2mask.ops.affinity import AFFINITIES, Affinity, Choose
 from tag2mask.types import UserError
 
 _RELEASED_SWITCH = 9_145 / VOC_STEPS
@@ -106,7 +106,7 @@ def tuned(method: Online, affinity: Affinity) -> Affinity:
     late = affinity.decoder
     share = (5 / 6 if method.coco else 1 / 2) if late else 2 / 3
     threshold = options.box_threshold if options.box_threshold is not None else 0.7 if method.coco else 0.4
-    choose = options.choose or ("signed" if method.released else "abs")
+    choose: Choose = options.choose or ("signed" if method.released else "abs")
     return replace(
         affinity,
         layers=method.layers_of(options.late_layers if late else options.layers, share),

@@ -98,7 +98,9 @@ class Online(Trainable):
         super().__init__(classes, options, clip=clip, **towers)
         vision: Any = clip.model.vision
         if not isinstance(vision, VisionTransformer):
-            raise UserError(f"{self.name}: {clip.name} is a ResNet, and the decoder stands on a ViT's blocks; take a ViT")
+            raise UserError(
+                f"{self.name}: {clip.name} is a ResNet, and the decoder stands on a ViT's blocks; take a ViT"
+            )
         self.clip, self.vision = clip, vision
         if self.options.crop is not None and self.options.crop % clip.patch:
             raise UserError(
@@ -227,7 +229,9 @@ class Online(Trainable):
         shapes = Augment(recipe.crop, scale=Uniform(*recipe.scales), place="anywhere", fill=padding)
         images = TaggedImages(data, shapes, options.seed)
         if not any(images.data[i].tags for i in images.indices):
-            raise UserError(f"{self.name} learns from tags, and none of the {len(data)} images in {data.root} has any")
+            raise UserError(
+                f"{self.name} learns from tags, and none of the {len(data)} images in {data.root} has any"
+            )
         net = self.new_network().to(self.device)
         bare: Any = net.network
         module = OnlineTraining(bare, self.teacher, recipe, options.seed, self.make_boundaries())
@@ -249,8 +253,8 @@ class Online(Trainable):
         if saved.config.architecture != ARCHITECTURE or saved.config.options.get("sha256") != self.clip.sha256:
             raise UserError(
                 f"{saved.path}: was trained on {saved.config.options.get('clip')} (weights of sha256 "
-                f"{str(saved.config.options.get('sha256'))[:12]}…), not on {self.clip.name} ({self.clip.sha256[:12]}…); "
-                "give that CLIP, or fit anew"
+                f"{str(saved.config.options.get('sha256'))[:12]}…), not on {self.clip.name} "
+                f"({self.clip.sha256[:12]}…); give that CLIP, or fit anew"
             )
         net = self._network(saved.config)
         fill_network(net, saved)
@@ -267,7 +271,9 @@ class Online(Trainable):
             UserError: nothing was fitted or loaded.
         """
         if self.net is None:
-            raise UserError(f"{self.name} labels with what it has learned; call fit and load first, or tag2mask label")
+            raise UserError(
+                f"{self.name} labels with what it has learned; call fit and load first, or tag2mask label"
+            )
         with torch.inference_mode():
             return [self._scores(item, self.net.network) for item in items]
 

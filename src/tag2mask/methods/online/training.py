@@ -32,8 +32,8 @@ class OnlineRecipe:
     """Everything that decides a training but the towers.
 
     early, late: how maps are spread before and from step ``switch`` on.
-    lr: of the decoder. warmup: steps. padding: whether what a crop has beyond its picture is labelled, as the released
-    code does, or ignored.
+    lr: of the decoder. warmup: steps. padding: whether what a crop has beyond its picture is labelled, as the
+    released code does, or ignored.
     affinity_weight: of the decoder's affinity loss. dice_weight: of WeCLIP+'s Dice.
     feedback: multiply the initial maps by the decoder's own probabilities (WeCLIP+).
     replace_at: from this step on, labels are the decoder's own where its probability is above ``sure`` (WeCLIP+);
