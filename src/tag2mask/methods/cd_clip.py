@@ -2,8 +2,8 @@
 
 Z. Yang, X. Zhao, X. Wang, Q. Zhang and J. Xiao, "Leveraging Class Distributions in CLIP for Weakly Supervised
 Semantic Segmentation", CVPR 2026. No code of it is public. What is here was built from the abstract, the supplement
-and notes on the paper, and is **not the authors' own**: where these leave something open, the readings are options, the
-default is ours, and the numbers that the paper reports (VOC 2012 val 82.5 and COCO val 54.1 mIoU with dense CRF; maps
+and notes on the paper, and is **not the authors' own**: where these leave something open, the readings are options,
+the default is ours, and the numbers that the paper reports (VOC 2012 val 82.5 and COCO val 54.1 mIoU with dense CRF; maps
 80.8) were not reproduced here.
 
 Known: the divergence (Jensen-Shannon), that it rectifies the initial affinity, that all classes and super-classes are
@@ -31,7 +31,7 @@ padding of crops                 ignored; WeCLIP labels it
 ===============================  ==================================================================================
 
 ``setting`` is a row of the paper's Table 3: 0 none, 1 CAA, 2 RFM, 3 CDA, 4 CDA + CAA, 5 CDA + RFM, 6 CDA +
-boundaries. With ``setting=1`` a step is WeCLIP's before its switch. ``replace_at``, ``feedback`` and ``dice_weight`` are
+boundaries. With ``setting=1`` a step is WeCLIP's before its switch. ``replace_at``, ``feedback``, ``dice_weight`` are
 WeCLIP+'s, and off here; in WeCLIP+ the replacement begins at 18 000 of 30 000 steps on VOC, at 40 000 of 80 000 on
 COCO. Boundaries only teach: at test time the decoder and its CLIP are all that is needed.
 """
