@@ -28,11 +28,11 @@ from scipy.stats import spearmanr
 
 from tag2mask import __version__
 from tag2mask.data import read_voc
+from tag2mask.lab.bench import Bench, Figures
 from tag2mask.methods.prompts import imagenet_templates
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import load_clip
 from tag2mask.run.progress import progress
-from tag2mask.stages.bench import Bench, Figures
 from tag2mask.storybook import render
 
 

@@ -26,13 +26,13 @@ from page import section, write_page
 from tag2mask import __version__
 from tag2mask.config import read_recipe
 from tag2mask.data import read_voc
+from tag2mask.lab.demo import Everything
 from tag2mask.methods.clip_es import ClipES
 from tag2mask.models.weights import load_clip
 from tag2mask.run.folder import Run
 from tag2mask.segment.network import NetworkConfig, build_network, save_network
 from tag2mask.segment.recipe import TrainRecipe
 from tag2mask.stages.confidence import span
-from tag2mask.stages.demo import Everything
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.label import label
 from tag2mask.stages.predict import predict

@@ -32,12 +32,12 @@ from torch import Tensor
 from tag2mask import __version__
 from tag2mask.data import read_voc
 from tag2mask.data.image import read_image
+from tag2mask.lab.bench import RULES
 from tag2mask.methods import make_method
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.ops.masks import pseudo_mask, upsample
 from tag2mask.ops.metrics import BackgroundSweep, confusion_matrix, metrics
 from tag2mask.run.folder import Run
-from tag2mask.stages.bench import RULES
 from tag2mask.stages.label import label
 from tag2mask.storybook import render
 from tag2mask.types import Background, Constant, Dataset, MaskRule

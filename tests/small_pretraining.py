@@ -9,14 +9,14 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 
+from tag2mask.lab.cache import Rendered, SceneCache, render_cache
+from tag2mask.lab.pretrain_recipe import Pretrain
+from tag2mask.lab.teacher import teach
+from tag2mask.lab.views import Pairs
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import Classifier, save_classifier
 from tag2mask.run.training import fit
 from tag2mask.storybook import CLASSES
-from tag2mask.storybook.cache import Rendered, SceneCache, render_cache
-from tag2mask.storybook.pretrain_recipe import Pretrain
-from tag2mask.storybook.teacher import teach
-from tag2mask.storybook.views import Pairs
 
 TINY = Pretrain(
     width=16,

@@ -195,7 +195,7 @@ def test_words_that_the_clip_does_not_know(photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["label", "{scenes}", "-m", "clipes"], "did you mean clip-es"),
+        (["label", "{scenes}", "-m", "clipes"], "did you mean 'clip-es'"),
         (["label", "{scenes}", "--set", "lambda=1"], "known:"),
         (["label", "{scenes}", "--set", "layers"], "expected NAME=VALUE"),
         (["label", "{scenes}", "--crf", "clip-ess"], "clip-es"),

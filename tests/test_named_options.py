@@ -11,6 +11,7 @@ import typer.main
 
 from tag2mask.cli import app
 from tag2mask.config import DataConfig
+from tag2mask.formats import exporters
 from tag2mask.methods import known_methods, method_class
 
 ROOT = Path(__file__).parent.parent
@@ -57,11 +58,14 @@ SET = re.compile(r"--(?:refine-)?set '?([a-z_]+)=")
 def test_every_setting_that_is_named_exists() -> None:
     from dataclasses import fields
 
+    from tag2mask.lab.classifier import ClassifierRecipe
+    from tag2mask.lab.pretrain_recipe import Pretrain
     from tag2mask.segment.recipe import TrainRecipe
-    from tag2mask.storybook.classifier import ClassifierRecipe
-    from tag2mask.storybook.pretrain_recipe import Pretrain
+    from tag2mask.stages.export import find_exporter
 
     known = {name for method in known_methods() for name in method_class(method).Options.model_fields}
+    known |= {name for to in exporters() for name in find_exporter(to).Options.model_fields}
+    known |= {"digits"}  # of the exporter that docs/add-a-reader-or-exporter.md makes
     known |= {field.name for kind in (TrainRecipe, ClassifierRecipe, Pretrain) for field in fields(kind)}
     named = {(found, path) for path in sources() for text in strings(path) for found in SET.findall(text)}
     assert len(named) > 5

@@ -80,8 +80,8 @@ def test_there_are_recipes():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("metod: clip-es", "unknown key 'metod'; did you mean 'method'?"),
-        ("data: {pth: x}", "unknown key 'data.pth'; did you mean 'path'?"),
+        ("metod: clip-es", "unknown key 'metod' (did you mean 'method'?)"),
+        ("data: {pth: x}", "unknown key 'data.pth' (did you mean 'path'?)"),
         ("masks: {mu: 2}", "masks.mu = 2: input should be less than or equal to 1"),
         ("masks: {background: 'power:nan'}", "background is 'power:nan', expected"),
         ("masks: {background: 'power:-1'}", "expected"),

@@ -24,12 +24,15 @@ from tag2mask.cli_options import (
     TokenizerOption,
     images_if_there,
     label_config,
+    named_value,
     one_of,
-    spell,
+    show_options,
 )
 from tag2mask.cli_segment import segment_app
 from tag2mask.cli_storybook import storybook_app
+from tag2mask.formats import EXPORTERS, READERS, said
 from tag2mask.process import tune_process
+from tag2mask.types import UserError
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -45,7 +48,7 @@ app = typer.Typer(
     `tag2mask label photos -o runs/photos` and `tag2mask report runs/photos`.
 
     Exit codes: 0 done, 1 an error that you can fix, 2 wrong usage, 3 some images failed (they are in the run's
-    manifest) or none has a mask, 130 stopped by Ctrl-C (the same command goes on).""",
+    manifest) or none has a mask, 130 stopped by Ctrl-C, or a fit by `--minutes` (the same command goes on).""",
 )
 app.add_typer(storybook_app, name="storybook")
 app.add_typer(segment_app)  # without a name: its commands stand among the others
@@ -71,7 +74,7 @@ def demo(
 
     Everything is in the package: no download, no GPU, about a minute.
     """
-    from tag2mask.stages.demo import demo as run_demo
+    from tag2mask.lab.demo import demo as run_demo
 
     result = run_demo(out, n, device=device)
     typer.echo(result.text)
@@ -84,9 +87,7 @@ def demo(
 @data_options("path")
 def label(
     *,
-    data: Annotated[
-        Path | None, typer.Argument(help="Folder of images, VOC devkit or COCO JSON; or in --config.")
-    ] = None,
+    data: Annotated[Path | None, typer.Argument(help=f"Give {said(READERS)}; or name it in --config.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; created or resumed.")] = Path("run"),
     method: Annotated[str | None, typer.Option("--method", "-m", help="See `tag2mask methods`.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as YAML; flags given here come on top.")] = None,
@@ -103,7 +104,7 @@ def label(
     mu: Annotated[float | None, typer.Option(help="Pixels less confident become 255; 0 keeps every pixel.")] = None,
     confidence: Annotated[str | None, typer.Option(help="posterior (of the CRF) or cam (Eq. 8 on the maps).")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16 before CLIP's last block.")
+        str | None, typer.Option(help="float32, bfloat16 or float16: of a fit, and of CLIP before its last block.")
     ] = None,
     device: DeviceOption = "auto",
     batch: Annotated[int | None, typer.Option(help="Images at a time; default 1 on a processor, 8 on a GPU.")] = None,
@@ -115,6 +116,17 @@ def label(
         Path | None, typer.Option(help="Another run whose learned weights are taken, for methods that learn.")
     ] = None,
     fit_only: Annotated[bool, typer.Option("--fit-only", help="Stop when the method has learned.")] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Stop a fit after so long, saved; the same command goes on. Labelling goes on as long as it takes.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that prepare images for a fit; default: up to 8 on a GPU, else none."),
+    ] = None,
     refine: Annotated[
         str | None, typer.Option(help="Refine the maps: irn or psa. The unrefined run is in OUT/seeds.")
     ] = None,
@@ -143,6 +155,7 @@ def label(
     -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa` · `tag2mask label photos
     --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
     """
+    from tag2mask.methods.protocol import Machine
     from tag2mask.run.shard import WHOLE, find_shard
     from tag2mask.stages.label import LabelSettings
     from tag2mask.stages.label import label as run_label
@@ -185,6 +198,7 @@ def label(
         overwrite=overwrite,
         refit=refit,
         fit_only=fit_only,
+        machine=Machine(workers=workers, minutes=minutes),
         removed=one_of("--removed", removed, "keep", "drop"),
         noted=recipe.noted,
     )
@@ -252,37 +266,52 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="Masks: png (indexed, with palette), coco (JSON, compressed RLE), voc-test (for VOC's server). "
-            "Networks: onnx, safetensors."
+            help=f"Masks: {', '.join(EXPORTERS)}. Networks: onnx, safetensors. `tag2mask formats` says what each is."
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="A folder for png and safetensors; a file for coco, voc-test (.tgz), onnx."),
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder or the file, as the format is.")],
     where: dict[str, Any],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An option of the format, NAME=VALUE; see `tag2mask formats NAME`."),
+    ] = None,
     competition: Annotated[
-        str, typer.Option(help="voc-test: comp5 if nothing but VOC was used in training, else comp6.")
-    ] = "comp6",
+        str | None, typer.Option(help="comp5 or comp6: the same as --set competition=..., for voc-test.")
+    ] = None,
 ) -> None:
     """Write a run's masks, or a trained network, in another format."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.export import export as run_export
+    from tag2mask.stages.export import find_exporter
     from tag2mask.stages.export_network import export_network, holds_network
     from tag2mask.stages.run_data import images_for
 
+    options = dict(named_value("--set", option, "competition=comp5") for option in set_ or [])
+    options |= {} if competition is None else {"competition": competition}
     if holds_network(source, to):
+        if options:
+            raise UserError(f"{to} has no options: leave out --set {', '.join(options)}")
         typer.echo(export_network(source, to, out).text())
         return
     opened = Run.open(source)
-    if to == "voc-test":
-        from tag2mask.stages.voc_server import voc_archive
+    dataset = (images_for if find_exporter(to).needs_images else images_if_there)(opened, where)
+    typer.echo(f"written: {run_export(opened, dataset, to, out, options)}")
 
-        whole = images_for(opened, where)
-        typer.echo(f"written: {voc_archive(opened, whole, out, competition=competition)}")  # type: ignore[arg-type]
+
+@app.command(name="formats")
+def list_formats(name: Annotated[str | None, typer.Argument(help="Show this format's options.")] = None) -> None:
+    """List what data is read from (`--kind`) and what masks are written as (`export --to`), or options of one."""
+    from tag2mask.formats import exporters, readers
+
+    if name is not None:
+        from tag2mask.stages.export import find_exporter
+
+        show_options(find_exporter(name).Options)
         return
-    dataset = images_if_there(opened, where)
-    typer.echo(f"written: {run_export(opened, dataset, to, out)}")  # type: ignore[arg-type]
+    for head, table in (("Data, by --kind:", readers()), ("Masks, by export --to:", exporters())):
+        typer.echo(head)
+        for known, entry in table.items():
+            typer.echo(f"  {known:10} {entry.what}")
 
 
 @app.command()
@@ -338,8 +367,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show this method's 
             typer.echo(f"{known:10} {line}")
         typer.echo("\nOptions of one: tag2mask methods clip-es")
         return
-    for field, info in method_class(name).Options.model_fields.items():
-        typer.echo(f"{field}: {spell(info.annotation)}, default {info.default!r}\n    {info.description}")
+    show_options(method_class(name).Options)
 
 
 @app.command()

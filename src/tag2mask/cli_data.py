@@ -11,13 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-Data = Annotated[Path, typer.Argument(help="Folder of images with tags, VOC devkit, or COCO instances JSON.")]
+from tag2mask.formats import READERS, said
+
+Data = Annotated[Path, typer.Argument(help=f"Give {said(READERS)}.")]
 
 _OPTIONS: dict[str, Any] = {
     "path": Annotated[Path | None, typer.Option("--data", help="The data; default: where the run's was.")],
-    "kind": Annotated[str | None, typer.Option(help="voc, coco or folder; default: seen from what is there.")],
+    "kind": Annotated[str | None, typer.Option(help=f"{', '.join(READERS)}; default: detected.")],
     "split": Annotated[
-        str | None, typer.Option(help="VOC: a list under ImageSets/Segmentation, such as train or val.")
+        str | None,
+        typer.Option(
+            help="voc: a list under ImageSets, such as train or val; coco: an annotations file, such as val2017."
+        ),
     ],
     "tags": Annotated[
         Path | None,
@@ -26,7 +31,7 @@ _OPTIONS: dict[str, Any] = {
             "class. Default: tags.csv, tags.jsonl, labels.csv, metadata.jsonl and the like in the folder."
         ),
     ],
-    "images": Annotated[Path | None, typer.Option("--images", help="COCO: the folder of the images.")],
+    "images": Annotated[Path | None, typer.Option("--images", help="coco: the folder of the images.")],
     "truth": Annotated[Path | None, typer.Option(help="Folder of ground-truth masks; only `eval` reads them.")],
     "truth_values": Annotated[
         str | None,

@@ -53,10 +53,10 @@ def label_config(
             place, _, leaf = key.rpartition(".")
             (raw.setdefault(place, {}) if place else raw)[leaf] = str(value) if isinstance(value, Path) else value
     for option in options:
-        name, value = _named("--set", option, "affinity=mhsa")
+        name, value = named_value("--set", option, "affinity=mhsa")
         raw.setdefault("options", {})[name] = value
     for option in refine or []:
-        name, value = _named("--refine-set", option, "walk_steps=64")
+        name, value = named_value("--refine-set", option, "walk_steps=64")
         if not isinstance(raw.get("refine"), dict):
             raise UserError(f"--refine-set {option!r} without a refiner; name one, such as --refine irn")
         part, _, leaf = name.rpartition(".")
@@ -64,7 +64,7 @@ def label_config(
     return parse_config(raw, "the command line" if path is None else str(path))
 
 
-def _named(flag: str, option: str, example: str) -> tuple[str, Any]:
+def named_value(flag: str, option: str, example: str) -> tuple[str, Any]:
     """NAME=VALUE, the value as YAML reads it."""
     import yaml
 
@@ -110,6 +110,12 @@ def spell(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         return f"list of {spell(get_args(annotation)[0])}"
     return " | ".join(spell(part) for part in get_args(annotation) if part is not type(None))
+
+
+def show_options(options: Any) -> None:
+    """Print the options that a pydantic model has."""
+    for field, info in options.model_fields.items():
+        typer.echo(f"{field}: {spell(info.annotation)}, default {info.default!r}\n    {info.description}")
 
 
 def list_settings(recipe: Any) -> None:

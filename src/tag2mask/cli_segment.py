@@ -16,6 +16,7 @@ from tag2mask.cli_options import (
     list_settings,
     one_of,
 )
+from tag2mask.formats import READERS, said
 from tag2mask.types import UserError
 
 segment_app = typer.Typer()
@@ -124,7 +125,7 @@ def predict(
     network: Annotated[Path, typer.Argument(help="A folder that `train` wrote; an unfinished training will do.")],
     data: Annotated[
         Path,
-        typer.Argument(metavar="IMAGES", help="Folder of images (no tags needed), VOC devkit, or COCO JSON."),
+        typer.Argument(metavar="IMAGES", help=f"Give {said(READERS)}; no tags are needed."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; created or resumed.")] = Path("predicted"),
     test: Annotated[

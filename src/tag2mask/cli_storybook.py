@@ -66,8 +66,8 @@ def pretrain_resnet(
 
     Stop it whenever you like; the same command goes on. The defaults take about half an hour on two cores.
     """
-    from tag2mask.storybook.classifier import ClassifierRecipe
-    from tag2mask.storybook.train_classifier import pretrain_resnet as run
+    from tag2mask.lab.classifier import ClassifierRecipe
+    from tag2mask.lab.train_classifier import pretrain_resnet as run
 
     given: dict[str, Any] = {"width": width, "scenes": scenes, "steps": steps, "batch": batch, "seed": seed}
     given["init"] = init
@@ -115,8 +115,8 @@ def pretrain(
     --workers 12 --compile --minutes 10`
     """
     from tag2mask.config import read_recipe
-    from tag2mask.stages.pretrain import pretrain as run_pretrain
-    from tag2mask.storybook.pretrain_recipe import Pretrain
+    from tag2mask.lab.pretrain import pretrain as run_pretrain
+    from tag2mask.lab.pretrain_recipe import Pretrain
 
     recipe = read_recipe(Pretrain, set_ or [])
     if list_:
@@ -149,6 +149,6 @@ def measure(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a CLIP on held-out scenes, beside its floors: tags, CAMs, every comparison of CLIP-ES, as Markdown."""
-    from tag2mask.stages.measure import measure as run_measure
+    from tag2mask.lab.measure import measure as run_measure
 
     typer.echo(run_measure(clip, n, device=device)[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from tag2mask.safe_yaml import parse_yaml
 from tag2mask.types import Background, MaskRule, UserError
+from tag2mask.words import did_you_mean
 
 
 class _Settings(BaseModel):
@@ -21,8 +21,8 @@ class _Settings(BaseModel):
 class DataConfig(_Settings):
     """Where the images and tags are."""
 
-    path: str | None = Field(None, description="folder of images, VOC devkit, or COCO instances JSON")
-    kind: Literal["voc", "coco", "folder"] | None = Field(None, description="default: seen from what is there")
+    path: str | None = Field(None, description="data of a kind that tag2mask.formats has a reader for")
+    kind: str | None = Field(None, description="a reader of tag2mask.formats; default: detected")
     split: str | None = Field(None, description="a list under ImageSets/Segmentation (VOC)")
     tags: str | None = Field(None, description='a tag file, or "folders"; default: found in the folder')
     images: str | None = Field(None, description="folder of the images (COCO)")
@@ -146,13 +146,13 @@ def read_recipe(kind: type[T], options: Sequence[str] = (), file: Path | None = 
     origin = dict.fromkeys(given, str(file))
     for name in given:
         if name not in known:
-            raise UserError(f"{file}: unknown key {str(name)!r}; {_nearest(str(name), known)}")
+            raise UserError(f"{file}: unknown key {str(name)!r}{_nearest(str(name), known)}")
     for option in options:
         path, equals, text = option.partition("=")
         name, dot, entry = path.partition(".")
         if not equals or name not in known:
             raise UserError(
-                f"--set {option!r}: expected NAME=VALUE with a setting of the recipe; {_nearest(name, known)}"
+                f"--set {option!r}: expected NAME=VALUE with a setting of the recipe{_nearest(name, known)}"
             )
         value = parse_yaml(text.encode(), f"--set {option!r}: the value")
         given[name] = {**(given.get(name) or {}), entry: value} if dot else value
@@ -168,9 +168,8 @@ def read_recipe(kind: type[T], options: Sequence[str] = (), file: Path | None = 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     if name in known:
-        return f"give it a value: {name}=..."
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+        return f"; give it a value: {name}=..."
+    return did_you_mean(name, known) or f"; known: {', '.join(known)}"
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -180,9 +179,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         place = ".".join(str(step) for step in item["loc"])
         if item["type"] == "extra_forbidden":
             known = _fields_at(model, item["loc"][:-1])
-            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
-            parts.append(f"unknown key {place!r}; {hint}")
+            hint = did_you_mean(str(item["loc"][-1]), known) or f"; known are {', '.join(sorted(known))}"
+            parts.append(f"unknown key {place!r}{hint}")
         else:
             message = item["msg"].removeprefix("Value error, ")
             parts.append(f"{place} = {item['input']!r}: {message[:1].lower()}{message[1:]}")

@@ -145,16 +145,8 @@ def numpy_names(array: type[PlainArray] = PlainArray) -> dict[tuple[str, str], o
     return names
 
 
-def _refuse(value: Any) -> Any:
-    raise pickle.UnpicklingError(f"a {type(value).__name__}")
-
-
-def plain(value: Any, other: Callable[[Any], Any] = _refuse, depth: int = 0) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """Arrays, numbers and words in the place of their stand-ins, in lists, tuples and dicts.
-
-    Args:
-        value: what was read.
-        other: turns a value that is none of these into a plain one.
 
     Raises:
         pickle.UnpicklingError: it holds something else.
@@ -162,29 +154,20 @@ def plain(value: Any, other: Callable[[Any], Any] = _refuse, depth: int = 0) -> 
     if depth > 20:
         raise pickle.UnpicklingError("containers nested more than 20 deep")
     if isinstance(value, PlainArray):
-        return plain(value.value, other, depth + 1)
+        return plain(value.value, depth + 1)
     if isinstance(value, dict):
-        return {plain(k, other, depth + 1): plain(v, other, depth + 1) for k, v in value.items()}
+        return {plain(k, depth + 1): plain(v, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(plain(v, other, depth + 1) for v in value)
+        return type(value)(plain(v, depth + 1) for v in value)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic | np.ndarray):
         return value
-    return other(value)
+    raise pickle.UnpicklingError(f"a {type(value).__name__}")
 
 
-def read_npy_dict(
-    path: str | Path,
-    names: Mapping[tuple[str, str], object] | None = None,
-    other: Callable[[Any], Any] = _refuse,
-) -> dict[Any, Any]:
+def read_npy_dict(path: str | Path) -> dict[Any, Any]:
     """The dict in a ``.npy`` file (``np.save(path, {...})``).
 
     Arrays, strings, numbers, lists and dicts are read; nothing is imported or run.
-
-    Args:
-        path: the file.
-        names: more names that the pickle may ask for, each with its stand-in.
-        other: turns a value that such a name made into a plain one.
 
     Raises:
         UserError: where the file holds something else, or is damaged.
@@ -197,7 +180,7 @@ def read_npy_dict(
             shape, _, dtype = read_header(file)
             if shape != () or dtype != np.dtype(object):
                 raise pickle.UnpicklingError(f"an array of shape {shape} and type {dtype}, not a dict")
-            value = plain(RestrictedUnpickler(file, {**numpy_names(), **(names or {})}).load(), other)
+            value = plain(RestrictedUnpickler(file, numpy_names()).load())
             if not isinstance(value, dict):
                 raise pickle.UnpicklingError(f"a {type(value).__name__}, not a dict")
             return value

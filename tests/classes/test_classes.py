@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from tag2mask.classes import BUILT_IN, color_map, find_class, fold, load_classes, nearest, plain_classes
+from tag2mask.classes import BUILT_IN, color_map, find_class, fold, load_classes, plain_classes
 from tag2mask.storybook.embedded import embedded_clip
 from tag2mask.types import UserError
+from tag2mask.words import nearest
 
 
 def write(tmp_path, text, name="mine.yaml"):

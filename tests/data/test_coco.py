@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 
 from tag2mask.classes import load_classes, plain_classes
 from tag2mask.data import read_coco, read_dataset, read_folder
-from tag2mask.data.coco_rle import write_coco
+from tag2mask.data.export_coco import write_coco
 from tag2mask.data.png import encode_mask
 from tag2mask.types import UserError
 

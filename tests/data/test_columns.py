@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tag2mask.classes import load_classes
-from tag2mask.data.columns import Columns, ColumnsBuilder, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder
 from tag2mask.data.png import encode_mask
 from tag2mask.data.truth import MaskFolders
 from tag2mask.types import Dataset, UserError
+from tag2mask.words import listing
 
 VOC = load_classes("voc12")
 ROOT = Path("/data")

@@ -16,8 +16,9 @@ from methods.toys import CLASSES, TinyData, forbidden, make_data
 from tag2mask.classes import load_classes
 from tag2mask.config import read_config
 from tag2mask.methods import make_method, make_options
-from tag2mask.methods.fitting import classifier as fitting
+from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.tagged import TaggedImages
+from tag2mask.methods.protocol import Machine
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import (
     MEAN,
@@ -32,10 +33,11 @@ from tag2mask.models.clims import build_clims
 from tag2mask.models.find_classifier import MAKE, find_classifier, weights_sha256
 from tag2mask.ops.image import standardise
 from tag2mask.ops.metrics import average_precision
+from tag2mask.run.checkpoint import LAST
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw, sample_indices
 from tag2mask.run.tag_training import TagTraining
-from tag2mask.run.training import LAST, Stopped
+from tag2mask.run.training import Stopped
 from tag2mask.segment.architectures import pixels_of_start
 from tag2mask.segment.augment import Augment, LongSide
 from tag2mask.stages.label import label
@@ -82,9 +84,9 @@ def labelled(data, out, options, **more):
     return label(data, method, out, progress=False, **more)
 
 
-def learn(data, out, weights, **options) -> Run:
+def learn(data, out, weights, machine=Machine(), **options) -> Run:  # noqa: B008  # frozen
     options = {"weights": weights, **SMALL, **options}
-    labelled(data, out, options, fit_only=True)
+    labelled(data, out, options, fit_only=True, machine=machine)
     return Run.open(out)
 
 
@@ -189,8 +191,8 @@ def test_stopped_by_the_clock_it_goes_on(weights, data, tmp_path):
     expected = learned(learn(data, tmp_path / "whole", weights))
     for step in range(1, 5):
         with pytest.raises(Stopped, match=f"time is over at step {step} of 5; all of it is saved"):
-            learn(data, tmp_path / "run", weights, minutes=1e-9)
-    assert learned(learn(data, tmp_path / "run", weights, minutes=1e-9)) == expected
+            learn(data, tmp_path / "run", weights, machine=Machine(minutes=0))
+    assert learned(learn(data, tmp_path / "run", weights, machine=Machine(minutes=0))) == expected
 
 
 def test_epochs_are_of_the_images_with_tags(weights, data, tmp_path):
@@ -293,11 +295,11 @@ def test_runs_that_keep_no_classifier_are_named(weights, data, tmp_path):
     with pytest.raises(UserError, match=r"given learned nothing; name the weights that it labelled with, .*named"):
         load_classifier(tmp_path / "given")
     with pytest.raises(Stopped):
-        learn(data, tmp_path / "begun", weights, minutes=1e-9)
+        learn(data, tmp_path / "begun", weights, machine=Machine(minutes=0))
     with pytest.raises(UserError, match="begun has not learned to the end; give its command again"):
         load_classifier(tmp_path / "begun")
     learn(data, tmp_path / "run", weights)
-    options = {"weights": weights, **SMALL, "workers": 1}  # of no influence, and may differ
+    options = {"weights": weights, **SMALL}
     labelled(data, tmp_path / "took", options, fitted=tmp_path / "run")
     with pytest.raises(UserError, match=r"took took what another run learned; name that one, .*run"):
         load_classifier(tmp_path / "took")

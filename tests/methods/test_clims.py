@@ -16,12 +16,13 @@ from torch import nn
 from methods.toys import TinyData, forbidden, make_data
 from tag2mask.classes import load_classes
 from tag2mask.data.image import read_image
-from tag2mask.methods import clims_training as subject
 from tag2mask.methods import make_method
 from tag2mask.methods.clims import WEIGHTS, CLIMSOptions, _native_size, make_recipe
-from tag2mask.methods.clims_training import CLIMSTraining, Critic, TagCaptions, descent_of
-from tag2mask.methods.fitting import classifier as fitting
+from tag2mask.methods.fitting import clims as subject
+from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.classifier import tag_training
+from tag2mask.methods.fitting.clims import CLIMSTraining, TagCaptions, descent_of
+from tag2mask.methods.fitting.clims_critic import Critic
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier, save_classifier
 from tag2mask.models.convert import from_openai_state
@@ -301,8 +302,10 @@ def test_what_clip_is_fed(clip, weights, variant):
 # --- the fit
 
 
-def start_training(network, recipe, weight_decay, steps):
-    return tag_training(network, 3, descent_of(recipe, recipe.baseline_lr, weight_decay, steps))
+def start_training(method, network, **changes):
+    """The training of the classifier, under a recipe with changes."""
+    recipe = replace(method.recipe, **changes)
+    return tag_training(network, 3, descent_of(recipe, replace(method.fit_of().settings, lr=recipe.baseline_lr)))
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
@@ -312,7 +315,7 @@ def test_the_classifier_before_it(variant, clip, weights):
     texts = {"clims": TEXTS, "clims-released": TEXTS}
     method = make_method("clims", replace(CLASSES, texts=texts), clip=clip, weights=weights, **{**SMALL, **options})
     network, _ = method.start()
-    module = start_training(network, replace(method.recipe, frozen_norm=True), 0.03, 4)
+    module = start_training(method, network, frozen_norm=True)
     pictures, _ = pictures_and_maps(3)
     tags = [torch.tensor([1, 3]), torch.tensor([2]), torch.zeros(0, dtype=torch.int64)]
     with pytest.warns(UserWarning, match="log"):
@@ -331,27 +334,29 @@ def test_the_classifier_before_it(variant, clip, weights):
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_what_each_part_is_cropped_to(variant, clip, weights, data, tmp_path, monkeypatch):
     crops = {}
-    monkeypatch.setattr(subject, "part", lambda module, images, *rest: crops.update({rest[-1]: images.settings.crop}))
+    monkeypatch.setattr(
+        subject, "train_to_end", lambda module, images, *rest: crops.update({rest[-1]: images.settings.crop})
+    )
     texts = {"clims": TEXTS, "clims-released": TEXTS}
     classes = replace(CLASSES, texts=texts)
     options = {**SMALL, "variant": variant, "baseline_epochs": 1, "finetune_clip": 1, "threshold": None}
     if variant == "released":
         options["threshold"] = 0.2
     method = make_method("clims", classes, clip=clip, weights=weights, allow_unknown=True, **options)
-    subject.train(method, data, tmp_path)
+    subject.train(method.fit_of(), data, tmp_path)
     assert crops == {"clip": 28, "clims start": 28 if variant == "paper" else 32, "clims": 32}
 
 
 @pytest.mark.parametrize("part", ["start", "clims"])
 def test_the_stem_learns_nothing(part, clip, weights):
     """In both trainings, even at a rate that throws everything else; its norm still counts what it sees."""
-    method = method_of(clip, weights, lr=1.0, baseline_lr=1.0)
+    method = method_of(clip, weights, lr=1.0, baseline_lr=1.0, weight_decay=0.5)
     network, _ = method.start()
     critic = Critic(CLASSES, TEXTS, clip, method.recipe)
     if part == "start":
-        module = start_training(network, method.recipe, 0.5, 2)
+        module = start_training(method, network)
     else:
-        module = CLIMSTraining(network, critic, descent_of(method.recipe, method.recipe.lr, 0.5, 2))
+        module = CLIMSTraining(network, critic, descent_of(method.recipe, method.fit_of().settings))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     pictures, _ = pictures_and_maps(3)
     optimizer = module.configure_optimizers()["optimizer"]
@@ -441,7 +446,7 @@ def test_killed_in_any_part_it_ends_in_the_same_bits(clip, weights, data, tmp_pa
 
 def test_fine_tuning_reads_captions_of_the_tags(clip, weights):
     method = method_of(clip, weights, finetune_clip=3)
-    module = TagCaptions(method)
+    module = TagCaptions(method.fit_of())
     tags = [torch.tensor([1, 3]), torch.tensor([2]), torch.tensor([2])]
     assert module.captions(tags[:2]) == ["a photo of red and dog", "a photo of cat"]
     pictures, _ = pictures_and_maps(3)

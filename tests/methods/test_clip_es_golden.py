@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from golden_models import golden_clip
 from tag2mask.classes import load_classes
 from tag2mask.methods.clip_es import ClipES, ClipESOptions, class_texts
 from tag2mask.models.vjp import channel_weights, read_out, run_last_block
-from tag2mask.ops.cam import class_scores
 from tag2mask.ops.masks import pseudo_mask, upsample
 from tag2mask.types import Item
 
@@ -86,7 +86,7 @@ def test_probabilities_and_channel_weights(golden, case):
     last = run_last_block(method.vision, torch.from_numpy(case["feat_in_last"])[None])
     embedding = read_out(method.vision, last.tokens, "patches")
     texts = torch.from_numpy(case["text_features_used"])
-    probs = class_scores(embedding[0], texts, method.scale, "softmax")
+    probs = (method.scale * F.normalize(embedding[0], dim=-1) @ texts.T).softmax(-1)
     torch.testing.assert_close(
         probs.expand(len(case["probs"]), -1), torch.from_numpy(case["probs"]), rtol=0, atol=2e-5
     )

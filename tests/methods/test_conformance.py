@@ -24,8 +24,8 @@ from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import Classifier, save_classifier
 from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.ops.masks import upsample
+from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.folder import Run
-from tag2mask.run.training import steps_done
 from tag2mask.segment.architectures import ARCHITECTURES
 from tag2mask.segment.network import find_network, load_network, read_saved
 from tag2mask.stages.export_network import export_network
@@ -253,8 +253,7 @@ def test_fit_goes_on_where_it_stopped(case, monkeypatch):
     """A fit that is killed after every file or two that it writes leaves what an uninterrupted one leaves."""
     if case.fitted is None:
         pytest.skip("nothing to fit")
-    monkeypatch.setattr("tag2mask.methods.fitting.affinity_training.SAVE_STEPS", 1)
-    monkeypatch.setattr("tag2mask.methods.fitting.classifier.SAVE_STEPS", 1)
+    monkeypatch.setattr("tag2mask.methods.fitting.settings.SAVE_STEPS", 1)
     folder, replace_file, written, left = case.folder / "fit-again", os.replace, [], []
 
     def breaking(source, target, **more):

@@ -224,7 +224,7 @@ def test_a_killed_fit_ends_in_the_same_bits(name, seeds, tmp_path, monkeypatch):
     from tag2mask.methods.fitting import affinity_training
 
     _, whole = fitted(name, seeds, tmp_path / "whole", steps=5)
-    monkeypatch.setattr(affinity_training, "SAVE_STEPS", 2)
+    monkeypatch.setattr("tag2mask.methods.fitting.settings.SAVE_STEPS", 2)
     kind = {"irn": affinity_training.IRNTraining, "psa": affinity_training.PSATraining}[name]
     step = kind.training_step
 
@@ -284,13 +284,15 @@ def test_the_mean_shift_is_that_of_the_training_images(seeds, tmp_path):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_a_batch_without_a_pair_has_no_loss_and_moves_nothing(name):
-    from tag2mask.methods.fitting.affinity_training import AffinitySettings, IRNTraining, PSATraining
+    from tag2mask.methods.fitting.affinity_training import IRNTraining, PSATraining
+    from tag2mask.methods.fitting.settings import FitSettings
 
     method = make(name)
-    settings = AffinitySettings(2, 2, 0.1, 1e-4, 5, 0, False, 1.0)
-    module = (
-        IRNTraining(method.net, method.backbone, settings) if name == "irn" else PSATraining(method.net, settings)
-    )
+    settings = FitSettings(steps=2, batch=2, lr=0.1, weight_decay=1e-4)
+    if name == "irn":
+        module = IRNTraining(method.net, method.backbone, settings, 5, 1.0)
+    else:
+        module = PSATraining(method.net, settings, 5)
     module.log_dict = lambda *_: None
     cell = 4 if name == "irn" else 8
     labels = torch.full((2, 96 // cell, 96 // cell), 255, dtype=torch.uint8)
@@ -429,7 +431,7 @@ def test_seeds_and_refined_run_go_on_and_may_be_split(seeds, tmp_path):
     [
         (["--refine", "clip-es"], "refines nothing"),
         (["--refine-set", "steps=3"], "without a refiner"),
-        (["--refine", "irn", "--refine-set", "stps=3"], "did you mean steps?"),
+        (["--refine", "irn", "--refine-set", "stps=3"], "did you mean 'steps'?"),
         (["--refine", "irn", "--refine-set", "masks.crf=irm"], "did you mean 'irn'?"),
         (["--refine", "irn", "--refine-set", "steps"], "expected NAME=VALUE"),
         (["--refine", "irn", "--no-scores"], "in two commands"),

@@ -1,13 +1,11 @@
-"""OpenAI's .pt files and the field's .npy dicts: read whole where honest, never run where hostile."""
+"""OpenAI's .pt files: read whole where honest, never run where hostile."""
 
 from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from torch import Tensor
 from tag2mask.models.containers import read_weights
 from tag2mask.models.convert import from_openai_state
 from tag2mask.models.openai import _Module
-from tag2mask.models.unpickle import read_npy_dict
+from tag2mask.models.unpickle import storage_from_bytes
 from tag2mask.types import UserError
 from tiny_clips import Evil, openai_state, script
 
@@ -181,80 +179,13 @@ def test_files_that_are_no_weights(tmp_path) -> None:
         read_openai_pt(tmp_path / "absent.pt")
 
 
-CAMS: dict[object, object] = {
-    "keys": np.array([3, 14]),
-    "attn_highres": np.random.default_rng(0).random((2, 5, 7)).astype(np.float16),
-    "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
-    "big-endian": np.arange(3).astype(">i4"),
-    "names": np.array(["cat", "horse"]),
-    "tensor": torch.arange(6.0).reshape(2, 3).T,
-    "half": torch.arange(3).half(),
-    "scalar": np.float32(0.5),
-    "empty": np.zeros((0, 3), np.uint8),
-    7: np.array([True, False]),
-    np.int64(8): [1, 2.5, None, (True, "x", b"\xff")],
-}
-
-
-def test_cam_dicts_are_read(tmp_path) -> None:
-    np.save(tmp_path / "x.npy", CAMS)
-    got = read_npy_dict(tmp_path / "x.npy")
-    assert got.keys() == CAMS.keys()
-    for key, value in CAMS.items():
-        if isinstance(value, np.ndarray | Tensor):
-            assert got[key].dtype == np.asarray(value).dtype, key
-            assert np.array_equal(got[key], np.asarray(value)), key
-            assert got[key].flags.writeable, key
-        else:
-            assert got[key] == value
-    assert type(got["scalar"]) is np.float32
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_cam_dicts_of_every_age(tmp_path, protocol) -> None:
-    arrays = {key: value for key, value in CAMS.items() if not isinstance(value, Tensor)}
-    holder = np.array(arrays, dtype=object)
-    path = tmp_path / "x.npy"
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
-        data = pickle.dumps(holder, protocol=protocol)
-        file.write(data.replace(b"numpy._core", b"numpy.core") if protocol == 2 else data)
-    got = read_npy_dict(path)
-    assert np.array_equal(got["attn_highres"], arrays["attn_highres"])
-    assert np.array_equal(got["fortran"], arrays["fortran"])
-
-
-def test_malicious_cam_dicts_are_never_run(tmp_path, evil) -> None:
-    path = tmp_path / "x.npy"
-    for value in ({"keys": evil}, evil, {"keys": np.array([evil], dtype=object)}):
-        np.save(path, np.array(value, dtype=object))
-        with pytest.raises(UserError, match=r"x\.npy: was not read"):
-            read_npy_dict(path)
-    # a tensor's numbers are a pickle inside the pickle
-    inner = pickle.dumps(evil, protocol=2)
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
-        load = b"ctorch.storage\n_load_from_bytes\nB" + len(inner).to_bytes(4, "little") + inner + b"\x85R."
-        file.write(b"\x80\x03" + load)
-    with pytest.raises(UserError, match="not stored as torch stores them") as caught:
-        read_npy_dict(path)
+def test_the_numbers_of_a_tensor_inside_a_plain_pickle(tmp_path, evil) -> None:
+    """They are a pickle inside the pickle."""
+    path, weights = tmp_path / "x.pt", {"w": torch.arange(6.0).half().reshape(2, 3).T}
+    path.write_bytes(pickle.dumps(weights, protocol=2))
+    assert b"_load_from_bytes" in path.read_bytes()
+    assert torch.equal(read_openai_pt(path)["w"], weights["w"])
+    with pytest.raises(pickle.UnpicklingError, match="not stored as torch stores them") as caught:
+        storage_from_bytes(pickle.dumps(evil, protocol=2))
     assert "weights_only" not in str(caught.value)
     assert not evil.marker.exists()
-
-
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (lambda path: np.save(path, np.zeros((2, 3))), "not a dict"),
-        (lambda path: np.save(path, np.array([{1: 2}, {}], dtype=object)), "not a dict"),
-        (lambda path: np.save(path, np.array([1, 2], dtype=object).sum()), "not a dict"),
-        (lambda path: np.save(path, {"a": np.array("2020-01-01", "M8[D]")}), "type 'M8'"),
-        (lambda path: np.save(path, {"a": {1, 2}}), "a set"),
-        (lambda path: path.write_bytes(b"nothing"), "was not read"),
-        (lambda path: None, "cannot be read"),
-    ],
-)
-def test_other_npy_files_are_refused(tmp_path, write: Callable[[Path], None], message) -> None:
-    write(tmp_path / "x.npy")
-    with pytest.raises(UserError, match=message):
-        read_npy_dict(tmp_path / "x.npy")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tag2mask.ops.cam import class_scores, gradcam, min_max, normalise_cam, score_cotangents
+from tag2mask.ops.cam import gradcam, min_max, normalise_cam, score_cotangents
 
 SCALE = 7.0
 
@@ -36,15 +36,6 @@ def test_cotangents_are_the_gradients(score, count):
     got = score_cotangents(embedding.detach().float(), texts().float(), count, SCALE, score)
     torch.testing.assert_close(got, torch.stack(expected).float(), rtol=1e-4, atol=1e-5)
     assert got.abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("score", ["softmax", "logits"])
-def test_class_scores(score):
-    embeddings = 3 * normal(4, 6)
-    got = class_scores(embeddings, texts(), SCALE, score)
-    expected = torch.stack([scores_written_out(e, texts(), score) for e in embeddings])
-    torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(class_scores(embeddings[0], texts(), SCALE, score), expected[0])
 
 
 def test_gradcam_is_a_rectified_weighted_sum():

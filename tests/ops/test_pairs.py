@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tag2mask.ops.pairs import disc_offsets, disc_paths, pair_indices, path_offsets, reach, window
+from tag2mask.ops.pairs import disc_offsets, disc_paths, path_offsets, reach, window
 
 # Written out from the definition: length, then row by row.
 PATHS_OF_5 = (
@@ -51,6 +51,12 @@ def test_a_cell_that_is_one_away_is_on_no_path():
     assert set(paths[3, 4]) == cells
     assert set(paths[3, -4]) == {(y, -x) for y, x in cells}
     assert set(paths[4, 3]) == {(x, y) for y, x in cells}
+
+
+def pair_indices(size, radius, offsets):
+    """Flat indices into a map of this size: sources (S,) and destinations (P, S)."""
+    flat = torch.arange(size[0] * size[1]).view(size)
+    return window(flat, radius).flatten(), torch.stack([window(flat, radius, each).flatten() for each in offsets])
 
 
 @pytest.mark.parametrize("radius", [5, 10])

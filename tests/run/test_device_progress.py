@@ -10,7 +10,7 @@ import torch
 from tag2mask.run import device as devices
 from tag2mask.run import progress as bars
 from tag2mask.run.ahead import ahead
-from tag2mask.run.device import Timer, find_device, find_precision, peak_memory, resident_memory
+from tag2mask.run.device import find_device, find_precision, peak_memory, resident_memory
 from tag2mask.run.progress import progress
 from tag2mask.types import UserError
 
@@ -60,17 +60,6 @@ def test_memory_is_in_bytes():
     if now is not None:
         assert 48 << 20 < resident_memory() - now < 128 << 20
     block.close()
-
-
-def test_seconds_by_stage():
-    timer = Timer()
-    for _ in range(2):
-        with timer("sleep"):
-            time.sleep(0.01)
-    with pytest.raises(ZeroDivisionError), timer("fail"):
-        1 / 0  # noqa: B018
-    assert 0.02 <= timer.seconds["sleep"] < 1
-    assert "fail" in timer.seconds
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from tag2mask.run import training as subject
+from tag2mask.run.checkpoint import LAST, steps_done
 from tag2mask.run.sampling import Draw, StepSampler, Training, sample_generator, sample_indices
-from tag2mask.run.training import fit, steps_done
+from tag2mask.run.training import fit
 from tag2mask.types import UserError
 
 
@@ -316,4 +317,4 @@ def test_samples_may_come_from_other_processes(unbroken, tmp_path):
 def test_the_command_line_does_not_load_lightning():
     code = "import sys, tag2mask.cli, tag2mask.storybook; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
-    assert subject.LAST == "last.ckpt"
+    assert LAST == "last.ckpt"

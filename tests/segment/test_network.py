@@ -299,7 +299,7 @@ def test_unknown_names() -> None:
             build_network(NetworkConfig.of(name, classes, **options))
         return str(error.value)
 
-    assert "did you mean deeplabv2-resnet101?" in refused("deeplab-resnet101")
+    assert "did you mean 'deeplabv2-resnet101'?" in refused("deeplab-resnet101")
     assert "known: small" in refused("transformers:")
     assert "did you mean 'width'" in refused("small", widht=3)
     assert "width = 0" in refused("small", width=0)

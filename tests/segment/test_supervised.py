@@ -160,7 +160,7 @@ def test_the_optimiser_is_the_recipes():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"architecture": "smal"}, "did you mean small"),
+        ({"architecture": "smal"}, "did you mean 'small'"),
         ({"options": {"widht": 4}}, "did you mean 'width'"),
         ({"steps": 0, "crop": -1}, r"steps 0, crop -1: expected at least 1"),
         ({"lr": float("nan")}, "lr nan"),
@@ -211,7 +211,7 @@ def test_recipes_from_yaml_and_the_command_line(tmp_path):
     found = read_recipe(TrainRecipe, ["options.channels=16", "lr=3e-4", "mu=0.95"], path)
     assert found == TrainRecipe(steps=7, options={"width": 8, "channels": 16}, scale="none", lr=3e-4, mu=0.95)
     path.write_text("step: 7\n")
-    with pytest.raises(UserError, match=r"r\.yaml: unknown key 'step'; did you mean steps\?"):
+    with pytest.raises(UserError, match=r"r\.yaml: unknown key 'step' \(did you mean 'steps'\?\)"):
         read_recipe(TrainRecipe, [], path)
     path.write_text("steps: many\n")
     with pytest.raises(UserError, match=r"r\.yaml steps: .*valid integer"):

@@ -71,8 +71,8 @@ def test_an_interrupted_export_leaves_the_old_file(data: Toys, tmp_path: Path) -
 
 def test_what_cannot_be_exported_is_refused(data: Toys, tmp_path: Path) -> None:
     run = small_run(tmp_path / "run", data)
-    with pytest.raises(UserError, match="cannot export to 'cvat'; choose one of png, coco"):
-        export(run, data, "cvat", tmp_path / "out")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r'exporter "cvat" is not known.*known: png, coco, voc-test'):
+        export(run, data, "cvat", tmp_path / "out")
     with pytest.raises(UserError, match="is a folder; the COCO export of tag2mask is one file"):
         export(run, data, "coco", tmp_path)
     with pytest.raises(UserError, match="no mask for any of the 5 images"):
@@ -120,5 +120,5 @@ def test_png_needs_the_masks_alone(data: Toys, tmp_path: Path) -> None:
     image = Image.open(out / "toy/2.png")
     assert image.getpalette()[: 3 * len(CLASSES)] == [c for colour in CLASSES.palette for c in colour]
     assert np.array_equal(np.array(image), read_mask(run.mask_path("toy/2")))
-    with pytest.raises(UserError, match="COCO needs the images' file names"):
+    with pytest.raises(UserError, match="coco needs the images' file names; give the data set, or export to png"):
         export(run, None, "coco", tmp_path / "masks.json")

@@ -305,7 +305,7 @@ def test_progress_goes_to_stderr(data, tmp_path, capsys):
         ({"batch_size": 0}, "batch size 0"),
         ({"rule": MaskRule(crf="clip-se")}, "clip-es"),
         ({"shard": (2, 2)}, "count from 0"),
-        ({"method": "clip-se"}, "did you mean clip-es"),
+        ({"method": "clip-se"}, "did you mean 'clip-es'"),
         ({"method": toy(Refiner)}, "give its folder as the prior"),
         ({"method": toy(Refiner), "prior": "nowhere"}, "no run of tag2mask"),
     ],
@@ -341,7 +341,7 @@ def test_a_prior_must_fit(data, tmp_path):
 
 def test_methods_by_name():
     assert known_methods()["clip-es"] == "tag2mask.methods.clip_es:ClipES"
-    with pytest.raises(UserError, match=r'option "box_treshold" is not known \(did you mean box_threshold\?\)'):
+    with pytest.raises(UserError, match=r"box_treshold\" is not known \(did you mean 'box_threshold'\?\)"):
         make_options("clip-es", {"box_treshold": 0.4})
     with pytest.raises(UserError, match="option steps = 0: input should be greater than or equal to 1"):
         make_options("clip-es", {"steps": 0})
@@ -351,7 +351,7 @@ def test_another_packages_method(monkeypatch, data, tmp_path):
     from importlib.metadata import EntryPoint
 
     points = [EntryPoint(name, value, "tag2mask.methods") for name, value in OTHERS.items()]
-    monkeypatch.setattr("tag2mask.methods.entry_points", lambda group: points if group == "tag2mask.methods" else [])
+    monkeypatch.setattr("tag2mask.tables.entry_points", lambda group: points if group == "tag2mask.methods" else [])
     assert known_methods()["clip-es"] == "tag2mask.methods.clip_es:ClipES"
     assert quiet(data, tmp_path / "run", make_method("toy", CLASSES, gain=0.5)).done == 12
     assert Run.open(tmp_path / "run").settings["method"] == "toy"

@@ -24,9 +24,9 @@ from tag2mask.config import read_recipe
 from tag2mask.data import read_voc
 from tag2mask.data.png import encode_mask
 from tag2mask.models.backbone import Layout, ResNet
+from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.lock import Lock
 from tag2mask.run.sampling import sample_indices
-from tag2mask.run.training import steps_done
 from tag2mask.segment import supervised
 from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.recipe import TrainRecipe
@@ -433,7 +433,7 @@ def test_the_command(scenes, tmp_path):
     assert "step 2 of 2" in done.output
     assert "supervision: pixels(6)" in done.output
     wrong = runner.invoke(app, [*words, "--set", "step=2"])
-    assert (wrong.exit_code, "did you mean steps?" in wrong.output) == (1, True)
+    assert (wrong.exit_code, "did you mean 'steps'?" in wrong.output) == (1, True)
     nothing = runner.invoke(app, ["train"])
     assert (nothing.exit_code, "give a run folder" in nothing.output) == (1, True)
     listed = runner.invoke(app, ["train", "--config", str(config), "--list"])

@@ -247,7 +247,7 @@ def test_classes_are_those_of_the_class_sets():
 @pytest.mark.parametrize(
     ("size", "classes", "kind", "message"),
     [
-        ((64, 64), ("cat", "hors"), "mixed", "'hors'; did you mean 'horse'"),
+        ((64, 64), ("cat", "hors"), "mixed", "'hors' (did you mean 'horse'?)"),
         ((64, 64), ("cat", "cat"), "mixed", "only once"),
         ((64, 64), (), "mixed", "at least one class"),
         ((64, 8), ("cat",), "mixed", "64x8 pixels is too small"),

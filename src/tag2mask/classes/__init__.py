@@ -10,21 +10,19 @@ or as long as the built-in ones beside this file: ``id``, ``names``, ``palette``
 
 from __future__ import annotations
 
-import difflib
-import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tag2mask.safe_yaml import parse_yaml
 from tag2mask.types import MAX_CLASSES, ClassSet, Color, TextSet, UserError
+from tag2mask.words import did_you_mean, fold, plain
 
 __all__ = [
     "BUILT_IN",
@@ -33,23 +31,15 @@ __all__ = [
     "find_class",
     "fold",
     "load_classes",
-    "named",
-    "nearest",
     "plain",
     "plain_classes",
     "with_more",
 ]
 
-T = TypeVar("T")
-
 BUILT_IN = ("voc12", "coco14")
 
 _ALWAYS = ("clip-es", "clims", "clims-released")
 """The text sets that every class set has, whether its file gives them or not."""
-
-_AROUND = re.compile(r"^[\s_]+|[\s_]+$")
-_BETWEEN = re.compile(r"[\s_-]+")
-_BEFORE_A_WORD = re.compile(r"[\s_]+-+")
 
 _Word = Annotated[str, Field(min_length=1, strict=True)]
 _Channel = Annotated[int, Field(ge=0, le=255, strict=True)]
@@ -92,7 +82,7 @@ def load_classes(name_or_path: str | Path) -> ClassSet:
     if path.is_file():
         return _read(parse_yaml(path.read_bytes(), path), str(path), path.stem)
     raise UserError(
-        f"no class set {str(name_or_path)!r}{_hint(str(name_or_path), BUILT_IN)}: "
+        f"no class set {str(name_or_path)!r}{did_you_mean(str(name_or_path), BUILT_IN)}: "
         f"give one of {', '.join(BUILT_IN)}, or a YAML file that exists"
     )
 
@@ -136,30 +126,6 @@ def with_more(classes: ClassSet, names: Sequence[str], aliases: Mapping[str, str
     return replace(classes, names=("background", *every), palette=palette, texts=texts, aliases=words)
 
 
-@lru_cache(maxsize=1 << 16)
-def fold(word: str) -> str:
-    """What is compared when two names of classes are: no case, and no space, "_" or "-" between letters.
-
-    Beside a digit one of these counts as a space, so that "h1-1" is not "h11". A "-" that begins or ends a name, or
-    stands before a word of it ("cat -dog"), stays: it may say that a class is absent.
-    """
-    folded = _AROUND.sub("", unicodedata.normalize("NFKC", word).casefold())
-    return _BETWEEN.sub(_joined, folded)
-
-
-def _joined(found: re.Match[str]) -> str:
-    name, sign = found.string, found[0]
-    if found.start() == 0 or found.end() == len(name) or _BEFORE_A_WORD.fullmatch(sign):
-        return sign
-    return " " if name[found.start() - 1].isdigit() or name[found.end()].isdigit() else ""
-
-
-def plain(word: str) -> str:
-    """What is compared when a column or a key is looked for: no case, no spaces, no "_" and no "-"."""
-    folded = unicodedata.normalize("NFKC", word).casefold()
-    return "".join(c for c in folded if not c.isspace() and c not in "_-")
-
-
 def class_index(classes: ClassSet) -> dict[str, int]:
     """Mask value by folded name and alias; for many look-ups, else :func:`find_class`."""
     index = {fold(name): tag for tag, name in enumerate(classes.foreground, start=1)}
@@ -171,27 +137,6 @@ def find_class(classes: ClassSet, word: str) -> int | None:
     return class_index(classes).get(fold(word))
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word most like ``word``, or None where none is like it."""
-    by_fold = {fold(k): k for k in known}
-    found = difflib.get_close_matches(fold(word), by_fold, n=1)
-    return by_fold[found[0]] if found else None
-
-
-def named(table: Mapping[str, T], name: str, what: str) -> T:
-    """The entry of that name.
-
-    Raises:
-        UserError: there is none, with the nearest and all known names; ``what`` says of what kind.
-    """
-    if name in table:
-        return table[name]
-    near = nearest(name, table)
-    hint = f"did you mean {near!r}? " if near else ""
-    raise UserError(f"no {what} is called {name!r}: {hint}the known ones are {', '.join(sorted(table))}")
-
-
-@lru_cache
 @lru_cache
 def color_map(count: int) -> tuple[Color, ...]:
     """VOC's colours of the mask values 0..count-1.
@@ -243,7 +188,9 @@ def _explain(problem: Mapping) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _Texts.model_fields if len(problem["loc"]) > 1 else _File.model_fields
-        return f"unknown key {where!r}" + (_hint(str(problem["loc"][-1]), known) or f", known: {', '.join(known)}")
+        return f"unknown key {where!r}" + (
+            did_you_mean(str(problem["loc"][-1]), known) or f", known: {', '.join(known)}"
+        )
     if problem["type"] == "missing":
         return f"the key {where!r} is missing"
     if problem["type"] == "string_type" and isinstance(problem["input"], bool):
@@ -266,7 +213,7 @@ def _build(file: _File, name: str, source: str) -> ClassSet:
 
     def canonical(word: str, where: str) -> str:
         if fold(word) not in index:
-            raise UserError(f"{source}: {where} names {word!r}, which is no class{_hint(word, written)}")
+            raise UserError(f"{source}: {where} names {word!r}, which is no class{did_you_mean(word, written)}")
         return index[fold(word)]
 
     def text_set(text: _Texts, method: str) -> TextSet:
@@ -338,7 +285,7 @@ def _check_names(names: tuple[str, ...], aliases: Mapping[str, str], source: str
     for alias, target in aliases.items():
         if fold(target) not in classes:
             raise UserError(
-                f"{source}: the alias {alias!r} stands for {target!r}, which is no class{_hint(target, names)}"
+                f"{source}: the alias {alias!r} stands for {target!r}, which is no class{did_you_mean(target, names)}"
             )
         name = classes[fold(target)]
         if index.setdefault(fold(alias), name) != name:
@@ -346,11 +293,6 @@ def _check_names(names: tuple[str, ...], aliases: Mapping[str, str], source: str
                 f"{source}: {alias!r} stands for {name!r} and for {index[fold(alias)]!r}: take one out of the aliases"
             )
     return index
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    near = nearest(word, known)
-    return f" (did you mean {near!r}?)" if near else ""
 
 
 def _check_templates(templates: tuple[str, ...], where: str) -> tuple[str, ...]:

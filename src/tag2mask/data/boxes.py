@@ -13,7 +13,7 @@ from unicodedata import normalize
 from xml.parsers import expat
 
 from tag2mask.classes import fold
-from tag2mask.data.columns import counted
+from tag2mask.words import counted
 
 __all__ = ["Boxes", "is_annotation", "object_names", "read_boxes"]
 

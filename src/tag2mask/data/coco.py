@@ -18,11 +18,13 @@ from tag2mask.data.coco_file import CocoFile, Key, load_coco
 from tag2mask.data.coco_images import Picture, find_folder, find_pictures
 from tag2mask.data.coco_outline import has_outline
 from tag2mask.data.coco_truth import CocoTruth
-from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder
 from tag2mask.data.own_classes import classes_of_names
+from tag2mask.data.protocol import Asked, Reader, Sign
 from tag2mask.data.tags import Unknown, Vocabulary, choose_classes, class_list
 from tag2mask.data.truth import MaskFolders
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import counted, listing
 
 __all__ = ["CocoTruth", "read_coco"]
 
@@ -94,6 +96,40 @@ def read_coco(
         masks.check_any([picture.name for picture in pictures])
         return builder.build(chosen, root, masks, notes)
     return builder.build(chosen, root, CocoTruth(path, chosen, root) if has_truth else None, notes)
+
+
+def _recognise(asked: Asked) -> Sign | None:
+    if asked.path.is_file():
+        return Sign("a JSON file") if asked.path.suffix.lower() == ".json" else None
+    found = any((asked.path / "annotations").glob("instances_*.json"))
+    return Sign("it has annotations/instances_*.json") if found else None
+
+
+def _read(asked: Asked) -> Columns:
+    return read_coco(
+        _annotations(asked.path, asked.split),
+        asked.images,
+        asked.classes,
+        asked.truth,
+        asked.unknown,
+        network=asked.network,
+        truth_values=asked.truth_values,
+    )
+
+
+READER = Reader(_recognise, _read, takes=("split", "images", "truth"), suffixes=(".json",))
+
+
+def _annotations(path: Path, split: str | None) -> Path:
+    """The annotations file itself, or that of a split in a folder."""
+    if path.is_file():
+        return path
+    files = sorted((path / "annotations").glob("instances_*.json"))
+    fitting = [file for file in files if split is None or file.stem == f"instances_{split}"]
+    if len(fitting) != 1:
+        have = listing([file.stem.removeprefix("instances_") for file in files]) or "none"
+        raise UserError(f"{path / 'annotations'} has these splits: {have}; name one of them, or give the JSON file")
+    return fitting[0]
 
 
 def _classes(

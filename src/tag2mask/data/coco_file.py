@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from tag2mask.classes import fold
-from tag2mask.data.columns import counted, listing
 from tag2mask.types import UserError
+from tag2mask.words import counted, listing
 
 __all__ = ["CocoFile", "ImageRow", "Key", "load_coco"]
 

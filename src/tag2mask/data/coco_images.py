@@ -10,9 +10,9 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from tag2mask.data.coco_file import CocoFile, ImageRow, Key
-from tag2mask.data.columns import counted, listing
 from tag2mask.data.folder import image_ids, walk_images
 from tag2mask.types import UserError
+from tag2mask.words import counted, listing
 
 __all__ = ["Picture", "find_folder", "find_pictures"]
 

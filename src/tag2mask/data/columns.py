@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from tag2mask.data.truth_turn import Truth, TruthOf, Turn
 from tag2mask.types import ClassSet, Sample, UserError
+from tag2mask.words import listing
 
-__all__ = ["Columns", "ColumnsBuilder", "Strings", "counted", "listing", "many"]
+__all__ = ["Columns", "ColumnsBuilder", "Strings"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,28 +215,11 @@ class ColumnsBuilder:
         )
 
 
-def listing(names: Sequence[object], most: int = 5) -> str:
-    """A few of many names for a message: "a, b, c and 12 more"."""
-    shown = ", ".join(str(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def many(count: int, noun: str) -> str:
-    """A count with its noun for a message: "1 class", "3 classes"."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count} {noun if count == 1 else plural}"
-
-
 def _clean(name: str) -> str:
     """Artefacts and manifests are named after ids, so these are sound text even where a file's name is not."""
     if name.isascii():
         return name
     return "".join(f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in name)
-
-
-def counted(what: str, names: Sequence[object]) -> list[str]:
-    """A note "what: how many (which)", or none where there is nothing to say."""
-    return [f"{what}: {len(names)} ({listing(names)})"] if names else []
 
 
 def _bytes(data: bytearray) -> NDArray[np.uint8]:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
-from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder
 from tag2mask.data.image import IMAGE_SUFFIXES, is_image, without_suffix
+from tag2mask.data.protocol import Asked, Reader, Sign
 from tag2mask.data.tags import (
     FOLDERS,
     TagReading,
@@ -24,6 +25,7 @@ from tag2mask.data.tags import (
 )
 from tag2mask.data.truth import MaskFolders
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import counted, listing
 
 __all__ = ["image_ids", "read_folder", "walk_images"]
 
@@ -104,6 +106,22 @@ def read_folder(
     if masks is not None and not dataset.has_truth.any():
         masks.check_any(ids)
     return dataset
+
+
+def _recognise(asked: Asked) -> Sign | None:
+    return Sign("it is a folder", sure=False) if asked.path.is_dir() else None
+
+
+def _read(asked: Asked) -> Columns:
+    classes = asked.classes
+    if asked.network is not None and classes is None:
+        # what is tagged and has truth besides numbers its classes by its own tags
+        numbered = asked.truth is not None and (asked.tags is not None or find_tag_file(asked.path) is not None)
+        classes = choose_classes(None, asked.path) or (None if numbered else asked.network)
+    return read_folder(asked.path, asked.tags, classes, asked.truth, asked.unknown, asked.truth_values, asked.reading)
+
+
+READER = Reader(_recognise, _read, takes=("tags", "truth"))
 
 
 def walk_images(root: Path, notes: list[str], without: Iterable[Path] = ()) -> Iterator[str]:

@@ -12,10 +12,10 @@ from typing import Literal
 from unicodedata import combining, normalize
 
 from tag2mask.classes import class_index, fold, load_classes, plain_classes
-from tag2mask.data.columns import counted, listing
 from tag2mask.data.tag_check import check_names
 from tag2mask.data.tag_nothing import is_background, no_names
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import counted, listing
 
 __all__ = ["classes_of_names", "classes_of_tags"]
 

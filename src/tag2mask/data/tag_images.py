@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from tag2mask.data.columns import counted, listing, many
 from tag2mask.data.image import without_suffix
 from tag2mask.types import UserError
+from tag2mask.words import counted, listing, many
 
 __all__ = ["match_images", "names_of"]
 

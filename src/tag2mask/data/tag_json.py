@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tag2mask.data.columns import many
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import words_of
 from tag2mask.data.tag_columns import Row, Rows
 from tag2mask.data.tag_label_studio import label_studio
 from tag2mask.data.tag_table import find_roles, table_rows
 from tag2mask.types import UserError
+from tag2mask.words import many
 
 __all__ = ["json_lines", "json_rows"]
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tag2mask.classes import plain
-from tag2mask.data.columns import counted, many
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import Words, is_shapes, words_of
 from tag2mask.data.tag_columns import Row, Rows
 from tag2mask.types import UserError
+from tag2mask.words import counted, many
 
 __all__ = ["label_studio"]
 

@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 
 from tag2mask.classes import plain
-from tag2mask.data.columns import counted, listing
 from tag2mask.data.tag_cells import Words
 from tag2mask.data.tag_columns import Row, Rows
 from tag2mask.data.tag_json import json_lines, json_rows
@@ -35,6 +34,7 @@ from tag2mask.data.tag_table import There, find_roles, text_table
 from tag2mask.data.text_file import read_text
 from tag2mask.safe_pickle import read_npy_dict
 from tag2mask.types import UserError
+from tag2mask.words import counted, listing
 
 __all__ = ["FOLDERS", "TAG_FILES", "TagList", "find_tag_file", "folder_tags", "read_tag_file"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from tag2mask.classes import fold
-from tag2mask.data.columns import listing
+from tag2mask.words import listing
 
 __all__ = ["NUMBER", "is_background", "no_names", "quoted", "says_absent", "says_nothing"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 
 from tag2mask.classes import fold
-from tag2mask.data.columns import many
 from tag2mask.data.tag_list import TagList
 from tag2mask.data.tag_nothing import NUMBER, is_background
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import many
 
 __all__ = ["all_numbers", "named_numbers"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tag2mask.classes import fold
-from tag2mask.data.columns import counted, listing, many
 from tag2mask.data.tag_cells import cell_text
 from tag2mask.data.tag_columns import Rows, shown
 from tag2mask.data.tag_marks import MARKS, ZEROS, is_figure, is_nearly, names_no_class
 from tag2mask.types import UserError
+from tag2mask.words import counted, listing, many
 
 __all__ = ["one_hot"]
 

@@ -15,12 +15,12 @@ from itertools import islice
 from typing import Any
 
 from tag2mask.classes import plain
-from tag2mask.data.columns import counted, listing, many
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import cell_text, words_of
 from tag2mask.data.tag_columns import LABELS, Row, Rows, label_columns, numbered_labels, shown
 from tag2mask.data.tag_one_hot import one_hot
 from tag2mask.types import UserError
+from tag2mask.words import counted, listing, many
 
 __all__ = ["Row", "Rows", "There", "find_roles", "table_rows", "text_table"]
 

@@ -14,11 +14,11 @@ from typing import Literal
 from unicodedata import category
 
 from tag2mask.classes import BUILT_IN, class_index, fold, load_classes
-from tag2mask.data.columns import counted
 from tag2mask.data.tag_list import TagList
 from tag2mask.data.tag_nothing import is_background, quoted, says_absent, says_nothing
 from tag2mask.data.tag_numbers import all_numbers, named_numbers
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import counted
 
 __all__ = ["TagReading", "settle"]
 

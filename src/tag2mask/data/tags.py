@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tag2mask.classes import BUILT_IN, class_index, fold, load_classes, nearest
-from tag2mask.data.columns import counted, listing, many
+from tag2mask.classes import BUILT_IN, class_index, fold, load_classes
 from tag2mask.data.own_classes import classes_of_tags
 from tag2mask.data.tag_images import match_images, names_of
 from tag2mask.data.tag_list import FOLDERS, TagList, find_tag_file, folder_tags, read_tag_file
 from tag2mask.data.tag_nothing import is_background, says_absent, says_nothing
 from tag2mask.data.tag_words import TagReading, settle
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import counted, listing, many, nearest
 
 __all__ = [
     "FOLDERS",

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tag2mask.classes import load_classes
-from tag2mask.data.columns import Columns, listing
+from tag2mask.data.columns import Columns
 from tag2mask.data.image import MAX_PIXELS, BadImage, open_image, without_suffix
 from tag2mask.data.truth_names import LEARNED_FROM, LOSSY, SUFFIXES, Files, Naming, describe_files, learn
 from tag2mask.data.truth_turn import Read, TruthOf
 from tag2mask.data.truth_values import Values, find_label_list, known_colours, parse_values
 from tag2mask.types import IGNORE, ClassSet, Color, Dataset, Sample, UserError
+from tag2mask.words import listing
 
 __all__ = ["MaskFolders", "read_truth", "reading_notes", "values_are_chosen"]
 

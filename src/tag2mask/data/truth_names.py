@@ -19,8 +19,9 @@ from unicodedata import normalize
 
 import numpy as np
 
-from tag2mask.data.columns import Strings, listing
+from tag2mask.data.columns import Strings
 from tag2mask.data.image import without_suffix
+from tag2mask.words import listing
 
 __all__ = ["LEARNED_FROM", "LOSSY", "SUFFIXES", "Files", "Naming", "describe_files", "learn"]
 

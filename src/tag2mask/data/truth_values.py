@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tag2mask.classes import class_index, color_map, fold, nearest
+from tag2mask.classes import class_index, color_map, fold
 from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Color, UserError
+from tag2mask.words import did_you_mean
 
 __all__ = ["COCO_IDS", "Values", "find_label_list", "known_colours", "parse_values", "read_label_list"]
 
@@ -88,9 +89,8 @@ def parse_values(choice: str, classes: ClassSet) -> Values:
         return read_label_list(Path(choice), classes, chosen=True)
     else:
         known = ["as-is", "from-0", "from-2", "coco-ids"]
-        near = nearest(choice, known)
-        hint = f"did you mean {near}? " if near else "there is no such file. "
-        raise UserError(f"--truth-values {choice!r}: {hint}It takes {FORMS}")
+        hint = did_you_mean(choice, known) or ": there is no such file"
+        raise UserError(f"--truth-values {choice!r}{hint}. It takes {FORMS}")
     return Values(numbers, whole=True, source=f"--truth-values {choice}", chosen=True)
 
 
@@ -100,8 +100,7 @@ def _pairs(choice: str, classes: ClassSet) -> Values:
         number, _, name = pair.partition("=")
         value = _meaning(name, class_index(classes))
         if value is None or not re.fullmatch(r"\s*\d{1,3}\s*", number) or int(number) > 255:
-            near = nearest(name, classes.foreground)
-            hint = f" (did you mean {near!r}?)" if near and value is None else ""
+            hint = did_you_mean(name, classes.foreground) if value is None else ""
             raise UserError(
                 f"--truth-values: {pair!r} is not VALUE=NAME with a value of 0 to 255 and a class, background or "
                 f"ignore{hint}"

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from tag2mask.classes import class_index, fold, load_classes
 from tag2mask.data.boxes import Labels, read_boxes
-from tag2mask.data.columns import Columns, ColumnsBuilder, counted, listing
+from tag2mask.data.columns import Columns, ColumnsBuilder
 from tag2mask.data.folder import image_ids, walk_images
 from tag2mask.data.lists import read_list
 from tag2mask.data.own_classes import classes_of_names
+from tag2mask.data.protocol import Asked, Reader, Sign
 from tag2mask.data.tag_check import check_names
 from tag2mask.data.tag_nothing import is_background
 from tag2mask.data.tags import (
@@ -34,6 +35,7 @@ from tag2mask.data.tags import (
 from tag2mask.data.truth import MaskFolders
 from tag2mask.data.voc_layout import Layout, find_layout
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import counted, listing
 
 __all__ = ["read_voc"]
 
@@ -118,6 +120,33 @@ def read_voc(
         builder.add(ids[position], images[position], known, masks.has(ids[position]))
     notes += words.check(source)
     return builder.build(given, top, masks, notes)
+
+
+def _recognise(asked: Asked) -> Sign | None:
+    layout = find_layout(asked.path) if asked.path.is_dir() else None
+    if layout is None:
+        return None
+    if layout.images == "JPEGImages":
+        return Sign(layout.reason)
+    tagged = (asked.tags is not None and not Path(asked.tags).is_dir()) or find_tag_file(asked.path) is not None
+    # else a folder of images and its tags, whatever XML lies there
+    return None if tagged else Sign(layout.reason, sure=False)
+
+
+def _read(asked: Asked) -> Columns:
+    return read_voc(
+        asked.path,
+        asked.split,
+        asked.classes,
+        asked.tags,
+        asked.unknown,
+        network=asked.network,
+        truth_values=asked.truth_values,
+        reading=asked.reading,
+    )
+
+
+READER = Reader(_recognise, _read, takes=("tags", "split", "truth_values"))
 
 
 def _source(tags: Path | str | None, layout: Layout, *, tagged: bool) -> Path | None:

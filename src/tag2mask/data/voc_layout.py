@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tag2mask.data.boxes import is_annotation
-from tag2mask.data.columns import listing
 from tag2mask.data.image import is_image, without_suffix
 from tag2mask.data.tags import find_tag_file
 from tag2mask.types import UserError
+from tag2mask.words import listing
 
 __all__ = ["Layout", "find_devkit", "find_layout"]
 

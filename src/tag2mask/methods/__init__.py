@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import entry_points
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from tag2mask.classes import nearest
-from tag2mask.methods.protocol import Method, Tower
+from tag2mask.methods.protocol import Machine, Method, NamedTower, Trainable
 from tag2mask.run.device import find_device, find_precision
+from tag2mask.tables import find, offered
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,7 @@ ENTRY_POINTS = "tag2mask.methods"
 
 def known_methods() -> dict[str, str]:
     """Name -> "module:class" of every method at hand; ours come first and keep their names."""
-    others = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    return {**METHODS, **{name: where for name, where in others.items() if name not in METHODS}}
+    return offered(METHODS, ENTRY_POINTS)
 
 
 def method_class(name: str) -> type[Method]:
@@ -47,14 +46,7 @@ def method_class(name: str) -> type[Method]:
     Raises:
         UserError: no method of that name, or another package's does not import.
     """
-    methods = known_methods()
-    if name not in methods:
-        raise UserError(f'method "{name}" is not known{_hint(name, methods)}; known: {", ".join(methods)}')
-    module, _, attribute = methods[name].partition(":")
-    try:
-        found: type[Method] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f'method "{name}" ({methods[name]}) does not import: {error}') from error
+    found: type[Method] = find("method", name, known_methods())
     return found
 
 
@@ -91,7 +83,7 @@ def make_method(
         clip: a model, or the name or folder of one; None: the default one, if the method needs one and it is on this
             machine.
         dino: a model, or the name or folder of one, for a method that needs one.
-        device, precision: where the method computes, and in which numbers towers that are loaded here do.
+        device, precision: where the method computes, and in which numbers its fit and towers that are loaded here do.
         options: the method's own.
 
     Raises:
@@ -100,7 +92,7 @@ def make_method(
     kind = method_class(name)
     checked = make_options(name, options)  # a misspelt option is refused before a model is loaded
     where = find_device(device)
-    towers: dict[str, Tower] = {}
+    towers: dict[str, NamedTower] = {}
     needs = kind.towers_of(checked)
     if "clip" in needs:
         towers["clip"] = _clip(clip, where, precision)
@@ -108,6 +100,9 @@ def make_method(
         towers["dino"] = _dino(dino, name, where, precision)
     method = kind(classes, checked, **towers)
     method.to(where)
+    if isinstance(method, Trainable):
+        find_precision(precision, where)
+        method.precision = precision
     return method
 
 
@@ -134,11 +129,8 @@ def _dino(dino: DINO | str | None, method: str, device: torch.device, precision:
 def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "options"
     if problem["type"] == "extra_forbidden":
+        if where in {each.name for each in fields(Machine)}:
+            return f'"{where}" is of the machine, not of the method: --{where} {problem["input"]}'
         known = sorted(model.model_fields)
-        return f'option "{where}" is not known{_hint(where, known)}; known: {", ".join(known) or "none"}'
+        return f'option "{where}" is not known{did_you_mean(where, known)}; known: {", ".join(known) or "none"}'
     return f"option {where} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
-def _hint(word: str, known: Any) -> str:
-    near = nearest(word, known)
-    return f" (did you mean {near}?)" if near else ""

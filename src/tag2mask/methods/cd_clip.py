@@ -3,8 +3,8 @@
 Z. Yang, X. Zhao, X. Wang, Q. Zhang and J. Xiao, "Leveraging Class Distributions in CLIP for Weakly Supervised
 Semantic Segmentation", CVPR 2026. No code of it is public. What is here was built from the abstract, the supplement
 and notes on the paper, and is **not the authors' own**: where these leave something open, the readings are options,
-the default is ours, and the numbers that the paper reports (VOC 2012 val 82.5 and COCO val 54.1 mIoU with dense CRF; maps
-80.8) were not reproduced here.
+the default is ours, and the numbers that the paper reports (mIoU with dense CRF on VOC 2012 val 82.5, COCO val 54.1; of
+maps 80.8) were not reproduced here.
 
 Known: the divergence (Jensen-Shannon), that it rectifies the initial affinity, that all classes and super-classes are
 compared, super-class prototypes on DINOv2's features, Dice against them where an image has two super-classes or more,
@@ -175,11 +175,9 @@ class CDCLIP(Online):
         return OnlineRecipe(
             steps=options.steps or (COCO_STEPS if self.coco else VOC_STEPS),
             batch=options.batch or (8 if self.coco else 4),
-            accumulate=options.accumulate,
             crop=options.crop or 20 * self.clip.patch,
             scales=options.scales,
             lr=10 * (options.lr or 2e-5),
-            weight_decay=options.weight_decay,
             warmup=options.warmup,
             early=affinity,
             late=affinity,

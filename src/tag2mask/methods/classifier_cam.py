@@ -34,6 +34,7 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tag2mask.methods.cam_reader import CAMOptions, CAMReader
+from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
 from tag2mask.methods.fitting.tagged import TaggedImages
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import (
@@ -58,7 +59,7 @@ SCENES: dict[str, Any] = {"batch": 8, "crop": 192, "long_side": (192, 256), "fro
 PUBLISHED: dict[str, Any] = {"batch": 16, "crop": 512, "long_side": (320, 640), "frozen_norm": False}
 
 
-class ClassifierCAMOptions(CAMOptions):
+class ClassifierCAMOptions(CAMOptions, FitOptions):
     """What the class maps are made from, and how that learns first; what is None follows the weights."""
 
     weights: str = Field(
@@ -72,7 +73,6 @@ class ClassifierCAMOptions(CAMOptions):
     steps: int | None = Field(None, ge=1, description="learn the tags first, so many steps, instead of epochs")
     batch: int | None = Field(None, ge=1, description="images a step; default 16 (storybook-resnet: 8)")
     lr: float = Field(0.1, gt=0, description="learning rate of the backbone; the head's is 10 times it")
-    weight_decay: float = Field(1e-4, ge=0, description="of all convolutions")
     crop: int | None = Field(
         None,
         ge=16,
@@ -87,11 +87,6 @@ class ClassifierCAMOptions(CAMOptions):
     )
     frozen_parts: int | None = Field(
         None, ge=0, le=5, description="the stem and first stages that do not learn; default 1, with random weights 0"
-    )
-    seed: int = Field(0, ge=0, description="of all that is random in learning")
-    workers: int = Field(0, ge=0, description="processes that prepare images to learn from")
-    minutes: float | None = Field(
-        None, gt=0, description="stop learning after so long, saved; the same command goes on"
     )
 
     @property
@@ -135,7 +130,8 @@ class ClassifierCAM(Trainable):
     Options = ClassifierCAMOptions
     options: ClassifierCAMOptions
     mask_rule = MaskRule(background=Constant(0.15))  # IRN's and CLIMS's threshold
-    label_options = (*CAMOptions.model_fields, "workers", "minutes")
+    label_options = tuple(CAMOptions.model_fields)
+    fit_heeds = ALL
 
     def __init__(self, classes: ClassSet, options: ClassifierCAMOptions | None = None) -> None:
         super().__init__(classes, options)
@@ -191,34 +187,21 @@ class ClassifierCAM(Trainable):
             UserError: no image has a tag.
             Stopped: Ctrl-C, or the minutes are over; the state is saved.
         """
-        from tag2mask.methods.fitting.classifier import Descent, make_training, part, steps_of, tag_training
+        from tag2mask.methods.fitting.classifier import Descent, tag_training
+        from tag2mask.methods.fitting.training import train_to_end
 
         options, chosen = self.options, self.options.chosen
         shapes = Augment(chosen("crop"), scale=LongSide(*chosen("long_side")), place="anywhere", resample="bicubic")
         images = TaggedImages(data, shapes, options.seed, tagged_only=True)
         if not len(images):
             raise UserError(f"classifier-cam learns from tags; none of the {len(data)} images in {data.root} has any")
-        steps, network = options.steps or steps_of(options.epochs or 1, len(images), chosen("batch")), self.start()
-        descent = Descent(
-            steps,
-            options.lr,
-            options.weight_decay,
-            frozen_norm=chosen("frozen_norm"),
-            frozen_parts=self.frozen_parts,
-        )
-        training = make_training(
-            steps,
-            chosen("batch"),
-            seed=options.seed,
-            device=self.device,
-            workers=options.workers,
-            minutes=options.minutes,
-        )
+        settings = FitSettings.of(self, batch=chosen("batch")).lasting(options.epochs or 1, len(images))
+        network, descent = self.start(), Descent(settings, chosen("frozen_norm"), self.frozen_parts)
         module = tag_training(network, len(network.names), descent)
-        part(module, images, training, folder, "fit classifier-cam")
+        train_to_end(module, images, settings, folder, "fit classifier-cam")
         pixels = () if options.weights == RANDOM else pixel_labels(weights_file(options.weights))
         supervision = "+".join(("tags", *pixels))
-        save_classifier(network.eval(), folder, self._card(steps, len(images), supervision), supervision)
+        save_classifier(network.eval(), folder, self._card(settings.steps, len(images), supervision), supervision)
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Take up the classifier that ``fit`` left."""

@@ -40,7 +40,7 @@ differ in its weight decay (0.003, 0.001). Images without tags take no part; the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,6 +49,9 @@ from pydantic import Field
 
 from tag2mask.methods.cam_reader import CAMOptions, CAMReader
 from tag2mask.methods.classifier_cam import SCENES
+from tag2mask.methods.fitting.clims_critic import CLIMSFit, CLIMSRecipe
+from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
+from tag2mask.methods.fitting.weights import keep_weights
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import warn_of_weights
 from tag2mask.models.clims import CLIMSNetwork, build_clims
@@ -69,7 +72,7 @@ _VIT_B32 = ("clip-vit-base-patch32", "ViT-B-32.pt")
 """How OpenAI's files and folders of it are called, wherever they lie."""
 
 
-class CLIMSOptions(CAMOptions):
+class CLIMSOptions(CAMOptions, FitOptions):
     """What is learned from, how long, and which losses count. What is None follows the variant and the weights."""
 
     variant: Literal["paper", "released"] = Field("paper", description="the camera-ready, or the current repository")
@@ -83,10 +86,7 @@ class CLIMSOptions(CAMOptions):
     baseline_epochs: float | None = Field(
         None, ge=0, description="of the classifier before it; default 0 where the weights know all classes"
     )
-    batch: int | None = Field(None, ge=1, description="images a step")
-    lr: float | None = Field(None, gt=0, description="learning rate of the backbone; the head's is 10 times it")
     baseline_lr: float | None = Field(None, gt=0, description="the same, of the classifier's training")
-    weight_decay: float = Field(1e-4, ge=0, description="of all convolutions")
     momentum: float | None = Field(None, ge=0, lt=1, description="of the updates; not for released")
     object: float | None = Field(
         None,
@@ -109,41 +109,10 @@ class CLIMSOptions(CAMOptions):
     )
     finetune_clip: int = Field(0, ge=0, description="steps in which CLIP first learns the data set's tags")
     finetune_lr: float = Field(5e-5, gt=0, description="learning rate of these")
-    workers: int = Field(0, ge=0, description="processes that prepare images for the training")
     frozen_norm: bool | None = Field(
         None, description="norms keep their statistics; default: for storybook-resnet, whose batches are small"
     )
-    seed: int = Field(0, ge=0, description="of all that is random")
     allow_unknown: bool = Field(False, description="go on where a text has words that the tokenizer does not know")
-
-
-@dataclass(frozen=True)
-class CLIMSRecipe:
-    """Everything that decides a fit, nothing left open; see ``CLIMSOptions``.
-
-    loss.threshold is 0 where it is ``calibrated``. finetune_decay: weight decay of CLIP's fine-tuning.
-    """
-
-    loss: CLIMSLoss
-    calibrated: bool
-    epochs: float
-    baseline_epochs: float
-    batch: int
-    lr: float
-    baseline_lr: float
-    momentum: float
-    decay_as_momentum: bool
-    crop: int
-    long_side: tuple[int, int]
-    clip_size: int
-    own_statistics: bool
-    frozen_norm: bool
-    finetune_decay: float
-
-    @property
-    def inner_crop(self) -> int:
-        """Side of the crops of the camera-ready's classifier and of CLIP's fine-tuning: 448 of 512."""
-        return round(self.crop * 7 / 8)
 
 
 def make_recipe(
@@ -162,23 +131,8 @@ def make_recipe(
         UserError: options that contradict each other.
     """
     released, coco = options.variant == "released", classes.id == "coco14"
-    storybook = options.weights == STORYBOOK_RESNET
-    loss = (RELEASED_COCO if coco else RELEASED) if released else CAMERA_READY
-    own_clip = clip_name == STORYBOOK_CLIP
-    if own_clip and not released:
-        loss = replace(loss, **STORYBOOK_LOSS)
-    given = {k: getattr(options, k) for k in ("object", "background", "suppression", "area")}
-    loss = replace(loss, **{name: value for name, value in given.items() if value is not None})
-    calibrated = False
-    if released:
-        published = Path(clip_name).name in _VIT_B32
-        calibrated = options.threshold == "calibrated" or (options.threshold is None and not published)
-        if calibrated or options.threshold is not None:
-            loss = replace(loss, threshold=0.0 if calibrated else float(options.threshold or 0))
-        if options.momentum is not None:
-            raise UserError("clims: variant released has its weight decay as momentum; momentum is for variant paper")
-    elif options.threshold is not None:
-        raise UserError("clims: variant paper has texts of its own for each class, and no threshold; leave it out")
+    storybook, own_clip = options.weights == STORYBOOK_RESNET, clip_name == STORYBOOK_CLIP
+    loss, calibrated = _loss(options, coco=coco, clip_name=clip_name)
     size = options.clip_size or (128 if own_clip else native_size)
     if size % patch:
         raise UserError(f"clims: clip_size {size} is no multiple of this CLIP's patch, {patch}; give one that is")
@@ -211,6 +165,29 @@ def make_recipe(
     )
 
 
+def _loss(options: CLIMSOptions, *, coco: bool, clip_name: str) -> tuple[CLIMSLoss, bool]:
+    """The losses' weights and threshold, and whether that one is still to be calibrated."""
+    released = options.variant == "released"
+    loss = (RELEASED_COCO if coco else RELEASED) if released else CAMERA_READY
+    if clip_name == STORYBOOK_CLIP and not released:
+        loss = replace(loss, **STORYBOOK_LOSS)
+    given = {k: getattr(options, k) for k in ("object", "background", "suppression", "area")}
+    loss = replace(loss, **{name: value for name, value in given.items() if value is not None})
+    if not released:
+        if options.threshold is not None:
+            raise UserError(
+                "clims: variant paper has texts of its own for each class, and no threshold; leave it out"
+            )
+        return loss, False
+    published = Path(clip_name).name in _VIT_B32
+    calibrated = options.threshold == "calibrated" or (options.threshold is None and not published)
+    if calibrated or options.threshold is not None:
+        loss = replace(loss, threshold=0.0 if calibrated else float(options.threshold or 0))
+    if options.momentum is not None:
+        raise UserError("clims: variant released has its weight decay as momentum; momentum is for variant paper")
+    return loss, calibrated
+
+
 def _native_size(clip: CLIP) -> int:
     """The side in pixels of the images that a CLIP was trained on."""
     return clip.model.vision.native_grid[0] * clip.model.vision.patch
@@ -233,6 +210,7 @@ class CLIMS(Trainable):
     options: CLIMSOptions
     mask_rule = MaskRule(background=Constant(0.15))
     label_options = tuple(CAMOptions.model_fields)
+    fit_heeds = ALL
 
     def __init__(self, classes: ClassSet, options: CLIMSOptions | None = None, *, clip: CLIP) -> None:
         super().__init__(classes, options, clip=clip)
@@ -278,10 +256,34 @@ class CLIMS(Trainable):
 
         Raises:
             UserError: no image has a tag, or words that CLIP does not know.
+            Stopped: Ctrl-C, or the minutes are over; the state is saved.
         """
-        from tag2mask.methods.clims_training import train
+        from tag2mask.methods.fitting.clims import train
 
-        train(self, data, folder)
+        network = train(self.fit_of(), data, folder)
+        keep_weights(folder / WEIGHTS, network.state_dict())
+
+    def fit_of(self) -> CLIMSFit:
+        """What its fit is made of."""
+        options, recipe = self.options, self.recipe
+        settings = FitSettings.of(
+            self,
+            batch=recipe.batch,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            decay_as_momentum=recipe.decay_as_momentum,
+        )
+        return CLIMSFit(
+            self.classes,
+            self.texts,
+            self.clip,
+            recipe,
+            lambda: self.start()[0],
+            settings,
+            finetune_steps=options.finetune_clip,
+            finetune_lr=options.finetune_lr,
+            allow_unknown=options.allow_unknown,
+        )
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Take up the network that ``fit`` left."""

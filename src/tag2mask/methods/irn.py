@@ -33,6 +33,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
+from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.classifier import MEAN, STD, load_backbone
 from tag2mask.models.irn import GRID, IRNHeads, boundary_map
@@ -121,32 +122,16 @@ class IRN(Refiner[IRNOptions, IRNHeads]):
 
     def train(self, data: Dataset, earlier: Run, maps: PriorMaps, folder: Path) -> None:
         """Labels where a CRF is sure, and both heads on them."""
-        from tag2mask.methods.fitting.affinity_training import (
-            AffinitySettings,
-            IRNTraining,
-            measure_displacement,
-            train,
-        )
+        from tag2mask.methods.fitting.affinity_training import IRNTraining, measure_displacement, train
 
         chosen = self.options
-        labels = folder / "labels"
-        indices = make_labels(data, earlier, maps, self._label, labels, max_pixels=chosen.max_pixels)
+        settings = FitSettings.of(self, decay_as_momentum=self.released)
+        labels, most, left = folder / "labels", chosen.max_pixels, settings.minutes_left
+        indices = make_labels(data, earlier, maps, self._label, labels, max_pixels=most, minutes_left=left)
         seen = Augment(chosen.crop, scale=Uniform(*chosen.scale), place="anywhere", resample="bicubic")
-        examples = AffinityExamples(
-            data, indices, labels, seen, chosen.seed, chosen.max_pixels, Example, _on_grid, GRID
-        )
-        settings = AffinitySettings(
-            chosen.steps,
-            chosen.batch,
-            chosen.lr,
-            chosen.weight_decay,
-            chosen.radius,
-            chosen.seed,
-            self.released,
-            chosen.displacement_lr,
-        )
-        module = IRNTraining(self.net, self.backbone, settings)
-        train(module, examples, folder, self.device, "fit irn")
+        examples = AffinityExamples(data, indices, labels, seen, chosen.seed, most, Example, _on_grid, GRID)
+        module = IRNTraining(self.net, self.backbone, settings, chosen.radius, chosen.displacement_lr)
+        train(module, examples, folder, "fit irn")
         measure_displacement(module, examples, chosen.crop)
 
     def _label(self, image: Tensor, maps: Tensor, tags: Tensor) -> Tensor:

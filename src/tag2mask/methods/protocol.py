@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from tag2mask.run.folder import Run
 from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Scores
 
-__all__ = ["EarlierRun", "Method", "MethodOptions", "Tower", "Trainable"]
+__all__ = ["EarlierRun", "Machine", "Method", "MethodOptions", "NamedTower", "Trainable"]
 
 
 class MethodOptions(BaseModel):
@@ -28,7 +28,7 @@ class MethodOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Tower(Protocol):
+class NamedTower(Protocol):
     """A frozen network that methods compute with and that is loaded by name: a CLIP, a DINO.
 
     name: what it was asked for by. sha256: of its weights. fingerprint: of all else that decides its outputs, but
@@ -71,6 +71,19 @@ class EarlierRun:
         return self.fit is not None or self.label is not None
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a fit may use of the machine. It says nothing of what is learned, so it is no option of a method.
+
+    devices: of one kind, which share every batch. workers: processes that prepare images; None: some where there is
+    a GPU, else none. minutes: stop after so long, saved; called again, the fit goes on.
+    """
+
+    devices: int = 1
+    workers: int | None = None
+    minutes: float | None = None
+
+
 class Method(ABC):
     """Turns images with tags into score maps. A training-free method is nothing more than this.
 
@@ -89,10 +102,10 @@ class Method(ABC):
     mask_rule: MaskRule
     options: Any
 
-    def __init__(self, classes: ClassSet, options: Any = None, **towers: Tower) -> None:
+    def __init__(self, classes: ClassSet, options: Any = None, **towers: NamedTower) -> None:
         self.classes = classes
         self.options = self.Options() if options is None else options
-        self.towers: Mapping[str, Tower] = towers
+        self.towers: Mapping[str, NamedTower] = towers
         self.device = next((tower.device for tower in towers.values()), torch.device("cpu"))
 
     @classmethod
@@ -140,10 +153,16 @@ class Trainable(Method):
     ``segment.network.save_network`` into ``folder / INSIDE``. ``predict`` and ``export`` then find it in the run, and
     ``label`` can make the masks by it.
 
-    label_options: options that do not touch what is learned.
+    label_options: options that do not touch what is learned. fit_heeds: which of "devices", "workers", "minutes"
+    (of ``machine``) and "precision" its fit goes by; where another one is given, ``label`` refuses it.
+    precision: the numbers that the fit computes in, where these are not the weights' float32. machine, precision:
+    set before ``fit`` is called.
     """
 
     label_options: ClassVar[tuple[str, ...]] = ()
+    fit_heeds: ClassVar[tuple[str, ...]] = ()
+    machine: Machine = Machine()
+    precision: str = "float32"
 
     @property
     def learns(self) -> bool:

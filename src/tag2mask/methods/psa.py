@@ -32,6 +32,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
+from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.psa import CELL, AffinityNet, load_affinity_net
@@ -121,26 +122,16 @@ class PSA(Refiner[PSAOptions, AffinityNet]):
 
     def train(self, data: Dataset, earlier: Run, maps: PriorMaps, folder: Path) -> None:
         """Scores of classes and of background by a CRF, and the network on what wins in them."""
-        from tag2mask.methods.fitting.affinity_training import AffinitySettings, PSATraining, train
+        from tag2mask.methods.fitting.affinity_training import PSATraining, train
 
         chosen = self.options
-        labels = folder / "labels"
-        indices = make_labels(data, earlier, maps, self._label, labels, max_pixels=chosen.max_pixels)
+        settings = FitSettings.of(self, decay_as_momentum=self.released)
+        labels, most, left = folder / "labels", chosen.max_pixels, settings.minutes_left
+        indices = make_labels(data, earlier, maps, self._label, labels, max_pixels=most, minutes_left=left)
         colour = Colour(0.3, 0.3, 0.3, 0.1) if chosen.jitter else None
         seen = Augment(chosen.crop, colour=colour, place="anywhere")
-        examples = AffinityExamples(
-            data, indices, labels, seen, chosen.seed, chosen.max_pixels, _unpack, _on_grid, CELL
-        )
-        settings = AffinitySettings(
-            chosen.steps,
-            chosen.batch,
-            chosen.lr,
-            chosen.weight_decay,
-            chosen.radius,
-            chosen.seed,
-            self.released,
-        )
-        train(PSATraining(self.net, settings), examples, folder, self.device, "fit psa")
+        examples = AffinityExamples(data, indices, labels, seen, chosen.seed, most, _unpack, _on_grid, CELL)
+        train(PSATraining(self.net, settings, chosen.radius), examples, folder, "fit psa")
 
     def _label(self, image: Tensor, maps: Tensor, tags: Tensor) -> Tensor:
         """CRF scores against both backgrounds, (2 (K + 1), H, W) uint8: in 255ths."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
@@ -13,23 +13,27 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tag2mask.methods.fitting.affinity import PAPER_THRESHOLD, PriorMaps
-from tag2mask.methods.protocol import EarlierRun, MethodOptions, Trainable
+from tag2mask.methods.fitting.settings import ALL, FitOptions
+from tag2mask.methods.fitting.weights import keep_weights
+from tag2mask.methods.protocol import EarlierRun, Trainable
 from tag2mask.models.classifier import warn_of_weights
 from tag2mask.models.find_classifier import STORYBOOK_RESNET
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.image import resize_bicubic, working_size
-from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.warn import warn
 from tag2mask.types import ClassSet, Dataset, Item, Scores, UserError
 
-FITTED = "refiner.safetensors"
+WEIGHTS = "refiner.safetensors"
+"""In a run's checkpoints: what the fit ended in."""
 
 
-class RefinerOptions(MethodOptions):
+class RefinerOptions(FitOptions):
     """What IRN and PSA have in common."""
 
     steps: int = Field(300, ge=1, description="training steps")
+    batch: int = Field(8, ge=1, description="images a step")
+    lr: float = Field(0.1, gt=0, description="learning rate")
     variant: Literal["paper", "released"] = Field("paper", description="as the paper says, or as its code does")
     weights: str = Field(
         STORYBOOK_RESNET,
@@ -38,7 +42,6 @@ class RefinerOptions(MethodOptions):
     threshold: float | None = Field(
         PAPER_THRESHOLD, gt=0, lt=1, description="where the earlier maps shall decide; none takes them as they are"
     )
-    seed: int = Field(0, ge=0, description="of everything random in the fit")
     max_pixels: int = Field(2_000_000, ge=1, description="an image with more is worked on at this size")
 
 
@@ -52,6 +55,7 @@ class Refiner(Trainable, Generic[Options, Network]):
     name: ClassVar[str]
     published: ClassVar[tuple[int, str]]
     """Steps of the published training, and what they were."""
+    fit_heeds = ALL
     options: Options
 
     def __init__(self, classes: ClassSet, options: Options) -> None:
@@ -97,6 +101,7 @@ class Refiner(Trainable, Generic[Options, Network]):
 
         Raises:
             UserError: no earlier run, one that is unfinished or without maps, or no image to learn from.
+            Stopped: Ctrl-C, or the minutes are over; the state is saved.
         """
         if earlier is None:
             raise UserError(f"{self.name} learns from an earlier run's maps; give its folder as the prior")
@@ -104,13 +109,13 @@ class Refiner(Trainable, Generic[Options, Network]):
         images, done = earlier.images or 0, len(earlier.records())
         if done < images:  # once it has learned from a part, it would not learn from the rest
             raise UserError(f"{earlier.path} is unfinished ({done} of {images} images); give its command again first")
-        if not (folder / FITTED).exists():
+        if not (folder / WEIGHTS).exists():
             steps, what = self.published
             if self.options.steps < steps:
                 warn(f"{self.name} learns for {self.options.steps} steps; published: {steps:,}, {what}")
             self.net = self.untrained().to(self.device)
             self.train(data, earlier, maps, folder)
-            save_fitted(folder, self.net.state_dict())
+            keep_weights(folder / WEIGHTS, self.net.state_dict())
         self.load(folder, earlier)
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
@@ -119,7 +124,7 @@ class Refiner(Trainable, Generic[Options, Network]):
         Raises:
             UserError: nothing was fitted, or by other options; or the earlier run has no maps.
         """
-        path = folder / FITTED
+        path = folder / WEIGHTS
         if not path.exists():
             raise UserError(f"{folder}: nothing is fitted there yet; give the command that fits it again to go on")
         fit_state(self.net, read_state(path), path)
@@ -172,14 +177,6 @@ def frame_of(size: tuple[int, int], grid: tuple[int, int], cell: int, max_pixels
     """The pixels of an image of ``size`` that a grid over its working size spans."""
     within = working_size(size, max_pixels)
     return round(grid[0] * cell * size[0] / within[0]), round(grid[1] * cell * size[1] / within[1])
-
-
-def save_fitted(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Keep the weights that a fit ended in."""
-    import safetensors.torch
-
-    kept = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_atomic(folder / FITTED, safetensors.torch.save(kept), sync=True)
 
 
 @contextmanager

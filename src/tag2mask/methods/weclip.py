@@ -76,11 +76,9 @@ class WeCLIP(Online):
         return OnlineRecipe(
             steps=steps,
             batch=options.batch or 4,
-            accumulate=options.accumulate,
             crop=options.crop or 20 * self.clip.patch,
             scales=options.scales,
             lr=10 * (options.lr or 2e-4),
-            weight_decay=options.weight_decay,
             warmup=options.warmup,
             early=early,
             late=late,

@@ -18,8 +18,8 @@ from torch import Tensor
 from tag2mask.models.file_kinds import AGAIN, kind_of, refuse
 from tag2mask.models.openai import read_script_archive
 from tag2mask.models.torch_files import Inert, read_archive, read_pickle
-from tag2mask.models.unpickle import PlainArray
 from tag2mask.run.warn import warn
+from tag2mask.safe_pickle import PlainArray
 from tag2mask.types import UserError
 
 DEEPEST = 5

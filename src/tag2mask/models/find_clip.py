@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.resources
-from difflib import get_close_matches
 from pathlib import Path
 
 from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.types import UserError
+from tag2mask.words import did_you_mean
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch16"
 STORYBOOK = "storybook-clip"
@@ -93,8 +93,7 @@ def locate_clip(source: str | Path | None, revision: str | None) -> Path:
     found = cached_clip(str(source), revision)
     if found is None:
         hint = f"; fetch it with `tag2mask fetch {source}`" if _looks_like_repository(str(source)) else ""
-        if get_close_matches(str(source), [STORYBOOK]):
-            hint = f"; did you mean {STORYBOOK}?"
+        hint = did_you_mean(str(source), [STORYBOOK]) or hint
         raise UserError(
             f"{source}: is no folder, .pt file or hub repository with weights in the Hugging Face cache{hint}"
         )

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from tag2mask.models.torch_files import ArchiveReader
-from tag2mask.models.unpickle import STORAGES, RestrictedUnpickler, Sealed, rebuild_tensor
+from tag2mask.models.unpickle import STORAGES, rebuild_tensor
+from tag2mask.safe_pickle import RestrictedUnpickler, Sealed
 
 LARGEST_PICKLE = 64 * 2**20  # bytes; that of OpenAI's largest model has under two million
 DEEPEST = 32  # modules in modules

@@ -21,14 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tag2mask.models.unpickle import (
-    STORAGES,
-    PlainArray,
-    RestrictedUnpickler,
-    Sealed,
-    numpy_names,
-    rebuild_tensor,
-)
+from tag2mask.models.unpickle import STORAGES, rebuild_tensor, storage_from_bytes
+from tag2mask.safe_pickle import PlainArray, RestrictedUnpickler, Sealed, numpy_names
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """With these two numbers begins what torch.save wrote before it made zip archives, and on request still does."""
@@ -138,6 +132,7 @@ class WeightsUnpickler(RestrictedUnpickler):
             ("torch._tensor", "_rebuild_from_type_v2"): Sealed(_subclass),
             ("torch.nn.parameter", "Parameter"): Sealed(_first),
             ("torch", "Size"): Sealed(tuple),
+            ("torch.storage", "_load_from_bytes"): Sealed(storage_from_bytes),
             ("torch.storage", "UntypedStorage"): torch.uint8,
             ("torch.storage", "TypedStorage"): Sealed(_first),
         }

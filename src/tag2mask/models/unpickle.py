@@ -1,33 +1,14 @@
-"""Reading other people's pickles without running them: the few things that weights and CAM files are made of.
-
-A pickle is a program. These readers know a short list of names (tensors, arrays, ordered dicts) and give each a
-stand-in of our own; any other name ends the reading before it is looked up, let alone called.
-"""
+"""Tensors in other people's pickles, read without running these: what ``safe_pickle`` has for arrays, for tensors."""
 
 from __future__ import annotations
 
 import io
 import math
 import pickle
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from tag2mask import safe_pickle
-from tag2mask.safe_pickle import PlainArray, RestrictedUnpickler, Sealed
-
-__all__ = [
-    "STORAGES",
-    "PlainArray",
-    "RestrictedUnpickler",
-    "Sealed",
-    "numpy_names",
-    "plain",
-    "read_npy_dict",
-    "rebuild_tensor",
-]
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -61,51 +42,14 @@ def rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tup
     return storage.as_strided(size, stride, offset) if count else storage.new_empty(size)
 
 
-def _storage_from_bytes(data: bytes) -> Tensor:
-    # how a tensor inside np.save's pickle carries its numbers (IRN's CAM files): torch.save's own format
+def storage_from_bytes(data: bytes) -> Tensor:
+    """A flat tensor from the bytes that torch.save writes, as a tensor inside another pickle carries its numbers.
+
+    Raises:
+        pickle.UnpicklingError: they are not stored so, or would run something.
+    """
     try:
         storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:  # torch's own words advise to run what is inside
         raise pickle.UnpicklingError("a tensor whose numbers are not stored as torch stores them") from None
     return torch.tensor([], dtype=storage.dtype).set_(storage)
-
-
-def _torch_names() -> dict[tuple[str, str], object]:
-    return {
-        ("torch._utils", "_rebuild_tensor_v2"): Sealed(rebuild_tensor),
-        ("torch.storage", "_load_from_bytes"): Sealed(_storage_from_bytes),
-    }
-
-
-def numpy_names(array: type[PlainArray] = PlainArray) -> dict[tuple[str, str], object]:
-    """What NumPy's arrays, types and numbers are made of, and tensors beside them; ``array`` stands for the arrays.
-
-    Made anew for each file: a pickle may write attributes to a class it was given.
-    """
-    return {**safe_pickle.numpy_names(array), **_torch_names()}
-
-
-def plain(value: Any) -> Any:
-    """Arrays, tensors (as arrays), numbers and words in the place of their stand-ins, in lists, tuples and dicts.
-
-    Raises:
-        pickle.UnpicklingError: it holds something else.
-    """
-    return safe_pickle.plain(value, _array_of)
-
-
-def read_npy_dict(path: str | Path) -> dict[Any, Any]:
-    """The dict in a ``.npy`` file, as the field keeps CAMs (``np.save(path, {"keys": ..., "attn_highres": ...})``).
-
-    Arrays, tensors (returned as arrays), strings, numbers, lists and dicts are read; nothing is imported or run.
-
-    Raises:
-        UserError: where the file holds something else, or is damaged.
-    """
-    return safe_pickle.read_npy_dict(path, _torch_names(), _array_of)
-
-
-def _array_of(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().numpy().copy()
-    raise pickle.UnpicklingError(f"a {type(value).__name__}")

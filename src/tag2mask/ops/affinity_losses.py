@@ -76,7 +76,7 @@ def feature_affinity(features: Tensor, radius: float) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def affinity_loss(affinity: Tensor, labels: PairLabels) -> AffinityLoss:
+def pair_loss(affinity: Tensor, labels: PairLabels) -> AffinityLoss:
     """Cross entropy of affinities (B, P, S) in [0, 1] with the labels, a mean over each kind of pairs."""
     affinity = affinity.float()
     together, apart = -(affinity + _EPS).log(), -(1 + _EPS - affinity).log()
@@ -120,7 +120,7 @@ def irn_loss(edge_logits: Tensor, displacement: Tensor, labels: Tensor, *, radiu
     offsets = path_offsets(radius)
     pairs = pair_labels(labels, offsets, radius)
     affinity = path_affinity(edge_logits[:, 0].float().sigmoid(), radius)
-    return IRNLoss(affinity_loss(affinity, pairs), *displacement_losses(displacement, pairs, offsets, radius))
+    return IRNLoss(pair_loss(affinity, pairs), *displacement_losses(displacement, pairs, offsets, radius))
 
 
 def psa_loss(features: Tensor, labels: Tensor, *, radius: float = 5) -> AffinityLoss:
@@ -134,9 +134,7 @@ def psa_loss(features: Tensor, labels: Tensor, *, radius: float = 5) -> Affinity
             f"got features {tuple(features.shape)} and labels {tuple(labels.shape)}, expected one grid; "
             "reduce the labels to it first"
         )
-    return affinity_loss(
-        feature_affinity(features.float(), radius), pair_labels(labels, disc_offsets(radius), radius)
-    )
+    return pair_loss(feature_affinity(features.float(), radius), pair_labels(labels, disc_offsets(radius), radius))
 
 
 def _mean(loss: Tensor, where: Tensor) -> Tensor:

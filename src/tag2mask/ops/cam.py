@@ -1,4 +1,4 @@
-"""Class activation maps: score cotangents, GradCAM's weighted sum, normalisation (CLIP-ES, section 3.1)."""
+"""Class activation maps: gradients of scores, GradCAM's weighted sum, normalisation (CLIP-ES, section 3.1)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def class_scores(embedding: Tensor, texts: Tensor, scale: float, score: Literal["softmax", "logits"]) -> Tensor:
-    """Scores of the texts for image embeddings: (..., E) not normalised, (T, E) unit rows -> (..., T).
-
-    Logits are ``scale * cos``; "softmax" (Eq. 3) makes the texts compete.
-    """
-    logits = scale * F.normalize(embedding, dim=-1) @ texts.T
-    return logits.softmax(-1) if score == "softmax" else logits
 
 
 def score_cotangents(

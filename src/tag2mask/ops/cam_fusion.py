@@ -1,4 +1,4 @@
-"""Classifier CAMs at several scales, fused into one: small to be refined, large to be looked at (IRN, CLIMS, PSA).
+"""Classifier CAMs at several scales, fused into one (IRN, CLIMS, PSA).
 
 Each scale gives max(CAM, 0) of the picture plus that of its mirror image turned back. All scales are brought to one
 grid and summed; then each class is divided by its own maximum.
@@ -44,22 +44,9 @@ def sum_at(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack([upsample(part, size) for part in maps]).sum(0)
 
 
-def sum_at_image(maps: Sequence[Tensor], size: tuple[int, int], stride: int = 16) -> Tensor:
-    """Sum maps of several scales at the image's ``size`` (H, W): (K, H, W) float32.
-
-    IRN stretches them over the frame of the network's grid, which exceeds the image by up to a cell, and crops.
-    """
-    return torch.stack([upsample(part, size, strided_frame(size, stride)) for part in maps]).sum(0)
-
-
 def max_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
     """Divide each map (K, H, W) by its own largest value."""
     return maps / (maps.amax((-2, -1), keepdim=True) + eps)
-
-
-def cams_from_logits(logits: Tensor, classes: Tensor) -> Tensor:
-    """max(logits, 0) of some channels: (..., C, h, w), (K,) channel indices -> (..., K, h, w)."""
-    return F.relu(logits.index_select(-3, classes))
 
 
 def cell_means(maps: Tensor, cell: int) -> Tensor:

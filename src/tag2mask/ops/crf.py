@@ -24,11 +24,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from tag2mask.classes import named
 from tag2mask.ops import crf_torch
 from tag2mask.ops.compiled import trouble
 from tag2mask.ops.crf_labels import Labels, select
 from tag2mask.types import UserError
+from tag2mask.words import named
 
 ENGINES = ("loops", "torch")
 _SWITCH = "TAG2MASK_CRF"

@@ -9,14 +9,15 @@ so two labels cost one column, and n labels n - 1. Where labels are set aside wi
 (``crf_labels``), they take the reference's place, and the columns are the Q_l themselves.
 
 An iteration is the blur of both lattices and then, tile by tile, slice, softmax and the next splat, while the vertex
-numbers and weights of the tile are still in the first-level cache. The columns of a vertex lie side by side: one, or
-a multiple of four, which the processor works on together. Such a vector is a tuple here.
+numbers and weights of the tile are still in the first-level cache. The columns of a vertex lie side by side, fours
+that the processor works on together; a single one that is left after the fours has arrays of its own, for three
+quarters of a vector would be wasted on it. Either part may be missing: then its arrays have no rows.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -56,24 +57,29 @@ def mean_field(image: Tensor, labels: Labels, crf: CRF) -> Tensor:
     logits, still = labels.logits[:, others], labels.rest
     if reference:
         logits, still = logits - labels.logits[:, chosen, None], labels.mass[chosen].expand(len(logits))
-    logits, mass = logits.contiguous(), labels.mass[others]
-    if len(others) == 1:
-        logits = logits[:, 0]
-    else:
-        padding = (0, -len(others) % 4)
-        logits, mass = F.pad(logits, padding, value=_NOWHERE), F.pad(mass, padding)[None]
     q, factor = _iterate(
         image.contiguous().numpy(),
-        (logits.numpy(), mass.numpy(), still.contiguous().numpy(), reference),
+        (*_columns(logits, _NOWHERE), *_columns(labels.mass[None, others], 0), still.contiguous().numpy(), reference),
         crf,
     )
-    rows = torch.empty(len(labels.mass) + len(labels.pruned), len(q))
-    rows[others] = torch.from_numpy(q).view(len(q), -1).T[: len(others)]
+    rows = torch.empty(len(labels.mass) + len(labels.pruned), len(factor))
+    rows[others] = torch.cat([torch.from_numpy(part).view(len(factor), -1).T for part in q if len(part)])[
+        : len(others)
+    ]
     if reference:
         rows[chosen] = torch.from_numpy(factor)
     else:
         torch.mul(labels.pruned, torch.from_numpy(factor), out=rows[len(labels.mass) :])
     return rows.index_select(0, labels.row)
+
+
+def _columns(table: Tensor, padding: float) -> tuple[Array, Array]:
+    """The columns of (rows, A) as two arrays: (rows, a multiple of four), and the one that may be left (rows,)."""
+    beside = table.shape[1] % 4 == 1
+    fours = table[:, : table.shape[1] - beside]
+    fours = F.pad(fours, (0, -fours.shape[1] % 4), value=padding) if fours.shape[1] else fours.new_empty(0, 4)
+    one = table[:, -1] if beside else table.new_empty(0)
+    return fours.contiguous().numpy(), one.contiguous().numpy()
 
 
 def _lattices(image: Array, crf: CRF) -> list[tuple[float, Lattice]]:
@@ -89,32 +95,35 @@ def _lattices(image: Array, crf: CRF) -> list[tuple[float, Lattice]]:
     return pairs
 
 
-def _iterate(image: Array, labels: tuple[Array, Array, Array, bool], crf: CRF) -> tuple[Array, Array]:
-    """Q (N, A) of the columns, and the factor (N,) that makes exp(logit) of a label without a column its Q.
+def _iterate(image: Array, labels: tuple[Any, ...], crf: CRF) -> tuple[tuple[Array, Array], Array]:
+    """Q of the columns as ``_columns`` has them, and the factor (N,) that makes exp(logit) of other labels their Q.
 
-    labels: logits (N, A), or (N,) for a single column; mass (1, A) or (1,); what the labels without a column hold of
-        the softmax's sum (N,); and whether they are one label, the reference.
+    labels: logits and mass, both as ``_columns`` has them; what the labels without a column hold of the softmax's
+        sum (N,); and whether they are one label, the reference.
     """
-    logits = labels[0]
-    out = np.empty_like(logits), np.empty(len(logits), np.float32)
+    pixels = len(labels[4])
+    out = tuple(np.empty_like(part) for part in labels[:2]), np.empty(pixels, np.float32)
     lattices = _lattices(image, crf)
-    # Of each lattice, the blurred values that are read, and room for the next splat and for its blur.
-    rooms = [
-        tuple(np.zeros((len(lattice.order) + 1, *logits.shape[1:]), np.float32) for _ in range(3))
-        for _, lattice in lattices
-    ]
+    kernels = tuple((lattice.vertices, lattice.weights, np.float32(weight)) for weight, lattice in lattices)
+    # Of each lattice the blurred values that are read, and room for the next splat and for its blur.
+    blurred, splat, free = (
+        tuple(tuple(_vertex_rows(lattice, part) for part in labels[:2]) for _, lattice in lattices) for _ in range(3)
+    )
     for i in range(crf.iterations + 1):
-        near, far = (
-            (lattice.vertices, lattice.weights, np.float32(weight), blurred, splat)
-            for (weight, lattice), (blurred, splat, _) in zip(lattices, rooms, strict=True)
-        )
-        _update(labels, near, far, i == 0, i == crf.iterations, out)
+        _update(labels, kernels, blurred, splat, (i == 0, i == crf.iterations), out)
         if i == crf.iterations:
             break
-        for (_, lattice), (blurred, splat, free) in zip(lattices, rooms, strict=True):
-            blur(splat, blurred, free, lattice.order, lattice.neighbours)
-            splat.fill(0)
+        for (_, lattice), *rooms in zip(lattices, splat, blurred, free, strict=True):
+            for values, there, room in zip(*rooms, strict=True):
+                if len(values):
+                    blur(values, there, room, lattice.order, lattice.neighbours)
+                    values.fill(0)
     return out
+
+
+def _vertex_rows(lattice: Lattice, part: Array) -> Array:
+    """Zeros for every vertex of the lattice, and for the missing one; none for a part without columns."""
+    return np.zeros((len(lattice.order) + 1 if len(part) else 0, *part.shape[1:]), np.float32)
 
 
 @compiled(sums=True)
@@ -134,73 +143,118 @@ def _exp(x, n):  # type: ignore[no-untyped-def]
 
 
 @compiled(sums=True)
-def _exponentials(e, n, columns, factor):  # type: ignore[no-untyped-def]
-    """exp of the energies of a tile (n, columns) in place, and of zero: factor (n,); both over the same number."""
+def _exponentials(fours, one, factor):  # type: ignore[no-untyped-def]
+    """exp of the energies of a tile in place, and of zero: factor (n,); all over the same number of the pixel."""
+    flat = fours.reshape(-1)
     largest = _ZERO
-    for i in range(n * columns):
-        largest = max(largest, e[i])
+    for x in flat:
+        largest = max(largest, x)
+    for x in one:
+        largest = max(largest, x)
+    factor[:] = _ONE
     if largest > _MOST:  # only under weights far above those of any preset: shift first, as softmax() does
-        for p in range(n):
-            top = _ZERO
-            for k in range(columns):
-                top = max(top, e[p * columns + k])
-            factor[p] = -top
-            for k in range(columns):
-                e[p * columns + k] -= top
-        _exp(factor, n)
-    else:
-        factor[:] = _ONE
-    _exp(e, n * columns)
+        factor[:] = _ZERO
+        for p in range(len(fours)):
+            for x in fours[p]:
+                factor[p] = min(factor[p], -x)
+        for p in range(len(one)):
+            factor[p] = min(factor[p], -one[p])
+        for p in range(len(fours)):
+            fours[p] += factor[p]
+        for p in range(len(one)):
+            one[p] += factor[p]
+        _exp(factor, len(factor))
+    _exp(flat, len(flat))
+    _exp(one, len(one))
 
 
 @compiled(sums=True)
-def _update(labels, near, far, first, last, out):  # type: ignore[no-untyped-def]
-    """Slice, softmax and splat of every pixel; the first time nothing is sliced, the last time Q is kept.
+def _slice(e, begin, logits, kernels, near, far):  # type: ignore[no-untyped-def]
+    """Add to the energies e of the tile that begins there what the vertices' values near and far say."""
+    (corner3, part3, weight3), (corner6, part6, weight6) = kernels
+    for p in range(len(e)):
+        i = begin + p
+        for k in range(0, width(e), 4):
+            near_sum = far_sum = nothing(logits)
+            for j in range(3):
+                near_sum = plus(near_sum, part3[i, j], load(near, corner3[i, j], k))
+            for j in range(6):
+                far_sum = plus(far_sum, part6[i, j], load(far, corner6[i, j], k))
+            store(e, p, k, plus(plus(load(logits, i, k), weight3, near_sum), weight6, far_sum))
 
-    labels: see ``_iterate``. near, far: vertices, weights, the kernel's weight, values to slice, room to splat.
-    out: Q of the columns, and the factor (N,).
+
+@compiled(sums=True)
+def _sum(e, mass, total):  # type: ignore[no-untyped-def]
+    """Add the columns of a tile, each as often as its mass says."""
+    for p in range(len(e)):
+        for k in range(0, width(e), 4):
+            total[p] += dot(load(mass, 0, k), load(e, p, k))
+
+
+@compiled(sums=True)
+def _share(e, share, taken):  # type: ignore[no-untyped-def]
+    """Q of the columns of a tile, less what is taken of each: both (n,)."""
+    for p in range(len(e)):
+        for k in range(0, width(e), 4):
+            store(e, p, k, less(plus(nothing(e), share[p], load(e, p, k)), taken[p]))
+
+
+@compiled(sums=True)
+def _splat(e, begin, corners, parts, values):  # type: ignore[no-untyped-def]
+    """Add the tile that begins there to the vertices around its pixels."""
+    for p in range(len(e)):
+        i = begin + p
+        for k in range(0, width(e), 4):
+            difference = load(e, p, k)
+            for j in range(corners.shape[1]):
+                v = corners[i, j]
+                store(values, v, k, plus(load(values, v, k), parts[i, j], difference))
+
+
+@compiled(sums=True)
+def _update(labels, kernels, blurred, splat, turn, out):  # type: ignore[no-untyped-def]
+    """Slice, softmax and splat of every pixel.
+
+    labels: see ``_iterate``. kernels: vertices, weights and the kernel's weight, near and far. blurred, splat: values
+    to slice, room to splat, of both lattices as ``_columns`` has them. turn: whether it is the first one, where
+    nothing is sliced, and the last one, where Q is kept. out: Q of the columns, and the factor (N,).
     """
-    logits, mass, still, reference = labels
-    corner3, part3, weight3, x3, splat3 = near
-    corner6, part6, weight6, x6, splat6 = far
-    q, factor = out
-    pixels, columns = len(logits), width(logits)
-    e = np.empty_like(logits[:TILE])
-    for begin in range(0, pixels, TILE):
-        n = min(TILE, pixels - begin)
+    fours, one, mass4, mass1, still, reference = labels
+    (corner3, part3, _), (corner6, part6, _) = kernels
+    first, last = turn
+    (q4, q1), factor = out
+    room4, room1 = (
+        np.empty((min(TILE, len(fours)), fours.shape[1]), np.float32),
+        np.empty(min(TILE, len(one)), np.float32),
+    )
+    total, taken = np.empty(TILE, np.float32), np.zeros(TILE, np.float32)
+    for begin in range(0, len(still), TILE):
+        n = min(TILE, len(still) - begin)
+        e4, e1 = room4[:n], room1[:n]
+        if first:
+            e4[:] = fours[begin : begin + len(e4)]
+            e1[:] = one[begin : begin + len(e1)]
+        else:
+            _slice(e4, begin, fours, kernels, blurred[0][0], blurred[1][0])
+            _slice(e1, begin, one, kernels, blurred[0][1], blurred[1][1])
+        kept = factor[begin : begin + n]
+        _exponentials(e4, e1, kept)
         for p in range(n):
-            i = begin + p
-            for k in range(0, columns, 4):
-                energy = load(logits, i, k)
-                if not first:
-                    near_sum = far_sum = nothing(logits)
-                    for j in range(3):
-                        near_sum = plus(near_sum, part3[i, j], load(x3, corner3[i, j], k))
-                    for j in range(6):
-                        far_sum = plus(far_sum, part6[i, j], load(x6, corner6[i, j], k))
-                    energy = plus(plus(energy, weight3, near_sum), weight6, far_sum)
-                store(e, p, k, energy)
-        _exponentials(e.reshape(-1), n, columns, factor[begin : begin + n])
+            total[p] = still[begin + p] * kept[p]
+        _sum(e4, mass4, total)
+        _sum(e1, mass1, total)
         for p in range(n):
-            i = begin + p
-            total = still[i] * factor[i]
-            for k in range(0, columns, 4):
-                total += dot(load(mass, 0, k), load(e, p, k))
-            share = _ONE / total
-            factor[i] *= share
-            taken = factor[i] if reference and not last else _ZERO
-            for k in range(0, columns, 4):
-                store(e, p, k, less(plus(nothing(e), share, load(e, p, k)), taken))
-        for p in range(n):
-            i = begin + p
-            for k in range(0, columns, 4):
-                difference = load(e, p, k)
-                if last:
-                    store(q, i, k, difference)
-                    continue
-                for j in range(3):
-                    v, part = corner3[i, j], part3[i, j]
-                    store(splat3, v, k, plus(load(splat3, v, k), part, difference))
-                for j in range(6):
-                    v, part = corner6[i, j], part6[i, j]
-                    store(splat6, v, k, plus(load(splat6, v, k), part, difference))
+            total[p] = _ONE / total[p]
+            kept[p] *= total[p]
+            if reference and not last:
+                taken[p] = kept[p]
+        _share(e4, total, taken)
+        _share(e1, total, taken)
+        if last:
+            q4[begin : begin + len(e4)] = e4
+            q1[begin : begin + len(e1)] = e1
+            continue
+        _splat(e4, begin, corner3, part3, splat[0][0])
+        _splat(e4, begin, corner6, part6, splat[1][0])
+        _splat(e1, begin, corner3, part3, splat[0][1])
+        _splat(e1, begin, corner6, part6, splat[1][1])

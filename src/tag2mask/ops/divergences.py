@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.classes import named
+from tag2mask.words import named
 
 __all__ = ["CONTROLS", "DISTANCES", "distances"]
 

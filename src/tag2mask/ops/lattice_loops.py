@@ -81,8 +81,12 @@ def build(image: Array, sigmas: tuple[float, ...]) -> Lattice:
     order = np.argsort(keys)
     neighbours = _neighbours(keys[order], strides, span, int(np.count_nonzero(keys < d * span)))
     order = order.astype(np.uint32)
-    if d == 2:  # without colours the pixels meet the vertices in nearly that order
-        vertices, order = np.argsort(order).astype(np.uint32)[vertices], np.arange(len(order), dtype=np.uint32)
+    if (
+        d == 2
+    ):  # without colours neighbours in the lattice are neighbours in the picture: the pixels' order serves both
+        number, renumbered = np.append(order, np.uint32(len(order))), np.empty_like(neighbours)
+        renumbered[:, order] = number[neighbours]
+        order, neighbours = np.arange(len(order), dtype=np.uint32), renumbered
     _normalise(vertices, weights, order, neighbours)
     return Lattice(vertices, weights, order, neighbours)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 Offset = tuple[int, int]
@@ -80,10 +79,3 @@ def window(maps: Tensor, radius: float, offset: Offset = (0, 0)) -> Tensor:
         )
     dy, dx = offset
     return maps[..., dy : dy + height, far + dx : far + dx + width]
-
-
-def pair_indices(size: tuple[int, int], radius: float, offsets: tuple[Offset, ...]) -> tuple[Tensor, Tensor]:
-    """Flat indices into a map of ``size`` (H, W): sources (S,) and destinations (P, S), int64."""
-    flat = torch.arange(size[0] * size[1]).view(size)
-    destinations = [window(flat, radius, offset).flatten() for offset in offsets]  # (S,) each
-    return window(flat, radius).flatten(), torch.stack(destinations)

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.classes import named
 from tag2mask.ops.cam import min_max
 from tag2mask.types import IGNORE, ClassSet, UserError
+from tag2mask.words import named
 
 Gate = Literal["never", "one", "several", "all"]
 

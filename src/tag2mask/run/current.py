@@ -9,6 +9,7 @@ from pathlib import Path
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs
 from tag2mask.types import Sample, UserError
+from tag2mask.words import many
 
 __all__ = ["STALE", "Comparison", "Current", "Named", "earlier_file"]
 
@@ -41,7 +42,7 @@ class Named:
     def lines(self, reasons: Iterable[str] = tuple(STALE)) -> list[str]:
         """A line for each reason: "3 images whose tags changed (a, b, c)"."""
         return [
-            f"{self.counts[reason]} image{'' if self.counts[reason] == 1 else 's'} {words} ({self._some(reason)})"
+            f"{many(self.counts[reason], 'image')} {words} ({self._some(reason)})"
             for reason, words in STALE.items()
             if self.counts[reason] and reason in reasons
         ]

@@ -1,12 +1,9 @@
-"""Where the work runs and in which numbers, and what it took: memory and seconds."""
+"""Where the work runs and in which numbers, and the memory it took."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -112,19 +109,3 @@ def _status(key: str) -> int | None:
         return None
     found = [line for line in lines if line.startswith(f"{key}:")]
     return int(found[0].split()[1]) * 1024 if found else None
-
-
-class Timer:
-    """Adds up seconds by stage. Stages that overlap in threads may add up to more than the clock's time."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Time the block, also when it raises."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

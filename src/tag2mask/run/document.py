@@ -10,7 +10,7 @@ import yaml
 
 from tag2mask import __version__
 from tag2mask.run.files import write_atomic
-from tag2mask.run.settings import added_classes, describe_differences
+from tag2mask.run.settings import added_classes, describe_differences, without_machine
 from tag2mask.types import UserError
 
 __all__ = ["LAYOUT", "compare", "read_document", "write_document"]
@@ -65,7 +65,7 @@ def compare(document: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> 
             "exported and trained on, but not resumed",
             (),
         )
-    before = document["settings"]
+    before = without_machine(document["settings"])
     added = added_classes(before.get("classes"), settings.get("classes"))
     if added:
         before = {**before, "classes": settings["classes"]}

@@ -115,7 +115,7 @@ def _without_interrupts() -> Iterator[None]:
 def _work(function: Callable[[Any], Any], prepare: Callable[[], None] | None, pipe: Any) -> None:
     """One of the processes: a job comes, its result or its error goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for where nothing could be blocked
-    threading.Thread(target=_follow, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if prepare is not None:
         prepare()
     while True:
@@ -140,7 +140,7 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-def _follow() -> None:
+def _end_with_parent() -> None:
     """End with the parent in the middle of a job, too: after a kill -9 nobody else would end this process."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -123,3 +123,8 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def minutes_left(minutes: float | None, began: float) -> float | None:
+    """Of so many minutes since ``began``, on the monotonic clock: 0 where they are over, None of None."""
+    return None if minutes is None else max(0.0, minutes - (time.monotonic() - began) / 60)

@@ -17,6 +17,7 @@ from tag2mask.run.files import write_atomic
 from tag2mask.types import Background, UserError
 
 _SHOWN = 5
+_OF_MACHINE = ("workers", "minutes")
 
 
 def plain(value: Any) -> Any:
@@ -44,6 +45,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [plain(item) for item in value]
     raise TypeError(f"settings hold {type(value).__name__} {value!r}, which run.yaml cannot keep")
+
+
+def without_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings without what earlier versions kept among a method's options, and what decides nothing."""
+    options = settings.get("options")
+    if not isinstance(options, Mapping):
+        return dict(settings)
+    return {**settings, "options": {key: value for key, value in options.items() if key not in _OF_MACHINE}}
 
 
 def describe_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:

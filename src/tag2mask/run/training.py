@@ -27,13 +27,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
+from tag2mask.run.checkpoint import LAST, steps_done
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.files import atomic_path
 from tag2mask.run.progress import Bar, progress
 from tag2mask.run.sampling import StepSampler, Training
 from tag2mask.types import UserError
-
-LAST = "last.ckpt"
 
 
 class Stopped(KeyboardInterrupt):
@@ -163,28 +162,6 @@ def make_trainer(training: Training, folder: Path, callbacks: Sequence[lightning
 def first_process() -> bool:
     """Whether this is the first process of a training, or the only one: it alone writes and speaks."""
     return int(getattr(rank_zero_only, "rank", 0) or 0) == 0  # as torchrun, SLURM or Lightning number them
-
-
-def minutes_left(minutes: float | None, began: float) -> float | None:
-    """Of so many minutes since ``began``, on the monotonic clock; None of None. Over, one more step is taken."""
-    return None if minutes is None else max(0.0, minutes - (time.monotonic() - began) / 60)
-
-
-def steps_done(folder: Path) -> int:
-    """The step that ``folder/last.ckpt`` was saved after; 0 where there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    last = folder / LAST
-    if not last.exists():
-        return 0
-    try:
-        return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"])
-    except Exception as error:  # of a torn file, torch raises whatever comes first, with advice that does not help
-        raise UserError(
-            f"{last} is damaged; put a copy of it back, or delete it to start this training afresh"
-        ) from error
 
 
 class _Keeper(lightning.Callback):

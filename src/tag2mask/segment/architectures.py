@@ -11,7 +11,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from tag2mask.classes import nearest
 from tag2mask.config import explain
 from tag2mask.models.backbone import Layout, ResNet
 from tag2mask.models.classifier import (
@@ -33,12 +32,13 @@ from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
 from tag2mask.ops.image import standardise
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
+from tag2mask.words import did_you_mean
 
 RANDOM = "random"
 LATER = "later"
 """For those who fill the network themselves: as random, without a warning."""
 
-WHOLE = "whole:"
+WITH_HEAD = "whole:"
 """Before the path of a checkpoint: take its head too, not the backbone alone."""
 
 HUB = "transformers:"
@@ -150,9 +150,8 @@ def find_architecture(name: str) -> Architecture:
     if name.startswith(HUB) and name != HUB:
         return _HUB
     if name not in ARCHITECTURES:
-        near = nearest(name, ARCHITECTURES)
         raise UserError(
-            f"architecture {name!r} is not known{f' (did you mean {near}?)' if near else ''}; known: "
+            f"architecture {name!r} is not known{did_you_mean(name, ARCHITECTURES)}; known: "
             f"{', '.join(ARCHITECTURES)}, or transformers:NAME of a hub repository or folder"
         )
     return ARCHITECTURES[name]
@@ -236,19 +235,19 @@ def _load_public(
                 "published weights as its init, or set frozen_norm=false"
             )
         return
-    path = Path(init.removeprefix(WHOLE)).expanduser()
+    path = Path(init.removeprefix(WITH_HEAD)).expanduser()
     if not path.is_file():
         raise UserError(
             f"init {init}: there is no such file; expected a public checkpoint (.pth, .safetensors, .params), a "
             'network folder that `train` wrote, or "random"'
         )
     try:
-        load(network, path, head=init.startswith(WHOLE))
+        load(network, path, head=init.startswith(WITH_HEAD))
     except UserError as error:
-        if not init.startswith(WHOLE):
+        if not init.startswith(WITH_HEAD):
             raise
         raise UserError(
-            f"{error} (its head must be for {classes} classes; without {WHOLE!r} the head starts anew)"
+            f"{error} (its head must be for {classes} classes; without {WITH_HEAD!r} the head starts anew)"
         ) from error
 
 
@@ -262,7 +261,7 @@ def pixels_of_start(init: str, architecture: str) -> tuple[str, ...]:
     Raises:
         UserError: the weights cannot be read.
     """
-    path = Path(init.removeprefix(WHOLE)).expanduser()
+    path = Path(init.removeprefix(WITH_HEAD)).expanduser()
     if path.is_dir():
         path = weights_file(path)
     if path.is_file() and path.suffix != ".params":  # MXNet's are ImageNet's classifier

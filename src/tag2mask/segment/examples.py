@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tag2mask.data.agreement import Agreement
-from tag2mask.data.columns import Columns, counted, listing, many
+from tag2mask.data.columns import Columns
 from tag2mask.data.image import BadImage, image_size, read_image
 from tag2mask.data.lists import read_list
 from tag2mask.data.png import read_confidence, read_mask
@@ -37,6 +37,7 @@ from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.segment.augment import Augment, Example, augment
 from tag2mask.segment.losses import check_labels
 from tag2mask.types import IGNORE, Dataset, Sample, UserError
+from tag2mask.words import counted, listing, many
 
 VALUES_CHECKED = 1000
 """Masks whose values are looked at before training; of more, as many are taken at equal distances."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from tag2mask.run.sampling import Training
-from tag2mask.segment.architectures import HUB, RANDOM, WHOLE, find_architecture, read_options
+from tag2mask.segment.architectures import HUB, RANDOM, WITH_HEAD, find_architecture, read_options
 from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, LongSide, Uniform
 from tag2mask.segment.cct import PUBLISHED, Kind, kinds
 from tag2mask.segment.network import find_network
@@ -235,7 +235,7 @@ def _check_start(recipe: TrainRecipe) -> None:
         raise UserError(f"init_pixels {recipe.init_pixels!r}: random weights were trained on nothing; leave it out")
     if start != RANDOM and find_network(start) is not None:
         return  # one of our own says itself what it was trained on, whatever its folder is called
-    name = Path(start.removeprefix(WHOLE)).name
+    name = Path(start.removeprefix(WITH_HEAD)).name
     if start == "pretrained":
         name = recipe.architecture.removeprefix(HUB)
     found = sorted(set(re.split(r"[^a-z0-9]+", name.lower())) & set(PIXEL_SETS))

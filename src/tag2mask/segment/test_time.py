@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.classes import named
 from tag2mask.ops.image import shrink_images
 from tag2mask.types import MAX_CLASSES, UserError
+from tag2mask.words import named
 
 Network = Callable[[Tensor], Tensor]
 Refine = Callable[[Tensor, Tensor], Tensor]

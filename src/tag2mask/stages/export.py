@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from tag2mask.data.coco_rle import COCO_STAMP, write_coco
+from tag2mask import formats
+from tag2mask.classes import load_classes
+from tag2mask.config import explain
 from tag2mask.data.image import BadImage
-from tag2mask.data.png import encode_mask, read_mask
-from tag2mask.run.about import check_classes, stored_classes
+from tag2mask.data.png import read_mask
+from tag2mask.data.protocol import Export, ExportOptions, FileExporter, FolderExporter, Labelled
+from tag2mask.run.about import check_classes, is_predicted, stored_classes
 from tag2mask.run.current import Current
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.folder import CHECKPOINTS, CONFIDENCE, MASKS, SCORES, Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.warn import warn
+from tag2mask.tables import find
 from tag2mask.types import Dataset, UserError
+from tag2mask.words import listing
 
-FORMATS = ("png", "coco")
 MARKER = ".tag2mask-export"
 """An empty file that says that the folder is an export, whose masks may be replaced."""
+
+Exporter = FileExporter | FolderExporter
 
 
 def export(
     run: Run | Path | str,
     data: Dataset | None,
-    to: Literal["png", "coco"],
+    to: str,
     out: Path | str,
+    options: Mapping[str, Any] | None = None,
     *,
     progress: bool = True,
 ) -> Path:
@@ -42,45 +50,75 @@ def export(
 
     Args:
         run: the run, or its folder.
-        data: the data set that was labelled; it gives file names and classes. For "png" it may be None: all masks
-            of the run are written.
-        to: "png": a folder of indexed PNGs, ``<id>.png``, with the class set's palette and 255 for ignored
-            pixels, as PASCAL VOC has them. "coco": one JSON file of instances with compressed run lengths, one
-            annotation a class and image; it appears whole or not at all.
-        out: the folder ("png") or the file ("coco").
+        data: the data set that was labelled; it gives file names and classes. It may be None where the format does
+            not need it ("png"): all masks of the run are written.
+        to: a name in ``formats.exporters()``: "png", "coco", "voc-test", or another package's.
+        out: the folder, or the file, as the format is.
+        options: of the format.
         progress: show it on stderr.
 
     Raises:
-        UserError: an unknown format, other classes than the run's, no mask to write, or one that is damaged;
-            ``out`` holds, or lies among, the images, the run's own files, or anything else that is no export.
+        UserError: an unknown format or option, other classes than the run's or than the format knows, no mask to
+            write, one that is damaged, or one missing where all are needed; ``out`` holds, or lies among, the images,
+            the run's own files, or anything else that is no export.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     out = Path(out)
-    if to not in FORMATS:
-        raise UserError(f"cannot export to {to!r}; choose one of {', '.join(FORMATS)}")
-    if data is None and to == "coco":
-        raise UserError("COCO needs the images' file names; give the data set, or export to png")
+    exporter = find_exporter(to)
+    chosen = _options(to, exporter, options or {})
+    if data is None and exporter.needs_images:
+        others = [name for name in formats.exporters() if not find_exporter(name).needs_images]
+        raise UserError(f"{to} needs the images' file names; give the data set, or export to {' or '.join(others)}")
+    classes = stored_classes(run) if data is None else data.classes
+    _check_names(run, to, exporter)
     if data is not None:
         check_classes(run, data)
-    if to == "png":
+    if isinstance(exporter, FolderExporter):
         _refuse_folder(out, run, data)
     else:
-        refuse_foreign_file(out, COCO_STAMP, "COCO export of tag2mask", "masks.json")
-    classes = stored_classes(run) if data is None else data.classes
-    masks = _run_masks(run, progress) if data is None else _masks(run, data, progress)
+        refuse_foreign_file(out, exporter.mark, exporter.called, exporter.example)
+    masks = _run_masks(run, progress) if data is None else _masks(run, data, exporter.whole, progress)
     first = next(masks, None)
     if first is None:
         whose = "" if data is None else f" for any of the {len(data)} images of {data.root}"
         raise UserError(f"{run.path} has no mask{whose}; label them first")
-    masks = itertools.chain([first], masks)
-    if to == "png":
-        write_atomic(out / MARKER, b"")
-        for id, _, mask in masks:
-            write_atomic(out / f"{id}.png", encode_mask(mask, classes.palette))
-        return out
-    with atomic_path(out) as path, path.open("w", encoding="utf-8") as handle:
-        write_coco(masks, classes, handle)
+    _write(exporter, Export(classes, itertools.chain([first], masks), chosen), out)
     return out
+
+
+def find_exporter(name: str) -> Exporter:
+    """The exporter of that name. Raises UserError where there is none, or it does not import."""
+    places = {known: entry.where for known, entry in formats.exporters().items()}
+    return cast(Exporter, find("exporter", name, places))
+
+
+def _options(to: str, exporter: Exporter, given: Mapping[str, Any]) -> ExportOptions:
+    try:
+        return exporter.Options(**given)
+    except ValidationError as error:
+        raise UserError(f"{to}: {explain(error, exporter.Options)}") from None
+
+
+def _check_names(run: Run, to: str, exporter: Exporter) -> None:
+    """Raises UserError where the format knows other classes alone."""
+    if exporter.only is None:
+        return
+    names, known = stored_classes(run).names, load_classes(exporter.only).names
+    if names != known:
+        raise UserError(
+            f"{run.path} has {len(names)} classes ({', '.join(names[:4])}, …), expected the {len(known)} of "
+            f"{exporter.only} in their order: {to} knows no others; make masks of these classes"
+        )
+
+
+def _write(exporter: Exporter, masks: Export, out: Path) -> None:
+    if isinstance(exporter, FolderExporter):
+        write_atomic(out / MARKER, b"")
+        for name, content in exporter.files(masks):
+            write_atomic(out / name, content)
+        return
+    with atomic_path(out) as path, path.open("wb") as file:
+        exporter.write(masks, cast(BinaryIO, file))
 
 
 def refuse_foreign_file(path: Path, mark: str, kind: str, example: str) -> None:
@@ -130,25 +168,27 @@ def _refuse_folder(out: Path, run: Run, data: Dataset | None) -> None:
             )
 
 
-def _run_masks(run: Run, progress: bool) -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
-    """(id, file name of the mask, mask) of all masks of the run."""
+def _run_masks(run: Run, progress: bool) -> Iterator[Labelled]:
+    """All masks of the run."""
     for id in show_progress(run.ids(), "export", enabled=progress):
-        yield id, f"{id}.png", _read(run, id)
+        yield Labelled(id, f"{id}.png", None, _read(run, id))
 
 
-def _masks(run: Run, data: Dataset, progress: bool) -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
-    """(id, file name relative to the data set's folder, mask)."""
+def _masks(run: Run, data: Dataset, whole: bool, progress: bool) -> Iterator[Labelled]:
+    """The masks of the data's images; ``whole``: of all of them, in the order of their ids."""
     without = untagged = 0
     current = Current(run)
-    for sample in show_progress(data, "export", enabled=progress):
+    if whole:
+        _check_whole(run, data)
+    images = sorted(data, key=lambda sample: sample.id) if whole else data
+    for sample in show_progress(images, "export", enabled=progress):
         if (reason := current.why_none(sample)) is not None:
             without += reason == "absent"
             untagged += reason == "absent" and sample.tags is None
             continue
-        mask = _read(run, sample.id)
         inside = sample.image.is_relative_to(data.root)
         name = sample.image.relative_to(data.root).as_posix() if inside else sample.image.as_posix()
-        yield sample.id, name, mask
+        yield Labelled(sample.id, name, sample.image, _read(run, sample.id))
     if 0 < without < len(data):
         tags = f" ({untagged} of them have no tags)" if untagged else ""
         warn(
@@ -159,8 +199,20 @@ def _masks(run: Run, data: Dataset, progress: bool) -> Iterator[tuple[str, str, 
         warn(note)
 
 
+def _check_whole(run: Run, data: Dataset) -> None:
+    """Raises UserError where an image has no mask of what it is now."""
+    current = Current(run)
+    missing = [sample.id for sample in data if current.why_none(sample) is not None]
+    if missing:
+        note = current.note()
+        raise UserError(
+            f"{run.path} has no mask of {len(missing)} of the {len(data)} images of {data.root}: {listing(missing)}; "
+            "all are needed, so make those, or name the --split that was predicted" + (f" ({note})" if note else "")
+        )
+
+
 def _read(run: Run, id: str) -> NDArray[np.uint8]:
     try:
         return read_mask(run.mask_path(id))
     except BadImage as error:
-        raise UserError(f"{error}; remove it and run label again") from error
+        raise UserError(f"{error}; remove it and run {'predict' if is_predicted(run) else 'label'} again") from error

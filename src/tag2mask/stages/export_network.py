@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tag2mask.formats import exporters
 from tag2mask.models.deeplab import MultiScale
 from tag2mask.run.files import write_atomic
 from tag2mask.segment.network import (
@@ -28,12 +29,11 @@ from tag2mask.segment.network import (
     read_saved,
     save_network,
 )
-from tag2mask.stages.export import FORMATS as RUN_FORMATS
 from tag2mask.stages.export import refuse_foreign_file
 from tag2mask.types import UserError
+from tag2mask.words import did_you_mean
 
 FORMATS = ("onnx", "safetensors")
-MASK_FORMATS = (*RUN_FORMATS, "voc-test")  # the last by stages.voc_server
 SIZES = ((96, 128), (97, 131), (161, 115), (192, 192))
 """(H, W) of the pictures that an ONNX file is tried on; the first is what it was made with."""
 
@@ -90,21 +90,23 @@ def holds_network(source: Path | str, to: str) -> bool:
     Raises:
         UserError: it is neither, or ``to`` is a format of the other.
     """
-    networks, masks = ", ".join(FORMATS), ", ".join(MASK_FORMATS)
+    known = exporters()
+    networks, masks = ", ".join(FORMATS), ", ".join(known)
     network, run = find_network(source) is not None, (Path(source) / "run.yaml").is_file()
     if not network and not run:
         raise UserError(
             f"{source}: is neither a run folder (its masks go to {masks}) nor the folder of a network or of its "
             f"training (it goes to {networks}); give one that `label`, `predict` or `train` wrote"
         )
-    if to in FORMATS + MASK_FORMATS:
+    if to in (*FORMATS, *known):
         wants = to in FORMATS
         if wants and not network:
             raise UserError(f"{source}: is a run, whose masks go to {masks}; a network goes to {networks}")
         if not wants and not run:
             raise UserError(f"{source}: is a network, which goes to {networks}; the masks of a run go to {masks}")
         return wants
-    raise UserError(f"cannot export to {to!r}; masks of a run go to {masks}, a network goes to {networks}")
+    hint = did_you_mean(to, (*FORMATS, *known))
+    raise UserError(f"cannot export to {to!r}{hint}; masks of a run go to {masks}, a network goes to {networks}")
 
 
 def export_network(folder: Path | str, to: str, out: Path | str) -> Exported:

@@ -6,6 +6,7 @@ if nothing had happened. One bad image never stops it. A disk that is full or re
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from tag2mask.methods import known_methods, make_method
-from tag2mask.methods.protocol import EarlierRun, Method, Tower, Trainable
+from tag2mask.methods.protocol import EarlierRun, Machine, Method, NamedTower, Trainable
 from tag2mask.models.find_classifier import weights_file
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.ops.crf import engine, preset
@@ -23,13 +24,14 @@ from tag2mask.run.current import earlier_file
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import KnownInputs
 from tag2mask.run.mask_folder import MaskFolder
+from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
 from tag2mask.segment.network import find_network, load_network
 from tag2mask.segment.test_time import TestTime
 from tag2mask.stages.machinery.changes import Changes, Removed, left_over
-from tag2mask.stages.machinery.fit import make_ready, open_fitted
+from tag2mask.stages.machinery.fit import check_machine, make_ready, open_fitted
 from tag2mask.stages.machinery.labeller import Labeller
 from tag2mask.stages.machinery.plan import load, plan, survey
 from tag2mask.stages.machinery.predictor import Predictor
@@ -59,6 +61,7 @@ class LabelSettings:
         settings stays: it would come out the same.
     refit: remove what was learned and labelled in the folder, and do all anew.
     fit_only: stop after the fit; the same call without it then labels, in shards too.
+    machine: what a fit may use, and for how long from this call on; no setting of the results.
     removed: what becomes of the masks of images that are not in the data any more, or not tagged.
     noted: circumstances to be kept in run.yaml, such as where the data came from.
     progress: show it on stderr.
@@ -75,6 +78,7 @@ class LabelSettings:
     overwrite: bool = False
     refit: bool = False
     fit_only: bool = False
+    machine: Machine = Machine()  # noqa: RUF009  # frozen
     removed: Removed = "keep"
     noted: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
@@ -99,8 +103,9 @@ def label(
 
     Raises:
         UserError: settings that cannot work (before any work), or a disk that cannot be written.
-        KeyboardInterrupt: as the user asked; the message says what is saved.
+        KeyboardInterrupt: as the user asked, or the minutes of a fit are over; the message says what is saved.
     """
+    began = time.monotonic()
     settings = replace(settings or LabelSettings(), **changes)
     if isinstance(method, str):
         method = make_method(method, data.classes)
@@ -115,6 +120,7 @@ def label(
     use = method.earlier_run(method.options)
     before = _open_earlier(settings.prior, method, use, data, Path(out), learns=settings.fitted is None)
     fit = _Fit.of(method, settings, data.classes)
+    check_machine(_name_of(method), method, settings.machine, here=fit.here)
     files = _fit_files(before, use.fit) if fit.here else None
     total, fingerprint = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
     crf_engine = engine(method.device) if rule.crf is not None or method.learns else None
@@ -146,6 +152,8 @@ def label(
             if fit.elsewhere is not None:
                 method.load(fit.elsewhere.checkpoints, before)
             else:
+                minutes = minutes_left(settings.machine.minutes, began)
+                method.machine = replace(settings.machine, minutes=minutes)
                 how: dict[str, Any] = {"shard": settings.shard, "progress": settings.progress}
                 make_ready(method, data, run, before, fingerprint=fingerprint, **how)
             if settings.fit_only:
@@ -223,11 +231,19 @@ def _deciding(
         "classes": _classes_of(classes, method),
         "prior": None if before is None else before.digest,
         **fit.kept,
+        **_precision(method, fit),
         **({} if settings.masks_of == "maps" else {"masks_of": settings.masks_of}),
         "keep_scores": settings.keep_scores and settings.masks_of == "maps",
         "crf_max_pixels": settings.crf_max_pixels,
         "supervision": _supervision(before, method),
     }
+
+
+def _precision(method: Method, fit: _Fit) -> dict[str, str]:
+    """The numbers that a fit computes in, where it is done here and these are not float32."""
+    if isinstance(method, Trainable) and fit.here and "precision" in method.fit_heeds:
+        return {} if method.precision == "float32" else {"fit_precision": method.precision}
+    return {}
 
 
 def _named(method: Method) -> dict[str, Any]:
@@ -237,7 +253,7 @@ def _named(method: Method) -> dict[str, Any]:
     return {"method": _name_of(method), "options": method.options, "clip": None, **towers, **resolved}
 
 
-def _tower(tower: Tower) -> dict[str, str]:
+def _tower(tower: NamedTower) -> dict[str, str]:
     return {
         "sha256": tower.sha256,
         "precision": str(tower.dtype).removeprefix("torch."),

@@ -26,7 +26,7 @@ from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.test_time import TestTime
 from tag2mask.stages.label import CRF_MAX_PIXELS
 from tag2mask.stages.machinery.changes import Changes, Removed, left_over
-from tag2mask.stages.machinery.plan import Batch, load, survey
+from tag2mask.stages.machinery.plan import SampleBatch, load, survey
 from tag2mask.stages.machinery.predictor import Predictor
 from tag2mask.stages.machinery.work import Summary, Work, describe
 from tag2mask.stages.run_data import absolute, open_data
@@ -131,7 +131,7 @@ def predict(
         left = left_over(run, data, shard, removed, tags=False)
         samples = (sample for sample in data if in_shard(sample.id, shard))
         # each image alone, so that its neighbours cannot matter
-        batches = (Batch((each,), frozenset(() if changes.finished(each) else (each.id,))) for each in samples)
+        batches = (SampleBatch((each,), frozenset(() if changes.finished(each) else (each.id,))) for each in samples)
         work = Work(
             *(run, classes, predictor, total),
             did="predicted",

@@ -9,8 +9,9 @@ from typing import Any
 from tag2mask.config import LabelConfig, MaskConfig, RefineConfig, dump_config
 from tag2mask.data.columns import Columns
 from tag2mask.methods import make_method, make_options, method_class
-from tag2mask.methods.protocol import Method
+from tag2mask.methods.protocol import Method, Trainable
 from tag2mask.ops.crf import preset
+from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.folder import SEEDS, Run
 from tag2mask.stages.run_data import absolute, in_run_order, open_data
 from tag2mask.types import MaskRule, Own, UserError
@@ -61,6 +62,7 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
     before = None if out is None else _begun(out)
     if before is not None:
         data = in_run_order(data, config.data, before)
+    find_precision(config.precision, find_device(device))
     clip = None
     if any("clip" in method_class(step.method).needs for step in steps):
         from tag2mask.models.weights import load_clip
@@ -72,8 +74,17 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
             tokenizer=config.tokenizer,
             activation=config.activation,
         )
-    towers: dict[str, Any] = {"clip": clip, "dino": config.dino, "precision": config.precision, "device": device}
+    towers: dict[str, Any] = {"clip": clip, "dino": config.dino, "device": device}
     made = [make_method(step.method, data.classes, **towers, **step.options) for step in steps]
+    takers = [method for method in made if method.towers or method.learns]
+    if config.precision != "float32" and not takers:
+        raise UserError(
+            f"precision {config.precision}: {config.method} has no CLIP and learns nothing here, and labels in "
+            "float32; leave it out"
+        )
+    for method in takers:
+        if isinstance(method, Trainable):
+            method.precision = config.precision
     rules = [_rule(step.method, method, step.masks) for step, method in zip(steps, made, strict=True)]
     refine = None if config.refine is None else Refine(made[1], rules[1])
     return Recipe(data, made[0], rules[0], config, refine)

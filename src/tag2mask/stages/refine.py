@@ -5,11 +5,14 @@ Both runs go on where they were stopped. A finished seeds run may just as well b
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tag2mask.methods.protocol import Machine
 from tag2mask.run.folder import SEEDS
+from tag2mask.run.progress import minutes_left
 from tag2mask.stages.label import LabelSettings, label
 from tag2mask.stages.machinery.work import Summary
 from tag2mask.stages.recipe import Recipe
@@ -24,7 +27,8 @@ def label_refined(
     Args:
         recipe: with a refiner; it has the rules of both runs.
         out: the folder of the refined run; the seeds' is inside.
-        settings, changes: as ``label`` has them. ``prior`` is what the seeds' own method starts from, if it does;
+        settings, changes: as ``label`` has them. ``machine`` is of every fit, its minutes of all together.
+            ``prior`` is what the seeds' own method starts from, if it does;
             ``fit_only`` makes the seeds and stops when the refiner has learned; ``overwrite`` and ``refit`` are of
             both runs.
 
@@ -34,6 +38,7 @@ def label_refined(
     Raises:
         UserError: the recipe has no refiner; a fit of another run, or no maps, were asked for; and as ``label``.
     """
+    began = time.monotonic()
     settings = replace(settings or LabelSettings(), **changes)
     if recipe.refine is None:
         raise UserError("nothing to refine with; name a refiner, such as --refine irn")
@@ -45,8 +50,11 @@ def label_refined(
         settings,
         rule=recipe.rule,
         fit_only=False,
+        machine=settings.machine if learns else Machine(),
         overwrite=settings.overwrite or (settings.refit and not learns),
         refit=settings.refit and learns,
     )
-    second = replace(settings, rule=recipe.refine.rule, prior=seeds)
-    return [label(recipe.data, recipe.method, seeds, first), label(recipe.data, recipe.refine.method, out, second)]
+    made = label(recipe.data, recipe.method, seeds, first)
+    machine = replace(settings.machine, minutes=minutes_left(settings.machine.minutes, began))
+    second = replace(settings, rule=recipe.refine.rule, prior=seeds, machine=machine)
+    return [made, label(recipe.data, recipe.refine.method, out, second)]

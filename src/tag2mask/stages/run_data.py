@@ -9,9 +9,10 @@ from typing import Any
 
 from tag2mask.classes import BUILT_IN, fold, load_classes, plain_classes, with_more
 from tag2mask.config import DataConfig, LabelConfig, parse_config, parse_data
-from tag2mask.data import TagReading, read_dataset
+from tag2mask.data import TagReading, is_file_of_data, read_dataset
 from tag2mask.data.columns import Columns
 from tag2mask.data.tags import FOLDERS
+from tag2mask.formats import READERS, said
 from tag2mask.run.about import is_predicted, stored_classes
 from tag2mask.run.folder import Run
 from tag2mask.types import ClassSet, UserError
@@ -34,7 +35,7 @@ def open_data(config: DataConfig, network: ClassSet | None = None, classes: Clas
 
 def _read(config: DataConfig, network: ClassSet | None, classes: ClassSet | None) -> Columns:
     if config.path is None:
-        raise UserError("no data: give a folder of images, a VOC devkit, or COCO instances JSON")
+        raise UserError(f"no data: give {said(READERS)}")
     return read_dataset(
         config.path,
         kind=config.kind,
@@ -100,7 +101,7 @@ def data_for(run: Run, given: Mapping[str, Any] | None = None) -> Columns:
 def _moved(before: dict[str, Any], path: Path) -> dict[str, Any]:
     """The settings of data that lies at another place now."""
     old = Path(str(before.get("path")))
-    here, there = (each.parent if _is_file(each) else each for each in (path, old))
+    here, there = (each.parent if is_file_of_data(each) else each for each in (path, old))
     found: dict[str, Any] = {}
     for key in ("tags", "images", "truth"):
         value = before.get(key)
@@ -112,11 +113,6 @@ def _moved(before: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**before, **found, "truth_lost": before.get("truth") is not None and found.get("truth") is None}
 
 
-def _is_file(path: Path) -> bool:
-    """Whether data at a path, which may be gone, is a COCO file and not a folder."""
-    return path.suffix.lower() == ".json" and not path.is_dir()
-
-
 def _where_to_say(config: DataConfig) -> str:
     """What to give where a place that the settings name is not there."""
     options = {"path": "--data PATH", "images": "--images FOLDER", "tags": "--tags FILE", "truth": "--truth FOLDER"}
@@ -125,7 +121,7 @@ def _where_to_say(config: DataConfig) -> str:
         for key, option in options.items()
         if (value := getattr(config, key)) is not None and value != FOLDERS and not Path(value).exists()
     ]
-    if gone == [] and config.path is not None and config.path.endswith(".json"):
+    if gone == [] and config.path is not None and is_file_of_data(Path(config.path)):
         gone = ["--images FOLDER"] if config.images is None else []
     return f". If the data has moved, say where it is now: {' '.join(gone)}" if gone else ""
 
@@ -183,7 +179,7 @@ def _names_its_own(data: Columns, config: DataConfig) -> bool:
     if config.classes not in (None, "file") or config.path is None:
         return False
     path = Path(config.path)
-    places = {data.root, path.parent if _is_file(path) else path}
+    places = {data.root, path.parent if is_file_of_data(path) else path}
     return not any((place / "classes.yaml").is_file() for place in places)
 
 

@@ -21,15 +21,17 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 
+from tag2mask.run.checkpoint import LAST, steps_done
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.lock import locked
+from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import check_own, claim, plain
-from tag2mask.run.training import LAST, first_process, fit, minutes_left, steps_done
+from tag2mask.run.training import first_process, fit
 from tag2mask.run.warn import warn
-from tag2mask.segment.architectures import WHOLE, pixels_of_start
+from tag2mask.segment.architectures import WITH_HEAD, pixels_of_start
 from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
 from tag2mask.segment.network import (
     INSIDE,
@@ -204,7 +206,7 @@ def _supervision(targets: Targets, recipe: TrainRecipe) -> tuple[str, str | None
         saved = read_saved(start)
         parts += [part for part in saved.supervision.split("+") if part not in ("tags", *parts)]
         return "+".join(parts), saved.sha256
-    path = Path(start.removeprefix(WHOLE)).expanduser()
+    path = Path(start.removeprefix(WITH_HEAD)).expanduser()
     found = pixels_of_start(start, recipe.architecture) if recipe.init_pixels is None else ()
     if found:
         warn(

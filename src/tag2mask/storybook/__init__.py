@@ -12,9 +12,8 @@ ones, and one picture may hold several classes.
 
 The parts are kept apart: ``canvas`` (how strokes reach pixels and mask), ``figures`` (what a cat looks like),
 ``places`` (the ground and what stands around), ``cast`` (who appears), ``layout`` (who stands where), ``light``
-and ``grain`` (what a camera does), ``scenes`` (all of it together), ``captions`` with ``phrases`` and ``vocabulary``,
-``render``. ``cache``, ``views``, ``losses``, ``teacher``, ``lessons``, ``towers``, ``pretrain`` and ``watch`` train
-a CLIP on them, ``classifier`` and ``train_classifier`` its teacher; they are not loaded here, as some need Lightning.
+and ``grain`` (what a camera does), ``scenes`` (all of it together), ``captions`` with ``phrases``, ``render``. What
+trains networks on the scenes is ``tag2mask.lab``.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ where nobody expects them. Each trap is also a kind of scene of its own.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from tag2mask.storybook.light import develop
 from tag2mask.storybook.phrases import THINGS
 from tag2mask.storybook.places import Item
 from tag2mask.types import MAX_CLASSES, UserError
+from tag2mask.words import did_you_mean
 
 CLASSES: tuple[str, ...] = tuple(FIGURES)
 """All figures: the classes of VOC, in its order."""
@@ -136,9 +136,8 @@ def check_scene(size: tuple[int, int], classes: Sequence[str], kind: str) -> tup
         raise UserError(f"no kind of scene {kind!r}; take mixed, {', '.join(TRAPS)}")
     unknown = [name for name in classes if name not in FIGURES]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], CLASSES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"no figure for class {unknown[0]!r}; {hint}known: {', '.join(CLASSES)}")
+        hint = did_you_mean(unknown[0], CLASSES)
+        raise UserError(f"no figure for class {unknown[0]!r}{hint}; known: {', '.join(CLASSES)}")
     if not classes or len(set(classes)) < len(classes) or len(classes) > MAX_CLASSES:
         raise UserError(f"got the classes {list(classes)}; name at least one class, and each only once")
     return tuple(classes)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from zipfile import BadZipFile
 
 import numpy as np
@@ -128,27 +128,38 @@ Label = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def make_labels(
-    data: Dataset, prior: Run, maps: PriorMaps, label: Label, folder: Path, *, max_pixels: int, show: bool = True
+    data: Dataset,
+    prior: Run,
+    maps: PriorMaps,
+    label: Label,
+    folder: Path,
+    *,
+    max_pixels: int,
+    minutes_left: Callable[[], float | None] = lambda: None,
 ) -> list[int]:
     """Labels of all images that have tags, in ``folder``; those that are there already are not made again.
 
     An image that cannot be read, or that the earlier run could not do, is left out with a warning. Which are left
     out is decided once: a training that goes on has the same images.
 
+    minutes_left: until it is to stop, see ``FitSettings``; at least one more image has labels then.
+
     Returns:
         the indices in ``data`` of the images that have labels.
 
     Raises:
         UserError: no image has any.
+        Stopped: the minutes are over.
     """
     done = folder / _DONE
     if done.exists():
         names = frozenset(json.loads(done.read_text(encoding="utf-8")))
         return [index for index, sample in enumerate(data) if sample.id in names]
-    found, left_out = [], []
+    found: list[int] = []
+    left_out: list[str] = []
     current = Current(prior)
     tagged = [index for index, sample in enumerate(data) if sample.tags is not None]
-    for index in progress(tagged, "labels to learn from", enabled=show):
+    for index in progress(tagged, "labels to learn from"):
         sample = data[index]
         path = label_path(folder, sample.id)
         if not path.exists():
@@ -160,6 +171,8 @@ def make_labels(
                 left_out.append(f"{sample.id}: {error}")
                 continue
             write_atomic(path, encode_label(made), token="label")
+            if minutes_left() == 0 and index != tagged[-1]:
+                _stop(len(found) + 1, len(tagged), folder)
         found.append(index)
     if left_out:
         more = f" (and {len(left_out) - 3} more)" if len(left_out) > 3 else ""
@@ -171,6 +184,15 @@ def make_labels(
         )
     write_atomic(done, json.dumps([data[index].id for index in found]).encode())
     return found
+
+
+def _stop(done: int, images: int, folder: Path) -> NoReturn:
+    from tag2mask.run.training import Stopped  # which loads Lightning
+
+    raise Stopped(
+        f"labels to learn from: time is over at {done} of {images} images; all of it is saved in {folder}: give the "
+        "same command again to go on"
+    )
 
 
 def _label_of(sample: Sample, prior: Run, maps: PriorMaps, label: Label, max_pixels: int) -> Tensor:

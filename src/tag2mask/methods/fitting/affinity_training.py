@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,65 +13,45 @@ from torch import Tensor
 
 from tag2mask.data.image import BadImage
 from tag2mask.methods.fitting.affinity import AffinityExamples, open_image
+from tag2mask.methods.fitting.settings import FitSettings
+from tag2mask.methods.fitting.training import train_to_end
 from tag2mask.models.backbone import ResNet
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.irn import IRNHeads
 from tag2mask.models.psa import AffinityNet
 from tag2mask.ops.affinity_losses import irn_loss, psa_loss
 from tag2mask.ops.image import standardise
-from tag2mask.run.sampling import Training, step_generator
-from tag2mask.run.training import fit
-from tag2mask.segment.schedule import conv_groups, poly, sgd
-
-SAVE_STEPS = 200
-"""Steps between two checkpoints."""
-
-
-@dataclass(frozen=True)
-class AffinitySettings:
-    """How both are trained.
-
-    lr: of IRN's edge head, and of AffinityNet's backbone (its head has 10 times that). displacement_lr: IRN's.
-    radius: cells between which pixels are compared. decay_as_momentum: see ``segment.schedule.sgd``.
-    """
-
-    steps: int
-    batch: int
-    lr: float
-    weight_decay: float
-    radius: float
-    seed: int
-    decay_as_momentum: bool
-    displacement_lr: float = 0.0
+from tag2mask.run.sampling import step_generator
+from tag2mask.segment.schedule import conv_groups
 
 
 class _Training(lightning.LightningModule):
-    """The schedule that both share: SGD without momentum under the polynomial decay, by the step."""
+    """What both share. radius: of the cells between which pixels are compared."""
 
-    def __init__(self, settings: AffinitySettings) -> None:
+    def __init__(self, settings: FitSettings, radius: float) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.radius = settings, radius
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups, each with its learning rate and weight decay."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
-        """See there."""
-        chosen = self.settings
-        optimizer = sgd(
-            self.groups(), chosen.lr, chosen.weight_decay, momentum=0.0, decay_as_momentum=chosen.decay_as_momentum
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: poly(step, chosen.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """As the settings say."""
+        return self.settings.optimizer(self.groups())
 
 
 class IRNTraining(_Training):
-    """Both heads over a frozen backbone, which is no part of the checkpoints."""
+    """Both heads over a frozen backbone, which is no part of the checkpoints.
 
-    def __init__(self, heads: IRNHeads, backbone: ResNet, settings: AffinitySettings) -> None:
-        super().__init__(settings)
-        self.heads = heads.train()
+    settings.lr is of the edge head.
+    """
+
+    def __init__(
+        self, heads: IRNHeads, backbone: ResNet, settings: FitSettings, radius: float, displacement_lr: float
+    ) -> None:
+        super().__init__(settings, radius)
+        self.heads, self.displacement_lr = heads.train(), displacement_lr
         self._frozen = [backbone.eval()]  # in a list: not registered
 
     def groups(self) -> list[dict[str, Any]]:
@@ -82,7 +60,7 @@ class IRNTraining(_Training):
             {"params": list(head.parameters()), "lr": lr, "weight_decay": self.settings.weight_decay}
             for head, lr in (
                 (self.heads.edge, self.settings.lr),
-                (self.heads.displacement, self.settings.displacement_lr),
+                (self.heads.displacement, self.displacement_lr),
             )
         ]
 
@@ -96,7 +74,7 @@ class IRNTraining(_Training):
         with torch.no_grad():
             features = self._frozen[0].features(standardise(images, MEAN, STD))
         edge, displacement = self.heads(features)
-        loss = irn_loss(edge, displacement, labels, radius=self.settings.radius)
+        loss = irn_loss(edge, displacement, labels, radius=self.radius)
         affinity = loss.affinity
         self.log_dict(
             {
@@ -113,8 +91,8 @@ class IRNTraining(_Training):
 class PSATraining(_Training):
     """AffinityNet, with its backbone."""
 
-    def __init__(self, network: AffinityNet, settings: AffinitySettings) -> None:
-        super().__init__(settings)
+    def __init__(self, network: AffinityNet, settings: FitSettings, radius: float) -> None:
+        super().__init__(settings, radius)
         self.network = network.train()
 
     def groups(self) -> list[dict[str, Any]]:
@@ -128,7 +106,7 @@ class PSATraining(_Training):
         with torch.random.fork_rng(devices=devices):  # dropout, the same whenever this step is taken
             torch.manual_seed(step_generator(self.settings.seed, self.global_step).initial_seed())
             features = self.network(standardise(images, MEAN, STD))
-        loss = psa_loss(features, labels, radius=self.settings.radius)
+        loss = psa_loss(features, labels, radius=self.radius)
         self.log_dict(
             {
                 "loss": loss.total.detach(),
@@ -140,23 +118,14 @@ class PSATraining(_Training):
         return loss.total
 
 
-def train(module: _Training, examples: AffinityExamples, folder: Path, device: torch.device, label: str) -> None:
-    """Train, going on from the last checkpoint in ``folder``, and leave the module on ``device`` in eval mode."""
-    chosen = module.settings
-    # on a GPU, reading pictures would be what it waits for
-    workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
-    training = Training(
-        chosen.steps,
-        chosen.batch,
-        seed=chosen.seed,
-        device=str(device),
-        clip_norm=None,
-        save_steps=SAVE_STEPS,
-        save_minutes=2.0,
-        workers=workers,
-    )
-    fit(module, examples, training, folder, label=label, unit="pictures")
-    module.to(device).eval()
+def train(module: _Training, examples: AffinityExamples, folder: Path, label: str) -> None:
+    """Train, going on from the last checkpoint in ``folder``, and leave the module in eval mode.
+
+    Raises:
+        Stopped: Ctrl-C, or the minutes are over; the state is saved.
+    """
+    train_to_end(module, examples, module.settings, folder, label)
+    module.to(module.settings.device).eval()
 
 
 MEAN_SHIFT_IMAGES = 1464

@@ -7,41 +7,30 @@ training is done: it loads Lightning, which takes seconds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
 import torch
 from torch import nn
 
-from tag2mask.methods.fitting.tagged import Batch, TaggedImages
+from tag2mask.methods.fitting.settings import FitSettings
+from tag2mask.methods.fitting.tagged import PictureBatch
 from tag2mask.models.classifier import MEAN, STD, Classifier
 from tag2mask.models.clims import CLIMSNetwork
 from tag2mask.ops.image import standardise
-from tag2mask.run.sampling import Training
 from tag2mask.run.tag_training import TagBatch, TagTraining
-from tag2mask.run.training import LAST, Stopped, fit, steps_done
-from tag2mask.segment.schedule import conv_groups, poly, sgd
-
-SAVE_STEPS = 200
+from tag2mask.segment.schedule import conv_groups
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How a network of class maps learns: SGD under polynomial decay by the step, the head at 10 times the rate.
+    """How a network of class maps learns: by ``settings``, whose rate is the backbone's, the head at 10 times it.
 
-    steps: of the whole training. lr: of the backbone. weight_decay: of all convolutions.
-    decay_as_momentum: see ``segment.schedule.sgd``.
     frozen_norm: norms of the backbone keep their statistics; their weights learn.
     frozen_parts: first parts of the backbone that do not learn: the stem, then each stage. Norms in them still count
     what they see.
     """
 
-    steps: int
-    lr: float
-    weight_decay: float
-    momentum: float = 0.0
-    decay_as_momentum: bool = False
+    settings: FitSettings
     frozen_norm: bool = False
     frozen_parts: int = 1
 
@@ -59,21 +48,14 @@ class Descent:
 
     def optimizer(self, network: Classifier | CLIMSNetwork) -> dict[str, Any]:
         """The papers' groups and rates, as Lightning's ``configure_optimizers`` gives them."""
-        optimizer = sgd(
-            conv_groups(network.backbone, network.head, self.lr, self.weight_decay),
-            self.lr,
-            self.weight_decay,
-            momentum=self.momentum,
-            decay_as_momentum=self.decay_as_momentum,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: poly(step, self.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        lr, decay = self.settings.lr, self.settings.weight_decay
+        return self.settings.optimizer(conv_groups(network.backbone, network.head, lr, decay))
 
 
 def tag_training(network: Classifier | CLIMSNetwork, classes: int, descent: Descent) -> TagTraining:
     """The training of a network with so many classes on batches of ``TaggedImages``."""
 
-    def look(batch: Batch) -> TagBatch:
+    def look(batch: PictureBatch) -> TagBatch:
         pictures, tags = batch
         targets = pictures.new_zeros(len(tags), classes)
         for row, own in zip(targets, tags, strict=True):
@@ -83,45 +65,3 @@ def tag_training(network: Classifier | CLIMSNetwork, classes: int, descent: Desc
 
     descent.prepare(network)
     return TagTraining(network, look, lambda: descent.optimizer(network))
-
-
-def make_training(
-    steps: int, batch: int, *, seed: int, device: torch.device, workers: int, minutes: float | None = None
-) -> Training:
-    """How the parts of these fits run; see ``run.sampling.Training``."""
-    return Training(
-        steps,
-        batch,
-        seed=seed,
-        device=str(device),
-        clip_norm=None,
-        save_steps=SAVE_STEPS,
-        minutes=minutes,
-        log_steps=10,
-        workers=workers,
-    )
-
-
-def steps_of(epochs: float, images: int, batch: int) -> int:
-    """Optimiser steps of so many epochs, at least one."""
-    return max(1, round(epochs * images / batch))
-
-
-def part(
-    module: lightning.LightningModule, images: TaggedImages, training: Training, folder: Path, label: str
-) -> None:
-    """Train ``module`` to the end, or take up what an earlier call ended with.
-
-    Raises:
-        Stopped: Ctrl-C, or the training's minutes are over; the state is saved.
-    """
-    if steps_done(folder) < training.steps:
-        done = fit(module, images, training, folder, label=label, unit="images").global_step
-        if done < training.steps:
-            raise Stopped(
-                f"{label}: time is over at step {done} of {training.steps}; all of it is saved in {folder}: give the "
-                "same command again to go on"
-            )
-    else:
-        state = torch.load(folder / LAST, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)

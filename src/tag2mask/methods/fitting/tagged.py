@@ -14,7 +14,7 @@ from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, Example, augment
 from tag2mask.types import Dataset
 
-Batch = tuple[Tensor, list[Tensor]]
+PictureBatch = tuple[Tensor, list[Tensor]]
 """Pictures (B, 3, h, w) float32, 0-255, and the tags of each, (K,) int64."""
 
 
@@ -54,7 +54,7 @@ class TaggedImages:
         return seen, torch.tensor(sample.tags, dtype=torch.int64)
 
     @staticmethod
-    def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> Batch:
+    def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> PictureBatch:
         """Pictures stacked, tags as a list."""
         pictures, tags = zip(*samples, strict=True)
         return torch.stack(pictures), list(tags)

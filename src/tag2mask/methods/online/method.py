@@ -14,8 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from tag2mask.methods.clip_es import fit_grid
+from tag2mask.methods.fitting.settings import FitOptions, FitSettings
 from tag2mask.methods.online.teacher import Teacher, Texts
-from tag2mask.methods.protocol import MethodOptions, Trainable
+from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.tower import Positions
@@ -45,7 +46,7 @@ ARCHITECTURE = "weclip"
 VOC_STEPS, COCO_STEPS = 30_000, 80_000
 
 
-class OnlineOptions(MethodOptions):
+class OnlineOptions(FitOptions):
     """How the decoder is trained. What is None follows the variant, the data and the weights."""
 
     variant: Literal["paper", "released"] = Field("paper", description="the paper, or the released code's faults too")
@@ -76,8 +77,6 @@ class OnlineOptions(MethodOptions):
     statistics: Literal["imagenet", "clip"] = Field(
         "imagenet", description="of the pixels that CLIP sees; WeCLIP's code feeds it ImageNet's"
     )
-    seed: int = Field(0, ge=0, description="of all that is random")
-    workers: int = Field(0, ge=0, description="processes that prepare images for the training")
     allow_unknown: bool = Field(False, description="go on where a text has words that the tokenizer does not know")
     max_tokens: int = Field(4096, ge=1, description="an image with more patches is shrunk to this many, for its maps")
 
@@ -90,6 +89,7 @@ class Online(Trainable):
 
     needs = ("clip",)
     label_options = ("max_tokens",)
+    fit_heeds = ("workers", "minutes")
     mask_rule = MaskRule(background=Power(1.0))
     name: ClassVar[str]
     options: Any
@@ -219,8 +219,8 @@ class Online(Trainable):
         Raises:
             UserError: no image has a tag.
         """
-        from tag2mask.methods.fitting.classifier import make_training, part
         from tag2mask.methods.fitting.tagged import TaggedImages
+        from tag2mask.methods.fitting.training import train_to_end
         from tag2mask.methods.online.training import OnlineTraining
         from tag2mask.segment.augment import Augment, Uniform
 
@@ -234,10 +234,10 @@ class Online(Trainable):
             )
         net = self.new_network().to(self.device)
         bare: Any = net.network
-        module = OnlineTraining(bare, self.teacher, recipe, options.seed, self.make_boundaries())
-        how: dict[str, Any] = {"seed": options.seed, "device": self.device, "workers": options.workers}
-        training = replace(make_training(recipe.steps, recipe.batch, **how), accumulate=recipe.accumulate)
-        part(module, images, training, folder, self.name)
+        settings = FitSettings.of(self, steps=recipe.steps, batch=recipe.batch, lr=recipe.lr)
+        settings = replace(settings, accumulate=options.accumulate)
+        module = OnlineTraining(bare, self.teacher, recipe, settings, self.make_boundaries())
+        train_to_end(module, images, settings, folder, self.name)
         if not (folder / INSIDE / WEIGHTS).exists():  # which is written last
             noted = {"method": self.name, "steps": recipe.steps}
             save_network(folder / INSIDE, net, supervision="tags", noted=noted)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.methods.fitting.tagged import Batch
+from tag2mask.methods.fitting.settings import FitSettings
+from tag2mask.methods.fitting.tagged import PictureBatch
 from tag2mask.methods.online.boundaries import Boundaries, boundary_loss
 from tag2mask.methods.online.teacher import Teacher
 from tag2mask.models.weclip import WeCLIPNet
@@ -42,11 +43,9 @@ class OnlineRecipe:
 
     steps: int
     batch: int
-    accumulate: int
     crop: int
     scales: tuple[float, float]
     lr: float
-    weight_decay: float
     warmup: int
     early: Affinity
     late: Affinity
@@ -63,23 +62,28 @@ class OnlineTraining(lightning.LightningModule):
     """One step: look, make maps and labels, and teach the decoder."""
 
     def __init__(
-        self, net: WeCLIPNet, teacher: Teacher, recipe: OnlineRecipe, seed: int, boundaries: Boundaries | None = None
+        self,
+        net: WeCLIPNet,
+        teacher: Teacher,
+        recipe: OnlineRecipe,
+        settings: FitSettings,
+        boundaries: Boundaries | None = None,
     ) -> None:
         super().__init__()
         self.fuse, self.decoder = net.decoder_fts_fuse, net.decoder
         self.train()
         self.teacher, self.boundaries = teacher, boundaries  # no modules: their towers are in no checkpoint
-        self.recipe, self.seed = recipe, seed
+        self.recipe, self.settings = recipe, settings
 
     def configure_optimizers(self) -> Any:
         """AdamW; everything decays."""
-        chosen = self.recipe
+        chosen, warmup = self.settings, self.recipe.warmup
         optimizer = torch.optim.AdamW(self.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay)
-        rate: Callable[[int], float] = lambda step: warm_poly(step, chosen.steps, warmup=chosen.warmup)  # noqa: E731
+        rate: Callable[[int], float] = lambda step: warm_poly(step, chosen.steps, warmup=warmup)  # noqa: E731
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor:
         """The weighted sum of the losses of pictures, whose padding is NaN, with their tags."""
         pictures, tags = batch
         recipe, teacher = self.recipe, self.teacher
@@ -89,7 +93,7 @@ class OnlineTraining(lightning.LightningModule):
         seen = teacher.look(pixels)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             # dropout, the same whenever this batch is seen
-            torch.manual_seed(step_generator(self.seed, batch_idx).initial_seed())
+            torch.manual_seed(step_generator(self.settings.seed, batch_idx).initial_seed())
             fused = self.fuse(seen.taps, seen.grid)
         logits = self.decoder(fused)  # (B, C + 1, h, w)
         affinity = decoder_affinity(fused)

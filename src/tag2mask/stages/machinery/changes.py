@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from tag2mask.data.columns import listing, many
 from tag2mask.run.current import Comparison, Named
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs, Stamp, id_key
 from tag2mask.run.shard import Shard, in_shard
 from tag2mask.types import Dataset, Sample, UserError
+from tag2mask.words import listing, many
 
 Removed = Literal["keep", "drop"]
 """What becomes of the masks of images that are no longer in the data, or have no tags any more."""

@@ -19,15 +19,17 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tag2mask.methods.protocol import Method, Trainable
+from tag2mask.methods.protocol import Machine, Method, Trainable
+from tag2mask.run.checkpoint import LAST
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.lock import Lock
 from tag2mask.run.progress import silent
-from tag2mask.run.settings import describe_differences, plain
+from tag2mask.run.settings import describe_differences, plain, without_machine
 from tag2mask.run.shard import WHOLE, Shard
 from tag2mask.run.warn import warn
 from tag2mask.segment.network import INSIDE
@@ -35,7 +37,6 @@ from tag2mask.types import ClassSet, Dataset, Sample, UserError
 
 FITTED = "fitted.json"
 FIT_DATA = "fit_data.json"
-_STATE = "last.ckpt"
 _LOCK = ".fit.lock"
 
 
@@ -195,6 +196,25 @@ def _clear(folder: Path) -> None:
             each.unlink()
 
 
+def check_machine(name: str, method: Method, machine: Machine, *, here: bool) -> None:
+    """Refuse what was asked of a fit that is none, or that does not go by it.
+
+    here: whether the method is fitted in the run that it labels in.
+
+    Raises:
+        UserError: naming what has no meaning.
+    """
+    asked = [each.name for each in fields(Machine) if getattr(machine, each.name) != each.default]
+    heeds = ["precision"] if method.towers else []  # they compute in it
+    if isinstance(method, Trainable):
+        asked += ["precision"] if method.precision != "float32" else []
+        heeds += method.fit_heeds if here else ()
+    idle = [f"--{each}" for each in asked if each not in heeds]
+    if idle:
+        why = f"the fit of {name} does not go by it" if here else f"{name} fits nothing here"
+        raise UserError(f"{', '.join(idle)}: {why}; leave it out")
+
+
 def open_fitted(
     fitted: Run | Path | str, method: Method, classes: ClassSet, named: Mapping[str, Any]
 ) -> tuple[Run, str]:
@@ -232,7 +252,7 @@ def open_fitted(
             "resolved": settings.get("resolved"),
         }
 
-    differences = describe_differences(deciding(run.settings), deciding(plain(named)))
+    differences = describe_differences(deciding(without_machine(run.settings)), deciding(plain(named)))
     if differences:
         raise UserError(f"{run.path} was fitted with other settings: {differences}; give these, or fit anew")
     return run, digest
@@ -242,7 +262,7 @@ def _learned(run: Run) -> list[Path]:
     found = [
         path
         for path in run.checkpoints.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.name not in (FITTED, FIT_DATA, _STATE)
+        if path.is_file() and not path.name.startswith(".") and path.name not in (FITTED, FIT_DATA, LAST)
     ]
     network = run.checkpoints / INSIDE
     return sorted([*found, *(network.iterdir() if network.is_dir() else ())])

@@ -36,7 +36,7 @@ Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Batch:
+class SampleBatch:
     """Samples for one call of a method; ``todo`` are those whose artefacts are not there yet.
 
     Samples without tags, and with none (``()``), are in batches of their own, since no method sees them.
@@ -53,7 +53,7 @@ class Loaded:
     seconds: id -> decoding. inputs: id -> what is decoded there, of those that are not finished.
     """
 
-    batch: Batch
+    batch: SampleBatch
     images: dict[str, Tensor] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def plan(
     *,
     size: Callable[[Path], tuple[int, int]] = image_size,
     window: int = WINDOW,
-) -> Iterator[Batch]:
+) -> Iterator[SampleBatch]:
     """Every sample in exactly one batch, in an order that depends on the samples and the headers alone.
 
     Args:
@@ -132,7 +132,7 @@ def survey(
 
 
 def load(
-    batches: Iterable[Batch],
+    batches: Iterable[SampleBatch],
     describe: Callable[[Exception], str],
     inputs: Callable[[Sample], Inputs],
     *,
@@ -159,8 +159,8 @@ def load(
         yield loaded
 
 
-def _batch(samples: list[Sample], todo: frozenset[str]) -> Batch:
-    return Batch(tuple(samples), todo & {sample.id for sample in samples})
+def _batch(samples: list[Sample], todo: frozenset[str]) -> SampleBatch:
+    return SampleBatch(tuple(samples), todo & {sample.id for sample in samples})
 
 
 def _grid_of(

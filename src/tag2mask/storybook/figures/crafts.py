@@ -47,58 +47,13 @@ def boat(pen: Pen, rng: np.random.Generator, pose: str) -> None:
     half, deep = half * between(rng, 0.88, 1.12), deep * between(rng, 0.85, 1.2)
     line = pick(rng, RED, BLUE, WHITE, YELLOW, BLACK)
     if kind == "sail":
-        high, mast = between(rng, 0.95, 1.3), between(rng, -0.1, 0.1)
-        sail = pick(rng, WHITE, WHITE, YELLOW, RED, BLUE, ORANGE)
-        pen.line([(mast, -deep), (mast, -deep - high)], 0.04, DARK_WOOD)
-        pen.polygon(
-            [(mast - 0.04, -deep - high * 0.96), (mast - 0.04, -deep - 0.1), (-half * 0.8, -deep - 0.1)], sail
-        )
-        pen.polygon(
-            [(mast - 0.04, -deep - 0.3), (mast - 0.04, -deep - 0.1), (-half * 0.8, -deep - 0.1)], darker(sail, 0.82)
-        )
-        pen.polygon(
-            [(mast + 0.04, -deep - high * 0.85), (mast + 0.04, -deep - 0.08), (half * 0.85, -deep - 0.05)],
-            darker(sail, 0.9),
-        )
-        if chance(rng, 0.4):
-            for i in range(3):
-                y = -deep - 0.25 - i * high * 0.2
-                reach = half * 0.8 * (1 + (y + deep + 0.1) / high)
-                pen.line([(mast - 0.04, y), (-reach, y)], 0.04, line)
-        pen.polygon([(mast, -deep - high), (mast - 0.16, -deep - high - 0.04), (mast, -deep - high - 0.09)], line)
+        _sails(pen, rng, half, deep, line)
     elif kind == "motor":
-        pen.polygon(
-            [(-half * 0.45, -deep), (-half * 0.35, -deep - 0.26), (half * 0.15, -deep - 0.26), (half * 0.45, -deep)],
-            WHITE,
-        )
-        pen.polygon(
-            [
-                (-half * 0.3, -deep - 0.04),
-                (-half * 0.27, -deep - 0.21),
-                (half * 0.12, -deep - 0.21),
-                (half * 0.32, -deep - 0.04),
-            ],
-            DARK_GLASS,
-        )
-        pen.rectangle(-half - 0.06, -deep - 0.08, -half + 0.1, -0.06, BLACK)
+        _motor(pen, half, deep)
     elif kind == "ship":
-        for i in range(int(rng.integers(1, 4))):
-            pen.rectangle(
-                -half * (0.7 - 0.1 * i), -deep - 0.17 * (i + 1), half * (0.35 - 0.1 * i), -deep - 0.17 * i, WHITE
-            )
-            for j in range(6):
-                x = -half * 0.5 + j * half * 0.14
-                pen.rectangle(x, -deep - 0.17 * i - 0.12, x + 0.06, -deep - 0.17 * i - 0.05, DARK_GLASS)
-        for x in (-0.3, -0.05)[: int(rng.integers(1, 3))]:
-            top = -deep - between(rng, 0.6, 0.8)
-            pen.rectangle(half * x - 0.08, top, half * x + 0.08, -deep - 0.15, line)
-            pen.rectangle(half * x - 0.08, top, half * x + 0.08, top + 0.08, BLACK)
+        _decks(pen, rng, half, deep, line)
     elif kind == "fishing":
-        pen.rectangle(-half * 0.55, -deep - 0.36, -half * 0.05, -deep, CREAM)
-        pen.rectangle(-half * 0.6, -deep - 0.42, 0.0, -deep - 0.35, line)
-        pen.rectangle(-half * 0.48, -deep - 0.3, -half * 0.15, -deep - 0.16, DARK_GLASS)
-        pen.line([(half * 0.2, -deep), (half * 0.2, -deep - 0.7)], 0.04, DARK_WOOD)
-        pen.line([(half * 0.2, -deep - 0.68), (half * 0.9, -deep - 0.1)], 0.018, DARK_WOOD)
+        _wheelhouse(pen, half, deep, line)
     bow = between(rng, 0.05, 0.14)
     pen.blob(
         [
@@ -130,6 +85,69 @@ def boat(pen: Pen, rng: np.random.Generator, pose: str) -> None:
     elif kind == "ship":
         for i in range(6):
             pen.ellipse(-half * 0.6 + i * half * 0.22, -deep * 0.6, 0.03, 0.03, DARK_GLASS)
+
+
+def _sails(pen: Pen, rng: np.random.Generator, half: float, deep: float, line: Color) -> None:
+    """Mast, sails and a pennant."""
+    high, mast = between(rng, 0.95, 1.3), between(rng, -0.1, 0.1)
+    sail = pick(rng, WHITE, WHITE, YELLOW, RED, BLUE, ORANGE)
+    pen.line([(mast, -deep), (mast, -deep - high)], 0.04, DARK_WOOD)
+    pen.polygon([(mast - 0.04, -deep - high * 0.96), (mast - 0.04, -deep - 0.1), (-half * 0.8, -deep - 0.1)], sail)
+    pen.polygon(
+        [(mast - 0.04, -deep - 0.3), (mast - 0.04, -deep - 0.1), (-half * 0.8, -deep - 0.1)], darker(sail, 0.82)
+    )
+    pen.polygon(
+        [(mast + 0.04, -deep - high * 0.85), (mast + 0.04, -deep - 0.08), (half * 0.85, -deep - 0.05)],
+        darker(sail, 0.9),
+    )
+    if chance(rng, 0.4):
+        for i in range(3):
+            y = -deep - 0.25 - i * high * 0.2
+            reach = half * 0.8 * (1 + (y + deep + 0.1) / high)
+            pen.line([(mast - 0.04, y), (-reach, y)], 0.04, line)
+    pen.polygon([(mast, -deep - high), (mast - 0.16, -deep - high - 0.04), (mast, -deep - high - 0.09)], line)
+
+
+def _motor(pen: Pen, half: float, deep: float) -> None:
+    """A cabin of glass, and the motor."""
+    pen.polygon(
+        [(-half * 0.45, -deep), (-half * 0.35, -deep - 0.26), (half * 0.15, -deep - 0.26), (half * 0.45, -deep)],
+        WHITE,
+    )
+    pen.polygon(
+        [
+            (-half * 0.3, -deep - 0.04),
+            (-half * 0.27, -deep - 0.21),
+            (half * 0.12, -deep - 0.21),
+            (half * 0.32, -deep - 0.04),
+        ],
+        DARK_GLASS,
+    )
+    pen.rectangle(-half - 0.06, -deep - 0.08, -half + 0.1, -0.06, BLACK)
+
+
+def _decks(pen: Pen, rng: np.random.Generator, half: float, deep: float, line: Color) -> None:
+    """A ship's decks with their windows, and its funnels."""
+    for i in range(int(rng.integers(1, 4))):
+        pen.rectangle(
+            -half * (0.7 - 0.1 * i), -deep - 0.17 * (i + 1), half * (0.35 - 0.1 * i), -deep - 0.17 * i, WHITE
+        )
+        for j in range(6):
+            x = -half * 0.5 + j * half * 0.14
+            pen.rectangle(x, -deep - 0.17 * i - 0.12, x + 0.06, -deep - 0.17 * i - 0.05, DARK_GLASS)
+    for x in (-0.3, -0.05)[: int(rng.integers(1, 3))]:
+        top = -deep - between(rng, 0.6, 0.8)
+        pen.rectangle(half * x - 0.08, top, half * x + 0.08, -deep - 0.15, line)
+        pen.rectangle(half * x - 0.08, top, half * x + 0.08, top + 0.08, BLACK)
+
+
+def _wheelhouse(pen: Pen, half: float, deep: float, line: Color) -> None:
+    """That of a fishing boat, with its crane."""
+    pen.rectangle(-half * 0.55, -deep - 0.36, -half * 0.05, -deep, CREAM)
+    pen.rectangle(-half * 0.6, -deep - 0.42, 0.0, -deep - 0.35, line)
+    pen.rectangle(-half * 0.48, -deep - 0.3, -half * 0.15, -deep - 0.16, DARK_GLASS)
+    pen.line([(half * 0.2, -deep), (half * 0.2, -deep - 0.7)], 0.04, DARK_WOOD)
+    pen.line([(half * 0.2, -deep - 0.68), (half * 0.9, -deep - 0.1)], 0.018, DARK_WOOD)
 
 
 def aeroplane(pen: Pen, rng: np.random.Generator, pose: str) -> None:

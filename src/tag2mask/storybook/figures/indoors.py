@@ -95,66 +95,11 @@ def bottle(pen: Pen, rng: np.random.Generator, pose: str) -> None:
 
 def potted_plant(pen: Pen, rng: np.random.Generator, pose: str) -> None:
     """A pot with leaves on stalks, a cactus, flowers, a bush, or upright blades."""
-    kind = one(rng, ("leaves", "leaves", "cactus", "flowers", "bush", "blades"))
+    plant = one(rng, (_leaves, _leaves, _cactus, _flowers, _bush, _blades))
     green = pick(rng, (60, 130, 55), (95, 150, 60), (40, 105, 70), by=20)
     high, wide = between(rng, 0.32, 0.46), between(rng, 0.17, 0.27)
     top = -high
-    if kind == "leaves":
-        count = int(rng.integers(7, 12))
-        for i in range(count):
-            lean, reach = -1.35 + 2.7 * i / (count - 1) + between(rng, -0.1, 0.1), between(rng, 0.35, 0.75)
-            x, y = math.sin(lean) * reach, top - math.cos(lean) * reach * 0.95
-            pen.line([(0, top), (x * 0.8, top + (y - top) * 0.8)], 0.025, darker(green))
-            leaf = vary(rng, green, 18)
-            angle = math.degrees(lean) - 90
-            pen.ellipse(x * 0.8, top + (y - top) * 0.8, 0.19, 0.075, leaf, angle=angle)
-            pen.line([(x * 0.6, top + (y - top) * 0.6), (x, y)], 0.012, lighter(leaf, 0.35))
-    elif kind == "cactus":
-        tall = between(rng, 0.4, 0.7)
-        pen.limb([(0, top + 0.05), (0, top - tall)], [0.22, 0.2], green)
-        for side in (-1, 1):
-            if chance(rng, 0.7):
-                y = top - tall * between(rng, 0.3, 0.6)
-                pen.limb(
-                    [(0, y), (side * 0.22, y), (side * 0.22, y - 0.2)],
-                    [0.1, 0.12, 0.11],
-                    darker(green, 0.9 if side < 0 else 0.75),
-                )
-        for x in (-0.06, 0.0, 0.06):
-            pen.line([(x, top), (x, top - tall)], 0.012, lighter(green, 0.4))
-        if chance(rng, 0.4):
-            pen.ellipse(0.02, top - tall - 0.1, 0.06, 0.05, PINK)
-    elif kind == "flowers":
-        petal = pick(rng, RED, YELLOW, PINK, PURPLE, WHITE, ORANGE)
-        for _ in range(int(rng.integers(4, 8))):
-            x, y = between(rng, -0.4, 0.4), top - between(rng, 0.25, 0.6)
-            pen.line([(x * 0.2, top), (x, y)], 0.025, darker(green))
-            pen.ellipse(x * 0.6, top - 0.15, 0.13, 0.055, green, angle=-40 if x > 0 else 40)
-            for i in range(5):
-                t = 2 * math.pi * i / 5
-                pen.ellipse(x + 0.065 * math.cos(t), y + 0.065 * math.sin(t), 0.05, 0.05, petal)
-            pen.ellipse(x, y, 0.04, 0.04, YELLOW if sum(petal) < 620 else ORANGE)
-    elif kind == "bush":
-        pen.line([(0, top), (0, top - 0.3)], 0.05, BROWN)
-        for i in range(12):
-            x, y = between(rng, -0.3, 0.3), top - 0.34 + between(rng, -0.24, 0.22)
-            size = between(rng, 0.09, 0.16)
-            pen.ellipse(x, y, size, size * 0.9, lighter(green, 0.2) if i % 3 == 0 else vary(rng, green, 16))
-    else:
-        for _ in range(int(rng.integers(7, 12))):
-            x, y = between(rng, -0.45, 0.45), top - between(rng, 0.4, 0.85)
-            blade = vary(rng, green, 20)
-            pen.polygon(
-                [
-                    (x * 0.25 - 0.045, top + 0.03),
-                    (x * 0.55 - 0.05, (top + y) / 2),
-                    (x, y),
-                    (x * 0.55 + 0.05, (top + y) / 2),
-                    (x * 0.25 + 0.045, top + 0.03),
-                ],
-                blade,
-            )
-            pen.line([(x * 0.25, top), (x * 0.8, top + (y - top) * 0.85)], 0.014, lighter(blade, 0.4))
+    plant(pen, rng, top, green)
     clay = pick(rng, (175, 92, 58), (175, 92, 58), WHITE, BLUE, YELLOW, GRAY, TEAL)
     foot = wide * between(rng, 0.6, 1.0)
     pen.polygon([(-wide, top), (wide, top), (foot, 0), (-foot, 0)], clay)
@@ -166,6 +111,77 @@ def potted_plant(pen: Pen, rng: np.random.Generator, pose: str) -> None:
         )
     if chance(rng, 0.7):
         pen.rectangle(-wide * 1.12, top - 0.03, wide * 1.12, top + 0.07, darker(clay, 0.88))
+
+
+def _leaves(pen: Pen, rng: np.random.Generator, top: float, green: Color) -> None:
+    """On stalks, spread like a fan."""
+    count = int(rng.integers(7, 12))
+    for i in range(count):
+        lean, reach = -1.35 + 2.7 * i / (count - 1) + between(rng, -0.1, 0.1), between(rng, 0.35, 0.75)
+        x, y = math.sin(lean) * reach, top - math.cos(lean) * reach * 0.95
+        pen.line([(0, top), (x * 0.8, top + (y - top) * 0.8)], 0.025, darker(green))
+        leaf = vary(rng, green, 18)
+        angle = math.degrees(lean) - 90
+        pen.ellipse(x * 0.8, top + (y - top) * 0.8, 0.19, 0.075, leaf, angle=angle)
+        pen.line([(x * 0.6, top + (y - top) * 0.6), (x, y)], 0.012, lighter(leaf, 0.35))
+
+
+def _cactus(pen: Pen, rng: np.random.Generator, top: float, green: Color) -> None:
+    """With arms, and now and then a flower."""
+    tall = between(rng, 0.4, 0.7)
+    pen.limb([(0, top + 0.05), (0, top - tall)], [0.22, 0.2], green)
+    for side in (-1, 1):
+        if chance(rng, 0.7):
+            y = top - tall * between(rng, 0.3, 0.6)
+            pen.limb(
+                [(0, y), (side * 0.22, y), (side * 0.22, y - 0.2)],
+                [0.1, 0.12, 0.11],
+                darker(green, 0.9 if side < 0 else 0.75),
+            )
+    for x in (-0.06, 0.0, 0.06):
+        pen.line([(x, top), (x, top - tall)], 0.012, lighter(green, 0.4))
+    if chance(rng, 0.4):
+        pen.ellipse(0.02, top - tall - 0.1, 0.06, 0.05, PINK)
+
+
+def _flowers(pen: Pen, rng: np.random.Generator, top: float, green: Color) -> None:
+    """Several, of one colour."""
+    petal = pick(rng, RED, YELLOW, PINK, PURPLE, WHITE, ORANGE)
+    for _ in range(int(rng.integers(4, 8))):
+        x, y = between(rng, -0.4, 0.4), top - between(rng, 0.25, 0.6)
+        pen.line([(x * 0.2, top), (x, y)], 0.025, darker(green))
+        pen.ellipse(x * 0.6, top - 0.15, 0.13, 0.055, green, angle=-40 if x > 0 else 40)
+        for i in range(5):
+            t = 2 * math.pi * i / 5
+            pen.ellipse(x + 0.065 * math.cos(t), y + 0.065 * math.sin(t), 0.05, 0.05, petal)
+        pen.ellipse(x, y, 0.04, 0.04, YELLOW if sum(petal) < 620 else ORANGE)
+
+
+def _bush(pen: Pen, rng: np.random.Generator, top: float, green: Color) -> None:
+    """On a stem."""
+    pen.line([(0, top), (0, top - 0.3)], 0.05, BROWN)
+    for i in range(12):
+        x, y = between(rng, -0.3, 0.3), top - 0.34 + between(rng, -0.24, 0.22)
+        size = between(rng, 0.09, 0.16)
+        pen.ellipse(x, y, size, size * 0.9, lighter(green, 0.2) if i % 3 == 0 else vary(rng, green, 16))
+
+
+def _blades(pen: Pen, rng: np.random.Generator, top: float, green: Color) -> None:
+    """Upright and pointed."""
+    for _ in range(int(rng.integers(7, 12))):
+        x, y = between(rng, -0.45, 0.45), top - between(rng, 0.4, 0.85)
+        blade = vary(rng, green, 20)
+        pen.polygon(
+            [
+                (x * 0.25 - 0.045, top + 0.03),
+                (x * 0.55 - 0.05, (top + y) / 2),
+                (x, y),
+                (x * 0.55 + 0.05, (top + y) / 2),
+                (x * 0.25 + 0.045, top + 0.03),
+            ],
+            blade,
+        )
+        pen.line([(x * 0.25, top), (x * 0.8, top + (y - top) * 0.85)], 0.014, lighter(blade, 0.4))
 
 
 def television(pen: Pen, rng: np.random.Generator, pose: str) -> None:

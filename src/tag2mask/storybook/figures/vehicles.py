@@ -61,6 +61,42 @@ def car(pen: Pen, rng: np.random.Generator, pose: str) -> None:
     half, roof, hip, nose = 0.8, -0.55, -0.34, -0.3
     half *= between(rng, 0.88, 1.12)
     roof *= between(rng, 0.92, 1.12)
+    outline = [*_upper_outline(kind, half, roof, hip, nose), (half, nose + 0.08), (half, -0.1), (-half, -0.1)]
+    pen.polygon(outline, paint)
+    pen.polygon([(-half, -0.2), (half, -0.2), (half, -0.1), (-half, -0.1)], darker(paint, 0.72))
+    pen.line([(-half * 0.95, hip + 0.05), (half * 0.93, nose + 0.04)], 0.02, lighter(paint))
+    top = roof * (1.2 if kind == "van" else 1) + 0.05
+    belt = hip + 0.015
+    back = {"saloon": -0.6, "hatchback": -0.76, "van": 0.1, "pickup": -0.05, "beetle": -0.62}[kind] * half
+    front = (0.62 if kind == "van" else 0.42) * half
+    upper_back = back + (0.18 * half if kind in ("saloon", "beetle") else 0.08 * half)
+    upper_front = front - (0.27 if kind != "van" else 0.2) * half
+    post = (back + front) / 2 if kind not in ("pickup", "van") else back
+    if post > back:
+        pen.polygon([(back, belt), (upper_back, top), (post - 0.02, top), (post - 0.02, belt)], glass)
+    pen.polygon([(post + 0.02, belt), (post + 0.02, top), (upper_front, top), (front, belt)], glass)
+    pen.polygon(
+        [(post + 0.05, belt), (post + 0.12, top), (post + 0.17, top), (post + 0.1, belt)], lighter(glass, 0.5)
+    )
+    for x in (post, post + 0.42 * half):
+        pen.line([(x, belt + 0.02), (x, -0.13)], 0.012, darker(paint, 0.6))
+    pen.rectangle(post + 0.03, belt + 0.05, post + 0.11, belt + 0.07, darker(paint, 0.5))
+    pen.ellipse(half * 0.95, nose + 0.08, 0.05, 0.045, LAMP)
+    pen.box(-half, hip + 0.06, -half + 0.05, hip + 0.15, _REAR_LAMP, 0.01)
+    if chance(rng, 0.2):
+        pen.rectangle(
+            -half * 0.3, top - 0.12, half * 0.02, top - 0.05, pick(rng, YELLOW, BLUE, by=10)
+        )  # taxi, police
+    elif chance(rng, 0.2):
+        pen.rectangle(-half * 0.98, -0.27, half * 0.98, -0.22, pick(rng, *ANY_COLOR))
+    radius = between(rng, 0.13, 0.18)
+    for x in (-half * 0.58, half * 0.6):
+        pen.ellipse(x, -radius, radius * 1.22, radius * 1.22, darker(paint, 0.4))
+        wheel(pen, x, radius)
+
+
+def _upper_outline(kind: str, half: float, roof: float, hip: float, nose: float) -> list[Point]:
+    """Of a car from the side: from its rear over the roof to its nose."""
     tops = {
         "saloon": [
             (-half, hip),
@@ -96,38 +132,7 @@ def car(pen: Pen, rng: np.random.Generator, pose: str) -> None:
             (half * 0.9, hip + 0.04),
         ],
     }
-    outline = [*tops[kind], (half, nose + 0.08), (half, -0.1), (-half, -0.1)]
-    pen.polygon(outline, paint)
-    pen.polygon([(-half, -0.2), (half, -0.2), (half, -0.1), (-half, -0.1)], darker(paint, 0.72))
-    pen.line([(-half * 0.95, hip + 0.05), (half * 0.93, nose + 0.04)], 0.02, lighter(paint))
-    top = roof * (1.2 if kind == "van" else 1) + 0.05
-    belt = hip + 0.015
-    back = {"saloon": -0.6, "hatchback": -0.76, "van": 0.1, "pickup": -0.05, "beetle": -0.62}[kind] * half
-    front = (0.62 if kind == "van" else 0.42) * half
-    upper_back = back + (0.18 * half if kind in ("saloon", "beetle") else 0.08 * half)
-    upper_front = front - (0.27 if kind != "van" else 0.2) * half
-    post = (back + front) / 2 if kind not in ("pickup", "van") else back
-    if post > back:
-        pen.polygon([(back, belt), (upper_back, top), (post - 0.02, top), (post - 0.02, belt)], glass)
-    pen.polygon([(post + 0.02, belt), (post + 0.02, top), (upper_front, top), (front, belt)], glass)
-    pen.polygon(
-        [(post + 0.05, belt), (post + 0.12, top), (post + 0.17, top), (post + 0.1, belt)], lighter(glass, 0.5)
-    )
-    for x in (post, post + 0.42 * half):
-        pen.line([(x, belt + 0.02), (x, -0.13)], 0.012, darker(paint, 0.6))
-    pen.rectangle(post + 0.03, belt + 0.05, post + 0.11, belt + 0.07, darker(paint, 0.5))
-    pen.ellipse(half * 0.95, nose + 0.08, 0.05, 0.045, LAMP)
-    pen.box(-half, hip + 0.06, -half + 0.05, hip + 0.15, _REAR_LAMP, 0.01)
-    if chance(rng, 0.2):
-        pen.rectangle(
-            -half * 0.3, top - 0.12, half * 0.02, top - 0.05, pick(rng, YELLOW, BLUE, by=10)
-        )  # taxi, police
-    elif chance(rng, 0.2):
-        pen.rectangle(-half * 0.98, -0.27, half * 0.98, -0.22, pick(rng, *ANY_COLOR))
-    radius = between(rng, 0.13, 0.18)
-    for x in (-half * 0.58, half * 0.6):
-        pen.ellipse(x, -radius, radius * 1.22, radius * 1.22, darker(paint, 0.4))
-        wheel(pen, x, radius)
+    return tops[kind]
 
 
 def _car_front(pen: Pen, rng: np.random.Generator, paint: Color) -> None:

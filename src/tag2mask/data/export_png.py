@@ -1,0 +1,16 @@
+"""Masks as indexed PNGs, ``<id>.png``, with the class set's palette and 255 for ignored pixels, as VOC has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tag2mask.data.png import encode_mask
+from tag2mask.data.protocol import Export, FolderExporter
+
+
+def _files(export: Export) -> Iterator[tuple[str, bytes]]:
+    for image in export.images:
+        yield f"{image.id}.png", encode_mask(image.mask, export.classes.palette)
+
+
+EXPORTER = FolderExporter(files=_files)

@@ -1,0 +1,33 @@
+"""One training of a fit: begun, gone on with, or taken up as it ended. Loads Lightning; import it only to train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+
+from tag2mask.methods.fitting.settings import FitSettings
+from tag2mask.run.checkpoint import LAST, steps_done
+from tag2mask.run.training import Stopped, fit
+
+
+def train_to_end(
+    module: lightning.LightningModule, examples: Any, settings: FitSettings, folder: Path, label: str
+) -> None:
+    """Train ``module`` to the end, or take up what an earlier call ended with.
+
+    Raises:
+        Stopped: Ctrl-C, or the minutes are over; the state is saved.
+    """
+    if steps_done(folder) < settings.steps:
+        done = fit(module, examples, settings.training(), folder, label=label, unit="images").global_step
+        if done < settings.steps:
+            raise Stopped(
+                f"{label}: time is over at step {done} of {settings.steps}; all of it is saved in {folder}: give the "
+                "same command again to go on"
+            )
+    else:
+        state = torch.load(folder / LAST, map_location="cpu", weights_only=True)["state_dict"]
+        module.load_state_dict(state)

@@ -1,0 +1,85 @@
+"""Words for messages and names: what is compared, the nearest known one, counts and listings."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+from tag2mask.types import UserError
+
+T = TypeVar("T")
+
+_AROUND = re.compile(r"^[\s_]+|[\s_]+$")
+_BETWEEN = re.compile(r"[\s_-]+")
+_BEFORE_A_WORD = re.compile(r"[\s_]+-+")
+
+
+@lru_cache(maxsize=1 << 16)
+def fold(word: str) -> str:
+    """What is compared when two names of classes are: no case, and no space, "_" or "-" between letters.
+
+    Beside a digit one of these counts as a space, so that "h1-1" is not "h11". A "-" that begins or ends a name, or
+    stands before a word of it ("cat -dog"), stays: it may say that a class is absent.
+    """
+    folded = _AROUND.sub("", unicodedata.normalize("NFKC", word).casefold())
+    return _BETWEEN.sub(_joined, folded)
+
+
+def _joined(found: re.Match[str]) -> str:
+    name, sign = found.string, found[0]
+    if found.start() == 0 or found.end() == len(name) or _BEFORE_A_WORD.fullmatch(sign):
+        return sign
+    return " " if name[found.start() - 1].isdigit() or name[found.end()].isdigit() else ""
+
+
+def plain(word: str) -> str:
+    """What is compared when a column or a key is looked for: no case, no spaces, no "_" and no "-"."""
+    folded = unicodedata.normalize("NFKC", word).casefold()
+    return "".join(c for c in folded if not c.isspace() and c not in "_-")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like ``word``, or None where none is like it."""
+    by_fold = {fold(k): k for k in known}
+    found = difflib.get_close_matches(fold(word), by_fold, n=1)
+    return by_fold[found[0]] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest known word as it follows an unknown one in a message: " (did you mean 'cat'?)", or nothing."""
+    near = nearest(word, known)
+    return f" (did you mean {near!r}?)" if near else ""
+
+
+def named(table: Mapping[str, T], name: str, what: str) -> T:
+    """The entry of that name.
+
+    Raises:
+        UserError: there is none, with the nearest and all known names; ``what`` says of what kind.
+    """
+    if name in table:
+        return table[name]
+    raise UserError(
+        f"no {what} is called {name!r}{did_you_mean(name, table)}: the known ones are {', '.join(sorted(table))}"
+    )
+
+
+def listing(names: Sequence[object], most: int = 5) -> str:
+    """A few of many names for a message: "a, b, c and 12 more"."""
+    shown = ", ".join(str(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def many(count: int, noun: str) -> str:
+    """A count with its noun for a message: "1 class", "3 classes"."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
+
+
+def counted(what: str, names: Sequence[object]) -> list[str]:
+    """A note "what: how many (which)", or none where there is nothing to say."""
+    return [f"{what}: {len(names)} ({listing(names)})"] if names else []
