@@ -3,7 +3,7 @@
 Z. Yang, X. Zhao, X. Wang, Q. Zhang and J. Xiao, "Leveraging Class Distributions in CLIP for Weakly Supervised
 Semantic Segmentation", CVPR 2026. No code of it is public. What is here was built from the abstract, the supplement
 and notes on the paper, and is **not the authors' own**: where these leave something open, the readings are options,
-the default is ours, and the numbers that the paper reports (mIoU with dense CRF on VOC 2012 val 82.5, COCO val 54.1; of
+the default is ours, and the paper's numbers (mIoU with dense CRF on VOC 2012 val 82.5, on COCO val 54.1; of
 maps 80.8) were not reproduced here.
 
 Known: the divergence (Jensen-Shannon), that it rectifies the initial affinity, that all classes and super-classes are
