@@ -75,7 +75,7 @@ class Table:
     ) -> tuple[Run, MaskRule, float, float]:
         """A run, its rule, seconds of its fit, and images a second of its labelling; 0 where it was there before."""
         made = make_method(method, self.data.classes, clip=self.clip(method), **options)
-        rule = replace(made.mask_rule, crf=None, mu=None, background=background or made.mask_rule.background)
+        rule = replace(made.mask_rule, refiner=None, mu=None, background=background or made.mask_rule.background)
         folder = self.work / name.replace(" ", "-").replace(",", "")
         began, took = time.perf_counter(), 0.0
         if made.earlier_run(made.options).needed:
@@ -114,12 +114,12 @@ class Table:
         method, options, background = SEEDS[seeds]
         first, rule, _, speed = self.run(seeds, method, background=background, **options)
         rows: list[list[object]] = [[seeds, *self.measure(first, rule), "", speed]]
-        crf = replace(rule, crf=CRF_OF[method])
+        crf = replace(rule, refiner=CRF_OF[method])
         rows.append([f"{seeds} + CRF", *self.measure(first, crf, best=False), "", ""])
         for refiner in ("psa", "irn"):
             run, rule, took, speed = self.run(f"{seeds} + {refiner}", refiner, first, steps=self.steps)
             rows.append([f"{seeds} + {refiner.upper()}", *self.measure(run, rule), took, speed])
-        crf = replace(rule, crf=CRF_OF["irn"])
+        crf = replace(rule, refiner=CRF_OF["irn"])
         rows.append([f"{seeds} + IRN + CRF", *self.measure(run, crf, best=False), "", ""])
         if floor is not None:
             run, rule, took, speed = self.run(f"{seeds} + floor", "irn", first, steps=self.steps, weights=floor)

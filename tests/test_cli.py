@@ -114,7 +114,7 @@ def test_config_with_flags_on_top(scenes, tmp_path):
     settings = Run.open(tmp_path / "run").settings
     assert settings["options"]["layers"] == 2
     assert settings["options"]["affinity"] == "mhsa"
-    assert settings["mask_rule"]["crf"] is None
+    assert settings["mask_rule"]["refiner"] is None
     assert settings["mask_rule"]["mu"] == 0.5
 
 

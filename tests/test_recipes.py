@@ -11,7 +11,7 @@ import torch
 from tag2mask.classes import load_classes
 from tag2mask.config import dump_config, parse_config, read_config, read_recipe
 from tag2mask.methods import make_options, method_class
-from tag2mask.ops.crf import preset
+from tag2mask.ops.refiners import find_refiner
 from tag2mask.segment.augment import Example, augment
 from tag2mask.segment.examples import Batch
 from tag2mask.segment.network import NetworkConfig, build_network
@@ -36,9 +36,9 @@ def test_recipe_runs_dry(path):
     assert make_options(config.method, config.options)
     assert method_class(config.method)
     assert len(load_classes(config.data.classes)) > 1
-    rule = config.masks.rule(MaskRule(crf="clip-es"))
-    if rule.crf is not None:
-        preset(rule.crf)
+    rule = config.masks.rule(MaskRule(refiner="clip-es"))
+    if rule.refiner is not None:
+        find_refiner(rule.refiner)
     if config.refine is not None:
         assert make_options(config.refine.method, config.refine.options)
         refiner = method_class(config.refine.method)
@@ -129,13 +129,13 @@ def test_a_few_bytes_cannot_stand_for_gigabytes(tmp_path):
 
 
 def test_without_a_crf_the_methods_mu_does_not_apply():
-    default = MaskRule(crf="clip-es", mu=0.95)
+    default = MaskRule(refiner="clip-es", mu=0.95)
     assert parse_config({"masks": {"crf": "none"}}).masks.rule(default).mu is None
     assert parse_config({"masks": {"crf": "none", "mu": 0.8}}).masks.rule(default).mu == 0.8
 
 
 def test_mask_settings_go_over_the_methods_rule():
-    default = MaskRule(crf="clip-es", mu=0.95, crf_image="wrapped-bgr")
+    default = MaskRule(refiner="clip-es", mu=0.95, refiner_image="wrapped-bgr")
     rule = parse_config({"masks": {"crf": "none", "mu": 0, "background": "constant:0.3"}}).masks.rule(default)
-    assert (rule.crf, rule.mu, rule.background.value, rule.crf_image) == (None, None, 0.3, "wrapped-bgr")
+    assert (rule.refiner, rule.mu, rule.background.value, rule.refiner_image) == (None, None, 0.3, "wrapped-bgr")
     assert parse_config({}).masks.rule(default) == default

@@ -18,6 +18,7 @@ from tag2mask.cli_options import (
     ClipOption,
     DeviceOption,
     DinoOption,
+    OthersOption,
     RemovedOption,
     RunFolder,
     SetOption,
@@ -97,12 +98,22 @@ def label(
     dino: DinoOption = None,
     tokenizer: TokenizerOption = None,
     activation: ActivationOption = None,
-    crf: Annotated[str | None, typer.Option(help="Dense CRF preset (clip-es, irn, psa, ...), or none.")] = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option("--mask-refiner", "--crf", help="Dense CRF preset (clip-es, irn, psa, ...), par, or none."),
+    ] = None,
+    refiner_on: Annotated[
+        str | None,
+        typer.Option("--mask-refiner-on", help="It starts from the scores, or from the labels that win."),
+    ] = None,
+    others: OthersOption = None,
     background: Annotated[
         str | None, typer.Option(help='"power:A" is (1-max)^A, "constant:T" is T, or "own".')
     ] = None,
     mu: Annotated[float | None, typer.Option(help="Pixels less confident become 255; 0 keeps every pixel.")] = None,
-    confidence: Annotated[str | None, typer.Option(help="posterior (of the CRF) or cam (Eq. 8 on the maps).")] = None,
+    confidence: Annotated[
+        str | None, typer.Option(help="posterior (the refiner's) or cam (Eq. 8 on the maps).")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16: of a fit, and of CLIP before its last block.")
     ] = None,
@@ -132,7 +143,7 @@ def label(
     ] = None,
     refine_set: Annotated[
         list[str] | None,
-        typer.Option(help="An option of the refiner, NAME=VALUE; masks.crf, masks.background and masks.mu too."),
+        typer.Option(help="An option of --refine's method, NAME=VALUE; masks.refiner, masks.mu and so on too."),
     ] = None,
     masks_of: Annotated[
         str, typer.Option(help="maps; or network, for methods that train one: masks by it, of the tagged classes.")
@@ -172,7 +183,9 @@ def label(
             "dino": dino,
             "tokenizer": tokenizer,
             "activation": activation,
-            "masks.crf": crf,
+            "masks.refiner": refiner,
+            "masks.refiner_on": refiner_on,
+            "masks.others": others,
             "masks.background": background,
             "masks.mu": mu,
             "masks.confidence": confidence,

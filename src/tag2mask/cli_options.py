@@ -20,6 +20,11 @@ RemovedOption = Annotated[
     str, typer.Option(help="Masks of images that are no longer in the data, or not tagged: keep or drop them.")
 ]
 
+OthersOption = Annotated[
+    str | None,
+    typer.Option(help="Where a class wins that is not in the tags: never (it cannot), ignore (255), keep (it wins)."),
+]
+
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` wrote.")]
 SetOption = Annotated[
@@ -45,7 +50,7 @@ def label_config(
     path: Path | None, flags: dict[str, Any], options: list[str], refine: list[str] | None = None
 ) -> Any:
     """A LabelConfig from a YAML file with flags, --set and --refine-set on top."""
-    from tag2mask.config import dump_config, parse_config, read_config
+    from tag2mask.config import RENAMED, dump_config, parse_config, read_config
 
     raw = dump_config(read_config(path)) if path is not None else {}
     for key, value in flags.items():
@@ -60,6 +65,7 @@ def label_config(
         if not isinstance(raw.get("refine"), dict):
             raise UserError(f"--refine-set {option!r} without a refiner; name one, such as --refine irn")
         part, _, leaf = name.rpartition(".")
+        leaf = RENAMED.get(leaf, leaf) if part == "masks" else leaf
         raw["refine"].setdefault(part or "options", {})[leaf] = value
     return parse_config(raw, "the command line" if path is None else str(path))
 

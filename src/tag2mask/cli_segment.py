@@ -12,6 +12,7 @@ from tag2mask.cli_data import data_options
 from tag2mask.cli_options import (
     SOME_FAILED,
     DeviceOption,
+    OthersOption,
     RemovedOption,
     list_settings,
     one_of,
@@ -136,8 +137,9 @@ def predict(
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Its mirror image too.")] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Cut views into windows of this side, in pixels.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Step of the windows; default: their side.")] = None,
-    crf: Annotated[
-        str | None, typer.Option(help="Dense CRF preset (deeplab, ...), or none; default: of --test.")
+    refiner: Annotated[
+        str | None,
+        typer.Option("--mask-refiner", "--crf", help="Dense CRF preset (deeplab, ...), or none; default: of --test."),
     ] = None,
     longest: Annotated[
         int | None, typer.Option(min=1, help="Shrink images with a longer side to this first.")
@@ -147,6 +149,7 @@ def predict(
     use_tags: Annotated[
         bool, typer.Option("--use-tags", help="Only the classes in an image's tags, for a second round of training.")
     ] = False,
+    others: OthersOption = None,
     where: dict[str, Any],
     device: DeviceOption = "auto",
     shard: Annotated[
@@ -183,8 +186,9 @@ def predict(
         images,
         out,
         test=settings,
-        crf=preset.crf if crf is None else None if crf == "none" else crf,
+        refiner=preset.refiner if refiner is None else None if refiner == "none" else refiner,
         use_tags=use_tags,
+        others=one_of("--others", others or "never", "never", "ignore", "keep"),
         device=device,
         noted=noted,
         shard=find_shard(shard),

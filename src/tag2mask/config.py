@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from tag2mask.safe_yaml import parse_yaml
 from tag2mask.types import Background, MaskRule, UserError
@@ -40,14 +40,32 @@ class DataConfig(_Settings):
     count_from: Literal[0, 1] | None = Field(None, description="the first class's number, where labels are numbers")
 
 
+RENAMED = {"crf": "refiner"}
+"""What settings of masks were called before: recipes of then, and run.yaml, go on working."""
+
+
 class MaskConfig(_Settings):
     """How maps become masks; what is None is the method's own choice."""
 
     background: str | None = Field(None, description='"power:A" is (1 - max)^A, "constant:T" is T, or "own"')
     normalise: Literal["class", "image", "none"] | None = None
-    crf: str | None = Field(None, description='name of a dense CRF preset, or "none"')
+    refiner: str | None = Field(None, description='name of a dense CRF preset or another refiner, or "none"')
+    refiner_on: Literal["scores", "labels"] | None = Field(None, description="what the refiner starts from")
+    others: Literal["never", "ignore", "keep"] | None = Field(
+        None, description="where a class wins that is not among the tags: it cannot, 255, or that class"
+    )
     mu: float | None = Field(None, ge=0, le=1, description="less confident pixels become 255; 0 keeps every pixel")
     confidence: Literal["posterior", "cam"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_today(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        for old, new in RENAMED.items():
+            if old in given and new in given:
+                raise ValueError(f"{old} is an earlier name of {new}, and both are given; leave out {old}")
+        return {RENAMED.get(key, key): value for key, value in given.items()}
 
     @field_validator("background")
     @classmethod
@@ -58,16 +76,18 @@ class MaskConfig(_Settings):
 
     def rule(self, default: MaskRule) -> MaskRule:
         """The method's rule with these settings in its place."""
-        crf = default.crf if self.crf is None else (None if self.crf == "none" else self.crf)
+        refiner = default.refiner if self.refiner is None else (None if self.refiner == "none" else self.refiner)
         # A method's own mu is meant for CRF posteriors; maps alone are rarely that sure: few pixels would be left.
-        mu = default.mu if crf is not None else None
+        mu = default.mu if refiner is not None else None
         return MaskRule(
             background=default.background if self.background is None else Background.parse(self.background),
             normalise=self.normalise or default.normalise,
-            crf=crf,
+            refiner=refiner,
+            refiner_on=self.refiner_on or default.refiner_on,
+            others=self.others or default.others,
             mu=mu if self.mu is None else (self.mu or None),
             confidence=self.confidence or default.confidence,
-            crf_image=default.crf_image,
+            refiner_image=default.refiner_image,
         )
 
 

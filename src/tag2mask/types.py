@@ -117,6 +117,17 @@ class Dataset(Protocol):
 
 
 @dataclass(frozen=True)
+class Others:
+    """The best class that is not among an image's tags, at each cell of the grid of its score maps.
+
+    score: (h, w) float32, of the kind that the tags' maps are. values: (h, w) uint8, which class it is.
+    """
+
+    score: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
 class Scores:
     """How much each tagged class is present at each cell of a grid over one image.
 
@@ -129,6 +140,7 @@ class Scores:
     initial: (K, h, w) float32, the maps before refinement, kept to be looked at and to be refined again.
     boundary: (h, w) float32 in [0, 1], how likely a pixel lies on a boundary between classes (IRN).
     displacement: (2, h, w) float32, from every cell to the centre of its thing, (dy, dx) in cells (IRN).
+    others: what the best untagged class scores against ``maps``; None where a method scores the tags alone.
     """
 
     tags: Tensor
@@ -139,6 +151,7 @@ class Scores:
     initial: Tensor | None = None
     boundary: Tensor | None = None
     displacement: Tensor | None = None
+    others: Others | None = None
 
 
 @dataclass(frozen=True)
@@ -251,20 +264,26 @@ class MaskRule:
     """How a method's maps become a mask.
 
     normalise: min-max every map by itself ("class"), all maps of the image together ("image"), or not.
-    crf: name of a preset in ``ops.crf.PRESETS``, or None.
+    refiner: of the mask, by the picture: a name in ``ops.refiners.REFINERS`` (a dense CRF preset, ...), or None.
+    refiner_on: what it starts from: the "scores", or the hard "labels" that win (POT on COCO, IRN's own labels).
+    others: what becomes of pixels where a class wins that is not among the image's tags. "never": none can, the tags
+        compete alone; "ignore": IGNORE (WeakCLIP's Eq. 14); "keep": that class. All but "never" need
+        ``Scores.others``. An image whose tags are known to be none is background under all three.
     mu: pixels of lower confidence become IGNORE (CLIP-ES, section 3.4, mu = 0.95); None keeps every pixel.
-    confidence: "posterior" is the largest CRF posterior (what CLIP-ES's code does);
+    confidence: "posterior" is the refiner's largest posterior (what CLIP-ES's code does);
         "cam" is Eq. 8, max(1 - max_c X, max_c X), on the maps.
-    crf_image: what the CRF sees. "wrapped-bgr" is a fault of CLIP-ES's released code (mean-subtracted values
+    refiner_image: what the refiner sees. "wrapped-bgr" is a fault of CLIP-ES's released code (mean-subtracted values
         below zero wrap around), kept for variant="released" alone.
     """
 
     background: Background = Power(1.0)
     normalise: Literal["class", "image", "none"] = "none"
-    crf: str | None = None
+    refiner: str | None = None
+    refiner_on: Literal["scores", "labels"] = "scores"
+    others: Literal["never", "ignore", "keep"] = "never"
     mu: float | None = None
     confidence: Literal["posterior", "cam"] = "posterior"
-    crf_image: Literal["rgb", "wrapped-bgr"] = "rgb"
+    refiner_image: Literal["rgb", "wrapped-bgr"] = "rgb"
 
     @classmethod
     def from_plain(cls, kept: Mapping[str, Any]) -> MaskRule:

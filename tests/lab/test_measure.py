@@ -84,7 +84,7 @@ def test_figures_are_those_of_label_and_eval(embedded, key, tmp_path):
         assert found.initial == pytest.approx(100 * best["initial"][1], abs=0.3)
     assert found.masks_own == pytest.approx(100 * other.miou, abs=0.3)
     bests = replace(method.mask_rule, mu=None, background=best["maps"][0])
-    for name, rule in {"best": bests, "raw": replace(method.mask_rule, mu=None, crf=None)}.items():
+    for name, rule in {"best": bests, "raw": replace(method.mask_rule, mu=None, refiner=None)}.items():
         label(data, method, tmp_path / name, rule=rule, progress=False)
     refined, raw = (evaluate(tmp_path / name, data, boundary=False, progress=False).miou for name in ("best", "raw"))
     assert found.masks == pytest.approx(100 * refined, abs=0.3)

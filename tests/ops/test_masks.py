@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tag2mask.ops import masks
+from tag2mask.ops import refiners
 from tag2mask.ops.crf import wrap_bgr
 from tag2mask.ops.masks import (
     background_score,
@@ -53,7 +53,7 @@ def crf_input(monkeypatch):
         seen.append((image, unary))
         return (-unary).softmax(0)
 
-    monkeypatch.setattr(masks, "dense_crf", fake)
+    monkeypatch.setattr(refiners, "dense_crf", fake)
     return seen
 
 
@@ -143,19 +143,19 @@ def test_cam_confidence_is_of_the_maps_and_posterior_of_the_crf():
     scores = Scores(torch.tensor([4, 6]), uniform(2, 3, 4), (12, 16))
     image = picture(12, 16)
     up = np.stack([bilinear(m, (12, 16)) for m in scores.maps.numpy()]).max(0)
-    mask, cam = pseudo_mask(scores, image, MaskRule(crf="clip-es", confidence="cam"))
+    mask, cam = pseudo_mask(scores, image, MaskRule(refiner="clip-es", confidence="cam"))
     np.testing.assert_allclose(cam.numpy(), np.maximum(1 - up, up), atol=1e-6)
 
-    same, posterior = pseudo_mask(scores, image, MaskRule(crf="clip-es"))
+    same, posterior = pseudo_mask(scores, image, MaskRule(refiner="clip-es"))
     assert torch.equal(mask, same)  # the confidence decides nothing where mu is not set
     assert (cam - posterior).abs().max() > 0.01
-    rule = MaskRule(crf="clip-es")
+    rule = MaskRule(refiner="clip-es")
     probs = refine(image, class_probabilities(scores, rule), rule)
     torch.testing.assert_close(posterior, probs.amax(0))
     assert torch.equal(mask, to_labels(probs, scores.tags))
 
     mu = float(cam.median())
-    ignored, _ = pseudo_mask(scores, image, MaskRule(crf="clip-es", confidence="cam", mu=mu))
+    ignored, _ = pseudo_mask(scores, image, MaskRule(refiner="clip-es", confidence="cam", mu=mu))
     assert torch.equal(ignored == IGNORE, cam < mu)
     assert torch.equal(ignored[cam >= mu], mask[cam >= mu])
 
@@ -163,7 +163,7 @@ def test_cam_confidence_is_of_the_maps_and_posterior_of_the_crf():
 @pytest.mark.parametrize("crf", [None, "clip-es"])
 def test_without_tags_all_is_background_for_certain(crf):
     scores = Scores(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, 3), (7, 9))
-    mask, confidence = pseudo_mask(scores, picture(7, 9), MaskRule(crf=crf, mu=0.95))
+    mask, confidence = pseudo_mask(scores, picture(7, 9), MaskRule(refiner=crf, mu=0.95))
     assert mask.dtype == torch.uint8
     assert torch.equal(mask, torch.zeros(7, 9, dtype=torch.uint8))
     assert torch.equal(confidence, torch.ones(7, 9))
@@ -177,7 +177,7 @@ def test_an_image_of_another_size_is_refused():
 
 def test_a_large_image_is_refined_at_a_smaller_size(crf_input):
     image, probs = picture(30, 40), uniform(3, 30, 40)
-    out = refine(image, probs, MaskRule(crf="clip-es"), crf_max_pixels=320)
+    out = refine(image, probs, MaskRule(refiner="clip-es"), refine_max_pixels=320)
     ((small, unary),) = crf_input
     assert small.shape == (3, 15, 20)  # sides times sqrt(320 / 1200), rounded down
     assert small.dtype == torch.uint8
@@ -190,12 +190,12 @@ def test_a_large_image_is_refined_at_a_smaller_size(crf_input):
 
 def test_an_image_at_the_limit_is_not_shrunk(crf_input):
     image = picture(6, 8)
-    refine(image, uniform(3, 6, 8), MaskRule(crf="clip-es"), crf_max_pixels=48)
+    refine(image, uniform(3, 6, 8), MaskRule(refiner="clip-es"), refine_max_pixels=48)
     assert torch.equal(crf_input[0][0], image)
 
 
 def test_a_strip_keeps_at_least_one_pixel_across(crf_input):
-    out = refine(picture(1, 400), uniform(2, 1, 400), MaskRule(crf="clip-es"), crf_max_pixels=100)
+    out = refine(picture(1, 400), uniform(2, 1, 400), MaskRule(refiner="clip-es"), refine_max_pixels=100)
     assert crf_input[0][0].shape[1] == 1
     assert out.shape == (2, 1, 400)
 
@@ -204,7 +204,7 @@ def test_shrinking_does_not_alias(crf_input):
     board = (torch.arange(24)[:, None] + torch.arange(24)) % 2  # (24, 24); every third pixel alone is 0 or 1
     probs = torch.stack([board, 1 - board]).float()
     image = (255 * board).to(torch.uint8).expand(3, 24, 24)
-    refine(image, probs, MaskRule(crf="clip-es"), crf_max_pixels=65)
+    refine(image, probs, MaskRule(refiner="clip-es"), refine_max_pixels=65)
     ((small, unary),) = crf_input
     assert small.shape == (3, 8, 8)
     assert ((-unary).exp() - 0.5).abs().max() < 0.01
@@ -213,8 +213,8 @@ def test_shrinking_does_not_alias(crf_input):
 
 def test_the_crf_path_with_a_limit_end_to_end():
     scores = Scores(torch.tensor([4, 6]), uniform(2, 3, 4), (18, 24))
-    rule = MaskRule(crf="clip-es")
-    mask, confidence = pseudo_mask(scores, picture(18, 24), rule, crf_max_pixels=108)
+    rule = MaskRule(refiner="clip-es")
+    mask, confidence = pseudo_mask(scores, picture(18, 24), rule, refine_max_pixels=108)
     _, full = pseudo_mask(scores, picture(18, 24), rule)
     assert mask.shape == confidence.shape == (18, 24)
     assert not torch.equal(confidence, full)
@@ -224,8 +224,8 @@ def test_the_crf_path_with_a_limit_end_to_end():
 
 def test_wrapped_bgr_is_what_the_crf_sees(crf_input):
     image, probs = picture(12, 16), uniform(3, 12, 16)
-    refine(image, probs, MaskRule(crf="clip-es", crf_image="wrapped-bgr"))
-    refine(image, probs, MaskRule(crf="clip-es"))
+    refine(image, probs, MaskRule(refiner="clip-es", refiner_image="wrapped-bgr"))
+    refine(image, probs, MaskRule(refiner="clip-es"))
     assert torch.equal(crf_input[0][0], wrap_bgr(image))
     assert torch.equal(crf_input[1][0], image)
 
@@ -233,6 +233,6 @@ def test_wrapped_bgr_is_what_the_crf_sees(crf_input):
 def test_wrapped_bgr_changes_the_posteriors():
     ramp = torch.linspace(60, 180, 16).to(torch.uint8).expand(3, 12, 16).contiguous()  # through the mean
     probs = uniform(3, 12, 16)
-    plain = refine(ramp, probs, MaskRule(crf="clip-es"))
-    wrapped = refine(ramp, probs, MaskRule(crf="clip-es", crf_image="wrapped-bgr"))
+    plain = refine(ramp, probs, MaskRule(refiner="clip-es"))
+    wrapped = refine(ramp, probs, MaskRule(refiner="clip-es", refiner_image="wrapped-bgr"))
     assert (plain - wrapped).abs().max() > 0.01

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.ops import crf
+from tag2mask.ops.refiners import REFINERS
 from tag2mask.segment.test_time import PRESETS, TestTime, find_preset, predict, predict_labels
 from tag2mask.types import UserError
 
@@ -191,7 +191,7 @@ def test_fit_is_the_size_of_the_view_at_scale_one(net: Net) -> None:
 def test_presets_are_what_the_papers_do() -> None:
     for name, preset in PRESETS.items():
         assert find_preset(name) is preset
-        assert preset.crf is None or preset.crf in crf.PRESETS
+        assert preset.refiner is None or preset.refiner in REFINERS
     weakclip = PRESETS["weakclip"].test
     assert (len(weakclip.scales) * 2, weakclip.window, weakclip.stride, weakclip.fuse) == (12, 512, 341, "probs")
     assert PRESETS["seam"].test.fuse == PRESETS["cct"].test.fuse == "logits"

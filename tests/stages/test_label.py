@@ -303,7 +303,7 @@ def test_progress_goes_to_stderr(data, tmp_path, capsys):
     ("change", "message"),
     [
         ({"batch_size": 0}, "batch size 0"),
-        ({"rule": MaskRule(crf="clip-se")}, "clip-es"),
+        ({"rule": MaskRule(refiner="clip-se")}, "clip-es"),
         ({"shard": (2, 2)}, "count from 0"),
         ({"method": "clip-se"}, "did you mean 'clip-es'"),
         ({"method": toy(Refiner)}, "give its folder as the prior"),

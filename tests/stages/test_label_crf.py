@@ -16,7 +16,7 @@ from tag2mask.stages.label import label
 from tag2mask.stages.machinery import labeller
 from tag2mask.types import MaskRule
 
-RULE = MaskRule(crf="clip-es")
+RULE = MaskRule(refiner="clip-es")
 needs_numba = pytest.mark.skipif(trouble() is not None, reason=str(trouble()))
 
 

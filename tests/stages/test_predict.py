@@ -133,7 +133,7 @@ def test_the_batch_changes_nothing(network, photos, tmp_path, test):
 
 
 def test_the_crf_sees_the_networks_probabilities(network, photos, tmp_path):
-    predict(network, images(photos), tmp_path / "run", crf="deeplab", device="cpu", progress=False)
+    predict(network, images(photos), tmp_path / "run", refiner="deeplab", device="cpu", progress=False)
     predict(network, images(photos), tmp_path / "bare", device="cpu", progress=False)
     picture = tensor(photos / "0.png")
     probs = view(load_network(network, "cpu"), picture, TestTime())
@@ -241,8 +241,8 @@ def test_another_network_or_another_test_is_another_run(network, photos, tmp_pat
         predict(other, images(photos), tmp_path / "run", device="cpu", progress=False)
     with pytest.raises(UserError, match=r"test\.flip is False there and True now"):
         predict(network, images(photos), tmp_path / "run", test=TestTime(flip=True), device="cpu", progress=False)
-    with pytest.raises(UserError, match="no CRF preset is called 'deeplap'"):
-        predict(network, images(photos), tmp_path / "run", crf="deeplap")
+    with pytest.raises(UserError, match="no refiner of masks is called 'deeplap'"):
+        predict(network, images(photos), tmp_path / "run", refiner="deeplap")
 
 
 # --- killed and started again
@@ -260,7 +260,7 @@ def work(network: Path, photos: Path, out: Path, die_at: int | None = None, shar
 
     files.os.replace = replace_file
     test = TestTime((1.0, 0.5), flip=True, batch=2)
-    predict(network, images(photos), out, test=test, crf="deeplab", device="cpu", shard=shard, progress=False)
+    predict(network, images(photos), out, test=test, refiner="deeplab", device="cpu", shard=shard, progress=False)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no kill -9")
@@ -391,7 +391,7 @@ def test_what_the_command_refuses(network, photos, tmp_path):
         (["--scales", "0"], "one or more above 0"),
         (["--scales", "50,100"], "at most 8 times"),
         (["--stride", "4"], "stride <= window"),
-        (["--crf", "clip"], "no CRF preset"),
+        (["--crf", "clip"], "no refiner of masks"),
         (["--device", "toaster"], "expected auto"),
     ]:
         done = call("predict", network, photos, "-o", tmp_path / "run", *flags)
@@ -405,11 +405,11 @@ def test_what_the_command_refuses(network, photos, tmp_path):
 def test_presets_take_their_crf_along(network, photos, tmp_path):
     assert call("predict", network, photos, "-o", tmp_path / "a", "--test", "mctformer").exit_code == 0
     settings = Run.open(tmp_path / "a").settings
-    assert settings["crf"] == "mctformer-retrain"
+    assert settings["refiner"] == "mctformer-retrain"
     assert settings["test"]["scales"] == [0.5, 0.75, 1.0, 1.25, 1.5]
     assert call("predict", network, photos, "-o", tmp_path / "b", "--test", "cct", "--no-flip").exit_code == 0
     settings = Run.open(tmp_path / "b").settings
-    assert (settings["crf"], settings["test"]["flip"], settings["test"]["multiple"]) == (None, False, 8)
+    assert (settings["refiner"], settings["test"]["flip"], settings["test"]["multiple"]) == (None, False, 8)
 
 
 def test_a_folder_whose_own_tags_number_its_truth_keeps_its_classes(network, photos, tmp_path):

@@ -36,7 +36,7 @@ from tag2mask.types import Constant, MaskRule, Scores, UserError
 EDITION = 1
 """Raised by whoever changes what maps, CRF or masks come out as: older pseudo masks are then made anew."""
 
-RULE = MaskRule(background=Constant(0.2), crf="irn")
+RULE = MaskRule(background=Constant(0.2), refiner="irn")
 """How class maps become a mask; constant and scales were chosen with ground truth, on 60 scenes of the test split."""
 
 SCALES = (0.4, 0.6, 0.8)

@@ -122,7 +122,7 @@ class ClipES(Method):
             )
         released = options.variant == "released"
         self.mask_rule = MaskRule(
-            background=Power(1.0), crf="clip-es", mu=0.95, crf_image="wrapped-bgr" if released else "rgb"
+            background=Power(1.0), refiner="clip-es", mu=0.95, refiner_image="wrapped-bgr" if released else "rgb"
         )
         default = 0.7 if classes.id == "coco14" else 0.4
         self.box_threshold = default if options.box_threshold is None else options.box_threshold

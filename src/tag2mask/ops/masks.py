@@ -1,4 +1,12 @@
-"""From score maps to a mask: upsampling, background, dense CRF, argmax, confidence (CLIP-ES, section 3.4)."""
+"""From score maps to a mask: upsampling, background, refiner, argmax, confidence (CLIP-ES, section 3.4).
+
+Where a rule lets untagged classes win (``MaskRule.others``), the best of them is one map more, the last, in all of
+this: it is upsampled and normalised like the others, background is scored against it too, and the refiner has one
+label for it, "some class that is not among the tags". Which class that is at a pixel is the nearest cell's. Seen from
+WeakCLIP's release, whose CRF has a label for every class that wins somewhere: untagged classes are not told apart
+while the refiner works, which Eq. 14 does not ask for, since all of them become 255. A network's masks have a channel
+for every class and need no such shortcut (``stages.machinery.predictor``).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.ops.crf import dense_crf, preset, unary_from_probs, wrap_bgr
+from tag2mask.ops.crf import unary_from_labels, wrap_bgr
 from tag2mask.ops.image import shrink_images
-from tag2mask.types import BACKGROUND, IGNORE, Background, Constant, MaskRule, Power, Scores, UserError
+from tag2mask.ops.refiners import find_refiner
+from tag2mask.types import BACKGROUND, IGNORE, Background, Constant, MaskRule, Others, Power, Scores, UserError
 
 
 def upsample(maps: Tensor, size: tuple[int, int], frame: tuple[int, int] | None = None) -> Tensor:
@@ -50,13 +59,63 @@ def background_score(maps: Tensor, background: Background, own: Tensor | None = 
     return own
 
 
+def full_maps(scores: Scores, rule: MaskRule) -> Tensor:
+    """The maps at image size, normalised, (K, H, W) float32; with the untagged map as the last, (K + 1, H, W), where
+    the rule lets untagged classes win.
+
+    Raises:
+        UserError: the rule does, and these scores have no such map.
+    """
+    maps = scores.maps
+    if rule.others != "never" and len(scores.tags):
+        maps = torch.cat([maps, _others(scores, rule).score[None].to(maps)])
+    return normalise_maps(upsample(maps, scores.size, scores.frame), rule.normalise)
+
+
 def class_probabilities(scores: Scores, rule: MaskRule) -> Tensor:
-    """Background and class scores at image size, (K + 1, H, W) float32, background first; not a distribution."""
-    maps = normalise_maps(upsample(scores.maps, scores.size, scores.frame), rule.normalise)  # (K, H, W)
+    """Background, class scores and, where the rule has it, the untagged score at image size; not a distribution.
+
+    Returns (K + 1, H, W) or (K + 2, H, W) float32, background first. Raises as ``full_maps``.
+    """
+    maps = full_maps(scores, rule)  # (K, H, W) or (K + 1, H, W)
     own = scores.background
     if own is not None:
         own = upsample(own[None], scores.size, scores.frame)[0]
     return torch.cat([background_score(maps, rule.background, own)[None], maps])
+
+
+def best_others(maps: Tensor, tags: Tensor) -> Others:
+    """``Scores.others`` of a method that has a map for every class.
+
+    maps: (C, h, w), of the classes 1 .. C. tags: (K,). Where all classes are tagged, the score is 0 and the
+    value IGNORE.
+    """
+    tagged = torch.zeros(len(maps), dtype=torch.bool, device=maps.device)
+    tagged[tags.to(maps.device) - 1] = True
+    if tagged.all():
+        score = maps.new_zeros(maps.shape[1:])
+        return Others(score, torch.full_like(score, IGNORE, dtype=torch.uint8))
+    score, best = maps[~tagged].max(0)  # (h, w) each
+    values = torch.nonzero(~tagged)[:, 0] + 1  # (C - K,)
+    return Others(score, values[best].to(torch.uint8))
+
+
+def other_values(scores: Scores, rule: MaskRule) -> Tensor:
+    """What the mask holds where the untagged map wins under ``rule.others``: (H, W) uint8."""
+    if rule.others == "ignore":
+        return torch.full(scores.size, IGNORE, dtype=torch.uint8)
+    full = scores.frame or scores.size
+    values = _others(scores, rule).values[None, None].float()  # nearest of bytes is not there on every device
+    return F.interpolate(values, size=full, mode="nearest-exact")[0, 0, : scores.size[0], : scores.size[1]].byte()
+
+
+def _others(scores: Scores, rule: MaskRule) -> Others:
+    if scores.others is None:
+        raise UserError(
+            f"others={rule.others!r} asks what untagged classes score, but these scores do not say; "
+            "take others='never'"
+        )
+    return scores.others
 
 
 def to_labels(probs: Tensor, tags: Tensor) -> Tensor:
@@ -67,6 +126,17 @@ def to_labels(probs: Tensor, tags: Tensor) -> Tensor:
     """
     values = torch.cat([tags.new_zeros(1), tags]).to(torch.uint8).to(probs.device)  # (K + 1,)
     return values[probs.argmax(0)]
+
+
+def mask_of(probs: Tensor, scores: Scores, rule: MaskRule) -> Tensor:
+    """The winner at each pixel, (H, W) uint8, of what ``class_probabilities`` gave, or a refiner made of it.
+
+    On a tie the first wins: background, then the tags, then the untagged class.
+    """
+    if rule.others == "never":
+        return to_labels(probs, scores.tags)
+    labels = to_labels(probs, torch.cat([scores.tags, scores.tags.new_zeros(1)]))
+    return torch.where(probs.argmax(0) == len(probs) - 1, other_values(scores, rule).to(labels.device), labels)
 
 
 def cam_confidence(maps: Tensor) -> Tensor:
@@ -87,44 +157,54 @@ def keep_tagged(probs: Tensor, tags: Sequence[int]) -> Tensor:
     return kept.div_(kept.sum(0))
 
 
-def refine(image: Tensor, probs: Tensor, rule: MaskRule, crf_max_pixels: int | None = None) -> Tensor:
-    """CRF posteriors (K + 1, H, W) of ``probs`` under ``rule.crf``.
+def ignore_untagged(labels: Tensor, tags: Sequence[int]) -> Tensor:
+    """WeakCLIP's Eq. 14: labels (H, W) uint8 with IGNORE where neither background nor one of the tags has won."""
+    known = torch.tensor([BACKGROUND, *tags], dtype=labels.dtype, device=labels.device)
+    return torch.where(torch.isin(labels, known), labels, torch.full_like(labels, IGNORE))
 
-    image: (3, H, W) uint8. An image of more than ``crf_max_pixels`` is refined at a smaller size and its
+
+def refine(image: Tensor, probs: Tensor, rule: MaskRule, refine_max_pixels: int | None = None) -> Tensor:
+    """What ``rule.refiner`` makes of ``probs`` (C, H, W), or of the labels that win there: (C, H, W) posteriors.
+
+    image: (3, H, W) uint8. An image of more than ``refine_max_pixels`` is refined at a smaller size and its
     posteriors are brought back bilinearly, so that a photograph of any size fits in memory.
     """
+    refiner = find_refiner(str(rule.refiner))
     size = (image.shape[1], image.shape[2])
     pixels = size[0] * size[1]
-    if crf_max_pixels is not None and pixels > crf_max_pixels:
-        shrink = math.sqrt(crf_max_pixels / pixels)
+    if refine_max_pixels is not None and pixels > refine_max_pixels:
+        shrink = math.sqrt(refine_max_pixels / pixels)
         small = (max(1, int(size[0] * shrink)), max(1, int(size[1] * shrink)))
         image = shrink_images(image[None], small)[0]  # (3, h', w')
         probs = F.interpolate(probs[None], size=small, mode="bilinear", antialias=True)[0]  # (K + 1, h', w')
-    if rule.crf_image == "wrapped-bgr":
+    if rule.refiner_image == "wrapped-bgr":
         image = wrap_bgr(image)
-    posterior = dense_crf(image, unary_from_probs(probs), preset(str(rule.crf)))
+    if rule.refiner_on == "labels":  # right with probability 0.7 at every pixel, as IRN and POT have it
+        probs = unary_from_labels(probs.argmax(0), len(probs)).neg().exp()
+    posterior = refiner(image, probs)
     return posterior if posterior.shape[1:] == size else upsample(posterior, size)
 
 
 def pseudo_mask(
-    scores: Scores, image: Tensor, rule: MaskRule, *, crf_max_pixels: int | None = None
+    scores: Scores, image: Tensor, rule: MaskRule, *, refine_max_pixels: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The pseudo mask of one image and its confidence.
 
-    image: (3, H, W) uint8, of ``scores.size``. Returns ((H, W) uint8 of 0, the tags and, under ``rule.mu``,
-    IGNORE; (H, W) float32 in [0, 1]). Without a CRF the confidence is Eq. 8's.
+    image: (3, H, W) uint8, of ``scores.size``. Returns ((H, W) uint8 of 0, the tags, under ``rule.others`` other
+    classes or IGNORE and, under ``rule.mu``, IGNORE; (H, W) float32 in [0, 1], of whatever wins). Without a refiner
+    the confidence is Eq. 8's. Raises as ``full_maps``.
     """
     if tuple(image.shape[1:]) != tuple(scores.size):
         raise ValueError(f"the image is {tuple(image.shape[1:])}, but the scores are of size {scores.size}")
     if scores.tags.numel() == 0:
         return torch.zeros(scores.size, dtype=torch.uint8), torch.ones(scores.size)
-    probs = class_probabilities(scores, rule)  # (K + 1, H, W)
+    probs = class_probabilities(scores, rule)  # (K + 1, H, W), or with the untagged map (K + 2, H, W)
     confidence = cam_confidence(probs[1:])
-    if rule.crf is not None:
-        probs = refine(image.to(probs.device), probs, rule, crf_max_pixels)
+    if rule.refiner is not None:
+        probs = refine(image.to(probs.device), probs, rule, refine_max_pixels)
         if rule.confidence == "posterior":
             confidence = probs.amax(0)
-    mask = to_labels(probs, scores.tags)
+    mask = mask_of(probs, scores, rule)
     confidence = confidence.clamp(0, 1)
     if rule.mu is not None:
         mask = torch.where(confidence < rule.mu, torch.full_like(mask, IGNORE), mask)

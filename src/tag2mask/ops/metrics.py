@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -198,35 +199,42 @@ class BackgroundSweep:
         # a rule's place among the sorted crossings depends on the maps' type, so each type keeps its counts
         self._counts: dict[torch.dtype, Tensor] = {}
 
-    def update(self, truth: Tensor, maps: Tensor, tags: Tensor) -> None:
+    def update(self, truth: Tensor, maps: Tensor, tags: Tensor, others: Tensor | None = None) -> None:
         """Add one image.
 
         Args:
             truth: (H, W) uint8.
-            maps: (K, H, W) float32 or float16, 0 or more, on the image's pixels.
+            maps: (K, H, W) float32 or float16, 0 or more, on the image's pixels; with ``others`` (K + 1, H, W), the
+                last that of untagged classes.
             tags: (K,) int64, the mask value of each map.
+            others: (H, W) uint8, the mask value of the last map, a class or IGNORE.
 
         Raises:
-            ValueError: the shapes differ, or the ground truth holds a value that is no class.
+            ValueError: the shapes differ, or truth or ``others`` hold a value that is no class.
         """
         _check_values(truth, self.classes, "the ground truth")
-        if maps.shape[1:] != truth.shape or len(maps) != len(tags):
+        values: list[int | NDArray[np.intp]] = [*tags.tolist()]
+        if others is not None:
+            _check_values(others, self.classes, "the untagged classes")
+            each = others.numpy().astype(np.intp)
+            values.append(np.where(each == IGNORE, self.classes, each))  # (H, W)
+        if maps.shape[1:] != truth.shape or len(maps) != len(values):
             raise ValueError(f"maps {tuple(maps.shape)} do not fit {len(tags)} tags and {tuple(truth.shape)}")
         if maps.dtype not in self._edges:
             self._edges[maps.dtype] = _sorted_crossings(self.rules, maps.dtype)
-            size = self.classes * self.classes * (len(self.rules) + 1)
+            size = self.classes * (self.classes + 1) * (len(self.rules) + 1)
             self._counts[maps.dtype] = torch.zeros(size, dtype=torch.int64)
         edges, _ = self._edges[maps.dtype]
         # numpy, as threads cost more than they bring on one image
         scored = truth.numpy() != IGNORE
         score = np.full(truth.shape, -np.inf, np.float32)  # (H, W)
         label = np.zeros(truth.shape, np.intp)
-        for tag, each in zip(tags.tolist(), maps.float().numpy(), strict=True):
+        for value, each in zip(values, maps.float().numpy(), strict=True):
             better = each > score  # the first of equals stays
             np.maximum(score, each, out=score)
-            label[better] = tag
+            np.copyto(label, value, where=better)
         level = np.searchsorted(edges.numpy(), score[scored], side="right")  # (n,) in 0..R: crossings reached
-        code = (truth.numpy()[scored] * np.intp(self.classes) + label[scored]) * (len(self.rules) + 1) + level
+        code = (truth.numpy()[scored] * np.intp(self.classes + 1) + label[scored]) * (len(self.rules) + 1) + level
         counts = self._counts[maps.dtype]
         counts += torch.from_numpy(np.bincount(code, minlength=len(counts)))
 
@@ -235,11 +243,11 @@ class BackgroundSweep:
         classes, rules = self.classes, len(self.rules)
         total = torch.zeros(rules, classes, classes + 1, dtype=torch.int64)
         for dtype, flat in self._counts.items():
-            counts = flat.view(classes, classes, rules + 1)
-            won = counts.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # (C, C, R): the r-th crossing was reached
+            counts = flat.view(classes, classes + 1, rules + 1)
+            won = counts.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # (C, C + 1, R): the r-th crossing was reached
             lost = counts.sum(-1, keepdim=True) - won
             _, order = self._edges[dtype]
-            total[order, :, :classes] += won.permute(2, 0, 1)  # (C, C, R) -> (R, C, C)
+            total[order] += won.permute(2, 0, 1)  # (C, C + 1, R) -> (R, C, C + 1)
             total[order, :, BACKGROUND] += lost.sum(1).T  # (C, R) -> (R, C)
         return total
 

@@ -58,8 +58,14 @@ def par(images: Tensor, maps: Tensor, settings: PARSettings = PAR) -> Tensor:
         raise ValueError(
             f"images are {tuple(images.shape)} and maps {tuple(maps.shape)}, expected (B, 3, H, W) and (B, K, H, W)"
         )
-    weights = _weights(images.float(), settings)  # (B, n, H, W)
-    maps = maps.float()
+    images, maps = images.float(), maps.float()
+    if images.device.type == "cpu" and len(images) > 1:  # one image's maps stay in a processor's cache
+        return torch.cat([_refined(*one, settings) for one in zip(images.split(1), maps.split(1), strict=True)])
+    return _refined(images, maps, settings)
+
+
+def _refined(images: Tensor, maps: Tensor, settings: PARSettings) -> Tensor:
+    weights = _weights(images, settings)  # (B, n, H, W)
     for _ in range(settings.iterations):
         total = torch.zeros_like(maps)
         for i, neighbour in enumerate(_neighbours(maps, settings.dilations)):

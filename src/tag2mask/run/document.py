@@ -10,6 +10,7 @@ import yaml
 
 from tag2mask import __version__
 from tag2mask.run.files import write_atomic
+from tag2mask.run.renamed import as_today
 from tag2mask.run.settings import added_classes, describe_differences, without_machine
 from tag2mask.types import UserError
 
@@ -22,7 +23,7 @@ _MADE_BY = "tag2mask"
 
 
 def read_document(folder: Path) -> dict[str, Any] | None:
-    """What a folder's run.yaml holds, or None if there is none of ours.
+    """What a folder's run.yaml holds, its settings by the names of today; or None if there is none of ours.
 
     Raises:
         UserError: it is not readable, or damaged.
@@ -38,7 +39,7 @@ def read_document(folder: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(document.get("settings"), dict) or not isinstance(document.get("noted"), dict):
         raise UserError(f"{path} is damaged: it has no settings; choose another folder")
-    return document
+    return {**document, "settings": as_today(document["settings"])}
 
 
 def write_document(folder: Path, images: int | None, settings: Mapping[str, Any], noted: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ from tag2mask.run.files import write_atomic
 from tag2mask.run.inputs import Inputs, KnownInputs
 from tag2mask.run.lock import Lock
 from tag2mask.run.manifest import Manifest, Record, merge_manifests, read_manifest
+from tag2mask.run.renamed import as_before
 from tag2mask.run.scores import encode_scores, read_scores
 from tag2mask.run.settings import describe_differences, plain
 from tag2mask.run.shard import WHOLE, Shard, check_shard, in_shard, shard_name
@@ -354,7 +355,7 @@ class Run:
     @property
     def digest(self) -> str:
         """Stands for the settings of this run in those of another, which compares the classes itself."""
-        deciding = {key: value for key, value in self.settings.items() if key != "classes"}
+        deciding = as_before({key: value for key, value in self.settings.items() if key != "classes"})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from tag2mask.types import Scores
+from tag2mask.types import Others, Scores
 
 _OPTIONAL = ("background", "initial", "boundary", "displacement")
 
@@ -19,7 +19,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time stamp, so that equal maps are equ
 
 def encode_scores(scores: Scores) -> bytes:
     """Scores as the bytes of an .npz file with tags, maps, size and, where present, background, initial, frame,
-    boundary, displacement.
+    boundary, displacement, others_score and others_values.
 
     Maps are stored as float16, which rounds them by 2**-11 of themselves at the most.
     """
@@ -34,6 +34,9 @@ def encode_scores(scores: Scores) -> bytes:
             arrays[name] = _half(maps)
     if scores.frame is not None:
         arrays["frame"] = np.array(scores.frame, dtype=np.int64)  # (2,)
+    if scores.others is not None:
+        arrays["others_score"] = _half(scores.others.score)  # (h, w)
+        arrays["others_values"] = scores.others.values.detach().cpu().numpy().astype(np.uint8)  # (h, w)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
@@ -51,11 +54,15 @@ def read_scores(path: Path) -> Scores:
     with np.load(path, allow_pickle=False) as arrays:
         height, width = (int(side) for side in arrays["size"])
         frame = tuple(int(side) for side in arrays["frame"]) if "frame" in arrays else None
+        others = None
+        if "others_score" in arrays:
+            others = Others(_float(arrays["others_score"]), torch.from_numpy(arrays["others_values"]))
         return Scores(
             tags=torch.from_numpy(arrays["tags"]),
             maps=torch.from_numpy(arrays["maps"].astype(np.float32)),
             size=(height, width),
             frame=(frame[0], frame[1]) if frame else None,
+            others=others,
             **{name: _float(arrays[name]) for name in _OPTIONAL if name in arrays},
         )
 

@@ -86,10 +86,10 @@ class TestTime:
 
 @dataclass(frozen=True)
 class Preset:
-    """How a paper's released code tests: the views, and the name of its dense CRF in ``ops.crf``, or None."""
+    """How a paper's released code tests: the views, and the name of its refiner in ``ops.refiners``, or None."""
 
     test: TestTime
-    crf: str | None = None
+    refiner: str | None = None
 
 
 _FIVE = (0.5, 0.75, 1.0, 1.25, 1.5)

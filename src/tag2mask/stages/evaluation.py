@@ -19,6 +19,9 @@ CHOSEN_WITH_TRUTH = (
 MAP_NAMES = {"maps": "refined maps", "initial": "initial CAM"}
 """What people call a curve's source."""
 
+OTHERS = {"never": "", "ignore": ", untagged classes ignored", "keep": ", untagged classes kept"}
+"""What a curve's line says of pixels where an untagged class wins."""
+
 
 @dataclass(frozen=True)
 class ClassRow:
@@ -47,16 +50,18 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class Curve:
-    """mIoU of score maps for every background rule, without CRF.
+    """mIoU of score maps for every background rule, without refiner.
 
     source: "maps" for the maps that the masks are made of, "initial" for those before refinement.
-    used: the run's own rule.
+    used: the run's own rule. others: what became of untagged classes that win ("never": they could not), which of the
+    initial maps is not known.
     """
 
     source: str
     images: int
     points: tuple[tuple[Background, float], ...]
     used: Background
+    others: str = "never"
 
     @property
     def best(self) -> tuple[Background, float]:
@@ -137,7 +142,7 @@ class Evaluation:
         for curve in self.curves:
             rule, miou = curve.best
             lines.append(
-                f"{MAP_NAMES[curve.source]}, without CRF: "
+                f"{MAP_NAMES[curve.source]}, without refiner{OTHERS[curve.others]}: "
                 f"mIoU {percent(curve.at_used)} % with {describe_rule(curve.used)}, "
                 f"{percent(miou)} % with {describe_rule(rule)} (best, chosen with ground truth)"
             )
@@ -170,7 +175,8 @@ class Evaluation:
             rule, miou = curve.best
             out["thresholds"][curve.source] = {
                 "images": curve.images,
-                "crf": None,
+                "refiner": None,
+                "others": curve.others,
                 "used": {**_rule_dict(curve.used), "miou": curve.at_used},
                 "best": {**_rule_dict(rule), "miou": miou, "chosen_with_ground_truth": True},
                 "points": [{**_rule_dict(rule), "miou": miou} for rule, miou in curve.points],

@@ -18,7 +18,8 @@ from tag2mask.methods import known_methods, make_method
 from tag2mask.methods.protocol import EarlierRun, Machine, Method, NamedTower, Trainable
 from tag2mask.models.find_classifier import weights_file
 from tag2mask.models.public_resnet import pixel_labels
-from tag2mask.ops.crf import engine, preset
+from tag2mask.ops.crf import engine
+from tag2mask.ops.refiners import crf_engine, find_refiner
 from tag2mask.run.ahead import ahead
 from tag2mask.run.current import earlier_file
 from tag2mask.run.folder import Run
@@ -38,8 +39,8 @@ from tag2mask.stages.machinery.predictor import Predictor
 from tag2mask.stages.machinery.work import Summary, Work, describe
 from tag2mask.types import ClassSet, Dataset, MaskRule, Sample, UserError
 
-CRF_MAX_PIXELS = 2_000_000
-"""The CRF of a larger image is done at this size, since its memory grows with the pixels."""
+REFINE_MAX_PIXELS = 2_000_000
+"""A larger image is refined at this size, since a refiner's memory grows with the pixels."""
 
 _GPU_BATCH = 8
 
@@ -52,7 +53,7 @@ class LabelSettings:
     prior: an earlier run on the same images, for methods that start from one.
     fitted: another run whose fit the method takes, instead of learning from these images.
     keep_scores: store the score maps, which evaluation, report and refinement need.
-    crf_max_pixels: images with more are refined at this size; None: at full size.
+    refine_max_pixels: images with more are refined at this size; None: at full size.
     masks_of: "maps", or "network": by the network that the method has trained, of the tagged classes alone.
     shard: (index, count): the images with ``crc32(id) % count == index``.
     batch_size: images a call of the method. Default: 8 on a GPU; 1 on a processor, where more is hardly quicker and
@@ -71,7 +72,7 @@ class LabelSettings:
     prior: Run | Path | str | None = None
     fitted: Run | Path | str | None = None
     keep_scores: bool = True
-    crf_max_pixels: int | None = CRF_MAX_PIXELS
+    refine_max_pixels: int | None = REFINE_MAX_PIXELS
     masks_of: Literal["maps", "network"] = "maps"
     shard: Shard = WHOLE
     batch_size: int | None = None
@@ -110,8 +111,7 @@ def label(
     if isinstance(method, str):
         method = make_method(method, data.classes)
     rule = settings.rule or method.mask_rule
-    if rule.crf is not None:
-        preset(rule.crf)
+    _check_rule(rule, method, settings)
     batch_size = settings.batch_size
     if batch_size is None:
         batch_size = 1 if method.device.type == "cpu" else _GPU_BATCH
@@ -123,7 +123,8 @@ def label(
     check_machine(_name_of(method), method, settings.machine, here=fit.here)
     files = _fit_files(before, use.fit) if fit.here else None
     total, fingerprint = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
-    crf_engine = engine(method.device) if rule.crf is not None or method.learns else None
+    by = crf_engine(rule.refiner, method.device)
+    noted_engine = engine(method.device) if method.learns else by  # a fit may have a CRF of its own
     run = Run.create(
         out,
         _deciding(method, rule, data.classes, before, fit, settings),
@@ -135,7 +136,7 @@ def label(
             "clip": None,
             **{name: tower.name for name, tower in method.towers.items()},
             "torch": torch.__version__,
-            **({} if crf_engine is None else {"crf_engine": crf_engine}),
+            **({} if noted_engine is None else {"crf_engine": noted_engine}),
             "threads": torch.get_num_threads(),
             "device": method.device.type,  # not which of equal ones: under torchrun each process has another
             "batch_size": batch_size,
@@ -170,7 +171,7 @@ def label(
             steps=worker.steps,
             device=method.device,
             # compiled loops use one core a picture, the torch engine uses them all
-            beside=torch.get_num_threads() if crf_engine == "loops" and rule.crf is not None else 1,
+            beside=torch.get_num_threads() if by == "loops" else 1,
             made=renewed.made,
             notes=lambda: [*renewed.notes(), *left],
         )
@@ -183,11 +184,23 @@ def _worker(
 ) -> Labeller | Predictor:
     """What makes the masks: the method's maps, or the network that its fit has left."""
     if settings.masks_of == "maps":
-        return Labeller(method, rule, seen, crf_max_pixels=settings.crf_max_pixels, keep_scores=settings.keep_scores)
+        most = settings.refine_max_pixels
+        return Labeller(method, rule, seen, refine_max_pixels=most, keep_scores=settings.keep_scores)
     if find_network(fitted.path) is None:
         raise UserError(f"{_name_of(method)} trains no network; make the masks of its maps (--masks-of maps)")
     net = load_network(fitted.path, str(method.device))
-    return Predictor(net, method.device, TestTime(), rule.crf, settings.crf_max_pixels, use_tags=True)
+    return Predictor(net, method.device, TestTime(), rule, settings.refine_max_pixels, use_tags=True)
+
+
+def _check_rule(rule: MaskRule, method: Method, settings: LabelSettings) -> None:
+    """Raises UserError where a mask rule cannot work, before any work."""
+    if rule.refiner is not None:
+        find_refiner(rule.refiner)
+    if rule.others != "never" and settings.masks_of == "maps" and not method.scores_others:
+        raise UserError(
+            f"{_name_of(method)} scores the tags alone, so untagged classes never win; it cannot "
+            f"{rule.others} them: leave out others={rule.others} (--others)"
+        )
 
 
 @dataclass(frozen=True)
@@ -234,7 +247,7 @@ def _deciding(
         **_precision(method, fit),
         **({} if settings.masks_of == "maps" else {"masks_of": settings.masks_of}),
         "keep_scores": settings.keep_scores and settings.masks_of == "maps",
-        "crf_max_pixels": settings.crf_max_pixels,
+        "refine_max_pixels": settings.refine_max_pixels,
         "supervision": _supervision(before, method),
     }
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tag2mask.config import dump_config, parse_config
 from tag2mask.data.columns import Columns
-from tag2mask.ops.crf import engine, preset
+from tag2mask.ops.refiners import crf_engine, find_refiner
 from tag2mask.run.ahead import ahead
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
@@ -24,13 +24,13 @@ from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
 from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.test_time import TestTime
-from tag2mask.stages.label import CRF_MAX_PIXELS
+from tag2mask.stages.label import REFINE_MAX_PIXELS
 from tag2mask.stages.machinery.changes import Changes, Removed, left_over
 from tag2mask.stages.machinery.plan import SampleBatch, load, survey
 from tag2mask.stages.machinery.predictor import Predictor
 from tag2mask.stages.machinery.work import Summary, Work, describe
 from tag2mask.stages.run_data import absolute, open_data
-from tag2mask.types import ClassSet, Dataset, UserError
+from tag2mask.types import ClassSet, Dataset, MaskRule, UserError
 
 MOST_SCALE = 8.0
 """Larger views than that are a slip (50 for 0.5) that would fill the memory."""
@@ -42,14 +42,15 @@ def predict(
     out: Path | str,
     *,
     test: TestTime | None = None,
-    crf: str | None = None,
+    refiner: str | None = None,
     use_tags: bool = False,
+    others: Literal["never", "ignore", "keep"] = "never",
     device: str = "auto",
     noted: Mapping[str, Any] | None = None,
     shard: Shard = WHOLE,
     overwrite: bool = False,
     removed: Removed = "keep",
-    crf_max_pixels: int | None = CRF_MAX_PIXELS,
+    refine_max_pixels: int | None = REFINE_MAX_PIXELS,
     progress: bool = True,
 ) -> Summary:
     """Make a mask of every image by a trained network.
@@ -60,23 +61,29 @@ def predict(
         out: the run folder; see :mod:`tag2mask.run.folder`.
         test: how an image is shown to the network; None: once, as it is. Its ``batch`` changes no result beyond
             rounding; logits are enlarged with ``align_corners`` also where the network says so itself.
-        crf: name of a dense CRF preset, or None.
-        use_tags: images whose tags are known can hold these classes only; that makes better pseudo masks for another
+        refiner: of the masks, by the picture: a name in ``ops.refiners.REFINERS``, or None.
+        use_tags: masks of images whose tags are known are made with these; that makes better pseudo masks for another
             round of training, but such masks are no test of the network.
+        others: with ``use_tags``, what becomes of pixels where an untagged class wins: as ``MaskRule.others``. The
+            network scores all classes, so the refiner sees all of them unless it is "never".
         device: where the network computes.
         noted: circumstances to be kept in run.yaml, such as where the data came from.
         shard: (index, count): the images with ``crc32(id) % count == index``.
         overwrite: remove an earlier run in the folder instead of going on with it.
         removed: what becomes of the masks of images that are not in the data any more.
-        crf_max_pixels: the CRF of larger images, or tiles, is done at this size; None: at full size.
+        refine_max_pixels: larger images, or tiles, are refined at this size; None: at full size.
         progress: show it on stderr.
 
     Raises:
         UserError: no network, or settings that cannot work (before any work), or a disk that cannot be written.
         KeyboardInterrupt: as the user asked; the message says what is saved.
     """
-    if crf is not None:
-        preset(crf)
+    if refiner is not None:
+        find_refiner(refiner)
+    if others != "never" and not use_tags:
+        raise UserError(
+            f"others={others} (--others) is of the classes that are not among the tags; give --use-tags too"
+        )
     if test is not None and max(test.scales) > MOST_SCALE:
         raise UserError(f"scale {max(test.scales):g}: expected at most {MOST_SCALE:g} times an image's own size")
     saved = read_saved(network)
@@ -92,6 +99,7 @@ def predict(
     total, _ = survey(data, shard, tags=use_tags)
     net = load_network(saved, device)
     where = next(net.parameters()).device
+    by = crf_engine(refiner, where)
     test = test or TestTime()
     test = replace(test, align_output=test.align_output or net.align_corners)
     views = {name: value for name, value in plain(test).items() if name != "batch"}
@@ -102,9 +110,10 @@ def predict(
             "method": saved.config.architecture,
             "network": {"options": saved.config.options, "sha256": saved.sha256},
             "test": views,
-            "crf": crf,
-            "crf_max_pixels": crf_max_pixels,
+            "refiner": refiner,
+            "refine_max_pixels": refine_max_pixels,
             "use_tags": use_tags,
+            **({} if others == "never" else {"others": others}),
             "classes": {"id": saved.config.classes, "names": names, "palette": saved.config.palette},
             "keep_scores": False,
             "supervision": saved.supervision,
@@ -114,7 +123,7 @@ def predict(
             "network": saved.path.absolute(),
             "trained": saved.noted,
             "torch": torch.__version__,
-            **({} if crf is None else {"crf_engine": engine(where)}),
+            **({} if by is None else {"crf_engine": by}),
             "threads": torch.get_num_threads(),
             "device": where.type,
             "batch_size": test.batch,
@@ -125,7 +134,8 @@ def predict(
         overwrite=overwrite,
     )
     classes = ClassSet(saved.config.classes, names, saved.config.palette)
-    predictor = Predictor(net, where, test, crf, crf_max_pixels, use_tags)
+    rule = MaskRule(refiner=refiner, others=others)
+    predictor = Predictor(net, where, test, rule, refine_max_pixels, use_tags)
     with run:
         changes = Changes(run, tags=use_tags, untagged=True)
         left = left_over(run, data, shard, removed, tags=False)

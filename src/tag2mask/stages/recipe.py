@@ -10,7 +10,7 @@ from tag2mask.config import LabelConfig, MaskConfig, RefineConfig, dump_config
 from tag2mask.data.columns import Columns
 from tag2mask.methods import make_method, make_options, method_class
 from tag2mask.methods.protocol import Method, Trainable
-from tag2mask.ops.crf import preset
+from tag2mask.ops.refiners import find_refiner
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.folder import SEEDS, Run
 from tag2mask.stages.run_data import absolute, in_run_order, open_data
@@ -49,8 +49,8 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
     steps: list[LabelConfig | RefineConfig] = [config] if config.refine is None else [config, config.refine]
     for step in steps:
         make_options(step.method, step.options)
-        if step.masks.crf not in (None, "none"):
-            preset(str(step.masks.crf))
+        if step.masks.refiner not in (None, "none"):
+            find_refiner(str(step.masks.refiner))
     if config.refine is not None:
         chosen = make_options(config.refine.method, config.refine.options)
         if not method_class(config.refine.method).earlier_run(chosen).label:
@@ -99,4 +99,9 @@ def _rule(name: str, method: Method, masks: MaskConfig) -> MaskRule:
     rule = masks.rule(method.mask_rule)
     if isinstance(rule.background, Own) and not isinstance(method.mask_rule.background, Own):
         raise UserError(f"{name} scores no background of its own; give power:A or constant:T instead of own")
+    if masks.refiner_on is not None and rule.refiner is None:
+        raise UserError(
+            f"masks.refiner_on is {masks.refiner_on!r}, but there is no refiner; name one (--mask-refiner), or leave "
+            "refiner_on out"
+        )
     return rule

@@ -19,6 +19,7 @@ import yaml
 
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.data.png import read_confidence, read_mask
+from tag2mask.ops.crf import PRESETS
 from tag2mask.run.about import check_classes, is_predicted, stored_classes
 from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
@@ -300,8 +301,10 @@ def _tiles(
             tiles.append(Tile(percent(evaluation.metrics.pixel_accuracy), "pixel accuracy", "per cent"))
     else:
         predicted = is_predicted(run)
-        crf = run.settings.get("crf") if predicted else (run.settings.get("mask_rule") or {}).get("crf")
-        who = "CRF" if crf else "network" if predicted else "method"
+        rule = run.settings if predicted else run.settings.get("mask_rule") or {}
+        who = "network" if predicted else "method"
+        if rule.get("refiner") is not None:
+            who = "CRF" if rule["refiner"] in PRESETS else "refiner"
         tiles.append(Tile(percent(confidence), "mean confidence", f"per cent: how sure the {who} is, not how right"))
     speed = sum(float(each.get("images_per_second") or 0) for each in _summaries(run))
     if speed:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from tag2mask.data.agreement import Agreement
 from tag2mask.data.truth import reading_notes, values_are_chosen
-from tag2mask.ops.masks import class_probabilities, normalise_maps, to_labels, upsample
+from tag2mask.ops.masks import class_probabilities, full_maps, mask_of, other_values
 from tag2mask.ops.metrics import BackgroundSweep, boundary_counts, boundary_iou, confusion_matrix, metrics
 from tag2mask.stages.confidence import ConfidenceTally
 from tag2mask.stages.evaluation import ClassRow, Curve, Evaluation, ImageScore
@@ -72,10 +72,12 @@ class Tally:
             if foreground:
                 _keep(self.best, (miou, id, foreground), KEPT_BEST)
         if scores is not None and self.rule is not None:
-            for source, maps in (("maps", scores.maps), ("initial", scores.initial)):
-                if maps is not None:
-                    sweep = self.sweeps.setdefault(source, _Sweep(self.rule, classes, source))
-                    sweep.add(truth, maps, scores)
+            swept = {"maps": (self.rule, scores)}
+            if scores.initial is not None:  # what untagged classes score is of the other maps
+                before = replace(scores, maps=scores.initial, others=None)
+                swept["initial"] = (replace(self.rule, others="never"), before)
+            for source, (rule, each) in swept.items():
+                self.sweeps.setdefault(source, _Sweep(rule, classes, source)).add(truth, each)
 
     def result(self) -> Evaluation:
         """All figures."""
@@ -129,17 +131,16 @@ class _Sweep:
         self.sweep = BackgroundSweep(rules, classes)
         self.own = torch.zeros(classes, classes + 1, dtype=torch.int64)
 
-    def add(self, truth: Tensor, maps: Tensor, scores: Scores) -> None:
+    def add(self, truth: Tensor, scores: Scores) -> None:
         self.images += 1
         if not len(scores.tags):  # nothing but background, whatever the rule
-            self.sweep.update(truth, maps.new_zeros(0, *truth.shape), scores.tags)
+            self.sweep.update(truth, scores.maps.new_zeros(0, *truth.shape), scores.tags)
             self.own += confusion_matrix(truth, torch.zeros_like(truth), len(self.own))
             return
-        full = normalise_maps(upsample(maps, scores.size, scores.frame), self.rule.normalise)  # (K, H, W)
-        self.sweep.update(truth, full, scores.tags)
+        others = None if self.rule.others == "never" else other_values(scores, self.rule)  # (H, W)
+        self.sweep.update(truth, full_maps(scores, self.rule), scores.tags, others)
         if isinstance(self.rule.background, Own):
-            whole = Scores(scores.tags, maps, scores.size, scores.background, scores.frame)
-            labels = to_labels(class_probabilities(whole, self.rule), scores.tags)
+            labels = mask_of(class_probabilities(scores, self.rule), scores, self.rule)
             self.own += confusion_matrix(truth, labels, len(self.own))
 
     def curve(self) -> Curve:
@@ -147,7 +148,7 @@ class _Sweep:
         points: list[tuple[Background, float]] = [(rule, metrics(counts).miou) for rule, counts in found]
         if isinstance(self.rule.background, Own):
             points.append((self.rule.background, metrics(self.own).miou))
-        return Curve(self.source, self.images, tuple(points), self.rule.background)
+        return Curve(self.source, self.images, tuple(points), self.rule.background, self.rule.others)
 
 
 def _keep(heap: list[tuple[float, str, bool]], entry: tuple[float, str, bool], most: int) -> None:

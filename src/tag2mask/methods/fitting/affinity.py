@@ -22,7 +22,7 @@ from torch import Tensor
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.image import resize_bicubic, working_size
-from tag2mask.ops.masks import background_score, normalise_maps, upsample
+from tag2mask.ops.masks import background_score, full_maps, upsample
 from tag2mask.run.current import STALE, Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
@@ -46,8 +46,8 @@ class PriorMaps:
     constant background of 0.15. Another method decides elsewhere: CLIP-ES, with background 1 - max, at 0.5. A power
     of the maps moves that point to 0.15; then the papers' numbers mean the same for every method.
 
-    rule: the earlier run's background and normalisation. A background of its own b turns maps m into m / (m + b),
-        which decide at 0.5.
+    rule: the earlier run's background and normalisation, of which its untagged map may be a part. A background of its
+        own b turns maps m into m / (m + b), which decide at 0.5.
     threshold: where the maps shall decide; None leaves them.
     """
 
@@ -73,9 +73,10 @@ class PriorMaps:
             if normalise not in ("class", "image", "none"):
                 raise ValueError(normalise)
             found = Background.from_plain(background)
+            others = kept.get("others", "never")
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{where} does not say how its maps become masks; give a run that `label` made") from None
-        return cls(MaskRule(background=found, normalise=normalise), threshold)
+        return cls(MaskRule(background=found, normalise=normalise, others=others), threshold)
 
     @property
     def exponent(self) -> float:
@@ -94,7 +95,7 @@ class PriorMaps:
         missing = [tag for tag in tags.tolist() if tag not in there]
         if missing:
             raise UserError(f"the earlier run has maps of tags {there}, expected {tags.tolist()}; make it with these")
-        maps = normalise_maps(upsample(scores.maps, scores.size, scores.frame), self.rule.normalise)  # (C, H', W')
+        maps = full_maps(scores, self.rule)[: len(there)]  # (C, H', W')
         if isinstance(self.rule.background, Own):
             own = None if scores.background is None else scores.background[None]
             full = None if own is None else upsample(own, scores.size, scores.frame)[0]

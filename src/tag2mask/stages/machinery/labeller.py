@@ -31,12 +31,12 @@ class Labeller:
         rule: MaskRule,
         prior: Run | None = None,
         *,
-        crf_max_pixels: int | None = None,
+        refine_max_pixels: int | None = None,
         keep_scores: bool = True,
     ):
         self.method, self.rule, self.prior = method, rule, prior
         self._current = None if prior is None else Current(prior)
-        self.crf_max_pixels, self.keep_scores = crf_max_pixels, keep_scores
+        self.refine_max_pixels, self.keep_scores = refine_max_pixels, keep_scores
 
     def __call__(self, loaded: Loaded) -> Iterator[Outcome | Callable[[], Outcome]]:
         """What becomes of each image of a batch that is not finished; its mask is made when that is asked."""
@@ -116,8 +116,8 @@ class Labeller:
         try:
             if isinstance(scores, str):
                 return Outcome(item.id, "failed", seconds, error=scores)
-            check_scores(scores, item)
-            mask, confidence = pseudo_mask(scores, item.image, self.rule, crf_max_pixels=self.crf_max_pixels)
+            check_scores(scores, item, self.rule)
+            mask, confidence = pseudo_mask(scores, item.image, self.rule, refine_max_pixels=self.refine_max_pixels)
             seconds["masks"] = perf_counter() - start
             kept = scores if self.keep_scores else None
             return Outcome(item.id, "ok", seconds, mask.cpu().numpy(), confidence.cpu().numpy(), kept)
@@ -125,11 +125,12 @@ class Labeller:
             return Outcome(item.id, "failed", seconds, error=describe(error))
 
 
-def check_scores(scores: Scores, item: Item) -> None:
+def check_scores(scores: Scores, item: Item, rule: MaskRule) -> None:
     """Refuse what would give a wrong mask without a word.
 
     Raises:
-        ValueError: tags or size are not the item's, shapes do not fit, or a value is not finite.
+        ValueError: tags or size are not the item's, shapes do not fit, a value is not finite, or untagged classes
+            are missing that the rule asks for.
     """
     if item.tags is None or not torch.equal(scores.tags.cpu(), item.tags):
         raise ValueError(f"the method gave scores for tags {scores.tags.tolist()}, asked for {item.tags}")
@@ -139,8 +140,18 @@ def check_scores(scores: Scores, item: Item) -> None:
         )
     if scores.maps.ndim != 3 or len(scores.maps) != len(scores.tags):
         raise ValueError(f"the method gave maps of shape {tuple(scores.maps.shape)} for {len(scores.tags)} tags")
-    if not all(torch.isfinite(maps).all() for maps in (scores.maps, scores.background) if maps is not None):
+    others = scores.others
+    maps = (scores.maps, scores.background, None if others is None else others.score)
+    if not all(torch.isfinite(each).all() for each in maps if each is not None):
         raise ValueError("the method gave maps that are not finite")
+    if others is None:
+        if rule.others != "never" and scores.tags.numel():
+            raise ValueError(f"the method gave no score of untagged classes, which others={rule.others!r} asks for")
+    elif not others.score.shape == others.values.shape == scores.maps.shape[1:]:
+        raise ValueError(
+            f"the method gave untagged scores {tuple(others.score.shape)} and values {tuple(others.values.shape)} "
+            f"for maps of shape {tuple(scores.maps.shape)}"
+        )
 
 
 def _nothing(item: Item) -> Scores:

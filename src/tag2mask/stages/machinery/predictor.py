@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from tag2mask.ops.masks import keep_tagged, refine
+from tag2mask.ops.masks import ignore_untagged, keep_tagged, refine
 from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.stages.machinery.plan import Loaded
@@ -23,7 +23,8 @@ class Predictor:
     Args:
         net: in eval mode, on ``device``.
         device: where it computes.
-        test, crf, crf_max_pixels, use_tags: as ``predict`` takes them.
+        test, refine_max_pixels, use_tags: as ``predict`` takes them.
+        rule: its refiner, what that starts from, and what becomes of untagged classes under ``use_tags``.
     """
 
     steps = ("decode", "network", "write")
@@ -33,13 +34,13 @@ class Predictor:
         net: SegmentationNet,
         device: torch.device,
         test: TestTime,
-        crf: str | None,
-        crf_max_pixels: int | None,
+        rule: MaskRule,
+        refine_max_pixels: int | None,
         use_tags: bool,
     ):
         self.net, self.device, self.test = net, device, test
-        self.rule = MaskRule(crf=crf)
-        self.crf_max_pixels, self.use_tags = crf_max_pixels, use_tags
+        self.rule = rule
+        self.refine_max_pixels, self.use_tags = refine_max_pixels, use_tags
 
     def __call__(self, loaded: Loaded) -> Iterator[Outcome]:
         """What becomes of each image of a batch that is not finished."""
@@ -60,6 +61,8 @@ class Predictor:
             labels, confidence = predict_labels(
                 self.net, image, self.test, refine=lambda picture, probs: self._refined(picture, probs, tags)
             )
+            if tags and self.rule.others == "ignore":
+                labels = ignore_untagged(labels, tags)
             mask, sure = labels.cpu().numpy(), confidence.cpu().numpy()  # (H, W) each
         except Exception as error:  # one bad image never stops a run
             if self.device.type == "cuda":
@@ -74,13 +77,17 @@ class Predictor:
         return Outcome(sample.id, "ok", seconds, mask, sure)
 
     def _refined(self, picture: Tensor, probs: Tensor, tags: tuple[int, ...] | None) -> Tensor:
-        """Probabilities (K, h, w) after tags and CRF."""
+        """Probabilities (K, h, w) after tags and refiner.
+
+        Where untagged classes may win, the refiner has all of them, as in WeakCLIP's release; an image whose tags are
+        known to be none is background.
+        """
         if len(probs) != len(self.net.config.names):
             raise ValueError(
                 f"the network gave {len(probs)} classes and is called one of {len(self.net.config.names)}"
             )
         if not torch.isfinite(probs).all():
             raise ValueError("the network gave logits that are not finite")
-        if tags is not None:
+        if tags is not None and (not tags or self.rule.others == "never"):
             probs = keep_tagged(probs, tags)
-        return probs if self.rule.crf is None else refine(picture, probs, self.rule, self.crf_max_pixels)
+        return probs if self.rule.refiner is None else refine(picture, probs, self.rule, self.refine_max_pixels)
