@@ -26,7 +26,8 @@ of the whole image for a crop that may not show them, cells that have the label 
 pixels. The code reads its tags from ground-truth masks; here they are the image's tags. Its attention's output
 projection is in float16 on every device; here all is float32. It cuts the sides of scaled pictures and smooths what
 it shrinks; here they are rounded, and not smoothed. A CLIP of other depth has shares of the published numbers of
-layers: two thirds (8 of 12), and for RFM a half (6 of 12) or, for COCO, five sixths (10 of 12).
+layers: two thirds (8 of 12), and for RFM a half (6 of 12) or, for COCO, five sixths (10 of 12). Its decoder is a
+third as wide as the tower (256 of 768).
 """
 
 from __future__ import annotations

@@ -31,6 +31,9 @@ _STRIP = 1 << 18
 """Numbers of (rows, N, T) that are held at once: a strip of 1 MB stays in a cache."""
 
 _TINY = 1e-30
+_SERIES = tuple(1 / (2 * k * (2 * k - 1)) for k in range(1, 9))
+"""Of r atanh(r) + log(1 - r^2) / 2 in powers of r^2, from the first."""
+
 _BLUR, _ROUNDS = 0.05, 100  # of ws_text: the entropy's weight as a share of the mean cost, and Sinkhorn's rounds
 
 CONTROLS = ("cos", "l2")
@@ -92,8 +95,15 @@ def _ratio(p: Tensor, q: Tensor) -> Tensor:
 def _js_term(p: Tensor, q: Tensor) -> Tensor:
     # with m = (p + q) / 2 and r = (p - q) / (p + q): p = m (1 + r), q = m (1 - r), and the two halves of
     # p log(p / m) + q log(q / m) join to m (2 r atanh(r) + log(1 - r^2)), which cancels nothing
+    total = p + q
     r = _ratio(p, q)
-    return (p + q) / 2 * (r * torch.atanh(r) + torch.log1p(-r * r) / 2)
+    square = r * r
+    if square.amax() > 0.25:
+        return total / 2 * (r * torch.atanh(r) + torch.log1p(-square) / 2)
+    out = torch.full_like(square, _SERIES[-1])  # distributions over many texts are alike: a series is quicker
+    for coefficient in reversed(_SERIES[:-1]):
+        out.mul_(square).add_(coefficient)
+    return out.mul_(square).mul_(total).div_(2)
 
 
 def _kl_term(p: Tensor, q: Tensor) -> Tensor:

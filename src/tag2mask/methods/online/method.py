@@ -58,7 +58,9 @@ class OnlineOptions(FitOptions):
     lr: float | None = Field(None, gt=0, description="base learning rate; the decoder's is 10 times it")
     weight_decay: float = Field(0.01, ge=0, description="of all weights of the decoder")
     warmup: int = Field(50, ge=0, description="steps in which the rate rises; a tenth of all at most")
-    width: int = Field(256, ge=8, multiple_of=8, description="channels of the decoder")
+    width: int | None = Field(
+        None, ge=8, multiple_of=8, description="channels of the decoder; default a third of CLIP's, 256 of ViT-B"
+    )
     affinity_weight: float = Field(0.1, ge=0, description="weight of the loss of the decoder's affinity")
     layers: int | None = Field(
         None, ge=1, description="plain attention is averaged over so many last layers; default two thirds of all"
@@ -195,7 +197,7 @@ class Online(Trainable):
             "clip": str(path.absolute()) if path.exists() else self.clip.name,
             "sha256": self.clip.sha256,
             "activation": self.vision.blocks[0].mlp.activation,
-            "width": self.options.width,
+            "width": self.options.width or 8 * max(1, round(self.vision.ln_post.normalized_shape[0] / 24)),
             "round_fp16": self.released,
             "mean": mean,
             "std": std,
