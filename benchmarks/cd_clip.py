@@ -117,7 +117,7 @@ def percent(counts: Tensor) -> float:
 @torch.no_grad()
 def untrained_maps(method: Online, data: Dataset) -> Row:
     """mIoU of the masks of maps that no decoder has a part in."""
-    counts = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
+    counts = torch.zeros(len(data.classes), len(data.classes) + 1, dtype=torch.int64)
     for item, truth in items_of(data):
         size = (item.image.shape[1], item.image.shape[2])
         seen = method.teacher.look(method.teacher.pixels(item.image[None]))
@@ -129,7 +129,7 @@ def untrained_maps(method: Online, data: Dataset) -> Row:
 
 def everything(data: Dataset) -> Row:
     """The floor: the first tag everywhere."""
-    counts = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
+    counts = torch.zeros(len(data.classes), len(data.classes) + 1, dtype=torch.int64)
     for item, truth in items_of(data):
         counts += confusion_matrix(truth, torch.full_like(truth, int(item.tags[0])), len(data.classes))
     return {"maps": percent(counts)}
@@ -146,7 +146,7 @@ def fitted(method: Online, data: Dataset, folder: Path) -> Row:
         fit(method, data, run)
     seconds = time.perf_counter() - began
     size = len(data.classes)
-    maps, network, own = (torch.zeros(size, size, dtype=torch.int64) for _ in range(3))
+    maps, network, own = (torch.zeros(size, size + 1, dtype=torch.int64) for _ in range(3))
     net = method.net
     assert net is not None
     for item, truth in items_of(data):

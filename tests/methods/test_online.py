@@ -75,7 +75,6 @@ def training(method, at=0):
 
     class Alone(OnlineTraining):
         global_step = at
-        terms: dict = {}
 
         def log_dict(self, values, **how):
             self.terms = {name: float(value) for name, value in values.items()}
@@ -280,14 +279,18 @@ def test_a_dino_is_asked_for_where_boundaries_need_one(clip):
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("classes", "variant", "switch"), [
-    ("voc12", "paper", 15_000), ("voc12", "released", 9_145), ("coco14", "paper", 40_000), ("coco14", "released", 40_000),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("classes", "variant", "switch"),
+    [
+        ("voc12", "paper", 15_000),
+        ("voc12", "released", 9_145),
+        ("coco14", "paper", 40_000),
+        ("coco14", "released", 40_000),
+    ],
+)
 def test_when_weclip_switches(clip, classes, variant, switch):
-    world = replace(
-        load_classes(classes),
-        texts={"weclip": replace(WORDS, names=("cat",) * len(load_classes(classes).foreground))},
-    )
+    known = load_classes(classes)
+    world = replace(known, texts={"weclip": replace(WORDS, names=("cat",) * len(known.foreground))})
     method = make_method("weclip", world, clip=clip, variant=variant)
     assert method.recipe.switch == switch
     assert method.recipe.steps == (30_000 if classes == "voc12" else 80_000)

@@ -48,7 +48,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tag2mask.methods.online.boundaries import Boundaries, BoundarySettings
-from tag2mask.methods.online.method import COCO_STEPS, VOC_STEPS, Online, OnlineOptions
+from tag2mask.methods.online.method import Online, OnlineOptions
 from tag2mask.methods.online.training import OnlineRecipe
 from tag2mask.methods.weclip import tuned
 from tag2mask.ops.affinity import AFFINITIES, Affinity
@@ -173,11 +173,11 @@ class CDCLIP(Online):
         options = self.options
         affinity = self.spreading()
         return OnlineRecipe(
-            steps=options.steps or (COCO_STEPS if self.coco else VOC_STEPS),
+            steps=self.steps,
             batch=options.batch or (8 if self.coco else 4),
             crop=options.crop or 20 * self.clip.patch,
             scales=options.scales,
-            lr=10 * (options.lr or 2e-5),
+            lr=self.decoder_lr(2e-5),
             warmup=options.warmup,
             early=affinity,
             late=affinity,

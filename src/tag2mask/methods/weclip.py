@@ -38,7 +38,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from tag2mask.methods.online.method import COCO_STEPS, VOC_STEPS, Online, OnlineOptions
+from tag2mask.methods.online.method import VOC_STEPS, Online, OnlineOptions
 from tag2mask.methods.online.training import OnlineRecipe
 from tag2mask.ops.affinity import AFFINITIES, Affinity, Choose
 from tag2mask.types import UserError
@@ -67,7 +67,7 @@ class WeCLIP(Online):
     def make_recipe(self) -> OnlineRecipe:
         """See there."""
         options = self.options
-        steps = options.steps or (COCO_STEPS if self.coco else VOC_STEPS)
+        steps = self.steps
         late = self.spreading(options.affinity)
         early = self.spreading("caa" if options.affinity in ("rfm", "caa") else options.affinity)
         share = _RELEASED_SWITCH if self.released and not self.coco else 0.5
@@ -79,7 +79,7 @@ class WeCLIP(Online):
             batch=options.batch or 4,
             crop=options.crop or 20 * self.clip.patch,
             scales=options.scales,
-            lr=10 * (options.lr or 2e-4),
+            lr=self.decoder_lr(2e-4),
             warmup=options.warmup,
             early=early,
             late=late,

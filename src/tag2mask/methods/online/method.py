@@ -20,6 +20,7 @@ from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.tower import Positions
+from tag2mask.models.weights import STORYBOOK
 from tag2mask.ops.decoder_affinity import decoder_affinity
 from tag2mask.ops.image import resize_bicubic
 from tag2mask.segment.architectures import WeCLIPOptions, find_architecture, read_options, weclip_net
@@ -44,13 +45,17 @@ if TYPE_CHECKING:
 ARCHITECTURE = "weclip"
 
 VOC_STEPS, COCO_STEPS = 30_000, 80_000
+STORYBOOK_STEPS, STORYBOOK_LR = 300, 2e-4
+"""For storybook-clip, whose scenes are small and which runs on a processor; not tuned."""
 
 
 class OnlineOptions(FitOptions):
     """How the decoder is trained. What is None follows the variant, the data and the weights."""
 
     variant: Literal["paper", "released"] = Field("paper", description="the paper, or the released code's faults too")
-    steps: int | None = Field(None, ge=1, description="of the training; default 30000, for coco14 80000")
+    steps: int | None = Field(
+        None, ge=1, description="of the training; default 30000, for coco14 80000, with storybook-clip 300"
+    )
     batch: int | None = Field(None, ge=1, description="images at a time; default 4")
     accumulate: int = Field(1, ge=1, description="batches that make a step")
     crop: int | None = Field(None, ge=8, description="side of what is seen, in pixels; default 20 patches")
@@ -140,6 +145,21 @@ class Online(Trainable):
     def coco(self) -> bool:
         """Whether the published settings for COCO are taken."""
         return self.classes.id == "coco14"
+
+    @property
+    def scenes(self) -> bool:
+        """Whether the CLIP is the embedded one."""
+        return self.clip.name == STORYBOOK
+
+    @property
+    def steps(self) -> int:
+        """Of the training."""
+        published = STORYBOOK_STEPS if self.scenes else COCO_STEPS if self.coco else VOC_STEPS
+        return self.options.steps or published
+
+    def decoder_lr(self, published: float) -> float:
+        """Of the decoder: 10 times the base rate that is given, or published."""
+        return 10 * (self.options.lr or (STORYBOOK_LR if self.scenes else published))
 
     @property
     def text_set(self) -> TextSet:

@@ -150,7 +150,9 @@ class Teacher:
         return min_max(spread(affinity, maps, settings).flatten(1)).view_as(maps)
 
     def refine(self, pixels: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
-        """PAR over the scores (S, H, W) of each image, all images at once; images have S of their own."""
+        """PAR over the scores (S, H, W) of each image, on a GPU all images at once; images have S of their own."""
+        if pixels.device.type == "cpu":  # where a batch is no quicker, and filling it up costs
+            return [par(one[None], own[None], self.refiner)[0] for one, own in zip(pixels, scores, strict=True)]
         most = max(len(each) for each in scores)
         filled = [F.pad(each, (0, 0, 0, 0, 0, most - len(each))) for each in scores]
         refined = par(pixels, torch.stack(filled), self.refiner)
