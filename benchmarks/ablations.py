@@ -10,9 +10,6 @@ compare orderings.
 
 from __future__ import annotations
 
-import argparse
-import platform
-import time
 import warnings
 from datetime import date
 from pathlib import Path
@@ -22,11 +19,9 @@ from tag2mask.process import tune_process
 
 tune_process()  # as the command line does, before torch is loaded
 
-import torch
-from page import section, write_page
+from page import begin, options, section, write_page
 from scipy.stats import spearmanr
 
-from tag2mask import __version__
 from tag2mask.data import read_voc
 from tag2mask.lab.bench import Bench, Figures
 from tag2mask.methods.prompts import imagenet_templates
@@ -146,15 +141,14 @@ def scatter(points: list, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("method", choices=["clip-es"])
     parser.add_argument("-n", type=int, default=200, help="scenes")
     parser.add_argument("--clip", default="storybook-clip")
     parser.add_argument("--out", type=Path, default=Path("docs/ablations-clip-es.md"))
     args = parser.parse_args()
-    torch.set_num_threads(2)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
+    measured_with = begin()
     with TemporaryDirectory() as scenes, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = read_voc(render(scenes, args.n, split="val"), split="val", classes="voc12")
@@ -163,8 +157,8 @@ def main() -> None:
     head = f"""# CLIP-ES: the paper's ablations on Storybook
 
 Made by `python benchmarks/ablations.py clip-es -n {args.n} --clip {args.clip}` on {date.today()}: {args.n} scenes of
-Storybook's `val` split at 256x192, weights {args.clip} (sha256 {clip.sha256[:16]}), tag2mask {__version__}, torch
-{torch.__version__}, {platform.machine()} with 2 threads, {time.perf_counter() - start:.0f} s.
+Storybook's `val` split at 256x192, weights {args.clip} (sha256 {clip.sha256[:16]}), 
+{measured_with()}.
 mIoU in %, over all classes and background. Maps are taken at their best background rule, chosen with ground truth, as
 the paper does; masks after the dense CRF have CLIP-ES's own, 1 - max, or where a row says so the one that was best
 for the maps. "paper" columns are copied from CLIP-ES (VOC 2012 train, OpenAI's ViT-B/16; "one scale / multi-scale"):

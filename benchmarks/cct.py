@@ -10,8 +10,6 @@ trained is kept, and the same command goes on where it was.
 from __future__ import annotations
 
 import argparse
-import platform
-import time
 import warnings
 from dataclasses import replace
 from datetime import date
@@ -23,13 +21,12 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
-from page import table, write_page
+from page import begin, options, table, write_page
 from torch import Tensor
 
-from tag2mask import __version__
 from tag2mask.data import read_voc
 from tag2mask.data.columns import Columns
-from tag2mask.data.image import read_image
+from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.clip_es import ClipES
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.metrics import confusion_matrix, metrics
@@ -82,7 +79,7 @@ def on_scenes(data: Columns, predict: object, what: str) -> float:
     total = torch.zeros(len(data.classes), len(data.classes) + 1, dtype=torch.int64)
     with progress(len(data), what, unit="scenes") as bar:
         for sample in data:
-            picture = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W)
+            picture = read_pixels(sample.image)  # (3, H, W)
             truth = torch.from_numpy(sample.truth())
             total += confusion_matrix(truth, predict(picture, sample.tags), len(data.classes))
             bar.advance()
@@ -151,7 +148,7 @@ def measure(args: argparse.Namespace, work: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("-n", type=int, default=300, help=f"training scenes; one of {SHARE} has its true mask")
     parser.add_argument("--test", type=int, default=100, help="held-out scenes")
     parser.add_argument("--steps", type=int, default=360)
@@ -162,19 +159,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder to keep and to go on with")
     parser.add_argument("--out", type=Path, help="also write the page there")
     args = parser.parse_args()
-    torch.set_num_threads(2)
-    start = time.perf_counter()
+    measured_with = begin()
     with TemporaryDirectory() as scratch:
         lines = measure(args, args.work or Path(scratch))
     given = f"-n {args.n} --test {args.test} --steps {args.steps} --crop {args.crop} --width {args.width}"
-    minutes = (time.perf_counter() - start) / 60
     head = f"""# A tenth of the pixel labels
 
 Made by `python benchmarks/cct.py {given} --height {args.height} --seed {args.seed}` on
 {date.today()}: {args.n} scenes of Storybook's `train` split, {args.test} of `val`, {args.width}x{args.height} pixels;
 network cct-small from storybook-resnet, {args.steps} steps of 8 images (CCT: 8 labelled and 8 unlabelled), crops of
-{args.crop} pixels; pseudo masks of CLIP-ES with storybook-clip; tag2mask {__version__}, torch {torch.__version__},
-{platform.machine()} with 2 threads, {minutes:.0f} min. mIoU over all classes and background;
+{args.crop} pixels; pseudo masks of CLIP-ES with storybook-clip;
+{measured_with()}. mIoU over all classes and background;
 the last weights, one scale.
 """
     page = "\n".join([head, *lines, ""])

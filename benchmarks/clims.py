@@ -8,8 +8,6 @@ and background, at the best background threshold (chosen with ground truth, as t
 
 from __future__ import annotations
 
-import argparse
-import platform
 import time
 import warnings
 from dataclasses import dataclass
@@ -23,11 +21,11 @@ tune_process()  # as the command line does, before torch is loaded
 
 import numpy as np
 import torch
-from page import section, write_page
+from page import begin, section, write_page
+from page import options as page_options
 
-from tag2mask import __version__
 from tag2mask.data import read_voc
-from tag2mask.data.image import read_image
+from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.clims import CLIMS, STORYBOOK_LOSS, CLIMSOptions
 from tag2mask.models.classifier import STORYBOOK_RESNET, Classifier, load_classifier, save_classifier
 from tag2mask.models.untrained import untrained
@@ -76,7 +74,7 @@ class Scenes:
         self.items, self.truths = [], []
         for sample in data:
             if sample.tags and sample.truth:
-                image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1).contiguous()  # (3, H, W)
+                image = read_pixels(sample.image).contiguous()  # (3, H, W)
                 self.items.append(Item(sample.id, image, torch.tensor(sample.tags)))
                 self.truths.append(torch.from_numpy(sample.truth()))
 
@@ -164,7 +162,7 @@ def picture(scenes: Scenes, before: CLIMS, after: CLIMS, path: Path, count: int 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_options(__doc__)
     parser.add_argument("-n", type=int, default=120, help="scenes")
     parser.add_argument("--steps", type=int, default=45, help="of each fit")
     parser.add_argument("--finetune", type=int, default=60, help="steps in which CLIP learns the tags, in one row")
@@ -175,9 +173,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the scenes; 1 was used to find the defaults")
     parser.add_argument("--out", type=Path, default=Path("docs/clims.md"))
     args = parser.parse_args()
-    torch.set_num_threads(2)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
+    measured_with = begin()
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = render(f"{folder}/scenes", args.n, split="val", seed=args.seed)
@@ -235,8 +232,8 @@ def main() -> None:
 Made by `{command} --variant {args.variant} --seed {args.seed}` on {date.today()}: {args.n} scenes
 of Storybook's val split, 256x192; weights {STORYBOOK_RESNET}
 (sha256 {before.resolved["weights_sha256"][:16]}) and
-storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch {torch.__version__},
-{platform.machine()} with 2 threads, {time.perf_counter() - began:.0f} s. All figures in %.
+storybook-clip (sha256 {clip.sha256[:16]});
+{measured_with()}. All figures in %.
 """
     write_page(args.out, "\n".join([head, *parts]))
     print(f"written: {args.out}")

@@ -35,7 +35,8 @@ from vit_b16 import write_checkpoint
 from tag2mask import __version__
 from tag2mask.classes import load_classes
 from tag2mask.data import read_dataset, read_voc
-from tag2mask.data.image import image_size, read_image
+from tag2mask.data.image import image_size
+from tag2mask.data.pixels import read_pixels
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods.clip_es import ClipES
 from tag2mask.models.weights import load_clip
@@ -158,7 +159,7 @@ def precision(n: int) -> None:
         for sample in data:
             if not sample.tags:
                 continue
-            image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1).contiguous()
+            image = read_pixels(sample.image).contiguous()
             item = Item(sample.id, image, torch.tensor(sample.tags))
             a, b = (pseudo_mask(m.scores([item])[0], image, rule)[0] for m in (full, half))
             same.append(((a == b).float().mean().item(), sample.id))
@@ -192,7 +193,7 @@ def growth(title: str, method: ClipES, samples: Iterable[tuple[Path, tuple[int, 
     """A line fitted to resident memory after ``settle`` images, in MB per 1,000 images."""
     seen, resident = [], []
     for i, (path, tags) in enumerate(samples):
-        image = torch.from_numpy(read_image(path)).permute(2, 0, 1).contiguous()
+        image = read_pixels(path).contiguous()
         (scores,) = method.scores([Item(str(i), image, torch.tensor(tags))])
         pseudo_mask(scores, image, method.mask_rule)
         if i >= settle:

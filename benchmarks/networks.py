@@ -8,8 +8,6 @@ column alone. The work folder keeps runs and networks, and the same command goes
 
 from __future__ import annotations
 
-import argparse
-import platform
 import warnings
 from dataclasses import replace
 from datetime import date
@@ -20,10 +18,8 @@ from tag2mask.process import tune_process
 
 tune_process()  # as the command line does, before torch is loaded
 
-import torch
-from page import section, write_page
+from page import begin, options, section, write_page
 
-from tag2mask import __version__
 from tag2mask.config import read_recipe
 from tag2mask.data import read_voc
 from tag2mask.lab.demo import Everything
@@ -117,22 +113,22 @@ def tables(work: Path, scenes: int, held_out: int, recipe: TrainRecipe) -> list[
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--scenes", type=int, default=400)
     parser.add_argument("--held-out", type=int, default=100)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    measured_with = begin()
     settings = replace(read_recipe(TrainRecipe, [], RECIPE), steps=given.steps)
     with TemporaryDirectory() as scratch:
         parts = tables(given.work or Path(scratch), given.scenes, given.held_out, settings)
     head = (
         "# From tags to a network, on Storybook\n\n"
         f"Made by `python benchmarks/networks.py --scenes {given.scenes} --held-out {given.held_out} --steps "
-        f"{given.steps}` on {date.today()}: {platform.machine()}, {torch.get_num_threads()} threads, tag2mask "
-        f"{__version__}, torch {torch.__version__}. Weights: storybook-clip (labels), storybook-resnet (start of the "
-        "networks). mIoU in %, over background and VOC's 20 classes.\n"
+        f"{given.steps}` on {date.today()}: {measured_with()}. Weights: storybook-clip (labels), "
+        "storybook-resnet (start of the networks). mIoU in %, over background and VOC's 20 classes.\n"
     )
     page = "\n".join([head, *parts])
     print(page)

@@ -1,12 +1,39 @@
-"""Markdown tables of the benchmarks."""
+"""What the benchmarks share: the command's options, what a page says of the measuring, and Markdown tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import platform
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
+
+from tag2mask import __version__
 
 NOTES = "\n## Notes\n"
 """Begins what a person wrote on a page, at its end."""
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """The options of a command whose help is its module's docstring."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def begin() -> Callable[[], str]:
+    """Two threads from here on; what it gives says what was measured with, and how long it took."""
+    torch.set_num_threads(2)
+    start = time.perf_counter()
+
+    def said() -> str:
+        seconds = time.perf_counter() - start
+        return (
+            f"tag2mask {__version__}, torch {torch.__version__}, {platform.machine()} with "
+            f"{torch.get_num_threads()} threads, {seconds:.0f} s"
+        )
+
+    return said
 
 
 def write_page(path: Path, page: str) -> None:

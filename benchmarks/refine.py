@@ -11,8 +11,6 @@ goes on with them.
 
 from __future__ import annotations
 
-import argparse
-import platform
 import time
 import warnings
 from contextlib import nullcontext
@@ -26,12 +24,11 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
-from page import table, write_page
+from page import begin, options, table, write_page
 from torch import Tensor
 
-from tag2mask import __version__
 from tag2mask.data import read_voc
-from tag2mask.data.image import read_image
+from tag2mask.data.pixels import read_pixels
 from tag2mask.lab.bench import RULES
 from tag2mask.methods import make_method
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
@@ -101,7 +98,7 @@ class Table:
             if not sample.tags or sample.truth is None:
                 continue
             truth, scores = torch.from_numpy(sample.truth()), run.scores(sample.id)
-            image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W)
+            image = read_pixels(sample.image)  # (3, H, W)
             mask, _ = pseudo_mask(scores, image, rule)
             total += confusion_matrix(truth, mask, count)
             if best:
@@ -147,15 +144,14 @@ def random_weights(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("-n", type=int, default=100, help="scenes")
     parser.add_argument("--steps", type=int, default=200, help="of a fit")
     parser.add_argument("--seeds", nargs="+", choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--out", type=Path, default=Path("docs/refine.md"))
     parser.add_argument("--work", type=Path, help="where the runs are kept; default: a temporary folder")
     args = parser.parse_args()
-    torch.set_num_threads(2)
-    start = time.perf_counter()
+    measured_with = begin()
     with TemporaryDirectory() if args.work is None else nullcontext(args.work) as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scenes = render(Path(work) / "scenes", args.n, split="val")
@@ -174,8 +170,8 @@ def main() -> None:
 
 Made by `python benchmarks/refine.py -n {args.n} --steps {args.steps}` on {date.today()}: {args.n} scenes of
 Storybook's `val` split at 256x192; weights storybook-clip (CLIP-ES) and storybook-resnet (classifier CAM,
-and the backbone of IRN and PSA); tag2mask {__version__}, torch {torch.__version__}, {platform.machine()} with 2
-threads, {time.perf_counter() - start:.0f} s in all. mIoU in %, over all classes and background. "fixed": with each
+and the backbone of IRN and PSA);
+{measured_with()} in all. mIoU in %, over all classes and background. "fixed": with each
 method's own background rule (classifier CAM: {CAM_BACKGROUND.value}, chosen with ground truth on 100 scenes of the
 test split); "best": with the best of {len(RULES)} rules, chosen with ground truth. "fit" is the
 making of labels and {args.steps} steps; neither sees ground truth.

@@ -20,6 +20,15 @@ SHARED = ROOT.parent / "shared"
 torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests whose images are so small that they are not worth a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """``golden("crf/01_c2_clipes")`` loads arrays recorded from the released code.

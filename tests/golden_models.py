@@ -1,4 +1,4 @@
-"""The small CLIPs that golden data were recorded with, drawn anew: their weights are random."""
+"""The networks that golden data were recorded with, drawn anew: their weights are random."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from tag2mask.models.clip import CLIPModel
 from tag2mask.models.convert import from_openai_state
+from tag2mask.models.pot import POTNetwork
 
 Loader = Callable[..., dict[str, np.ndarray]]
 
@@ -103,3 +105,37 @@ def shapes(width: int, layers: int, rows: int) -> dict[str, tuple[int, ...]]:
             for norm in ("ln_1", "ln_2"):
                 found |= {f"{block}{norm}.{part}": (wide,) for part in ("weight", "bias")}
     return found
+
+
+def recorded_pot(network: POTNetwork, expected: str) -> POTNetwork:
+    """POT's full network with the weights of the recorded passes, or a skip where numpy draws others."""
+    state, digest = _pot_weights(network)
+    if digest != expected:
+        pytest.skip("this numpy draws other weights than those of the recording")
+    network.load_state_dict(state, strict=False)
+    return network
+
+
+def _pot_weights(network: POTNetwork) -> tuple[dict[str, Tensor], str]:
+    """The weights that the recorded passes ran with, by our names, drawn as the arrays' README says."""
+    ours = {name.removeprefix("backbone."): name for name in network.state_dict()}
+    dice, digest, state = np.random.Generator(np.random.PCG64(611)), hashlib.sha256(), {}
+    for name in sorted(name for name in ours if not name.endswith("num_batches_tracked")):
+        shape = tuple(network.state_dict()[ours[name]].shape)
+        z = dice.standard_normal(shape)
+        if name.endswith("running_var"):
+            z = 1 + 0.3 * abs(z)
+        elif name.endswith("running_mean"):
+            z = 0.1 * z
+        elif len(shape) == 1 and name.endswith("weight"):
+            z = (1 + 0.1 * z) * (0.3 if "bn3" in name else 1)
+        elif name.endswith("bias"):
+            z = 0.05 * z
+        elif name.startswith(("side", "classifier")):
+            z = z / np.sqrt(shape[1])
+        else:
+            z = z * np.sqrt(2 / np.prod(shape[1:]))
+        half = z.astype(np.float16)
+        digest.update(name.encode() + half.tobytes())
+        state[ours[name]] = torch.from_numpy(half.astype(np.float32))
+    return state, digest.hexdigest()

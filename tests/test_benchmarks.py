@@ -79,6 +79,46 @@ def test_clims(tmp_path):
         assert f"| {row} |" in page
 
 
+def test_mctformer_keeps_its_rows_and_names_those_not_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from mctformer import FOREGROUND, Bench, page
+
+    bench, made = Bench(tmp_path, scenes=2, test=2, steps=1, psa=1), []
+    names = [name for name, _ in bench.rows()]
+    assert names[0] == FOREGROUND
+    assert len({bench.kept(name) for name in names}) == len(names) >= 10
+    for _ in range(2):
+        bench.cell(names[0], lambda: made.append(1) or [1.0, 2.0, "0.30", "", ""])
+    assert made == [1]
+    table = page(bench, "--work WORK")
+    assert f"| {FOREGROUND} | 1.0 | 2.0 | 0.30 |  |  |" in table
+    assert table.count("| not run |") == len(names) - 1
+    assert "not DeiT-S" in table
+
+
+def test_pot(tmp_path):
+    """Rows that are there are not made again, and those that are not say so."""
+    few = ["-n", 2, "--steps", 1, "--scales", 1, "--threads", 1, "--work", tmp_path / "work"]
+    for what in ("oracle", "pictures"):
+        python("benchmarks/pot.py", what, *few, "--out", tmp_path / "pot.md")
+    kept = sorted((tmp_path / "work").glob("n2-*/*.json"))
+    before = [path.stat().st_mtime_ns for path in kept if path.stem != "oracle"]
+    assert "time is over" in python("benchmarks/pot.py", "rows", *few, "--minutes", 0, "--out", tmp_path / "pot.md")
+    page = (tmp_path / "pot.md").read_text(encoding="utf-8")
+    assert page.count("| not run |") > 10
+    for row in ("CLIP-ES with CAA", "POT, paper (K = 3)"):
+        assert f"| {row} | not run |" not in page
+    for row in (
+        "floor: POT over random weights",
+        "exact masks on this grid: mIoU",
+        "POT, exact pixels for sure ones: mIoU",
+    ):
+        assert f"| {row} |" in page
+    assert "![six scenes](pot.jpg)" in page
+    assert (tmp_path / "pot.jpg").stat().st_size < 300_000
+    assert before == [path.stat().st_mtime_ns for path in kept if path.stem != "oracle"]
+
+
 def test_precision():
     assert "of mask pixels are equal" in python("benchmarks/clip_es.py", "precision", "-n", 3)
 
@@ -91,6 +131,7 @@ def test_precision():
         "crf.py",
         "ablations.py",
         "refine.py",
+        "pot.py",
         "train_photographs.py",
         "cct.py",
         "networks.py",

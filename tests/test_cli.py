@@ -353,6 +353,8 @@ def test_every_command_of_the_readme_runs(scenes, tmp_path, monkeypatch):
             words += ["--set", "steps=2", "--set", "batch=2"]
         if "--refine" in words:
             words += ["--refine-set", "steps=2", "--refine-set", "batch=2"]
+        if "pot" in words:
+            words += ["--refine-set", "scales=[1]"]
         if words[:2] == ["storybook", "render"]:
             words += ["--width", "128", "--height", "96"]
         if words[0] == "storybook" and "-n" in words:

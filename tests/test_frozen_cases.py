@@ -9,7 +9,9 @@ from frozen_cases import CASES, FROZEN, GOLDEN, read
 def test_the_folder_holds_what_is_listed() -> None:
     files = {path.relative_to(FROZEN).with_suffix("").as_posix(): path for path in FROZEN.rglob("*.npz")}
     assert files.keys() == CASES.keys()
-    assert max(path.stat().st_size for path in files.values()) < 300_000
+    assert (
+        max(path.stat().st_size for path in files.values()) < 360_000
+    )  # mctformer's weights, which no smaller part would do for
 
 
 @pytest.mark.parametrize("name", CASES)

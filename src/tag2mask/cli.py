@@ -127,6 +127,7 @@ def label(
         Path | None, typer.Option(help="Another run whose learned weights are taken, for methods that learn.")
     ] = None,
     fit_only: Annotated[bool, typer.Option("--fit-only", help="Stop when the method has learned.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs that share every batch of a fit (DDP).")] = 1,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -139,7 +140,7 @@ def label(
         typer.Option(min=0, help="Processes that prepare images for a fit; default: up to 8 on a GPU, else none."),
     ] = None,
     refine: Annotated[
-        str | None, typer.Option(help="Refine the maps: irn or psa. The unrefined run is in OUT/seeds.")
+        str | None, typer.Option(help="Refine the maps: irn, psa or pot. The unrefined run is in OUT/seeds.")
     ] = None,
     refine_set: Annotated[
         list[str] | None,
@@ -159,14 +160,16 @@ def label(
 
     Stop it whenever you like: the same command goes on, and the folder ends up the same. One bad image never stops
     it. Many processes share one folder with `--shard 0/4` ... `--shard 3/4`, or under torchrun or a SLURM array.
-    A method that learns (clims, irn, psa; classifier-cam with `--set epochs=5`) does so first, from the tags; before
-    shards, give the command once with `--fit-only`.
+    A method that learns (clims, mctformer, pot, irn, psa; classifier-cam with `--set epochs=5`) does so first, from
+    the tags; before shards, give the command once with `--fit-only`.
 
     Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
-    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --crf none -o runs/mhsa` · `tag2mask label photos
-    --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos -o runs/irn`
+    -o runs/voc` · `tag2mask label photos --set affinity=mhsa --mask-refiner none -o runs/mhsa` ·
+    `tag2mask label photos --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos
+    -o runs/irn`
     """
     from tag2mask.methods.protocol import Machine
+    from tag2mask.run.processes import helping
     from tag2mask.run.shard import WHOLE, find_shard
     from tag2mask.stages.label import LabelSettings
     from tag2mask.stages.label import label as run_label
@@ -198,7 +201,7 @@ def label(
     shard_ = find_shard(shard)
     afresh = refit or (overwrite and shard_ == WHOLE)
     recipe = prepare(given, device=device, out=None if afresh else out)
-    for note in recipe.data.notes:
+    for note in recipe.data.notes if not helping() else ():
         typer.echo(f"note: {note}", err=True)
     how = LabelSettings(
         rule=recipe.rule,
@@ -211,7 +214,7 @@ def label(
         overwrite=overwrite,
         refit=refit,
         fit_only=fit_only,
-        machine=Machine(workers=workers, minutes=minutes),
+        machine=Machine(devices, workers, minutes),
         removed=one_of("--removed", removed, "keep", "drop"),
         noted=recipe.noted,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from tag2mask.run.processes import helping
 from tag2mask.types import UserError
 
 
@@ -19,7 +20,9 @@ class OneLineErrors(TyperGroup):
         """Run the command that was asked for."""
         debug = bool(ctx.params.get("debug"))
         with warnings.catch_warnings():
-            if not debug:
+            if helping():
+                warnings.simplefilter("ignore")  # the first process says the same
+            elif not debug:
                 warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
             try:
                 return super().invoke(ctx)

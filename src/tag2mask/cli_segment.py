@@ -161,8 +161,9 @@ def predict(
     """Make a mask of every image by a trained network. Tags are not needed.
 
     The folder is a run: `tag2mask eval`, `report` and `export` take it. Stop whenever you like, the same command goes
-    on; one bad image never stops it. Better masks for more time: `--scales 0.5,1,1.5 --flip`, then `--crf deeplab`.
-    Images of any size fit in memory: larger ones are cut into tiles of 2048 pixels, or shrunk by `--longest`.
+    on; one bad image never stops it. Better masks for more time: `--scales 0.5,1,1.5 --flip`, then `--mask-refiner
+    deeplab`. Images of any size fit in memory: larger ones are cut into tiles of 2048 pixels, or shrunk by
+    `--longest`.
 
     Examples: `tag2mask predict runs/net photos -o runs/predicted` · `tag2mask predict runs/net VOC2012 --split val
     --test deeplabv2 -o runs/val` and `tag2mask eval runs/val` · VOC's server: `tag2mask predict runs/net VOC2012

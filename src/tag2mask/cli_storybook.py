@@ -67,12 +67,13 @@ def pretrain_resnet(
     Stop it whenever you like; the same command goes on. The defaults take about half an hour on two cores.
     """
     from tag2mask.lab.classifier import ClassifierRecipe
+    from tag2mask.lab.running import Running
     from tag2mask.lab.train_classifier import pretrain_resnet as run
 
     given: dict[str, Any] = {"width": width, "scenes": scenes, "steps": steps, "batch": batch, "seed": seed}
     given["init"] = init
     recipe = replace(ClassifierRecipe(), **{key: value for key, value in given.items() if value is not None})
-    found = run(out, recipe, device=device, minutes=minutes, scenes=measure, cache=cache, compiled=compiled)
+    found = run(out, recipe, Running(device, minutes, cache, compiled), scenes=measure)
     if found is None:
         typer.echo(f"time is up; the state is in {out}, and the same command goes on")
         return
@@ -117,6 +118,7 @@ def pretrain(
     from tag2mask.config import read_recipe
     from tag2mask.lab.pretrain import pretrain as run_pretrain
     from tag2mask.lab.pretrain_recipe import Pretrain
+    from tag2mask.lab.running import Running
 
     recipe = read_recipe(Pretrain, set_ or [])
     if list_:
@@ -125,13 +127,10 @@ def pretrain(
     result = run_pretrain(
         out,
         recipe,
-        cache=cache,
-        device=device,
+        Running(device, minutes, cache, compiled),
         workers=workers,
-        minutes=minutes,
         watch=watch,
         watch_scenes=watch_scenes,
-        compiled=compiled,
         save_steps=save_steps,
     )
     typer.echo(result.text())

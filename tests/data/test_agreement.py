@@ -116,6 +116,11 @@ def test_cocos_ids_and_other_gaps():
     said = found(through(table, scenes(400, 80)), coco)
     assert said.outside
     assert "--truth-values coco-ids" in said.cause
+    untagged = [(mask, None) for mask, _ in through(table, scenes(400, 80))]
+    assert "--truth-values coco-ids" in found(untagged, coco).cause
+    stray = np.full((8, 8), 83, np.uint8)  # between two of COCO's ids, and none of them
+    assert "coco-ids" not in found([*untagged, (stray, None)], coco).cause
+    assert found([(mask, None) for mask, _ in scenes(400, 80)], coco) is None
     said = found(through({1: 1, 2: 2, 3: 4, 4: 5, 5: 7, 6: 9}, scenes(60)))
     assert said.outside
     assert "with gaps" in said.cause

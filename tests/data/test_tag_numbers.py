@@ -108,6 +108,21 @@ def test_lists_of_0_and_1_that_may_be_either_are_asked(tmp_path, form):
     assert named(read_folder(tmp_path, classes=own)) == {"a": ("elk",), "b": ("owl", "elk")}
 
 
+@pytest.mark.parametrize("form", ["dict", "lines", "rows", "cells"])
+def test_lists_of_true_and_false_are_vectors(tmp_path, form):
+    """Also where each stands once, as in the second: nobody calls a class true."""
+    own = classes_file(vectors(tmp_path, [False, True, True], [False, False, False], form), "fox", "owl", "pine")
+    dataset = read_folder(tmp_path, classes=own)
+    assert named(dataset) == {"a": ("owl", "pine"), "b": None}
+    assert any("lists of true and false" in note and "vectors of 1 and 0" in note for note in dataset.notes)
+    own = classes_file(vectors(tmp_path, [False, True], [True, False], form), "owl", "elk")
+    assert named(read_folder(tmp_path, classes=own)) == {"a": ("elk",), "b": ("owl",)}
+    assert "vectors of 0 and 1 for 2 classes" in refusal(tmp_path)
+    for second, said in (([True], "of 1, 2 places"), (["owl"], "beside other labels (owl)"), ([1, 0], "(0, 1)")):
+        vectors(tmp_path, [False, True], second, form)
+        assert said in refusal(tmp_path, classes=own)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_numbers_of_classes_are_no_vectors(tmp_path, form):
     own = classes_file(vectors(tmp_path, [0, 2], [2, 1], form), "owl", "elk", "fox")

@@ -21,6 +21,7 @@ from tag2mask.lab.classifier import (
     make_classifier,
     measure,
 )
+from tag2mask.lab.running import Running
 from tag2mask.lab.train_classifier import TaggedPictures, pretrain_resnet, tag_training
 from tag2mask.models.classifier import MEAN, STD, load_classifier, save_classifier
 from tag2mask.run.lock import locked
@@ -32,14 +33,11 @@ from tag2mask.storybook.render import scene_seed
 from tag2mask.types import UserError
 
 TINY = ClassifierRecipe(width=2, scenes=12, size=(24, 32), crop=(16, 24), batch=4, steps=6, warmup=2)
+QUIET = Running(device="cpu", progress=False)
+ONE_STEP = dataclasses.replace(QUIET, minutes=0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +121,9 @@ def test_stopped_and_gone_on_is_as_never_stopped(scenes, tmp_path) -> None:
 
 def test_trains_measures_and_writes(tmp_path) -> None:
     """All the way: stopped by the clock, taken up again, measured, written, loaded."""
-    assert pretrain_resnet(tmp_path, TINY, device="cpu", minutes=0, scenes=2, workers=1, progress=False) is None
+    assert pretrain_resnet(tmp_path, TINY, ONE_STEP, scenes=2, workers=1) is None
     assert not (tmp_path / "model.safetensors").exists()
-    found = pretrain_resnet(tmp_path, TINY, device="cpu", scenes=2, workers=1, progress=False)
+    found = pretrain_resnet(tmp_path, TINY, QUIET, scenes=2, workers=1)
     assert 0 <= found.network.miou <= 1
     assert found.untrained != found.network
     classifier, _ = load_classifier(tmp_path)
@@ -137,12 +135,12 @@ def test_trains_measures_and_writes(tmp_path) -> None:
     assert "random weights" in card
     assert "| pictures seen | 24 |" in card
     with pytest.raises(UserError, match=r"another training: lr is 0\.002 there and 0\.1 now"):
-        pretrain_resnet(tmp_path, dataclasses.replace(TINY, lr=0.1), progress=False)
+        pretrain_resnet(tmp_path, dataclasses.replace(TINY, lr=0.1), Running(progress=False))
     assert json.loads((tmp_path / "training" / "recipe.json").read_text())["width"] == 2
 
 
 def test_figures_are_measured_once(tmp_path, monkeypatch) -> None:
-    how = {"device": "cpu", "scenes": 2, "workers": 1, "progress": False}
+    how = {"running": QUIET, "scenes": 2, "workers": 1}
     found = pretrain_resnet(tmp_path, TINY, **how)
     other = pretrain_resnet(tmp_path, TINY, **{**how, "scenes": 3})
     assert (found.network.scenes, other.network.scenes) == (2, 3)
@@ -174,7 +172,7 @@ def test_figures_are_measured_once(tmp_path, monkeypatch) -> None:
 )
 def test_impossible_recipes_are_refused(tmp_path, setting, message) -> None:
     with pytest.raises(UserError, match=message):
-        pretrain_resnet(tmp_path / "out", dataclasses.replace(TINY, **setting), device="cpu", progress=False)
+        pretrain_resnet(tmp_path / "out", dataclasses.replace(TINY, **setting), QUIET)
     assert not (tmp_path / "out").exists()
 
 
@@ -182,14 +180,14 @@ def test_what_others_keep_in_the_folder_is_left_alone(tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"a CLIP")
     (tmp_path / "training").mkdir()
     with pytest.raises(UserError, match=r"holds other things \(model.safetensors\)"):
-        pretrain_resnet(tmp_path, TINY, device="cpu", progress=False)
+        pretrain_resnet(tmp_path, TINY, QUIET)
     assert (tmp_path / "model.safetensors").read_bytes() == b"a CLIP"
     assert list((tmp_path / "training").iterdir()) == []
 
 
 def test_nothing_to_measure_on_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="measured on 0 scenes"):
-        pretrain_resnet(tmp_path / "out", TINY, scenes=0, device="cpu", progress=False)
+        pretrain_resnet(tmp_path / "out", TINY, QUIET, scenes=0)
     assert not (tmp_path / "out").exists()
 
 
@@ -198,21 +196,21 @@ def test_a_folder_in_use_is_refused(tmp_path):
         locked(tmp_path / "training", "x"),
         pytest.raises(UserError, match=r"The training in .* is being written by process"),
     ):
-        pretrain_resnet(tmp_path, TINY, device="cpu", progress=False)
+        pretrain_resnet(tmp_path, TINY, QUIET)
 
 
 def test_a_compiled_loss_is_what_is_trained(tmp_path, monkeypatch) -> None:
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
-    pretrain_resnet(tmp_path, TINY, device="cpu", minutes=0, scenes=2, workers=1, compiled=True, progress=False)
+    pretrain_resnet(tmp_path, TINY, dataclasses.replace(ONE_STEP, compiled=True), scenes=2, workers=1)
     assert compiled == [tag_loss]
 
 
 def test_begins_with_the_weights_it_is_given(tmp_path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    pretrain_resnet(first, TINY, device="cpu", scenes=2, workers=1, progress=False)
+    pretrain_resnet(first, TINY, QUIET, scenes=2, workers=1)
     gone_on = dataclasses.replace(TINY, seed=1, steps=2, lr=1e-12, weight_decay=0.0, init=str(first))
-    pretrain_resnet(second, gone_on, device="cpu", scenes=2, workers=1, progress=False)
+    pretrain_resnet(second, gone_on, QUIET, scenes=2, workers=1)
     before, digest = load_classifier(first)
     after, _ = load_classifier(second)
     for name, value in before.named_parameters():
@@ -231,12 +229,12 @@ def test_begins_with_the_weights_it_is_given(tmp_path) -> None:
 def test_weights_of_another_shape_cannot_begin(tmp_path, other, message) -> None:
     save_classifier(make_classifier(dataclasses.replace(TINY, **other)).eval(), tmp_path / "other", "")
     with pytest.raises(UserError, match=message):
-        pretrain_resnet(tmp_path / "out", dataclasses.replace(TINY, init=str(tmp_path / "other")), device="cpu")
+        pretrain_resnet(tmp_path / "out", dataclasses.replace(TINY, init=str(tmp_path / "other")), QUIET)
     assert not (tmp_path / "out").exists()
 
 
 def test_other_drawings_are_another_training(tmp_path, monkeypatch) -> None:
-    how = {"device": "cpu", "minutes": 0, "scenes": 2, "workers": 1, "progress": False}
+    how = {"running": ONE_STEP, "scenes": 2, "workers": 1}
     pretrain_resnet(tmp_path, TINY, **how)
     monkeypatch.setattr(train_classifier, "EDITION", EDITION + 1)
     with pytest.raises(UserError, match=f"drawing is {EDITION} there and {EDITION + 1} now"):
@@ -245,7 +243,7 @@ def test_other_drawings_are_another_training(tmp_path, monkeypatch) -> None:
 
 def test_an_impossible_device_leaves_no_folder(tmp_path) -> None:
     with pytest.raises(UserError, match="gpu7"):
-        pretrain_resnet(tmp_path / "run", TINY, device="gpu7", progress=False)
+        pretrain_resnet(tmp_path / "run", TINY, Running(device="gpu7", progress=False))
     assert not (tmp_path / "run").exists()
 
 

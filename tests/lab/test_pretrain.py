@@ -32,6 +32,7 @@ from tag2mask.lab.lessons import class_texts
 from tag2mask.lab.losses import aligned_similarity, contrastive, cosine, pairwise
 from tag2mask.lab.pretrain import in_training, pretrain, write_clip
 from tag2mask.lab.pretrain_recipe import Pretrain
+from tag2mask.lab.running import Running
 from tag2mask.lab.towers import build_clip, encode_image, kept_patches, readings
 from tag2mask.lab.views import look
 from tag2mask.lab.vocabulary import END, encode, vocabulary, words_version
@@ -42,6 +43,9 @@ from tag2mask.run.lock import locked
 from tag2mask.run.sampling import Draw
 from tag2mask.storybook import CLASSES
 from tag2mask.types import UserError
+
+QUIET = Running(device="cpu", progress=False)
+ONE_STEP = replace(QUIET, minutes=0.0)
 
 
 class Killed(BaseException):
@@ -186,7 +190,7 @@ def test_the_rate_warms_up(scenes, tmp_path):
 def test_what_others_keep_in_the_folder_is_left_alone(tmp_path):
     (tmp_path / "clip").mkdir()
     with pytest.raises(UserError, match=r"holds other things \(clip\)"):
-        pretrain(tmp_path, TINY, device="cpu", progress=False)
+        pretrain(tmp_path, TINY, QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["clip"]
 
 
@@ -197,8 +201,8 @@ def test_where_nothing_was_learned_a_mended_command_begins(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(stage, "render_cache", full)
         with pytest.raises(UserError, match="no room"):
-            pretrain(tmp_path, replace(TINY, scenes=32), device="cpu", progress=False)
-    found = pretrain(tmp_path, replace(TINY, accumulate=1), device="cpu", minutes=0.0, watch=0, progress=False)
+            pretrain(tmp_path, replace(TINY, scenes=32), QUIET)
+    found = pretrain(tmp_path, replace(TINY, accumulate=1), ONE_STEP, watch=0)
     assert found.step == 1
     assert json.loads((tmp_path / "recipe.json").read_text())["scenes"] == TINY.scenes
 
@@ -212,7 +216,7 @@ def test_weights_that_were_watched_but_not_saved_keep_their_folder(tmp_path, mon
             raise UserError("no such luck")
         return step(module, batch, batch_idx)
 
-    how = {"device": "cpu", "watch": 1, "watch_scenes": 2, "progress": False}
+    how = {"running": QUIET, "watch": 1, "watch_scenes": 2}
     with monkeypatch.context() as patch:
         patch.setattr(ContrastiveCLIP, "training_step", broken)
         with pytest.raises(UserError, match="no such luck"):
@@ -234,12 +238,12 @@ def test_a_stop_leaves_the_weights_of_its_step(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return step(module, batch, batch_idx)
 
-    pretrain(tmp_path, recipe, device="cpu", minutes=0.0, watch=0, progress=False)
+    pretrain(tmp_path, recipe, ONE_STEP, watch=0)
     before = (tmp_path / "clip" / "model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(ContrastiveCLIP, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt, match="stopped at step 3 of 4"):
-            pretrain(tmp_path, recipe, device="cpu", watch=0, progress=False)
+            pretrain(tmp_path, recipe, QUIET, watch=0)
     assert (tmp_path / "clip" / "model.safetensors").read_bytes() != before
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     kept = load_clip(tmp_path / "clip", cache=None).model.vision.proj
@@ -256,7 +260,7 @@ def test_watched_are_other_scenes_than_those_of_the_card(monkeypatch):
 
 
 def test_what_is_kept_are_the_averaged_weights(tmp_path):
-    found = pretrain(tmp_path, replace(TINY, accumulate=1), device="cpu", watch=0, progress=False)
+    found = pretrain(tmp_path, replace(TINY, accumulate=1), QUIET, watch=0)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     kept = load_clip(found.clip, cache=None).model.vision.proj
     torch.testing.assert_close(kept, state["average.vision.proj"].half().float(), rtol=0, atol=0)
@@ -287,12 +291,12 @@ def test_loss_falls(scenes, tmp_path, loss):
 
 def test_stage_renders_trains_watches_and_goes_on(tmp_path, capsys):
     recipe = replace(TINY, accumulate=1)
-    first = pretrain(tmp_path / "run", recipe, device="cpu", minutes=0.0, watch=2, watch_scenes=3, progress=False)
+    first = pretrain(tmp_path / "run", recipe, ONE_STEP, watch=2, watch_scenes=3)
     assert (first.step, first.best) == (1, None)
     assert "goes on" in first.text()
     while first.step < 4:
-        first = pretrain(tmp_path / "run", recipe, device="cpu", minutes=0.0, watch=2, watch_scenes=3, progress=False)
-    whole = pretrain(tmp_path / "whole", recipe, device="cpu", watch=2, watch_scenes=3, progress=False)
+        first = pretrain(tmp_path / "run", recipe, ONE_STEP, watch=2, watch_scenes=3)
+    whole = pretrain(tmp_path / "whole", recipe, QUIET, watch=2, watch_scenes=3)
     for folder in ("clip", "best"):
         same = [(tmp_path / run / folder / "model.safetensors").read_bytes() for run in ("run", "whole")]
         assert same[0] == same[1]
@@ -304,7 +308,7 @@ def test_stage_renders_trains_watches_and_goes_on(tmp_path, capsys):
     assert json.loads((tmp_path / "whole" / "best" / "watch.json").read_text()) == whole.top
     assert whole.top["scenes"] == 3
     with pytest.raises(UserError, match=r"lr is 0.001 there and 0.01 now"):
-        pretrain(tmp_path / "run", replace(recipe, lr=0.01), device="cpu", progress=False)
+        pretrain(tmp_path / "run", replace(recipe, lr=0.01), QUIET)
     assert capsys.readouterr().err == ""
 
 
@@ -312,10 +316,10 @@ def test_stage_makes_lessons_by_the_teacher_that_is_named(tmp_path):
     recipe = replace(TAUGHT, accumulate=1, teacher=str(tmp_path / "teacher"))
     save_classifier(small_classifier(CLASSES[1:]), tmp_path / "teacher", "")
     with pytest.raises(UserError, match="does not know aeroplane"):
-        pretrain(tmp_path / "run", recipe, device="cpu", progress=False)
+        pretrain(tmp_path / "run", recipe, QUIET)
     assert not (tmp_path / "run").exists()
     save_classifier(small_classifier(), tmp_path / "teacher", "")
-    assert pretrain(tmp_path / "run", recipe, device="cpu", minutes=0.0, watch=0, progress=False).step == 1
+    assert pretrain(tmp_path / "run", recipe, ONE_STEP, watch=0).step == 1
     assert len(list((tmp_path / "run").glob("cache/*/pseudo-*/labels.npy"))) == 1
     digest = hashlib.sha256((tmp_path / "teacher" / "model.safetensors").read_bytes()).hexdigest()
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["teacher_sha256"] == digest
@@ -323,17 +327,17 @@ def test_stage_makes_lessons_by_the_teacher_that_is_named(tmp_path):
     nn.init.normal_(other.head.weight)
     save_classifier(other, tmp_path / "teacher", "")
     with pytest.raises(UserError, match="teacher_sha256 is"):
-        pretrain(tmp_path / "run", recipe, device="cpu", progress=False)
+        pretrain(tmp_path / "run", recipe, QUIET)
 
 
 @pytest.mark.parametrize(("what", "at"), [("drawing", "EDITION"), ("words", "words_version")])
 def test_other_drawings_and_other_words_are_another_training(tmp_path, monkeypatch, what, at):
     recipe = replace(TINY, accumulate=1)
-    pretrain(tmp_path, recipe, device="cpu", minutes=0.0, watch=0, progress=False)
+    pretrain(tmp_path, recipe, ONE_STEP, watch=0)
     before = json.loads((tmp_path / "recipe.json").read_text())[what]
     monkeypatch.setattr(stage, at, 99 if what == "drawing" else lambda: 99)
     with pytest.raises(UserError, match=f"{what} is {before!r} there and 99 now"):
-        pretrain(tmp_path, recipe, device="cpu", minutes=0.0, watch=0, progress=False)
+        pretrain(tmp_path, recipe, ONE_STEP, watch=0)
 
 
 def test_the_digest_of_words_follows_words(monkeypatch):
@@ -353,7 +357,7 @@ def test_minutes_count_from_the_start_of_the_command(tmp_path, monkeypatch):
 
     monkeypatch.setattr(time, "monotonic", lambda: clock() + late[0])
     monkeypatch.setattr(stage, "render_cache", slow)
-    how = {"device": "cpu", "minutes": 9.0, "watch": 0, "progress": False}
+    how = {"running": replace(QUIET, minutes=9.0), "watch": 0}
     assert pretrain(tmp_path, replace(TINY, accumulate=1), **how).step == 1
     monkeypatch.setattr(stage, "render_cache", draw)
     assert pretrain(tmp_path, replace(TINY, accumulate=1), **how).step == TINY.steps
@@ -364,13 +368,13 @@ def test_a_folder_in_use_is_refused(tmp_path):
         locked(tmp_path, "x"),
         pytest.raises(UserError, match=r"The training in .* is being written by process"),
     ):
-        pretrain(tmp_path, TINY, device="cpu", progress=False)
+        pretrain(tmp_path, TINY, QUIET)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_an_init_that_does_not_fit_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match="another size or width"):
-        pretrain(tmp_path / "run", replace(TINY, init="storybook-clip"), device="cpu", progress=False)
+        pretrain(tmp_path / "run", replace(TINY, init="storybook-clip"), QUIET)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -403,7 +407,7 @@ def test_an_init_that_does_not_fit_leaves_no_folder(tmp_path):
 )
 def test_impossible_recipes_are_refused_before_anything_is_written(tmp_path, wrong, named):
     with pytest.raises(UserError, match=named):
-        pretrain(tmp_path / "run", replace(TINY, **wrong), device="cpu", progress=False)
+        pretrain(tmp_path / "run", replace(TINY, **wrong), QUIET)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,27 +8,20 @@ import torch
 from methods.toys import make_data
 from tag2mask.methods import make_method
 from tag2mask.methods.classifier_cam import ClassifierCAM
-from tag2mask.models.backbone import Layout
-from tag2mask.models.classifier import Classifier, class_maps, save_classifier
+from tag2mask.models.classifier import class_maps
 from tag2mask.ops.masks import upsample
 from tag2mask.run.folder import Run
 from tag2mask.stages.label import label
 from tag2mask.types import ClassSet, Item, UserError
+from tiny_classifiers import write_classifier
 
 CLASSES = ClassSet("pets", ("background", "cat", "dog"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
-LAYOUT = Layout(blocks=(1, 1, 1, 1), width=4, strides=(1, 2, 2, 1))
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
     """A classifier that knows more than the class set, in another order."""
-    torch.manual_seed(0)
-    model = Classifier(("dog", "emu", "cat"), LAYOUT)
-    for _ in range(5):
-        model(torch.randn(8, 3, 48, 64))
-    folder = tmp_path_factory.mktemp("classifier")
-    save_classifier(model, folder, "")
-    return str(folder)
+    return write_classifier(tmp_path_factory.mktemp("classifier"), ("dog", "emu", "cat"), seed=0)
 
 
 def item(height: int, width: int, tags: list[int]) -> Item:

@@ -19,7 +19,6 @@ from tag2mask.methods import make_method, make_options
 from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.tagged import TaggedImages
 from tag2mask.methods.protocol import Machine
-from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import (
     MEAN,
     STD,
@@ -46,31 +45,19 @@ from tag2mask.stages.report_weights import weights_of
 from tag2mask.storybook import draw_scene
 from tag2mask.storybook.render import scene_seed
 from tag2mask.types import ClassSet, Sample, UserError
+from tiny_classifiers import LAYOUT, write_classifier
 
-LAYOUT = Layout(blocks=(1, 1, 1, 1), width=4, strides=(1, 2, 2, 1))
 SMALL = {"steps": 5, "batch": 3, "crop": 32, "long_side": (24, 40), "lr": 0.01}
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
     """A classifier of two of the toys' classes and of one more; its norms have seen pictures."""
-    torch.manual_seed(1)
-    model = Classifier(("blue", "emu", "red"), LAYOUT)
-    for _ in range(5):
-        model(torch.randn(8, 3, 48, 64))
-    folder = tmp_path_factory.mktemp("classifier")
-    save_classifier(model, folder, "")
-    return str(folder)
+    return write_classifier(tmp_path_factory.mktemp("classifier"), ("blue", "emu", "red"), seed=1)
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.classifier import tag_training
 from tag2mask.methods.fitting.clims import CLIMSTraining, TagCaptions, descent_of
 from tag2mask.methods.fitting.clims_critic import Critic
-from tag2mask.models.backbone import Layout
-from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier, save_classifier
+from tag2mask.models.classifier import MEAN, STD, load_classifier
 from tag2mask.models.convert import from_openai_state
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.calibration import calibrate_threshold
@@ -36,22 +35,16 @@ from tag2mask.run.tag_training import TagTraining
 from tag2mask.stages.label import label
 from tag2mask.stages.machinery.fit import fit
 from tag2mask.types import ClassSet, Sample, TextSet, UserError
+from tiny_classifiers import write_classifier
 from tiny_clips import openai_state, oracle, write_tokenizer
 
-LAYOUT = Layout(blocks=(1, 1, 1, 1), width=4, strides=(1, 2, 2, 1))
 TEXTS = TextSet(("red", "cat", "dog"), ("a photo of {}",), ("photo", "the"), {"cat": ("photo", "the dog")})
 CLASSES = ClassSet(
     "three", ("background", "red", "cat", "dog"), ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)), {"clims": TEXTS}
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +58,7 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
     """A classifier of the classes, in another order, and of one more; its norms have seen pictures."""
-    torch.manual_seed(1)
-    model = Classifier(("dog", "emu", "red", "cat"), LAYOUT)
-    for _ in range(5):
-        model(torch.randn(8, 3, 48, 64))
-    folder = tmp_path_factory.mktemp("classifier")
-    save_classifier(model, folder, "")
-    return str(folder)
+    return write_classifier(tmp_path_factory.mktemp("classifier"), ("dog", "emu", "red", "cat"), seed=1)
 
 
 @pytest.fixture

@@ -15,13 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mctformers import save_timm, timm_state
 from methods.toys import CLASSES, ONLINE, TOYS, TrainingFree, make_data
+from run_folders import artefacts
 from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods import METHODS, make_method, method_class
 from tag2mask.methods.protocol import Method, Trainable
 from tag2mask.models.backbone import Layout
 from tag2mask.models.classifier import Classifier, save_classifier
+from tag2mask.models.mctformer import Shape
 from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.ops.masks import upsample
 from tag2mask.run.checkpoint import steps_done
@@ -30,19 +33,13 @@ from tag2mask.segment.architectures import ARCHITECTURES
 from tag2mask.segment.network import find_network, load_network, read_saved
 from tag2mask.stages.export_network import export_network
 from tag2mask.stages.label import label
-from tag2mask.stages.machinery.fit import FIT_DATA, FITTED, fitted_digest
+from tag2mask.stages.machinery.fit import FITTED, fitted_digest
+from tag2mask.stages.machinery.fit_data import FIT_DATA
 from tag2mask.stages.predict import predict
 from tag2mask.types import IGNORE, ClassSet, Item, Prior, TextSet, UserError
 from tiny_clips import oracle, write_tokenizer
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,8 +59,10 @@ FITS = {
     "classifier-cam": {"steps": 2, "batch": 2, "crop": 32, "long_side": (24, 40)},
     "clims": {"steps": 2, "batch": 2, "crop": 32, "long_side": (24, 40)},
     "irn": {"steps": 2, "batch": 2, "crop": 36, "radius": 5, "displacement_width": 32, "walk_steps": 8},
+    "mctformer": {"steps": 2, "batch": 2, "crop": 24, "drop_path": 0.3},
     "psa": {"steps": 2, "batch": 2, "crop": 72, "walk_steps": 8},
     "weclip": {"steps": 2, "batch": 2, "crop": 32, "width": 16, "accumulate": 2},
+    "pot": {"steps": 2, "batch": 2, "size": 48},
 }
 """Options that make a real method's fit a matter of a second."""
 
@@ -124,12 +123,25 @@ def random_classifier() -> tempfile.TemporaryDirectory:
     return folder
 
 
+@functools.cache
+def random_transformer() -> tempfile.TemporaryDirectory:
+    """The folder of a tiny image transformer with random weights, in a file called deit.pth."""
+    folder = tempfile.TemporaryDirectory()
+    save_timm(Path(folder.name) / "deit.pth", timm_state(Shape(width=64, layers=2, heads=1, patch=8, grid=(3, 3))))
+    return folder
+
+
+def random_weights(kind: str) -> str:
+    """What a method may start from."""
+    return f"{random_transformer().name}/deit.pth" if kind == "mctformer" else random_classifier().name
+
+
 def build(name: str, classes: ClassSet) -> Method:
     if name in TOYS:
         return TOYS[name](classes, TOYS[name].Options())
     kind = name.removesuffix(" given")
     made = method_class(kind)
-    options = {"weights": random_classifier().name} if "weights" in made.Options.model_fields else {}
+    options = {"weights": random_weights(kind)} if "weights" in made.Options.model_fields else {}
     options |= FITS.get(name, {})
     return make_method(kind, classes, clip=random_clip() if "clip" in made.needs else None, **options)
 
@@ -182,6 +194,10 @@ def test_shapes_and_values(case):
             assert tuple(scores.background.shape) == grid
         if scores.initial is not None:
             assert scores.initial.shape == scores.maps.shape
+        assert (scores.others is not None) == case.method.scores_others
+        if scores.others is not None:
+            assert scores.others.score.shape == scores.others.values.shape == grid
+            assert not torch.isin(scores.others.values, item.tags).any()
         if scores.frame is not None:
             assert scores.frame[0] >= size[0]
             assert scores.frame[1] >= size[1]
@@ -349,12 +365,3 @@ def test_the_toys_are_of_the_kinds_they_say():
         "toy-training-free"
     }
     assert {name for name, method in kinds.items() if method.earlier_run(method.options).needed} == {"toy-refiner"}
-
-
-def artefacts(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for kind in ("masks", "confidence", "scores")
-        for path in sorted((folder / kind).rglob("*"))
-        if path.is_file()
-    }

@@ -30,12 +30,7 @@ from tag2mask.types import Constant, Item, MaskRule, Own, Power, Prior, Scores, 
 BOTH = ("irn", "psa")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(name, **options):

@@ -15,8 +15,9 @@ import yaml
 from pydantic import BaseModel
 
 from tag2mask.run import files
+from tag2mask.run.artefacts import check_id
 from tag2mask.run.files import atomic_path, write_atomic
-from tag2mask.run.folder import Run, check_id
+from tag2mask.run.folder import Run
 from tag2mask.run.lock import Lock
 from tag2mask.run.manifest import Manifest, Record, merge_manifests, read_manifest
 from tag2mask.run.scores import encode_scores, read_scores
@@ -270,14 +271,14 @@ def test_a_damaged_run_yaml_is_said(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to"):
+    with pytest.raises(UserError, match="cannot be written"):
         Run.create(tmp_path / "file" / "run", SETTINGS)
 
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("pathlib.Path.mkdir", read_only)
-    with pytest.raises(UserError, match="Read-only file system; choose a folder"):
+    with pytest.raises(UserError, match=r"Read-only file system\); choose a folder"):
         Run.create(tmp_path / "new", SETTINGS)
 
 

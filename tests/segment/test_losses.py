@@ -183,7 +183,7 @@ def test_refine_is_the_crf_of_the_floored_softmax() -> None:
 
 def test_shrunk_images_are_scipy_zoom_of_order_one() -> None:
     image = torch.randint(0, 256, (1, 3, 40, 56), generator=torch.Generator().manual_seed(8), dtype=torch.uint8)
-    small = losses.shrink_images(image, (10, 7))[0].numpy()
+    small = losses.shrink_to_corners(image, (10, 7))[0].numpy()
     expected = ndimage.zoom(image[0].double().numpy(), (1, 10 / 40, 7 / 56), order=1)
     assert np.array_equal(small, (expected + 1e-6).astype(np.uint8))  # scipy may fall just below a whole level
 

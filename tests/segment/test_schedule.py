@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def test_poly_warms_up_and_refuses_nonsense() -> None:
 
 
 def test_ramps_reach_their_end_and_stay() -> None:
-    for kind, end in (("sigmoid", 1), ("linear", 1), ("cosine", 1), ("exp", 1), ("log", 1 - math.exp(-5))):
+    for kind, end in (("sigmoid", 1), ("log", 1 - math.exp(-5))):
         values = [schedule.ramp(t, 100, kind) for t in range(0, 120, 5)]
         assert values == sorted(values)
         assert values[20] == values[-1] == pytest.approx(end)
@@ -137,3 +138,22 @@ def test_golden_poly_optimizer(golden) -> None:
         (w**2).sum().mul(0.5).backward()
         optimizer.step()
         assert w.detach().numpy() == pytest.approx(expected_w, rel=1e-6), t
+
+
+def test_cosine_by_epochs_is_the_recorded_one_an_epoch_late(golden) -> None:
+    recorded = golden("mctformer/schedule")["lr"]
+    late = [schedule.cosine_epochs(e, 60, 6.25e-5, late=True) for e in range(60)]
+    np.testing.assert_allclose(late, recorded, rtol=0, atol=1e-12)
+    on_time = [schedule.cosine_epochs(e, 60, 6.25e-5) for e in range(60)]
+    assert on_time[:59] == late[1:]
+    assert on_time[0] == 1e-6
+    assert on_time[1] == pytest.approx(1e-6 + 6.15e-5 / 5, rel=1e-9)
+    assert max(on_time) == on_time[5] < 6.25e-5
+    assert on_time[59] == pytest.approx(1e-5 + 5.25e-5 * (1 + math.cos(math.pi * 59 / 60)) / 2, abs=1e-18)
+
+
+def test_cosine_stays_at_its_end_and_refuses_nonsense() -> None:
+    assert schedule.cosine_epochs(60, 60, 1e-3) == schedule.cosine_epochs(59, 60, 1e-3)
+    for epoch, epochs in ((-1, 60), (0, 0)):
+        with pytest.raises(ValueError, match="expected epoch >= 0"):
+            schedule.cosine_epochs(epoch, epochs, 1e-3)

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from methods.toys import CLASSES, FittedOnTags, Refiner, TinyData, TrainingFree, make_data
+from run_folders import artefacts
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.methods.protocol import EarlierRun
 from tag2mask.run.current import Current
@@ -36,13 +37,7 @@ from tag2mask.types import ClassSet, Scores, TextSet, UserError
 FIRST = "part0/img.000"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -56,15 +51,6 @@ def toy(kind=TrainingFree, classes=CLASSES, **options):
 
 def quiet(data, out, method=None, **more):
     return label(data, method or toy(classes=data.classes), out, progress=False, **more)
-
-
-def artefacts(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for kind in ("masks", "confidence", "scores")
-        for path in (folder / kind).rglob("*")
-        if path.is_file()
-    }
 
 
 def touched(before, folder):
@@ -262,12 +248,8 @@ class Killed(BaseException):
     """As good as kill -9."""
 
 
-def test_killed_between_mask_and_line_then_changed_back_it_is_never_a_mixture(data, tmp_path, monkeypatch):
+def kill_between_files(monkeypatch):
     """The maps of the new picture stand beside the mask of the old one only where the mask is gone first."""
-    quiet(data, tmp_path / "run")
-    original = data[0].image.read_bytes()
-    times = data[0].image.stat()
-    repaint(data[0].image)
     keep = Run.write
 
     def write(self, id, *, mask, confidence, scores):
@@ -275,6 +257,27 @@ def test_killed_between_mask_and_line_then_changed_back_it_is_never_a_mixture(da
         keep(self, id, mask=mask, confidence=confidence, scores=scores)
 
     monkeypatch.setattr(Run, "write", write)
+
+
+def kill_before_the_line(monkeypatch):
+    """The mask there is the new picture's, and no line says so."""
+    keep = Manifest.append
+
+    def append(self, record):
+        if record.status == "ok":
+            raise Killed
+        keep(self, record)
+
+    monkeypatch.setattr(Manifest, "append", append)
+
+
+@pytest.mark.parametrize("kill", [kill_between_files, kill_before_the_line])
+def test_a_picture_that_is_killed_over_and_then_changed_back_leaves_no_mixture(data, tmp_path, monkeypatch, kill):
+    """A, then B killed on the way, then A again."""
+    quiet(data, tmp_path / "run")
+    original, times = data[0].image.read_bytes(), data[0].image.stat()
+    repaint(data[0].image)
+    kill(monkeypatch)
     with pytest.raises(Killed):
         quiet(data, tmp_path / "run")
     monkeypatch.undo()
@@ -382,6 +385,26 @@ def test_a_fit_stays_as_it_is_and_says_so_until_it_is_made_anew(data, tmp_path, 
     ).read_text()
 
 
+def test_the_word_on_an_old_fit_names_what_changed(data, tmp_path):
+    quiet(data, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+    repaint(data[1].image, seed=40)
+    other = retag(data, 0, (1, 2, 3))
+    gone = replace(other, samples=[*other.samples[:4], replace(other.samples[5], id="toy/new")])
+    first, second = "1 image whose tags changed (part0/img.000)", "picture or earlier maps changed (part1/img.001)"
+    for now, said in (
+        (other, f"{first}; 1 image whose {second})"),
+        (gone, f"{second}; 1 image not there before (toy/new); 2 images no longer there)"),
+        (replace(other, samples=other.samples[::-1]), first),
+    ):
+        with pytest.warns(UserWarning, match=re.escape(said)):
+            quiet(now, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+    stored = json.loads((tmp_path / "run/checkpoints/fit_data.json").read_text())
+    del stored["rows"]  # as an earlier version wrote it
+    (tmp_path / "run/checkpoints/fit_data.json").write_text(json.dumps(stored))
+    with pytest.warns(UserWarning, match=r"as it was \(6 images then, 5 now\)"):
+        quiet(gone, tmp_path / "run", toy(FittedOnTags), fit_only=True)
+
+
 def test_classes_that_a_fit_does_not_know_need_another_one(data, tmp_path):
     some = replace(data, classes=classes("red", "green", "blue"))
     quiet(some, tmp_path / "run", toy(FittedOnTags, some.classes))
@@ -474,30 +497,6 @@ def test_no_mask_at_all_is_no_success(data, tmp_path):
 
 
 # --- what a reviewer found ------------------------------------------------------------------------------------------
-
-
-def test_a_kill_before_the_line_leaves_no_old_word_on_the_new_mask(data, tmp_path, monkeypatch):
-    """A, then B written and killed before its line, then A again: the mask there is B's."""
-    quiet(data, tmp_path / "run")
-    original, times = data[0].image.read_bytes(), data[0].image.stat()
-    repaint(data[0].image)
-    keep = Manifest.append
-
-    def append(self, record):
-        if record.status == "ok":
-            raise Killed
-        keep(self, record)
-
-    monkeypatch.setattr(Manifest, "append", append)
-    with pytest.raises(Killed):
-        quiet(data, tmp_path / "run")
-    monkeypatch.undo()
-    torch.set_num_threads(1)
-    data[0].image.write_bytes(original)
-    os.utime(data[0].image, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert quiet(data, tmp_path / "run").done == 1
-    quiet(data, tmp_path / "fresh")
-    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
 
 
 def test_a_clock_that_is_set_back_does_not_bring_old_words_back(data, tmp_path, monkeypatch):

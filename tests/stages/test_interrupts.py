@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from methods.toys import CLASSES, Neighbourly, make_data
-from tag2mask.run import files
+from run_folders import artefacts, die_at_file
 from tag2mask.run.folder import Run
 from tag2mask.stages.label import label
 from tag2mask.types import UserError
@@ -43,15 +43,7 @@ def work(images: Path, out: Path, seconds: float = 0.0, die_at: int | None = Non
     """Label in a process of its own; ``die_at``: kill -9 just before the so-manieth file gets its name."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with Ctrl-C ignored
-    rename, renamed = os.replace, []
-
-    def replace_file(source, target):
-        renamed.append(target)
-        if len(renamed) == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        rename(source, target)
-
-    files.os.replace = replace_file
+    die_at_file(die_at)
     method = Neighbourly(CLASSES)
     method.seconds = seconds
     try:
@@ -78,15 +70,6 @@ def finish(*arguments, **more) -> int:
     process = start(*arguments, **more)
     process.join(60)
     return process.exitcode
-
-
-def artefacts(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for kind in ("masks", "confidence", "scores")
-        for path in (folder / kind).rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

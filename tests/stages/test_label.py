@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from methods.toys import CLASSES, Neighbourly, Refiner, TinyData, TrainingFree, forbidden, make_data
+from run_folders import artefacts
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods import METHODS, known_methods, make_method, make_options
@@ -25,14 +26,7 @@ from tag2mask.stages.label import label
 from tag2mask.stages.machinery.plan import plan
 from tag2mask.types import Item, MaskRule, Sample, Scores, TextSet, UserError
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def toy(kind=TrainingFree, **options):
@@ -41,15 +35,6 @@ def toy(kind=TrainingFree, **options):
 
 def quiet(data, out, method=None, **more):
     return label(data, method or toy(), out, progress=False, **more)
-
-
-def artefacts(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for kind in ("masks", "confidence", "scores")
-        for path in (folder / kind).rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from methods.toys import CLASSES, TrainingFree, make_data
+from run_folders import artefacts
 from tag2mask.ops.compiled import trouble
 from tag2mask.run.folder import Run
 from tag2mask.stages.label import label
@@ -35,15 +36,6 @@ def threads():
 
 def run(data, out, **more):
     return label(data, TrainingFree(CLASSES), out, rule=RULE, progress=False, **more)
-
-
-def artefacts(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for kind in ("masks", "confidence", "scores")
-        for path in (folder / kind).rglob("*")
-        if path.is_file()
-    }
 
 
 @needs_numba

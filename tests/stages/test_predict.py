@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ from typer.testing import CliRunner
 
 from coco_files import content
 from methods.toys import CLASSES, TinyData, make_data
+from run_folders import artefacts, die_at_file
 from stages import small_run
 from stages.networks import photographs, tiny_network
 from tag2mask.classes import load_classes
@@ -29,7 +29,6 @@ from tag2mask.data import read_dataset
 from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.ops.crf import dense_crf, preset, unary_from_probs
-from tag2mask.run import files
 from tag2mask.run.folder import Run
 from tag2mask.segment.network import load_network, save_network
 from tag2mask.segment.test_time import TestTime
@@ -55,11 +54,6 @@ def photos(tmp_path_factory) -> Path:
 
 def images(folder: Path):
     return read_dataset(folder, network=CLASSES)
-
-
-def artefacts(folder: Path) -> dict[str, bytes]:
-    found = [path for kind in ("masks", "confidence", "scores") for path in (folder / kind).rglob("*")]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found if path.is_file()}
 
 
 def tensor(path: Path) -> torch.Tensor:
@@ -250,15 +244,7 @@ def test_another_network_or_another_test_is_another_run(network, photos, tmp_pat
 
 def work(network: Path, photos: Path, out: Path, die_at: int | None = None, shard: tuple[int, int] = (0, 1)) -> None:
     torch.set_num_threads(1)
-    rename, renamed = os.replace, []
-
-    def replace_file(source, target):
-        renamed.append(target)
-        if len(renamed) == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        rename(source, target)
-
-    files.os.replace = replace_file
+    die_at_file(die_at)
     test = TestTime((1.0, 0.5), flip=True, batch=2)
     predict(network, images(photos), out, test=test, refiner="deeplab", device="cpu", shard=shard, progress=False)
 

@@ -288,8 +288,12 @@ class Agreement:
         return out
 
     def _coco(self) -> bool:
+        """Whether the numbers are COCO's ids, by the tags; without any, by an id above 80 and no other number."""
         if len(self.classes) != len(COCO_IDS) + 1:
             return False
+        if not self.tagged.any():
+            values = np.flatnonzero(self.everywhere[1:IGNORE]) + 1
+            return bool(values.max() > len(COCO_IDS)) and set(values.tolist()) <= set(COCO_IDS)
         ids = {id: value for value, id in enumerate(COCO_IDS, start=1)}
         return self._share(ids) > self._share(self._identity()) + 0.1 and self._share(ids) >= 0.5
 

@@ -11,6 +11,7 @@ use can be given as a folder instead.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from tag2mask.classes import class_index, fold
@@ -66,9 +67,6 @@ def read_coco(
     root = find_folder(content, images)
     pictures, missing = find_pictures(content, root, notes)
     notes += counted(f"images of {path.name} that are not in {root}", missing)
-    held: dict[Key, set[Key]] = {}
-    for annotation in content.annotations or ():
-        held.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
     masks = MaskFolders((Path(truth),)) if truth is not None else None
     has_truth = set() if masks is not None else _drawable(content, chosen, pictures, notes)
 
@@ -77,20 +75,10 @@ def read_coco(
     if masks is not None:
         masks, said = masks.read_as([picture.name for picture in pictures], chosen, truth_values)
         notes += said
-    backgrounds = {key for key, name in content.categories.items() if fold(name) == "background"}
-    empty: list[str] = []
-    bare: list[str] = []
-    for picture in pictures:
-        categories = set().union(*(held.get(key, ()) for key in picture.keys))
-        objects = [content.categories.get(key, f"category {key}") for key in categories - backgrounds]
-        if not objects:
-            (bare if categories else empty).append(picture.file)
-        tags = words.tags(sorted(objects)) if content.annotations is not None else None
+    for picture, objects in _objects(content, pictures, notes):
+        tags = words.tags(objects) if content.annotations is not None else None
         drawn = masks.has(picture.name) if masks is not None else picture.name in has_truth
         builder.add(picture.name, picture.file, tags, drawn)
-    if content.annotations is not None:
-        notes += counted("images without annotations, taken as background only", empty)
-        notes += counted("images annotated as background, taken as background only", bare)
     notes += words.check(path)
     if masks is not None:
         masks.check_any([picture.name for picture in pictures])
@@ -171,6 +159,25 @@ def _shared_names(content: CocoFile, classes: ClassSet) -> list[str]:
         if len(keys) > 1
     ]
     return counted(f"categories of {content.path.name} with ids of their own that are one class", shared)
+
+
+def _objects(content: CocoFile, pictures: list[Picture], notes: list[str]) -> Iterator[tuple[Picture, list[str]]]:
+    """Each picture with the names of what is in it, the background left out."""
+    held: dict[Key, set[Key]] = {}
+    for annotation in content.annotations or ():
+        held.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
+    backgrounds = {key for key, name in content.categories.items() if fold(name) == "background"}
+    empty: list[str] = []
+    bare: list[str] = []
+    for picture in pictures:
+        categories = set().union(*(held.get(key, ()) for key in picture.keys))
+        objects = [content.categories.get(key, f"category {key}") for key in categories - backgrounds]
+        if not objects:
+            (bare if categories else empty).append(picture.file)
+        yield picture, sorted(objects)
+    if content.annotations is not None:
+        notes += counted("images without annotations, taken as background only", empty)
+        notes += counted("images annotated as background, taken as background only", bare)
 
 
 def _check_categories(content: CocoFile, pictures: list[Picture], unknown: Unknown) -> None:

@@ -69,25 +69,14 @@ def read_folder(
     base = _image_folder(root, source, notes)
     masks = MaskFolders((_truth_folder(truth),)) if truth is not None else None
     images = list(walk_images(base, notes, masks.folders if masks else ()))
-    if source is None and chosen is None and not by_folder:
-        nested = bool(images) and all("/" in image for image in images)
-        hint = f", or take an image's folder for its class by --tags {FOLDERS}" if nested else ""
-        raise UserError(
-            f"{root} has no tags.csv and no class set is named: write tags.csv (image,labels), or name the classes"
-            + hint
-        )
-    if not images:
-        suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
-        raise UserError(f"no image in {base} (looked for {suffixes}): give the folder that holds the images")
+    _check_something(root, base, images, known=source is not None or chosen is not None or by_folder)
     labels: dict[int, tuple[str, ...] | None] = {}
     called = None if chosen is None else class_list(classes, root, chosen)
-    if by_folder:
-        listed = folder_tags(images, root)
-        labels, chosen, said = read_tags(listed, root, images, base, chosen, unknown, reading)
-        notes += [f"an image's folder is its class (--tags {FOLDERS})", *said, *row_notes(root, images, labels)]
-    elif source is not None:
-        labels, chosen, said = read_tags(source, source, images, base, chosen, unknown, reading)
-        notes += [*said, *row_notes(source, images, labels)]
+    if by_folder or source is not None:
+        listed, where = (folder_tags(images, root), root) if source is None else (source, source)
+        labels, chosen, said = read_tags(listed, where, images, base, chosen, unknown, reading)
+        notes += [f"an image's folder is its class (--tags {FOLDERS})"] if by_folder else []
+        notes += [*said, *row_notes(where, images, labels)]
     else:
         notes.append(f"no tags file, tags unknown: all {len(images)} images")
     assert chosen is not None
@@ -106,6 +95,20 @@ def read_folder(
     if masks is not None and not dataset.has_truth.any():
         masks.check_any(ids)
     return dataset
+
+
+def _check_something(root: Path, base: Path, images: Sequence[str], *, known: bool) -> None:
+    """Raises UserError where there is no image, or nothing that says what they hold (``known``)."""
+    if not known:
+        nested = bool(images) and all("/" in image for image in images)
+        hint = f", or take an image's folder for its class by --tags {FOLDERS}" if nested else ""
+        raise UserError(
+            f"{root} has no tags.csv and no class set is named: write tags.csv (image,labels), or name the classes"
+            + hint
+        )
+    if not images:
+        suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+        raise UserError(f"no image in {base} (looked for {suffixes}): give the folder that holds the images")
 
 
 def _recognise(asked: Asked) -> Sign | None:

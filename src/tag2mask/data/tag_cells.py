@@ -7,10 +7,13 @@ import json
 import re
 from typing import Any
 
-__all__ = ["Words", "cell_text", "is_shapes", "words_of"]
+__all__ = ["NO", "YES", "Words", "cell_text", "is_shapes", "words_of"]
 
 Words = tuple[str, ...] | None
 """The words in a cell as written; None = there are none, the image is not tagged."""
+
+YES, NO = "<true>", "<false>"
+"""The words of a list of true and false, which is a place for each class; no names are written so."""
 
 _ITS_OWN = re.compile(r"[;\uff1b\r\n\t]")  # ";" of any width, lines and tabs: never part of a name
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
@@ -34,6 +37,8 @@ def words_of(value: Any) -> Words:
         return (str(value),)
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        if isinstance(value, list) and value and all(isinstance(item, bool) for item in value):
+            return tuple(YES if item else NO for item in value)
         if not all(isinstance(item, str) or (isinstance(item, int) and not isinstance(item, bool)) for item in items):
             raise ValueError(value)
         return tuple(word for item in items if (word := str(item).strip())) or None

@@ -143,6 +143,8 @@ def _check_kinds(rows: Sequence[tuple[str, Sequence[Any]]], labels: int, source:
     before: bool | None = None
     for where, cells in rows:
         value = cells[labels]
+        if isinstance(value, list) and value and all(isinstance(item, bool) for item in value):
+            continue  # a vector
         for item in value if isinstance(value, list) else [value]:
             if item is None:
                 continue

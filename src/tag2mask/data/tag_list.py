@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from tag2mask.classes import plain
-from tag2mask.data.tag_cells import Words
+from tag2mask.data.tag_cells import NO, YES, Words
 from tag2mask.data.tag_columns import Row, Rows
 from tag2mask.data.tag_json import json_lines, json_rows
 from tag2mask.data.tag_marks import ZEROS
@@ -114,32 +114,42 @@ def read_tag_file(path: Path, there: There | None = None) -> TagList:
         table = json_rows(text, source)
     else:
         table = _number_list(text, source) or text_table(text, source, there)
-    read, width, asked = _places(list(table.rows))
+    read, width, asked, marks = _places(list(table.rows), source)
     rows, said = _together(read, source)
     if width is not None:
         zeros = [repr(image) for image, words in rows.items() if words is None]
         said += counted(f"vectors of {source} that hold only 0: these images are {ZEROS}", zeros)
-    return TagList(rows, (*notes, *table.notes, *said), table.listed, width, asked)
+    return TagList(rows, (*notes, *table.notes, *marks, *said), table.listed, width, asked)
 
 
-def _places(rows: list[Row]) -> tuple[list[Row], int | None, bool]:
-    """Rows whose lists are vectors of 0 and 1 as the places that hold 1, how long they are, and whether that is sure.
+def _places(rows: list[Row], source: str) -> tuple[list[Row], int | None, bool, list[str]]:
+    """Rows whose lists are vectors of 0 and 1 as the places that hold 1; their length; whether that is open; notes.
 
     A list of classes by their numbers has none of them twice, so that a vector is known by its repeats. One of 0 and
-    1 alone, each of them once, may be either: it stays as it is.
+    1 alone, each of them once, may be either: it stays as it is. One of true and false is always a vector.
+
+    Raises:
+        UserError: lists of true and false of several lengths, or beside others.
     """
     lists = [words for _, _, words in rows if words is not None]
     lengths = {len(words) for words in lists}
     figures = {word for words in lists for word in words}
-    if len(lengths) != 1 or lengths == {1} or not figures <= {"0", "1"}:
-        return rows, None, False
-    if not any(len(set(words)) < len(words) for words in lists):
-        return rows, None, True
+    notes: list[str] = []
+    if figures & {YES, NO}:
+        if len(lengths) != 1 or not figures <= {YES, NO}:
+            others = sorted(figures - {YES, NO})
+            got = f"beside other labels ({listing(others)})" if others else f"of {listing(sorted(lengths))} places"
+            raise UserError(f"{source} has lists of true and false {got}, expected one for each class in every list")
+        notes.append(f"the lists of true and false in {source} are read as vectors of 1 and 0")
+    elif len(lengths) != 1 or lengths == {1} or not figures <= {"0", "1"}:
+        return rows, None, False, []
+    elif not any(len(set(words)) < len(words) for words in lists):
+        return rows, None, True, []
     placed = [
-        (where, image, tuple(str(n) for n, word in enumerate(words or ()) if word == "1") or None)
+        (where, image, tuple(str(n) for n, word in enumerate(words or ()) if word in ("1", YES)) or None)
         for where, image, words in rows
     ]
-    return placed, lengths.pop(), False
+    return placed, lengths.pop(), False, notes
 
 
 def _together(rows: Iterable[Row], source: str) -> tuple[dict[str, Words], list[str]]:

@@ -73,20 +73,9 @@ def read_voc(
         UserError: no devkit, no such split, no source of tags, or two that disagree, or names of which most, but not
             all, are VOC's.
     """
-    layout = find_layout(Path(root))
-    if layout is None:
-        raise UserError(
-            f"{root} has no folder JPEGImages, no images/ with annotations/*.xml, and no XML files beside its "
-            "images: give a VOC devkit, such as VOCdevkit/VOC2012, or a folder of one of these kinds"
-        )
-    top, notes = layout.top, list[str]()
-    prefix = f"{layout.images}/" if layout.images else ""
-    images = [f"{prefix}{image}" for image in walk_images(top / layout.images, notes)]
-    ids = [name.removeprefix(prefix) for name in image_ids(images, notes)]
-    wanted = range(len(images)) if split is None else _select(_list_file(top, split), ids, notes)
-    if not wanted:
-        raise UserError(f"no image of {split or 'any split'} in {top / layout.images}: unpack the images there")
-
+    layout, notes = _layout(Path(root)), list[str]()
+    top = layout.top
+    images, ids, wanted = _images(layout, split, notes)
     given = None if classes == "file" else choose_classes(classes, top)
     called = None if given is None else class_list(classes, top, given)
     source = _source(tags, layout, tagged=network is None)
@@ -120,6 +109,29 @@ def read_voc(
         builder.add(ids[position], images[position], known, masks.has(ids[position]))
     notes += words.check(source)
     return builder.build(given, top, masks, notes)
+
+
+def _layout(root: Path) -> Layout:
+    layout = find_layout(root)
+    if layout is None:
+        raise UserError(
+            f"{root} has no folder JPEGImages, no images/ with annotations/*.xml, and no XML files beside its "
+            "images: give a VOC devkit, such as VOCdevkit/VOC2012, or a folder of one of these kinds"
+        )
+    return layout
+
+
+def _images(layout: Layout, split: str | Path | None, notes: list[str]) -> tuple[list[str], list[str], Sequence[int]]:
+    """All images, their ids, and the positions of those of the split."""
+    prefix = f"{layout.images}/" if layout.images else ""
+    images = [f"{prefix}{image}" for image in walk_images(layout.top / layout.images, notes)]
+    ids = [name.removeprefix(prefix) for name in image_ids(images, notes)]
+    wanted = range(len(images)) if split is None else _select(_list_file(layout.top, split), ids, notes)
+    if not wanted:
+        raise UserError(
+            f"no image of {split or 'any split'} in {layout.top / layout.images}: unpack the images there"
+        )
+    return images, ids, wanted
 
 
 def _recognise(asked: Asked) -> Sign | None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.classes import load_classes
-from tag2mask.data.image import read_image
+from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.clip_es import ClipES, ClipESOptions
 from tag2mask.methods.prompts import Sharpness
 from tag2mask.models.weights import CLIP
@@ -61,7 +61,7 @@ class Bench:
         items, truths = [], []
         for sample in data:
             if sample.tags and sample.truth:
-                image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1).contiguous()  # (3, H, W)
+                image = read_pixels(sample.image).contiguous()  # (3, H, W)
                 items.append(Item(sample.id, image, torch.tensor(sample.tags)))
                 truths.append(torch.from_numpy(sample.truth()))
         return cls(data.classes, items, truths, clip)

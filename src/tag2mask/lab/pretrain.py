@@ -24,6 +24,7 @@ from tag2mask.lab.bench import WATCH_SEED, Bench
 from tag2mask.lab.cache import Rendered, render_cache
 from tag2mask.lab.contrastive import ContrastiveCLIP
 from tag2mask.lab.pretrain_recipe import Pretrain, check
+from tag2mask.lab.running import Running
 from tag2mask.lab.teacher import check_teacher, teach
 from tag2mask.lab.towers import build_clip, warm_start
 from tag2mask.lab.views import Pairs
@@ -72,6 +73,13 @@ class Pretrained:
     top: dict[str, float] | None
     watched: tuple[dict[str, float], ...]
 
+    @classmethod
+    def read(cls, out: Path, step: int, steps: int) -> Pretrained:
+        """From the folder of the training."""
+        top = read_best(out / "best" / BEST)
+        best = None if top is None else out / "best"
+        return cls(step, steps, out / "clip", best, top, tuple(read_watch(out / "watch.csv")))
+
     def text(self) -> str:
         """For people, in a few lines."""
         lines = [f"step {self.step} of {self.steps}; weights: {self.clip}"]
@@ -90,31 +98,22 @@ class Pretrained:
 def pretrain(
     out: Path,
     recipe: Pretrain,
+    running: Running | None = None,
     *,
-    cache: Path | None = None,
-    device: str = "auto",
     workers: int = 0,
-    minutes: float | None = None,
     watch: int = 1000,
     watch_scenes: int = 60,
-    compiled: bool = False,
     save_steps: int = 1000,
-    progress: bool = True,
 ) -> Pretrained:
     """Train a CLIP on pictures and captions; called again, it goes on where it was.
 
     Args:
         out: the folder of this training.
         recipe: all that decides what the weights become.
-        cache: where rendered scenes lie, shared between trainings; None keeps them in ``out``.
-        device: auto, cpu, cuda, ...
+        running: where, and how long.
         workers: processes that prepare batches.
-        minutes: stop so long after the call, drawing included, saved; None runs to the end. What is missing of the
-            scenes is drawn in any case, and one step is done.
         watch: measure every so many steps, on ``watch_scenes`` scenes; 0 never does.
-        compiled: compile the image tower (a GPU gains by it; the first steps take a minute).
         save_steps: a checkpoint every so many steps, and every five minutes.
-        progress: show it on stderr.
 
     Raises:
         UserError: an impossible recipe, a teacher that is not there or lacks a class, or a folder that cannot be
@@ -123,8 +122,9 @@ def pretrain(
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     began = time.monotonic()
+    running = running or Running()
     check(recipe)
-    find_precision(recipe.precision, find_device(device))
+    find_precision(recipe.precision, find_device(running.device))
     model, started_from = _model(recipe)
     taught_by = check_teacher(recipe.teacher, CLASSES) if recipe.dense else None
     settings = {
@@ -137,44 +137,24 @@ def pretrain(
     with locked(out, f"The training in {out}"):
         begun = (out / LAST).exists() or (out / "best").exists()  # weights may be watched before they are saved
         claim(out / "recipe.json", {**plain(recipe), **settings}, begun=begun)
-        with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
-            scenes = render_cache(
-                cache or out / "cache", Rendered(recipe.scenes, recipe.largest), progress=bar.advance
-            )
-        masks = None
-        if recipe.dense:
-            with show_progress(recipe.scenes, "teach", unit="scenes", enabled=progress) as bar:
-                masks = teach(scenes, recipe.teacher, CLASSES, progress=bar.advance)
-        module = ContrastiveCLIP(recipe, model, compiled=compiled)
-        callbacks = []
-        if watch and watch_scenes:
-            callbacks.append(
-                Watch(
-                    out / "watch.csv",
-                    watch,
-                    _Measure(recipe, watch_scenes, device),
-                    scenes=watch_scenes,
-                    by=WATCHED_BY,
-                    best=out / "best" / BEST,
-                    keep=lambda best: write_clip(out / "best", best),
-                    say=lambda line: print(line, file=sys.stderr, flush=True) if progress else None,
-                )
-            )
-        pairs = Pairs(scenes, recipe.seed, recipe.crop, recipe.colour, masks)
-        left = minutes_left(minutes, began)
-        training = recipe.training(device=device, workers=workers, minutes=left, save_steps=save_steps)
+        pairs = _pairs(running.cache or out / "cache", recipe, running.progress)
+        module = ContrastiveCLIP(recipe, model, compiled=running.compiled)
+        watching = [_watch(out, recipe, watch, watch_scenes, running)] if watch and watch_scenes else []
+        left = minutes_left(running.minutes, began)
+        training = recipe.training(device=running.device, workers=workers, minutes=left, save_steps=save_steps)
         try:
             trainer = fit(
-                module, pairs, training, out, label="pretrain", unit="images", callbacks=callbacks, show=progress
+                *(module, pairs, training, out),
+                label="pretrain",
+                unit="images",
+                callbacks=watching,
+                show=running.progress,
             )
         except Stopped:
             write_clip(out / "clip", module.weights)
             raise
         write_clip(out / "clip", module.weights)
-        top = read_best(out / "best" / BEST)
-        best = None if top is None else out / "best"
-        rows = tuple(read_watch(out / "watch.csv"))
-        return Pretrained(trainer.global_step, recipe.steps, out / "clip", best, top, rows)
+        return Pretrained.read(out, trainer.global_step, recipe.steps)
 
 
 def write_clip(folder: Path, model: CLIPModel) -> None:
@@ -190,6 +170,30 @@ def in_training(model: CLIPModel, device: torch.device) -> CLIP:
     words, name = vocabulary(), "in training"
     reader = Tokenizer(build_tokenizer(), CONTEXT, len(words), words[END])
     return CLIP(model, name, name, MEAN, STD, device, torch.float32, reader, FeatureCache(None))
+
+
+def _pairs(cache: Path, recipe: Pretrain, progress: bool) -> Pairs:
+    """The scenes and, where the recipe has dense lessons, their pseudo masks; what is missing is made."""
+    with show_progress(recipe.scenes, "render", unit="scenes", enabled=progress) as bar:
+        scenes = render_cache(cache, Rendered(recipe.scenes, recipe.largest), progress=bar.advance)
+    masks = None
+    if recipe.dense:
+        with show_progress(recipe.scenes, "teach", unit="scenes", enabled=progress) as bar:
+            masks = teach(scenes, recipe.teacher, CLASSES, progress=bar.advance)
+    return Pairs(scenes, recipe.seed, recipe.crop, recipe.colour, masks)
+
+
+def _watch(out: Path, recipe: Pretrain, every: int, scenes: int, running: Running) -> Watch:
+    return Watch(
+        out / "watch.csv",
+        every,
+        _Measure(recipe, scenes, running.device),
+        scenes=scenes,
+        by=WATCHED_BY,
+        best=out / "best" / BEST,
+        keep=lambda best: write_clip(out / "best", best),
+        say=lambda line: print(line, file=sys.stderr, flush=True) if running.progress else None,
+    )
 
 
 class _Measure:

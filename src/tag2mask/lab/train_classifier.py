@@ -27,6 +27,7 @@ from tag2mask.lab.classifier import (
     make_classifier,
     measure,
 )
+from tag2mask.lab.running import Running
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.run.checkpoint import LAST
 from tag2mask.run.device import find_device
@@ -117,14 +118,10 @@ class ClassifierFigures:
 def pretrain_resnet(
     out: Path | str,
     recipe: ClassifierRecipe | None = None,
+    running: Running | None = None,
     *,
-    device: str = "auto",
-    minutes: float | None = None,
-    cache: Path | None = None,
     scenes: int = 300,
     workers: int | None = None,
-    compiled: bool = False,
-    progress: bool = True,
 ) -> ClassifierFigures | None:
     """Train a classifier on drawn scenes' tags; called again on the same folder, it goes on.
 
@@ -134,13 +131,9 @@ def pretrain_resnet(
     Args:
         out: the folder; new, empty, or of this training.
         recipe: default: ``ClassifierRecipe()``.
-        device: "auto", "cpu", "cuda", ...
-        minutes: stop so long after the call, drawing included but not cut short; None runs to the end.
-        cache: where drawn scenes lie; None is in the folder.
+        running: where, and how long.
         scenes: of the val split, that the result is measured on.
         workers: processes that draw scenes; None is one a core.
-        compiled: compile the network (a quarter quicker on a processor; the first step takes two minutes).
-        progress: show it on stderr.
 
     Returns:
         How good it is, or None if time was up before the last step.
@@ -152,30 +145,33 @@ def pretrain_resnet(
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     began = time.monotonic()
-    out, recipe = Path(out), recipe or ClassifierRecipe()
+    out, recipe, running = Path(out), recipe or ClassifierRecipe(), running or Running()
     work = out / "training"
     check(recipe)
-    find_device(device)
+    find_device(running.device)
     model, started_from = _start(recipe)
-    module = tag_training(recipe, model, compiled=compiled)
+    module = tag_training(recipe, model, compiled=running.compiled)
     if scenes < 1:
         raise UserError(f"the result is measured on {scenes} scenes: expected at least 1")
     check_own(out, "training/recipe.json")
     with locked(work, f"The training in {out}"):
         settings = {**plain(recipe), "init_sha256": started_from, "drawing": EDITION}
         claim(work / "recipe.json", settings, begun=(work / LAST).exists())
-        with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=progress) as bar:
+        with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=running.progress) as bar:
             wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
-            drawn = render_cache(cache or work, wanted, workers=workers, progress=bar.advance)
+            drawn = render_cache(running.cache or work, wanted, workers=workers, progress=bar.advance)
         data = TaggedPictures.of(drawn, recipe.classes, recipe.seed)
-        left = minutes_left(minutes, began)
-        training = Training(recipe.steps, recipe.batch, seed=recipe.seed, device=device, minutes=left, save_steps=200)
-        trainer = fit(module, data, training, work, label="train", unit="pictures", show=progress)
+        left = minutes_left(running.minutes, began)
+        training = Training(
+            *(recipe.steps, recipe.batch), seed=recipe.seed, device=running.device, minutes=left, save_steps=200
+        )
+        trainer = fit(module, data, training, work, label="train", unit="pictures", show=running.progress)
         if trainer.global_step < recipe.steps:
             return None
         save_classifier(model.cpu().eval(), work / "weights", "")
         classifier, digest = load_classifier(work / "weights")  # in half precision: what is kept is what is measured
-        found = _measured(work / f"measured-{digest[:16]}-{scenes}.json", classifier, data, recipe, scenes, progress)
+        kept = work / f"measured-{digest[:16]}-{scenes}.json"
+        found = _measured(kept, classifier, data, recipe, scenes, running.progress)
         where = trainer.strategy.root_device.type
         save_classifier(classifier, out, card(recipe, started_from, classifier, found, where))
         return found

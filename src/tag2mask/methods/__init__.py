@@ -25,9 +25,11 @@ METHODS = {
     "cd-clip": "tag2mask.methods.cd_clip:CDCLIP",
     "classifier-cam": "tag2mask.methods.classifier_cam:ClassifierCAM",
     "clims": "tag2mask.methods.clims:CLIMS",
+    "mctformer": "tag2mask.methods.mctformer:MCTformerMethod",
     "irn": "tag2mask.methods.irn:IRN",
     "psa": "tag2mask.methods.psa:PSA",
     "weclip": "tag2mask.methods.weclip:WeCLIP",
+    "pot": "tag2mask.methods.pot:POT",
 }
 """Name -> "module:class", a class as ``methods.protocol`` has it."""
 

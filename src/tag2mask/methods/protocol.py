@@ -89,8 +89,8 @@ class Method(ABC):
 
     Options: its options. needs: towers by name ("clip", "dino"), which its constructor takes by these names; those
     that not all options need are in ``towers_of`` alone. mask_rule: how its maps become masks; an instance may have
-    its own. scores_others: whether its ``Scores`` say what untagged classes score (``Scores.others``), so that a mask
-    rule may let these win.
+    its own. scores_others: whether its ``Scores`` say what untagged classes score (``Scores.others``, see
+    ``ops.masks.best_others``), so that a mask rule may let these win.
 
     Args:
         classes: what there is to be found.

@@ -12,7 +12,8 @@ The defaults are for Storybook on a processor; ``recipes/voc12_psa.yaml`` has th
 pixels, 256 steps of the walk). A Storybook picture has 32 x 24 cells, a quarter of a photograph's: 256 steps carry
 everything everywhere there, and 16 were chosen with ground truth on 40 scenes of the test split. The alphas fit
 classifier CAMs; other maps are brought to them first (option ``threshold``). MCTformer's use of it is ``--set low=1
---set high=12 --set background=constant:0.39 --set walk_steps=64 --set lr=0.01``.
+--set high=12 --set background=constant:0.39 --set walk_steps=64 --set lr=0.01 --set threshold=null``
+(``recipes/voc12_mctformer_psa.yaml``).
 
 Where ``variant="released"`` differs from "paper":
 

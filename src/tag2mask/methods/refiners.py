@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tag2mask.methods.fitting.affinity import PAPER_THRESHOLD, PriorMaps
+from tag2mask.methods.fitting.affinity import PAPER_THRESHOLD, PriorMaps, check_finished
 from tag2mask.methods.fitting.settings import ALL, FitOptions
 from tag2mask.methods.fitting.weights import keep_weights
 from tag2mask.methods.protocol import EarlierRun, Trainable
@@ -106,9 +106,7 @@ class Refiner(Trainable, Generic[Options, Network]):
         if earlier is None:
             raise UserError(f"{self.name} learns from an earlier run's maps; give its folder as the prior")
         maps = PriorMaps.of(earlier, self.options.threshold)
-        images, done = earlier.images or 0, len(earlier.records())
-        if done < images:  # once it has learned from a part, it would not learn from the rest
-            raise UserError(f"{earlier.path} is unfinished ({done} of {images} images); give its command again first")
+        check_finished(earlier)
         if not (folder / WEIGHTS).exists():
             steps, what = self.published
             if self.options.steps < steps:

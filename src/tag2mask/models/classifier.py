@@ -7,7 +7,6 @@ every cell. Source of the numbers: IRN's ``resnet50_cam`` (Ahn et al., CVPR 2019
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.cam_fusion import flip_sum, max_normalise, scaled_size, strided_size, sum_at
 from tag2mask.ops.image import resize_bicubic, standardise
-from tag2mask.run.files import write_atomic
+from tag2mask.run.files import file_sha256, write_atomic
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
@@ -127,7 +126,7 @@ def load_classifier(source: str | Path = STORYBOOK_RESNET) -> tuple[Classifier, 
     file = folder / "model.safetensors"
     classifier = Classifier(names, layout)
     fit_state(classifier, read_state(file), file)
-    return classifier.eval(), hashlib.sha256(file.read_bytes()).hexdigest()
+    return classifier.eval(), file_sha256(file)
 
 
 def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResNet:

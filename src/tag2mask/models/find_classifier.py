@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 from pathlib import Path
 
 from tag2mask.models.public_resnet import about_own
 from tag2mask.run.document import read_document
+from tag2mask.run.files import file_sha256
 from tag2mask.types import UserError
 
 STORYBOOK_RESNET = "storybook-resnet"
@@ -34,7 +34,7 @@ def weights_file(source: str | Path) -> Path:
 
 def weights_sha256(source: str | Path) -> str:
     """The sha256 of that file."""
-    return hashlib.sha256(weights_file(source).read_bytes()).hexdigest()
+    return file_sha256(weights_file(source))
 
 
 def find_classifier(source: str | Path = STORYBOOK_RESNET, instead: str = "") -> Path:

@@ -82,11 +82,8 @@ def locate_clip(source: str | Path | None, revision: str | None) -> Path:
             )
         return found
     if str(source) == STORYBOOK:
-        folder = Path(str(importlib.resources.files("tag2mask"))) / "storybook" / "weights" / "clip"
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{STORYBOOK} is missing from this installation ({folder}); install tag2mask again")
         warn_of_scenes(STORYBOOK, DEFAULT_CLIP)
-        return folder
+        return embedded_clip()
     path = Path(source).expanduser()
     if path.exists():
         return path
@@ -98,6 +95,18 @@ def locate_clip(source: str | Path | None, revision: str | None) -> Path:
             f"{source}: is no folder, .pt file or hub repository with weights in the Hugging Face cache{hint}"
         )
     return found
+
+
+def embedded_clip() -> Path:
+    """The folder of storybook-clip.
+
+    Raises:
+        UserError: it is missing.
+    """
+    folder = Path(str(importlib.resources.files("tag2mask"))) / "storybook" / "weights" / "clip"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{STORYBOOK} is missing from this installation ({folder}); install tag2mask again")
+    return folder
 
 
 def _looks_like_repository(name: str) -> bool:

@@ -7,15 +7,21 @@ released checkpoint but for the ResNet's prefix: ``resnet50.`` there, ``backbone
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.models.backbone import ResNet
+from tag2mask.models.backbone import Layout, ResNet
+from tag2mask.models.classifier import load_backbone, take_rows
+from tag2mask.models.state import fit_state, read_state
 
-__all__ = ["POTNetwork", "released_names"]
+__all__ = ["POTNetwork", "build_pot", "load_released", "released_names"]
+
+STRIDES = (1, 2, 2, 1)
+"""Of the backbone's stages; output stride 16."""
 
 SIDES = (128, 128, 256, 256)
 """Channels that each stage is seen with; 768 together."""
@@ -28,7 +34,7 @@ RELEASED_PREFIX = "resnet50."
 
 
 class POTNetwork(nn.Module):
-    """A backbone of strides (1, 2, 2, 1), four side heads, and one map a class.
+    """A backbone of ``STRIDES``, four side heads, and one map a class.
 
     classes: C. Stem and first norm of the backbone are frozen, as are the statistics of all norms where the layout
     says ``frozen_norm``.
@@ -70,6 +76,40 @@ class POTNetwork(nn.Module):
     def new_parameters(self) -> list[nn.Parameter]:
         """What learns at ten times the rate: all but the backbone."""
         return [value for name, value in self.named_parameters() if not name.startswith("backbone.")]
+
+
+def build_pot(weights: str | Path, names: Sequence[str], *, seed: int = 0) -> POTNetwork:
+    """The network before its training, in evaluation mode, with norms that keep their statistics.
+
+    From a classifier of ours it takes the rows of the classes that the classifier knows; side heads and other rows
+    are drawn as PyTorch draws a convolution.
+
+    Args:
+        weights: as ``load_backbone``.
+        names: of the classes, without background.
+        seed: of what is drawn.
+
+    Raises:
+        UserError: nothing there, or it does not fit.
+    """
+    backbone = load_backbone(weights, strides=STRIDES, frozen_norm=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = POTNetwork(backbone, len(names))
+    take_rows(network.classifier.weight, weights, names)
+    return network.eval()
+
+
+def load_released(path: str | Path, classes: int) -> POTNetwork:
+    """The network of a checkpoint that the released code wrote (``{"net": ...}``), in evaluation mode.
+
+    Raises:
+        UserError: it cannot be read, or is of another network or another number of classes.
+    """
+    path = Path(path).expanduser()
+    network = POTNetwork(ResNet(Layout(strides=STRIDES, frozen_norm=True)), classes)
+    fit_state(network, released_names(read_state(path)), path)
+    return network.eval()
 
 
 def released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tag2mask.run.files import file_sha256
 from tag2mask.types import UserError
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _alone(path: Path) -> bool:
 
 def _digest(path: Path) -> str:
     files = [path] if _alone(path) else [path.with_name("vocab.json"), path.with_name("merges.txt")]
-    return hashlib.sha256("".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in files).encode()).hexdigest()
+    return hashlib.sha256("".join(file_sha256(f) for f in files).encode()).hexdigest()
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:

@@ -24,7 +24,8 @@ class Positions:
     round_fp16: round the result to float16, as CLIP-ES's and WeCLIP's released codes do on every device.
     via: go through this grid first (WeakCLIP: 32x32, then the image's).
     antialias: smooth where the grid becomes coarser (DINOv2 with registers).
-    offset: the scale is that of a grid larger by so many cells (DINOv2's own code without registers: 0.1).
+    offset: sample as if the new sides were so much longer (MCTformer, and DINOv2's own code without registers: 0.1),
+        which shifts cells by up to that much.
     """
 
     mode: Literal["bilinear", "bicubic"] = "bilinear"
@@ -47,22 +48,19 @@ def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, 
     for step in (how.via, grid):
         if step is not None and step != here:
             square = patches.T.reshape(1, -1, *here)  # (1, D, h0, w0)
-            square = _resized(square.float(), here, step, how)
+            square = _resample(square.float(), step, how)
             patches = square[0].flatten(1).T.to(table.dtype)  # (h w, D)
             here = step
     table = torch.cat([table[:special], patches])
     return table.half().to(table.dtype) if how.round_fp16 else table
 
 
-def _resized(square: Tensor, here: tuple[int, int], grid: tuple[int, int], how: Positions) -> Tensor:
+def _resample(square: Tensor, size: tuple[int, int], how: Positions) -> Tensor:
     """(1, D, h0, w0) -> (1, D, h, w)."""
     if not how.offset:
-        return F.interpolate(square, size=grid, mode=how.mode, align_corners=False, antialias=how.antialias)
-    scales = tuple((side + how.offset) / native for side, native in zip(grid, here, strict=True))
-    out = F.interpolate(square, scale_factor=scales, mode=how.mode, align_corners=False, antialias=how.antialias)
-    if tuple(out.shape[2:]) != tuple(grid):
-        raise ValueError(f"positions of a grid {here} came out as {tuple(out.shape[2:])}, expected {grid}")
-    return out
+        return F.interpolate(square, size=size, mode=how.mode, align_corners=False, antialias=how.antialias)
+    factors = [(new + how.offset) / old for new, old in zip(size, square.shape[2:], strict=True)]
+    return F.interpolate(square, scale_factor=factors, mode=how.mode, align_corners=False, antialias=how.antialias)
 
 
 @dataclass(frozen=True)

@@ -78,15 +78,27 @@ class Attention(nn.Module):
         return self.out_proj(v)
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block."""
+def drop_path(branch: Tensor, rate: float) -> Tensor:
+    """Leave out a branch of some samples of (B, ...), each with this probability; the others make up for it."""
+    if not rate:
+        return branch
+    kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= rate
+    return branch * kept.to(branch.dtype) / (1 - rate)
 
-    def __init__(self, width: int, heads: int, activation: Activation) -> None:
+
+class Block(nn.Module):
+    """A pre-norm transformer block.
+
+    drop_path: how often, while training, each of its two branches is left out of a sample.
+    """
+
+    def __init__(self, width: int, heads: int, activation: Activation, eps: float = 1e-5) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = nn.LayerNorm(width, eps)
         self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(width, activation)
+        self.drop_path = 0.0
 
     def forward(
         self, x: Tensor, *, need_weights: bool = False, mask: Tensor | None = None
@@ -94,16 +106,17 @@ class Block(nn.Module):
         """(B, T, D) -> (B, T, D), in the block's own precision, and head-mean attention (B, T, T) or None."""
         x = x.to(self.ln_1.weight.dtype)
         attended, weights = self.attn(self.ln_1(x), need_weights=need_weights, mask=mask)
-        x = x + attended
-        return x + self.mlp(self.ln_2(x)), weights
+        rate = self.drop_path if self.training else 0.0
+        x = x + drop_path(attended, rate)
+        return x + drop_path(self.mlp(self.ln_2(x)), rate), weights
 
 
 class Transformer(nn.Module):
     """A stack of blocks."""
 
-    def __init__(self, width: int, layers: int, heads: int, activation: Activation) -> None:
+    def __init__(self, width: int, layers: int, heads: int, activation: Activation, eps: float = 1e-5) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(Block(width, heads, activation) for _ in range(layers))
+        self.resblocks = nn.ModuleList(Block(width, heads, activation, eps) for _ in range(layers))
 
     @property
     def blocks(self) -> tuple[Block, ...]:

@@ -18,6 +18,7 @@ from tag2mask.models.find_clip import DEFAULT_CLIP, STORYBOOK, cached_clip, fetc
 from tag2mask.models.text import FeatureCache, Tokenizer, Tokens, cache_folder, read_tokenizer
 from tag2mask.models.transformer import Activation
 from tag2mask.run.device import find_device, find_precision
+from tag2mask.run.files import file_sha256
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
@@ -209,10 +210,7 @@ def load_vision(name: str, sha256: str, activation: Activation | None = None) ->
 
 
 def _digest(files: Sequence[Path]) -> str:
-    digests = []
-    for file in files:
-        with file.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    digests = [file_sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "consistency_loss",
     "fuse",
     "fuse_in_training",
+    "less_background",
     "max_scaled",
     "mean_activation",
     "with_background",
@@ -107,6 +108,7 @@ def activate(
     classifier: Tensor,
     generators: Sequence[torch.Generator],
     settings: Prototypes,
+    valid: Tensor | None = None,
 ) -> Activation:
     """The paper's maps (supplement A3 and Figure A2).
 
@@ -116,25 +118,27 @@ def activate(
             fewer. No gradient passes to them.
         classifier: (B, G, h, w), the classifier's maps of the same classes, likewise.
         generators: one for each image, for the k-means to start from.
+        valid: (B, 1, h, w) bool, False on padding, which takes no part and has maps of 0; None: no padding.
 
     Raises:
         ValueError: features that are not finite.
     """
     flat = features.flatten(2).transpose(1, 2)  # (B, N, D)
     seed, other = seeds.detach().flatten(2), classifier.detach().flatten(2)  # (B, G, N)
-    confident = seed > settings.threshold
+    real = torch.ones_like(seed[:, :1], dtype=torch.bool) if valid is None else valid.flatten(2)  # (B, 1, N)
+    confident = (seed > settings.threshold) & real
     start = draw_members(confident, settings.clusters, generators)
     clusters = cosine_kmeans(flat.detach(), confident, start)
     with torch.no_grad():
         anchors, sizes = cluster_means(flat, clusters, settings.clusters)  # (B, G, K, D), (B, G, K)
         masses = _masses(anchors, cluster_means(flat, clusters.clamp(max=0), 1)[0], sizes, settings)
         there = sizes.sum(-1) > 0  # (B, G)
-        plan = _plan(flat, anchors, masses, there, settings)  # (B, G, N, K)
+        plan = _plan(flat, anchors, masses, there, real, settings)  # (B, G, N, K)
     share = plan / plan.sum(-1, keepdim=True).clamp(min=torch.finfo(plan.dtype).tiny)  # (B, G, N, K)
-    near = _population(confident, seed, other, settings)
+    near = _population(confident, seed, other, settings) & real
     prototypes = _renewed(flat, share, seed, near, anchors, settings)
     active = F.relu(cosines(flat, prototypes)).transpose(2, 3)  # (B, G, N, K)
-    maps = _combined(active, share, sizes, settings) * there[..., None]
+    maps = _combined(active, share, sizes, settings) * (there[..., None] & real)
     return Activation(
         max_scaled(maps.unflatten(2, features.shape[2:])), clusters, masses, plan * there[..., None, None], prototypes
     )
@@ -155,10 +159,11 @@ def _masses(anchors: Tensor, typical: Tensor, sizes: Tensor, settings: Prototype
     return masses / masses.sum(-1, keepdim=True).clamp(min=EPS)
 
 
-def _plan(flat: Tensor, anchors: Tensor, masses: Tensor, there: Tensor, settings: Prototypes) -> Tensor:
-    count, clusters = flat.shape[1], anchors.shape[2]
+def _plan(flat: Tensor, anchors: Tensor, masses: Tensor, there: Tensor, real: Tensor, settings: Prototypes) -> Tensor:
+    clusters = anchors.shape[2]
     cost = 1 - cosines(flat.float(), anchors.float()).transpose(2, 3)  # (B, G, N, K)
-    rows = torch.full((*there.shape, count), 1 / count, device=flat.device)
+    rows = real / real.sum(-1, keepdim=True).clamp(min=1)  # (B, 1, N), the same for all classes
+    rows = torch.where(real.any(-1, keepdim=True), rows, 1 / real.shape[-1]).expand(-1, there.shape[1], -1)
     # A class without a confident pixel has no masses; its problem is made solvable and its result left out.
     columns = torch.where(there[..., None], masses, masses.new_full((), 1 / clusters))
     return transport_plan(
@@ -220,6 +225,14 @@ def mean_activation(features: Tensor, members: Tensor, start: Tensor) -> Tensor:
     return max_scaled(maps.unflatten(2, features.shape[2:]))
 
 
+def less_background(prototypes: Tensor, ground: Tensor | None) -> Tensor:
+    """The released code's prototype maps less half of CLIP's background, with their own, 1 - the highest class.
+
+    prototypes: (B, C + 1, h, w), background first. ground: (B, 1, h, w), CLIP's background; None: there is none.
+    """
+    return _over(prototypes[:, 1:] if ground is None else prototypes[:, 1:] - 0.5 * ground)
+
+
 def fuse_in_training(prototypes: Tensor, clip: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """The released code's two maps that its consistency loss compares, from CLIP-ES's maps.
 
@@ -233,7 +246,7 @@ def fuse_in_training(prototypes: Tensor, clip: Tensor, valid: Tensor) -> tuple[T
         see the same class; (B, C + 1, h, w) each.
     """
     ground = 1 - clip.amax(1, keepdim=True)  # (B, 1, h, w)
-    ours = _over(prototypes[:, 1:] - 0.5 * ground)
+    ours = less_background(prototypes, ground)
     theirs = _suppressed(_over(clip - 0.15 * ground) * valid)
     row_mean = theirs.mean(-1, keepdim=True)  # over a row alone, as the code has it
     theirs = theirs * (theirs >= 0.5 * row_mean)
@@ -246,7 +259,7 @@ def fuse(prototypes: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
     prototypes: (B, C + 1, h, w). clip: (B, C + 1, h, w), CLIP-ES's maps brought to the grid, background first; the
     released code makes the background, 1 - max, at floor(H / 16), floor(W / 16) and resizes all from there.
     """
-    ours = _over(prototypes[:, 1:] - 0.5 * clip[:, :1])
+    ours = less_background(prototypes, clip[:, :1])
     return ours, _join(ours, _suppressed(clip), 0.3)
 
 
@@ -267,6 +280,6 @@ def _join(ours: Tensor, theirs: Tensor, weight: float) -> Tensor:
 
 
 def consistency_loss(first: Tensor, second: Tensor, weight: Tensor | None = None) -> Tensor:
-    """10 times the mean distance of two sets of maps (B, C + 1, h, w); weight: (B, 1, h, w) of each pixel, or 1."""
+    """The mean distance of two sets of maps (B, C + 1, h, w); weight: of each value, of a shape that fits, or 1."""
     distance = (first - second).abs()
-    return 10 * (distance if weight is None else distance * weight).mean()
+    return (distance if weight is None else distance * weight).mean()

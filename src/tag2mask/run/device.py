@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from tag2mask.run.processes import launched
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
@@ -17,12 +18,15 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 def find_device(name: str = "auto") -> torch.device:
     """The device of that name; "auto" takes CUDA, else Apple's GPU, else the processor.
 
-    Under torchrun, which sets LOCAL_RANK, "auto" gives each process of a machine a GPU of its own.
+    Under torchrun, which sets LOCAL_RANK, "auto" gives each process of a machine a GPU of its own, and where several
+    devices share a training, "cuda" does, too.
 
     Raises:
         UserError: no such device here.
     """
     has_mps = torch.backends.mps.is_available()
+    if name == "cuda" and torch.cuda.is_available() and launched():
+        name = _own_cuda()
     if name == "auto":
         name = _own_cuda() if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import math
 import os
 import secrets
@@ -53,6 +55,24 @@ def write_atomic(path: Path | str, data: bytes, *, token: str | None = None, syn
         file.write(data)
 
 
+def file_sha256(path: Path | str) -> str:
+    """The sha256 of a file's content, in hexadecimal. Raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cannot_write(where: object, error: OSError) -> UserError:
+    """What to say where something cannot be written.
+
+    where: a path, with its option before it where one chooses it ("--out runs/photos").
+    """
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "there is a file in its place"
+    advice = "make room there" if error.errno == errno.ENOSPC else "choose a folder that you may write to"
+    return UserError(f"{where}: cannot be written ({reason}); {advice}")
+
+
 def make_array(path: Path, shape: tuple[int, ...], *, token: str) -> None:
     """A .npy file of zeros, uint8, to be opened as a memory map and filled bit by bit.
 
@@ -64,7 +84,7 @@ def make_array(path: Path, shape: tuple[int, ...], *, token: str) -> None:
     try:
         _make_array(path, shape, token)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+        raise cannot_write(path, error) from error
 
 
 def _make_array(path: Path, shape: tuple[int, ...], token: str) -> None:

@@ -20,17 +20,17 @@ so photographs may be added, replaced and tagged otherwise, and only these are m
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from tag2mask import __version__
+from tag2mask.run.artefacts import CHECKPOINTS, CONFIDENCE, KINDS, MASKS, SCORES, SEEDS, artefact, ids_of
 from tag2mask.run.document import compare, read_document, write_document
-from tag2mask.run.files import write_atomic
+from tag2mask.run.files import cannot_write, write_atomic
 from tag2mask.run.inputs import Inputs, KnownInputs
 from tag2mask.run.lock import Lock
 from tag2mask.run.manifest import Manifest, Record, merge_manifests, read_manifest
@@ -41,9 +41,6 @@ from tag2mask.run.shard import WHOLE, Shard, check_shard, in_shard, shard_name
 from tag2mask.run.warn import warn
 from tag2mask.types import Scores, UserError
 
-SEEDS = "seeds"
-MASKS, CONFIDENCE, SCORES, CHECKPOINTS = "masks", "confidence", "scores", "checkpoints"
-_SUFFIX = {MASKS: ".png", CONFIDENCE: ".png", SCORES: ".npz"}
 _ABOUT = ("metrics.json", "report.html")
 _MATTERS = ("version", "torch", "crf_engine", "threads", "device", "precision", "batch_size")
 """Circumstances that may move the last bits of a result."""
@@ -116,7 +113,7 @@ class Run:
                 setup.release()
         except OSError as error:
             run.close()
-            raise UserError(_no_writing(path, error)) from error
+            raise cannot_write(path, error) from error
         except BaseException:
             run.close()
             raise
@@ -225,10 +222,10 @@ class Run:
                 for name in files:
                     os.unlink(os.path.join(root, name))
                 os.rmdir(root)
-        for kind in _SUFFIX:
-            for id in self._ids_of(kind):
+        for kind in KINDS:
+            for id in ids_of(self.path, kind):
                 if whose(id):
-                    self._artefact(kind, id).unlink()
+                    artefact(self.path, kind, id).unlink()
         pattern = "*" if shard is None else shard_name(shard)
         for path in [*self.path.glob(f"manifest.{pattern}.jsonl"), *self.path.glob(f"summary.{pattern}.json")]:
             path.unlink()
@@ -241,7 +238,7 @@ class Run:
         """Whether every artefact of the image is there. An empty file (a power cut) is none."""
         kinds = [MASKS, CONFIDENCE, SCORES] if self.settings.get("keep_scores", True) else [MASKS, CONFIDENCE]
         try:
-            return all(os.stat(self._artefact(kind, id)).st_size > 0 for kind in kinds)
+            return all(os.stat(artefact(self.path, kind, id)).st_size > 0 for kind in kinds)
         except OSError:  # among them a name too long for this file system: writing will say so
             return False
 
@@ -256,7 +253,7 @@ class Run:
         """
         token = shard_name(self._writing()[0])
         self._forget_figures()
-        if any(self._artefact(kind, id).exists() for kind in _SUFFIX):
+        if any(artefact(self.path, kind, id).exists() for kind in KINDS):
             self.record(id, "failed", error="it was to be made again, and that was not finished")
             self.mask_path(id).unlink(missing_ok=True)
         if scores is not None:
@@ -290,8 +287,8 @@ class Run:
 
     def discard(self, id: str) -> None:
         """Remove the artefacts of one image, the mask first."""
-        for kind in _SUFFIX:
-            self._artefact(kind, id).unlink(missing_ok=True)
+        for kind in KINDS:
+            artefact(self.path, kind, id).unlink(missing_ok=True)
 
     def write_summary(self, data: bytes) -> None:
         """Store summary.<shard>.json."""
@@ -320,11 +317,11 @@ class Run:
 
     def ids(self) -> list[str]:
         """The ids that have a mask, sorted."""
-        return sorted(self._ids_of(MASKS))
+        return sorted(ids_of(self.path, MASKS))
 
     def mask_ids(self) -> Iterator[str]:
         """The ids that have a mask, in no order, as the folder is walked."""
-        return self._ids_of(MASKS)
+        return ids_of(self.path, MASKS)
 
     def scores(self, id: str) -> Scores:
         """The stored maps of an image, as float32.
@@ -342,15 +339,15 @@ class Run:
 
     def mask_path(self, id: str) -> Path:
         """Where the mask of an image is or will be."""
-        return self._artefact(MASKS, id)
+        return artefact(self.path, MASKS, id)
 
     def confidence_path(self, id: str) -> Path:
         """Where the confidence of an image is or will be."""
-        return self._artefact(CONFIDENCE, id)
+        return artefact(self.path, CONFIDENCE, id)
 
     def scores_path(self, id: str) -> Path:
         """Where the scores of an image are or will be."""
-        return self._artefact(SCORES, id)
+        return artefact(self.path, SCORES, id)
 
     @property
     def digest(self) -> str:
@@ -386,36 +383,3 @@ class Run:
 
     def _manifests(self) -> Iterator[Path]:
         return self.path.glob("manifest.*.jsonl")
-
-    def _artefact(self, kind: str, id: str) -> Path:
-        # by string, not with_suffix: an id may hold dots
-        return self.path / kind / (check_id(id) + _SUFFIX[kind])
-
-    def _ids_of(self, kind: str) -> Iterator[str]:
-        top, suffix = self.path / kind, _SUFFIX[kind]
-        for root, _, files in os.walk(top):
-            inside = Path(root).relative_to(top)
-            for name in files:
-                # temporary files end in .tmp
-                if name.endswith(suffix):
-                    yield (inside / name).as_posix()[: -len(suffix)]
-
-
-def check_id(id: str) -> str:
-    """The id itself, if it can name files inside a folder.
-
-    Raises:
-        UserError: it is empty, absolute, has "..", "." or empty parts, a backslash or a NUL.
-    """
-    parts = id.split("/")
-    if not all(parts) or {".", ".."} & set(parts) or "\\" in id or "\0" in id or PurePosixPath(id).is_absolute():
-        raise UserError(f"image id {id!r}: expected a relative path with / between its parts and without . or ..")
-    if os.name == "nt" and Path(id).drive:
-        raise UserError(f"image id {id!r} begins with a drive; expected a relative path")
-    return id
-
-
-def _no_writing(path: Path, error: OSError) -> str:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    advice = "make room there" if error.errno == errno.ENOSPC else "choose a folder that you may write to"
-    return f"cannot write to {path}: {reason}; {advice}"

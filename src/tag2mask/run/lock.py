@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tag2mask.run.files import cannot_write
 from tag2mask.types import UserError
 
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -70,12 +71,7 @@ def locked(folder: Path, what: str, option: str = "--out") -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(folder / ".lock", what)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        if isinstance(error, FileExistsError | NotADirectoryError):
-            reason = "there is a file in its place"
-        raise UserError(
-            f"{option} {folder}: cannot be written ({reason}); choose a folder that you may write to"
-        ) from error
+        raise cannot_write(f"{option} {folder}", error) from error
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tag2mask.run.folder import Run, check_id
+from tag2mask.run.artefacts import check_id
+from tag2mask.run.folder import Run
 from tag2mask.types import ClassSet, UserError
 
 __all__ = ["MaskFolder"]

@@ -24,6 +24,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def launched() -> bool:
+    """Whether Lightning started this process, or its others, for a training on several devices (torchrun did not)."""
+    return "LOCAL_RANK" in os.environ and "RANK" not in os.environ
+
+
+def helping() -> bool:
+    """Whether this process is one of those others: it takes part in one training, and writes nothing."""
+    return launched() and int(os.environ["LOCAL_RANK"]) > 0
+
+
 def in_order(
     function: Callable[[Job], Result],
     jobs: Sequence[Job],

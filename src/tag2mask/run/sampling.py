@@ -7,6 +7,7 @@ killed and resumed sees the same samples in the same way as one that ran through
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -90,6 +91,17 @@ def sample_dice(seed: int, draw: Draw) -> torch.Generator:
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The source of what is random about a batch as a whole, on the processor."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, 0xBA7C]).generate_state(1)[0]))
+
+
+@contextmanager
+def step_dice(seed: int, step: int, device: torch.device, rank: int = 0) -> Iterator[None]:
+    """A block in which torch's dice, there and on the processor, are those of a step; outside they are as before.
+
+    rank: of several processes in one training, each throws its own.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(step_generator(seed, step).initial_seed() + rank)
+        yield
 
 
 class StepSampler:

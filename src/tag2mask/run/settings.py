@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tag2mask.run.files import write_atomic
+from tag2mask.run.files import cannot_write, write_atomic
 from tag2mask.types import Background, UserError
 
 _SHOWN = 5
@@ -153,10 +153,7 @@ def claim(path: Path, settings: Mapping[str, Any], *, begun: bool = True) -> Non
         if not isinstance(there, dict):
             raise ValueError(f"expected a mapping, got {type(there).__name__}")
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(
-            f"--out {folder}: cannot be written ({reason}); choose a folder that you may write to"
-        ) from error
+        raise cannot_write(f"--out {folder}", error) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove {folder}, or choose another --out") from error
     differences = describe_differences(there, settings)

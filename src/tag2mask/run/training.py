@@ -15,8 +15,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def fit(
             persistent_workers=False,
             worker_init_fn=_deaf,
         )
-        with keeper.listening():
+        with keeper.listening(), _launching(training.devices):
             try:
                 trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
             except (RuntimeError, KeyError) as error:
@@ -157,6 +157,25 @@ def make_trainer(training: Training, folder: Path, callbacks: Sequence[lightning
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+
+
+_LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What Lightning sets in the environment when it starts processes for further devices."""
+
+
+@contextmanager
+def _launching(devices: int) -> Iterator[None]:
+    """Afterwards this process is alone again, so that a second training can start processes of its own."""
+    before = {name: os.environ[name] for name in _LAUNCHED if name in os.environ}
+    try:
+        yield
+    finally:
+        if devices > 1 and "LOCAL_RANK" not in before:
+            for name in _LAUNCHED:
+                os.environ.pop(name, None)
+            os.environ.update(before)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
 
 def first_process() -> bool:

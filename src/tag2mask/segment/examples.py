@@ -26,8 +26,9 @@ from torch import Tensor
 
 from tag2mask.data.agreement import Agreement
 from tag2mask.data.columns import Columns
-from tag2mask.data.image import BadImage, image_size, read_image
+from tag2mask.data.image import BadImage, image_size
 from tag2mask.data.lists import read_list
+from tag2mask.data.pixels import read_pixels
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.data.truth import read_truth, reading_notes, values_are_chosen
 from tag2mask.data.truth_turn import settle_turn
@@ -372,7 +373,7 @@ class Examples:
             BadImage: one of the files cannot be read.
             UserError: a mask with values outside the class set.
         """
-        image = torch.from_numpy(read_image(self.targets.sample(position).image)).permute(2, 0, 1)  # (3, H, W)
+        image = read_pixels(self.targets.sample(position).image)  # (3, H, W)
         labels = self.targets.labels(position)
         return Example(image, labels, self.targets.confidence(position, labels) if self.confidence else None)
 

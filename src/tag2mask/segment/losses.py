@@ -27,7 +27,6 @@ from tag2mask.ops.crf import CRF, dense_crf_batch, preset, unary_from_probs
 from tag2mask.types import BACKGROUND, IGNORE, UserError
 
 WEAKCLIP_FLOOR = 1e-7
-DSRG_FLOOR = 1e-4
 
 
 def check_labels(labels: Tensor, classes: int, name: str) -> None:
@@ -245,7 +244,7 @@ def refine(images: Tensor, logits: Tensor, crf: CRF | None = None, *, floor: flo
     """The dense CRF's marginals of a network's own output on the grid of its logits, as the boundary loss wants them.
 
     Args:
-        images: (B, 3, h, w) uint8, RGB, at the size of the logits (``shrink_images``).
+        images: (B, 3, h, w) uint8, RGB, at the size of the logits (``shrink_to_corners``).
         logits: (B, K, h, w).
         crf: default: the preset "weakclip-train".
         floor: as in ``boundary_loss``.
@@ -261,7 +260,7 @@ def refine(images: Tensor, logits: Tensor, crf: CRF | None = None, *, floor: flo
     return torch.stack(dense_crf_batch(list(images), unaries, crf or preset("weakclip-train")))
 
 
-def shrink_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+def shrink_to_corners(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Pictures at the size of the logits, sampled corner to corner and cut to whole grey levels, as WeakCLIP does.
 
     Args:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from tag2mask.models.deeplab import MultiScale
 from tag2mask.models.public_resnet import OWN
 from tag2mask.models.state import fit_state
+from tag2mask.run.artefacts import CHECKPOINTS
 from tag2mask.run.device import find_device
-from tag2mask.run.files import write_atomic
-from tag2mask.run.folder import CHECKPOINTS
+from tag2mask.run.files import file_sha256, write_atomic
 from tag2mask.run.settings import plain
 from tag2mask.segment.architectures import (
     ARCHITECTURES,
@@ -306,8 +306,7 @@ def read_saved(folder: Path | str) -> SavedNetwork:
             "was made, or train again"
         ) from error
     try:
-        with (place / WEIGHTS).open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(place / WEIGHTS)
     except OSError as error:
         raise UserError(f"{place / WEIGHTS}: cannot be read ({error.strerror}); copy the whole folder") from error
     if sha256 not in known:

@@ -6,6 +6,7 @@ training resumed at any step has the rate it would have had.
 - IRN, PSA, CLIMS, CCT: ``poly(t, total)``; past ``total`` the rate stays at its last value, which is not 0.
 - DeepLabV2: ``poly(t, total, hold=10)``: the rate changes at every tenth step only.
 - WeakCLIP's DeepLabV1-ResNet38: ``poly(t, total + 1)``.
+- MCTformer: ``cosine_epochs``.
 """
 
 from __future__ import annotations
@@ -65,32 +66,50 @@ def warm_poly(step: int, total: int, *, warmup: int = 50, start: float = 1e-6, p
     return (1 - min(step, total - 1) / total) ** power
 
 
+def cosine_epochs(
+    epoch: int,
+    epochs: int,
+    lr: float,
+    *,
+    late: bool = False,
+    warmup: int = 5,
+    first: float = 1e-6,
+    last: float = 1e-5,
+) -> float:
+    """DeiT's learning rate, the same for all of an epoch: a linear warm-up, then half a cosine.
+
+    Args:
+        epoch: from 0.
+        epochs: of the whole training.
+        lr: where the warm-up would lead to.
+        late: every rate comes an epoch late, as in MCTformer's code, so that the first one holds for two epochs.
+        warmup: epochs of it.
+        first: the rate that the warm-up begins with.
+        last: the rate that the cosine leads to, and would reach at ``epochs``.
+
+    Raises:
+        ValueError: if ``epoch`` is negative, or ``epochs`` is below 1.
+    """
+    if epoch < 0 or epochs < 1:
+        raise ValueError(f"got epoch={epoch}, epochs={epochs}; expected epoch >= 0 and epochs >= 1")
+    t = min(epoch, epochs - 1)
+    t = max(t - 1, 0) if late else t
+    if t < warmup:
+        return first + t * (lr - first) / warmup
+    return last + (lr - last) * (1 + math.cos(math.pi * t / epochs)) / 2
+
+
 def _sigmoid(x: float) -> float:
     return math.exp(-5 * (1 - x) ** 2)
-
-
-def _linear(x: float) -> float:
-    return x
-
-
-def _cosine(x: float) -> float:
-    return (1 - math.cos(math.pi * x)) / 2
 
 
 def _log(x: float) -> float:
     return 1 - math.exp(-5 * x)
 
 
-def _exp(x: float) -> float:
-    return math.exp(5 * (x - 1))
-
-
 RAMPS: Mapping[str, Callable[[float], float]] = {
     "sigmoid": _sigmoid,
-    "linear": _linear,
-    "cosine": _cosine,
     "log": _log,
-    "exp": _exp,
 }
 """CCT's ramps, from x = 0 to 1. "log" ends at 1 - exp(-5), not at 1."""
 

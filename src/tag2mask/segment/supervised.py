@@ -29,7 +29,7 @@ from tag2mask.segment.losses import (
     cross_entropy,
     refine,
     resize_labels,
-    shrink_images,
+    shrink_to_corners,
 )
 from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.recipe import TrainRecipe
@@ -85,7 +85,9 @@ def output_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe, *, align_corn
         threshold = bootstrap_threshold(batch.step // recipe.accumulate, recipe.steps, logits.shape[1])
         return bootstrapped_cross_entropy(logits, labels, threshold)
     if recipe.loss == "seed+boundary":
-        images = shrink_images(batch.images.round().clamp(0, 255).to(torch.uint8), (logits.shape[2], logits.shape[3]))
+        images = shrink_to_corners(
+            batch.images.round().clamp(0, 255).to(torch.uint8), (logits.shape[2], logits.shape[3])
+        )
         return balanced_seed_loss(logits, labels) + boundary_loss(logits, refine(images, logits))
     return cross_entropy(logits, labels, divide=recipe.divide)
 

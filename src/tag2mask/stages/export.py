@@ -18,9 +18,10 @@ from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_mask
 from tag2mask.data.protocol import Export, ExportOptions, FileExporter, FolderExporter, Labelled
 from tag2mask.run.about import check_classes, is_predicted, stored_classes
+from tag2mask.run.artefacts import CHECKPOINTS, CONFIDENCE, MASKS, SCORES
 from tag2mask.run.current import Current
 from tag2mask.run.files import atomic_path, write_atomic
-from tag2mask.run.folder import CHECKPOINTS, CONFIDENCE, MASKS, SCORES, Run
+from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.warn import warn
 from tag2mask.tables import find

@@ -25,6 +25,7 @@ from tag2mask.run.current import earlier_file
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import KnownInputs
 from tag2mask.run.mask_folder import MaskFolder
+from tag2mask.run.processes import helping
 from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import WHOLE, Shard, in_shard
@@ -32,7 +33,7 @@ from tag2mask.run.warn import warn
 from tag2mask.segment.network import find_network, load_network
 from tag2mask.segment.test_time import TestTime
 from tag2mask.stages.machinery.changes import Changes, Removed, left_over
-from tag2mask.stages.machinery.fit import check_machine, make_ready, open_fitted
+from tag2mask.stages.machinery.fit import check_machine, help_to_fit, make_ready, open_fitted
 from tag2mask.stages.machinery.labeller import Labeller
 from tag2mask.stages.machinery.plan import load, plan, survey
 from tag2mask.stages.machinery.predictor import Predictor
@@ -121,8 +122,11 @@ def label(
     before = _open_earlier(settings.prior, method, use, data, Path(out), learns=settings.fitted is None)
     fit = _Fit.of(method, settings, data.classes)
     check_machine(_name_of(method), method, settings.machine, here=fit.here)
+    if settings.machine.devices > 1 and helping():
+        help_to_fit(method, data, Path(out), before, settings.machine)
+        return Summary(str(out), "labelled", 0)
     files = _fit_files(before, use.fit) if fit.here else None
-    total, fingerprint = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
+    surveyed = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
     by = crf_engine(rule.refiner, method.device)
     noted_engine = engine(method.device) if method.learns else by  # a fit may have a CRF of its own
     run = Run.create(
@@ -156,9 +160,9 @@ def label(
                 minutes = minutes_left(settings.machine.minutes, began)
                 method.machine = replace(settings.machine, minutes=minutes)
                 how: dict[str, Any] = {"shard": settings.shard, "progress": settings.progress}
-                make_ready(method, data, run, before, fingerprint=fingerprint, **how)
+                make_ready(method, data, run, before, surveyed=surveyed, **how)
             if settings.fit_only:
-                return Summary(str(run.path), "labelled", total)
+                return Summary(str(run.path), "labelled", surveyed.total)
         seen = before if use.label is not None else None
         renewed = Changes(run, seen, use.label)
         left = left_over(run, data, settings.shard, settings.removed)
@@ -166,7 +170,7 @@ def label(
         batches = plan(samples, method.grid, batch_size, renewed.finished)
         worker = _worker(method, rule, seen, settings, fit.elsewhere or run)
         work = Work(
-            *(run, data.classes, worker, total),
+            *(run, data.classes, worker, surveyed.total),
             did="labelled",
             steps=worker.steps,
             device=method.device,
@@ -176,7 +180,7 @@ def label(
             notes=lambda: [*renewed.notes(), *left],
         )
         loaded = ahead(load(batches, describe, renewed.inputs))
-        return work.through(loaded, show_progress(total, "label", enabled=settings.progress))
+        return work.through(loaded, show_progress(surveyed.total, "label", enabled=settings.progress))
 
 
 def _worker(

@@ -96,7 +96,7 @@ def predict(
             f"the tags of {data.root} are of other classes ({_listed(data.classes.names)}) than the network "
             f"({_listed(names)}); leave out --use-tags, or give the data in the network's classes (--classes)"
         )
-    total, _ = survey(data, shard, tags=use_tags)
+    total = survey(data, shard, tags=use_tags).total
     net = load_network(saved, device)
     where = next(net.parameters()).device
     by = crf_engine(refiner, where)

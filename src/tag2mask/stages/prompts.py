@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tag2mask.data.image import BadImage, read_image
+from tag2mask.data.image import BadImage
+from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.clip_es import ClipES
 from tag2mask.methods.prompts import Prompt, Sharpness, imagenet_templates
 from tag2mask.run.progress import progress as show_progress
@@ -47,7 +48,7 @@ def rank_prompts(
             if not sample.tags:
                 continue
             try:
-                image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W)
+                image = read_pixels(sample.image)  # (3, H, W)
             except BadImage:
                 failed += 1
                 continue

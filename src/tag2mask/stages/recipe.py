@@ -11,8 +11,9 @@ from tag2mask.data.columns import Columns
 from tag2mask.methods import make_method, make_options, method_class
 from tag2mask.methods.protocol import Method, Trainable
 from tag2mask.ops.refiners import find_refiner
+from tag2mask.run.artefacts import SEEDS
 from tag2mask.run.device import find_device, find_precision
-from tag2mask.run.folder import SEEDS, Run
+from tag2mask.run.folder import Run
 from tag2mask.stages.run_data import absolute, in_run_order, open_data
 from tag2mask.types import MaskRule, Own, UserError
 
@@ -55,7 +56,8 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
         chosen = make_options(config.refine.method, config.refine.options)
         if not method_class(config.refine.method).earlier_run(chosen).label:
             raise UserError(
-                f"{config.refine.method} does not start from an earlier run, so it refines nothing; take irn or psa"
+                f"{config.refine.method} does not start from an earlier run, so it refines nothing; take irn, psa or "
+                "pot"
             )
     config = absolute(config)
     data = open_data(config.data)

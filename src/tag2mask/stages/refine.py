@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tag2mask.methods.protocol import Machine
-from tag2mask.run.folder import SEEDS
+from tag2mask.run.artefacts import SEEDS
 from tag2mask.run.progress import minutes_left
 from tag2mask.stages.label import LabelSettings, label
 from tag2mask.stages.machinery.work import Summary

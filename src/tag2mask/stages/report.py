@@ -100,72 +100,73 @@ def report(
     path = run.path / "report.html" if out is None else Path(out)
     if out is not None:
         refuse_foreign_file(path, GENERATOR, "report of tag2mask", "report.html")
-    if data is not None:
-        check_classes(run, data)
     ids, stale = _current_masks(run, data)
-    if not ids:
-        why = f"of these images: {stale}" if stale else "yet; label images first, then make the report"
-        raise UserError(f"{run.path} has no mask {why}")
-    # the first samples tell: a data set either has truth or has not
-    if data is not None and any(sample.truth for sample in islice(data, 1000)):
+    if data is not None and _has_truth(data):
         if evaluation is None:
             evaluation = evaluate(run, data, confidence=True, progress=progress)
         data, _ = settle_truth(run, data)
-    classes = data.classes if data is not None else stored_classes(run)
-
-    sure, unsure, confidence = _by_confidence(run, ids, worst, progress)
+    best, listed, confidence = _by_confidence(run, ids, worst, progress)
     if evaluation is not None:
-        listed = [(score.id, score.miou) for score in evaluation.worst[:worst]]
-        strip = [(score.id, score.miou) for score in evaluation.best[:STRIP]]
-    else:
-        listed, strip = unsure, sure
-    wanted = {id for id, _ in [*listed, *strip]}
-    samples = {sample.id: sample for sample in data or () if sample.id in wanted}
-
-    def cards(chosen: Sequence[tuple[str, float]], full: bool) -> list[Card]:
-        return [_card(run, id, samples.get(id), score, classes, full) for id, score in chosen]
-
+        best, listed = _by_miou(evaluation, worst)
+    classes = data.classes if data is not None else stored_classes(run)
     page = _template().render(
+        **_about_the_run(run),
         title=title or run.path.resolve().name,
-        # a method that was handed over as an object is noted as "module:Class"
-        method=str(run.settings.get("method", "A method")).rpartition(":")[2],
-        settings=run.settings,
-        weights=weights_of(run),
         unfinished=_unfinished(run, data),
         stale=stale,
-        predicted=is_predicted(run),
-        span=span,
         classes=classes,
+        colours=[parts.css(colour) for colour in classes.palette],
         images=len(ids),
         tiles=_tiles(run, ids, evaluation, confidence, floors or {}),
-        strip=cards(strip, full=False),
-        cards=cards(listed, full=True),
+        strip=_cards(run, best, data, classes, full=False),
+        cards=_cards(run, listed, data, classes, full=True),
         evaluation=evaluation,
-        colours=[parts.css(colour) for colour in classes.palette],
         panels=parts.panels(evaluation.curves) if evaluation else (),
-        chosen_with_truth=CHOSEN_WITH_TRUTH,
-        confidence_css=parts.confidence_css(),
-        stages=_stages(run),
-        peak_memory=_peak_memory(run),
-        failures=_failures(run),
-        shown_failures=SHOWN_FAILURES,
-        generator=markupsafe.Markup(GENERATOR),
-        yaml=yaml.safe_dump({"settings": run.settings, "noted": run.noted}, sort_keys=False, allow_unicode=True),
     )
     # a file name that is no Unicode arrives as lone surrogates
     write_atomic(path, page.encode("utf-8", "replace"))
     return path
 
 
+def _has_truth(data: Dataset) -> bool:
+    # the first samples tell: a data set either has truth or has not
+    return any(sample.truth for sample in islice(data, 1000))
+
+
+def _about_the_run(run: Run) -> dict[str, Any]:
+    """What the template shows of a run, whatever its images are."""
+    return {
+        # a method that was handed over as an object is noted as "module:Class"
+        "method": str(run.settings.get("method", "A method")).rpartition(":")[2],
+        "settings": run.settings,
+        "weights": weights_of(run),
+        "predicted": is_predicted(run),
+        "stages": _stages(run),
+        "peak_memory": _peak_memory(run),
+        "failures": _failures(run),
+        "yaml": yaml.safe_dump({"settings": run.settings, "noted": run.noted}, sort_keys=False, allow_unicode=True),
+    }
+
+
 def _current_masks(run: Run, data: Dataset | None) -> tuple[list[str], str]:
-    """The ids of the masks that the report is of, sorted, and what it says of the others."""
+    """The ids of the masks that the report is of, sorted, and what it says of the others.
+
+    Raises:
+        UserError: there is none, or the run is of other classes than the data.
+    """
     if data is None:
-        return run.ids(), ""
-    current = Current(run)
-    ids = sorted(sample.id for sample in data if current.why_none(sample) is None)
-    others = sum(1 for _ in run.mask_ids()) - len(ids) - current.stale.counts.total()
-    notes = [f"masks of images that are not in {data.root} ({others:,})"] if others else []
-    return ids, "; ".join([*notes, *([current.note() or ""] if current.stale.counts else [])])
+        ids, stale = run.ids(), ""
+    else:
+        check_classes(run, data)
+        current = Current(run)
+        ids = sorted(sample.id for sample in data if current.why_none(sample) is None)
+        others = sum(1 for _ in run.mask_ids()) - len(ids) - current.stale.counts.total()
+        notes = [f"masks of images that are not in {data.root} ({others:,})"] if others else []
+        stale = "; ".join([*notes, *([current.note() or ""] if current.stale.counts else [])])
+    if not ids:
+        why = f"of these images: {stale}" if stale else "yet; label images first, then make the report"
+        raise UserError(f"{run.path} has no mask {why}")
+    return ids, stale
 
 
 def _unfinished(run: Run, data: Dataset | None) -> int:
@@ -182,6 +183,13 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = percent
+    environment.globals |= {
+        "span": span,
+        "chosen_with_truth": CHOSEN_WITH_TRUTH,
+        "confidence_css": parts.confidence_css(),
+        "shown_failures": SHOWN_FAILURES,
+        "generator": markupsafe.Markup(GENERATOR),
+    }
     return environment.from_string(text)
 
 
@@ -214,6 +222,21 @@ def _by_confidence(
         [(id, -key) for key, id in sorted(unsure, reverse=True)],
         total / count if count else float("nan"),
     )
+
+
+def _by_miou(evaluation: Evaluation, worst: int) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """The best images and the worst."""
+    best = [(score.id, score.miou) for score in evaluation.best[:STRIP]]
+    return best, [(score.id, score.miou) for score in evaluation.worst[:worst]]
+
+
+def _cards(
+    run: Run, chosen: Sequence[tuple[str, float]], data: Dataset | None, classes: ClassSet, full: bool
+) -> list[Card]:
+    """Those of some images (id, score), in their order."""
+    wanted = {id for id, _ in chosen}
+    samples = {sample.id: sample for sample in data or () if sample.id in wanted}
+    return [_card(run, id, samples.get(id), score, classes, full) for id, score in chosen]
 
 
 def _card(run: Run, id: str, sample: Sample | None, score: float, classes: ClassSet, full: bool) -> Card:

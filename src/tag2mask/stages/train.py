@@ -9,7 +9,6 @@ train.json    what the last call did: steps, images a second, losses, supervisio
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -23,7 +22,7 @@ import torch
 
 from tag2mask.run.checkpoint import LAST, steps_done
 from tag2mask.run.device import find_device, find_precision
-from tag2mask.run.files import write_atomic
+from tag2mask.run.files import file_sha256, write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.lock import locked
 from tag2mask.run.progress import minutes_left
@@ -217,8 +216,7 @@ def _supervision(targets: Targets, recipe: TrainRecipe) -> tuple[str, str | None
         parts += [part for part in found if part not in parts]
     if not path.is_file():
         return "+".join(parts), None
-    with path.open("rb") as file:
-        return "+".join(parts), hashlib.file_digest(file, "sha256").hexdigest()
+    return "+".join(parts), file_sha256(path)
 
 
 def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, start: str | None) -> None:

@@ -48,6 +48,7 @@ MOST_SCENES = 10**6
 HELD = "storybook.json"
 """In a folder of scenes: what is drawn there, or is being drawn."""
 
+_FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationDetail", "Annotations", "ImageSets/Segmentation")
 _CHUNK = 16
 _FEW = 64  # starting a process takes as long as drawing about this many scenes
 
@@ -76,6 +77,11 @@ class _Job:
     def name(self) -> str:
         """Of the chunk."""
         return f"{self.first:06d}-{self.last:06d}"
+
+    @property
+    def part(self) -> Path:
+        """The rows of the chunk, from its end to the end of the render."""
+        return _part(self.out, self.split, self.name)
 
 
 def render(
@@ -116,28 +122,11 @@ def render(
     check_own(out, HELD)
     with locked(out, f"The scenes in {out}"):
         _claim(out, n, seed, split, size, classes)
-        for folder in (
-            "JPEGImages",
-            "SegmentationClass",
-            "SegmentationDetail",
-            "Annotations",
-            "ImageSets/Segmentation",
-        ):
+        for folder in _FOLDERS:
             (out / folder).mkdir(parents=True, exist_ok=True)
-
-        rows = _draw_missing(out, n, seed, split, size, classes, workers, progress)
-
-        ids = [row.id for row in rows]
-        tags = [f"JPEGImages/{row.id}.jpg,{';'.join(row.names) or 'background'}" for row in rows]
-        said = [json.dumps({"image": f"JPEGImages/{row.id}.jpg", "caption": row.caption}) for row in rows]
-        write_atomic(out / "classes.txt", _lines(classes))
-        write_atomic(out / "classes.yaml", _class_file(classes))
-        write_atomic(
-            out / "tags.csv", _lines(["image,labels", *_of_other_splits(out / "tags.csv", split)[1:], *tags])
-        )
-        write_atomic(out / "captions.jsonl", _lines([*_of_other_splits(out / "captions.jsonl", split), *said]))
-        # Last: who finds the list finds everything on it. One of fewer scenes, from before, was true as long.
-        write_atomic(out / "ImageSets" / "Segmentation" / f"{split}.txt", _lines(ids))
+        firsts = range(0, n, _CHUNK)
+        jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in firsts]
+        _write_lists(out, split, classes, _draw_missing(jobs, _workers(n, workers), progress))
         for part in out.glob(_part(out, split, "*").name):
             part.unlink()
     return out
@@ -153,26 +142,15 @@ def kind_of(split: str) -> str:
     return split if split in TRAPS else "mixed"
 
 
-def _draw_missing(
-    out: Path,
-    n: int,
-    seed: int,
-    split: str,
-    size: tuple[int, int],
-    classes: tuple[str, ...],
-    workers: int | None,
-    progress: Advance,
-) -> list[_Row]:
+def _draw_missing(jobs: Sequence[_Job], workers: int, progress: Advance) -> list[_Row]:
     """What the lists say of each scene. Chunks that a stopped call has drawn are not drawn again."""
-    firsts = range(0, n, _CHUNK)
-    jobs = [_Job(out, split, seed, first, min(first + _CHUNK, n), size, classes) for first in firsts]
-    left = [job for job in jobs if not _part(out, split, job.name).is_file()]
-    progress(n - sum(job.last - job.first for job in left), worked=False)
-    for done in in_order(_draw, left, _workers(n, workers)):
+    left = [job for job in jobs if not job.part.is_file()]
+    progress(jobs[-1].last - sum(job.last - job.first for job in left), worked=False)
+    for done in in_order(_draw, left, workers):
         progress(done)
     rows = []
     for job in jobs:
-        for line in _part(out, split, job.name).read_text(encoding="utf-8").splitlines():
+        for line in job.part.read_text(encoding="utf-8").splitlines():
             name, names, said = json.loads(line)
             rows.append(_Row(name, tuple(names), said))
     return rows
@@ -199,12 +177,11 @@ def _draw(job: _Job) -> int:
         ):
             write_atomic(job.out / path, data, token=name)  # what a kill leaves is written over
         rows.append(_Row(name, scene.names, words))
-    write_atomic(_part(job.out, job.split, job.name), _lines(map(json.dumps, rows)), token=f"{job.split}-{job.name}")
+    write_atomic(job.part, _lines(map(json.dumps, rows)), token=f"{job.split}-{job.name}")
     return len(rows)
 
 
 def _part(out: Path, split: str, name: str) -> Path:
-    """The rows of a chunk, from its end to the end of the render."""
     return out / f".{split}-{name}.jsonl"
 
 
@@ -312,6 +289,18 @@ def _class_file(classes: tuple[str, ...]) -> bytes:
         return (resources.files("tag2mask.classes") / "voc12.yaml").read_bytes()
     content = {"id": "storybook", "names": list(classes), "palette": [list(c) for c in _palette(classes)]}
     return yaml.safe_dump(content, sort_keys=False).encode()
+
+
+def _write_lists(out: Path, split: str, classes: tuple[str, ...], rows: Sequence[_Row]) -> None:
+    """The classes, and what is in each scene; those of other splits stay."""
+    tags = [f"JPEGImages/{row.id}.jpg,{';'.join(row.names) or 'background'}" for row in rows]
+    said = [json.dumps({"image": f"JPEGImages/{row.id}.jpg", "caption": row.caption}) for row in rows]
+    write_atomic(out / "classes.txt", _lines(classes))
+    write_atomic(out / "classes.yaml", _class_file(classes))
+    write_atomic(out / "tags.csv", _lines(["image,labels", *_of_other_splits(out / "tags.csv", split)[1:], *tags]))
+    write_atomic(out / "captions.jsonl", _lines([*_of_other_splits(out / "captions.jsonl", split), *said]))
+    # Last: who finds the list finds everything on it. One of fewer scenes, from before, was true as long.
+    write_atomic(out / "ImageSets" / "Segmentation" / f"{split}.txt", _lines(row.id for row in rows))
 
 
 def _of_other_splits(path: Path, split: str) -> list[str]:

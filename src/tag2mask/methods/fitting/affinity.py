@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tag2mask.data.image import BadImage, read_image
+from tag2mask.data.image import BadImage
+from tag2mask.data.pixels import read_pixels
 from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.ops.masks import background_score, full_maps, upsample
@@ -106,6 +107,17 @@ class PriorMaps:
         return maps.clamp(0, 1).pow(self.exponent)
 
 
+def check_finished(earlier: Run) -> None:
+    """Refuse to learn from a part of a run: once a fit has learned from it, it would not learn from the rest.
+
+    Raises:
+        UserError: the run lacks images.
+    """
+    images, done = earlier.images or 0, len(earlier.records())
+    if done < images:
+        raise UserError(f"{earlier.path} is unfinished ({done} of {images} images); give its command again first")
+
+
 def decision(background: Background) -> float:
     """The value of the highest map at which it overtakes the background."""
     if not isinstance(background, Power):
@@ -119,7 +131,7 @@ def decision(background: Background) -> float:
 
 def open_image(sample: Sample, max_pixels: int) -> tuple[Tensor, tuple[int, int]]:
     """The image at its working size, (3, H, W) uint8, and its own size."""
-    image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H', W')
+    image = read_pixels(sample.image)  # (3, H', W')
     size = (image.shape[1], image.shape[2])
     return resize_bicubic(image, working_size(size, max_pixels)).contiguous(), size
 

@@ -21,7 +21,7 @@ from tag2mask.models.irn import IRNHeads
 from tag2mask.models.psa import AffinityNet
 from tag2mask.ops.affinity_losses import irn_loss, psa_loss
 from tag2mask.ops.image import standardise
-from tag2mask.run.sampling import step_generator
+from tag2mask.run.sampling import step_dice
 from tag2mask.segment.schedule import conv_groups
 
 
@@ -102,9 +102,8 @@ class PSATraining(_Training):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """PSA's loss of pictures (B, 3, H, W) and labels (B, H / 8, W / 8)."""
         images, labels = batch
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # dropout, the same whenever this step is taken
-            torch.manual_seed(step_generator(self.settings.seed, self.global_step).initial_seed())
+        # of the dropout; every process of several has its own
+        with step_dice(self.settings.seed, self.global_step, self.device, self.global_rank):
             features = self.network(standardise(images, MEAN, STD))
         loss = psa_loss(features, labels, radius=self.radius)
         self.log_dict(

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from tag2mask.methods.fitting.settings import FitSettings
-from tag2mask.methods.fitting.tagged import PictureBatch
+from tag2mask.methods.fitting.tagged import PictureBatch, tag_targets
 from tag2mask.models.classifier import MEAN, STD, Classifier
 from tag2mask.models.clims import CLIMSNetwork
 from tag2mask.ops.image import standardise
@@ -57,11 +56,7 @@ def tag_training(network: Classifier | CLIMSNetwork, classes: int, descent: Desc
 
     def look(batch: PictureBatch) -> TagBatch:
         pictures, tags = batch
-        targets = pictures.new_zeros(len(tags), classes)
-        for row, own in zip(targets, tags, strict=True):
-            row[own - 1] = 1
-        known = torch.tensor([bool(len(own)) for own in tags], device=pictures.device)
-        return standardise(pictures, MEAN, STD), targets, known  # an image that cannot be read has no tags
+        return standardise(pictures, MEAN, STD), *tag_targets(tags, classes)
 
     descent.prepare(network)
     return TagTraining(network, look, lambda: descent.optimizer(network))

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tag2mask.data.image import BadImage, read_image
+from tag2mask.data.image import BadImage
+from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.clims import CLIMSNetwork, embed_images
@@ -170,7 +171,7 @@ def find_threshold(critic: Critic, data: Dataset, path: Path) -> float:
     for i in known[:: max(1, len(known) // _LOOKED_AT)]:
         sample = data[i]
         try:
-            image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W)
+            image = read_pixels(sample.image)  # (3, H, W)
         except (BadImage, OSError):
             continue  # the training warns of it
         rows.append(critic.look(image))

@@ -15,11 +15,12 @@ from tag2mask.run.processes import cores
 from tag2mask.run.progress import minutes_left
 from tag2mask.run.sampling import Training
 from tag2mask.segment.schedule import poly, sgd
+from tag2mask.types import UserError
 
 SAVE_STEPS = 200
 """Steps between two checkpoints."""
 
-ALL = ("workers", "minutes", "precision")
+ALL = ("devices", "workers", "minutes", "precision")
 """What a fit that runs by ``FitSettings`` goes by: everything (``Trainable.fit_heeds``)."""
 
 _MOST_WORKERS = 8
@@ -41,7 +42,7 @@ class FitSettings:
 
     steps: of the whole training; 0 until ``lasting`` has found them. batch: images at a time, ``accumulate`` times a
     step. lr: of the slowest part.
-    momentum, decay_as_momentum: see ``segment.schedule.sgd``.
+    momentum, decay_as_momentum: see ``segment.schedule.sgd``. clip_norm: the greatest norm of the gradient.
     precision: the numbers of the forward pass, under autocast; weights stay float32.
     device, machine: where it runs, and what it may use; they decide nothing.
     began: when the fit was started, on the monotonic clock; the machine's minutes count from then.
@@ -55,6 +56,7 @@ class FitSettings:
     momentum: float = 0.0
     decay_as_momentum: bool = False
     accumulate: int = 1
+    clip_norm: float | None = None
     precision: str = "float32"
     device: str = "cpu"
     machine: Machine = field(default_factory=Machine)
@@ -65,6 +67,9 @@ class FitSettings:
         """As the options of a method say, and where and how it computes.
 
         chosen: settings that go before the options, which may leave some open.
+
+        Raises:
+            UserError: devices that cannot share a batch evenly.
         """
         options = method.options
         settings = {
@@ -74,7 +79,13 @@ class FitSettings:
             "device": str(method.device),
             "machine": method.machine,
         }
-        return cls(**{**settings, **chosen})
+        found = cls(**{**settings, **chosen})
+        if found.machine.devices < 1 or found.batch % found.machine.devices:
+            raise UserError(
+                f"--devices {found.machine.devices} for batches of {found.batch}: expected a number that divides the "
+                "batch"
+            )
+        return found
 
     def lasting(self, epochs: float, images: int) -> FitSettings:
         """The same with the steps of so many epochs, at least one, where they are not known yet."""
@@ -92,7 +103,7 @@ class FitSettings:
             seed=self.seed,
             device=self.device,
             precision=self.precision,
-            clip_norm=None,
+            clip_norm=self.clip_norm,
             save_steps=SAVE_STEPS,
             save_minutes=2.0,
             minutes=self.minutes_left(),

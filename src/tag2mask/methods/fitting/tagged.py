@@ -8,14 +8,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tag2mask.data.image import BadImage, read_image
+from tag2mask.data.image import BadImage
+from tag2mask.data.pixels import read_pixels
 from tag2mask.run.sampling import Draw, sample_dice
 from tag2mask.run.warn import warn
 from tag2mask.segment.augment import Augment, Example, augment
+from tag2mask.segment.deit_augment import DeiTAugment, augment_deit
 from tag2mask.types import Dataset
 
 PictureBatch = tuple[Tensor, list[Tensor]]
 """Pictures (B, 3, h, w) float32, 0-255, and the tags of each, (K,) int64."""
+
+
+def tag_targets(tags: Sequence[Tensor], classes: int) -> tuple[Tensor, Tensor]:
+    """Tags of pictures as (B, C) of 0 and 1, and which pictures teach, (B,) bool: not those that could not be read.
+
+    tags: (K,) int64 each, from 1, where the network is.
+    """
+    targets = torch.zeros(len(tags), classes, device=tags[0].device)
+    for row, own in zip(targets, tags, strict=True):
+        row[own - 1] = 1
+    return targets, torch.tensor([bool(len(own)) for own in tags], device=targets.device)
 
 
 class TaggedImages:
@@ -24,7 +37,9 @@ class TaggedImages:
     An image that cannot be read is a plain one without tags, with a warning.
     """
 
-    def __init__(self, data: Dataset, settings: Augment, seed: int, *, tagged_only: bool = False) -> None:
+    def __init__(
+        self, data: Dataset, settings: Augment | DeiTAugment, seed: int, *, tagged_only: bool = False
+    ) -> None:
         """tagged_only: leave out images whose tags are known to be none."""
         if settings.crop is None:
             raise ValueError("pictures of a batch are of one size: give a crop")
@@ -42,7 +57,7 @@ class TaggedImages:
         index = self.indices[draw.sample]
         sample = self.data[index]
         try:
-            image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W) uint8
+            image = read_pixels(sample.image)  # (3, H, W) uint8
         except (BadImage, OSError) as error:
             if index not in self.warned:
                 self.warned.add(index)
@@ -50,7 +65,11 @@ class TaggedImages:
             plain = torch.tensor(self.settings.fill)[:, None, None]
             side = self.settings.crop or 1
             return plain.expand(3, side, side).clone(), torch.zeros(0, dtype=torch.int64)
-        seen = augment(Example(image), self.settings, sample_dice(self.seed, draw)).image
+        dice = sample_dice(self.seed, draw)
+        if isinstance(self.settings, DeiTAugment):
+            seen = augment_deit(image, self.settings, dice)
+        else:
+            seen = augment(Example(image), self.settings, dice).image
         return seen, torch.tensor(sample.tags, dtype=torch.int64)
 
     @staticmethod

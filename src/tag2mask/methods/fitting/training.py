@@ -10,7 +10,7 @@ import torch
 
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.run.checkpoint import LAST, steps_done
-from tag2mask.run.training import Stopped, fit
+from tag2mask.run.training import Stopped, first_process, fit
 
 
 def train_to_end(
@@ -20,9 +20,12 @@ def train_to_end(
 
     Raises:
         Stopped: Ctrl-C, or the minutes are over; the state is saved.
+        SystemExit: of the processes that Lightning starts for further devices: each is there for one training.
     """
     if steps_done(folder) < settings.steps:
         done = fit(module, examples, settings.training(), folder, label=label, unit="images").global_step
+        if not first_process():
+            raise SystemExit(0)
         if done < settings.steps:
             raise Stopped(
                 f"{label}: time is over at step {done} of {settings.steps}; all of it is saved in {folder}: give the "

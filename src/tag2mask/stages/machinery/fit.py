@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from typing import Any
 
 from tag2mask.methods.protocol import Machine, Method, Trainable
 from tag2mask.run.checkpoint import LAST
-from tag2mask.run.files import write_atomic
+from tag2mask.run.files import file_sha256, write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.lock import Lock
 from tag2mask.run.progress import silent
@@ -33,10 +34,10 @@ from tag2mask.run.settings import describe_differences, plain, without_machine
 from tag2mask.run.shard import WHOLE, Shard
 from tag2mask.run.warn import warn
 from tag2mask.segment.network import INSIDE
+from tag2mask.stages.machinery.fit_data import FIT_DATA, Surveyed, what_changed
 from tag2mask.types import ClassSet, Dataset, Sample, UserError
 
 FITTED = "fitted.json"
-FIT_DATA = "fit_data.json"
 _LOCK = ".fit.lock"
 
 
@@ -74,7 +75,7 @@ def fit(
     run: Run,
     prior: Run | None = None,
     *,
-    fingerprint: str | None = None,
+    surveyed: Surveyed | None = None,
     progress: bool = True,
 ) -> str:
     """Fit ``method`` into ``run.checkpoints``, or see that this is done; the method then holds what was learned.
@@ -84,7 +85,7 @@ def fit(
         data: all images with their tags, of every shard.
         run: whose settings decide the fit.
         prior: the earlier run that the method learns from, if it does.
-        fingerprint: of the ids and tags of ``data`` (``stages.machinery.plan.survey``); None: they are not compared.
+        surveyed: ``data`` (``stages.machinery.plan.survey``); None: it is not compared.
         progress: show it on stderr.
 
     Returns:
@@ -98,11 +99,11 @@ def fit(
     lock = Lock(run.checkpoints / _LOCK, f"What is fitted in {run.path}")
     try:
         digest = fitted_digest(run)
-        _compare_data(run, {"images": len(data), "fingerprint": fingerprint}, done=digest is not None)
+        _compare_data(run, data, surveyed, done=digest is not None)
         if digest is None:
             with nullcontext() if progress else silent():
                 method.fit(TagsOnly(data), run.checkpoints, prior)
-            learned = {path.relative_to(run.checkpoints).as_posix(): _sha256(path) for path in _learned(run)}
+            learned = {path.relative_to(run.checkpoints).as_posix(): file_sha256(path) for path in _learned(run)}
             if not learned:
                 raise RuntimeError(f"{type(method).__name__}.fit left nothing directly in {run.checkpoints}")
             write_atomic(run.checkpoints / FITTED, (json.dumps(learned, indent=1) + "\n").encode(), sync=True)
@@ -111,6 +112,26 @@ def fit(
     finally:
         lock.release()
     return digest
+
+
+def help_to_fit(method: Method, data: Dataset, out: Path, prior: Run | None, machine: Machine) -> None:
+    """What a process does that was started for a further device: its part of the training that is under way.
+
+    Returns where none is in ``out``: then it is in another run of the same command.
+
+    Raises:
+        SystemExit: its part is done.
+    """
+    run = Run.open(out)
+    if not (isinstance(method, Trainable) and method.learns) or fitted_digest(run) is not None:
+        return
+    method.machine = machine
+    try:
+        with silent():
+            method.fit(TagsOnly(data), run.checkpoints, prior)
+    except KeyboardInterrupt:
+        pass  # the first process says what is saved
+    raise SystemExit(0)
 
 
 def fitted_digest(run: Run) -> str | None:
@@ -125,7 +146,7 @@ def fitted_digest(run: Run) -> str | None:
         changed = [
             name
             for name, sha256 in learned.items()
-            if not (run.checkpoints / name).is_file() or _sha256(run.checkpoints / name) != sha256
+            if not (run.checkpoints / name).is_file() or file_sha256(run.checkpoints / name) != sha256
         ]
     except FileNotFoundError:
         return None
@@ -145,7 +166,7 @@ def make_ready(
     run: Run,
     prior: Run | None,
     *,
-    fingerprint: str | None = None,
+    surveyed: Surveyed | None = None,
     shard: Shard = WHOLE,
     progress: bool = True,
 ) -> None:
@@ -155,36 +176,36 @@ def make_ready(
         UserError: as ``fit``; and in a shard, where the fit is not finished.
     """
     if shard == WHOLE:
-        fit(method, data, run, prior, fingerprint=fingerprint, progress=progress)
+        fit(method, data, run, prior, surveyed=surveyed, progress=progress)
     elif fitted_digest(run) is None:
         raise UserError(
             f"what the method learns is not finished in {run.path}, and one of {shard[1]} shards cannot do it for "
             "all; first give the same command once with --fit-only --shard 0/1, then the shards"
         )
     else:
-        _compare_data(run, {"images": len(data), "fingerprint": fingerprint}, done=True)
+        _compare_data(run, data, surveyed, done=True)
         method.load(run.checkpoints, prior)
 
 
-def _compare_data(run: Run, now: dict[str, Any], *, done: bool) -> None:
+def _compare_data(run: Run, data: Dataset, now: Surveyed | None, *, done: bool) -> None:
     """See whether what is or was fitted in ``run`` is of these images and tags; keep which it is of."""
     path = run.checkpoints / FIT_DATA
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         before = None
-    if before == now or (before is None and done):
+    if now is None or now.is_of(before) or (before is None and done):
         return
     if done:
         warn(
-            f"what was learned in {run.path} is of the images and tags of then ({before.get('images', '?')} images; "
-            f"{now['images']} now): it is used as it is. --refit learns and labels all anew"
+            f"what was learned in {run.path} is of the data as it was ({what_changed(before, now, data)}): it is "
+            "used as it is. --refit learns and labels all anew"
         )
         return
     if before is not None:
         warn(f"{run.path}: images or tags changed since the fit began; it begins anew")
         _clear(run.checkpoints)
-    write_atomic(path, (json.dumps(now) + "\n").encode(), sync=True)
+    write_atomic(path, (json.dumps(now.plain()) + "\n").encode(), sync=True)
 
 
 def _clear(folder: Path) -> None:
@@ -210,6 +231,11 @@ def check_machine(name: str, method: Method, machine: Machine, *, here: bool) ->
         asked += ["precision"] if method.precision != "float32" else []
         heeds += method.fit_heeds if here else ()
     idle = [f"--{each}" for each in asked if each not in heeds]
+    if machine.devices > 1 and "RANK" in os.environ:
+        raise UserError(
+            "--devices under torchrun: its processes are shards, which do not learn together; first give the "
+            "command once without torchrun, with --fit-only"
+        )
     if idle:
         why = f"the fit of {name} does not go by it" if here else f"{name} fits nothing here"
         raise UserError(f"{', '.join(idle)}: {why}; leave it out")
@@ -266,11 +292,6 @@ def _learned(run: Run) -> list[Path]:
     ]
     network = run.checkpoints / INSIDE
     return sorted([*found, *(network.iterdir() if network.is_dir() else ())])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(learned: Mapping[str, str]) -> str:

@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from tag2mask.data.image import image_size, read_image
-from tag2mask.run.folder import check_id
+from tag2mask.data.image import image_size
+from tag2mask.data.pixels import read_pixels
+from tag2mask.run.artefacts import check_id
 from tag2mask.run.inputs import Inputs, KnownInputs, content_of
 from tag2mask.run.shard import Shard, in_shard
+from tag2mask.stages.machinery.fit_data import Surveyed, as_rows, row
 from tag2mask.types import Dataset, Sample, UserError
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def survey(
     tags: bool = True,
     files: Callable[[Sample], Iterable[Path]] | None = None,
     known: KnownInputs | None = None,
-) -> tuple[int, str]:
-    """The number of images in the shard, and a fingerprint of all ids and tags, in order, which a fit is of.
+) -> Surveyed:
+    """Counts the images, and notes the ids, tags and contents that a fit is of.
 
     tags: False: they play no part, not even in the fingerprint.
     files: of a sample, whose content is in the fingerprint: its image, and what an earlier run found of it.
@@ -117,6 +117,7 @@ def survey(
     """
     digest = hashlib.sha256()
     total = 0
+    rows = bytearray()
     for sample in data:
         check_id(sample.id)
         if tags and sample.tags and not 1 <= min(sample.tags) <= max(sample.tags) < len(data.classes):
@@ -127,8 +128,9 @@ def survey(
             stamps = (None, None) if found is None else found.inputs_of
             contents = [content_of(path, before) for path, before in zip(files(sample), stamps, strict=False)]
         digest.update(json.dumps([sample.id, sample.tags if tags else None, *contents]).encode())
+        rows += row(sample.id, sample.tags if tags else None, contents)
         total += in_shard(sample.id, shard)
-    return total, digest.hexdigest()[:16]
+    return Surveyed(total, len(data), digest.hexdigest()[:16], as_rows(rows))
 
 
 def load(
@@ -176,8 +178,7 @@ def _grid_of(
 def _decode(sample: Sample, loaded: Loaded, describe: Callable[[Exception], str]) -> None:
     start = time.perf_counter()
     try:
-        pixels = torch.from_numpy(read_image(sample.image))  # (H, W, 3)
-        loaded.images[sample.id] = pixels.permute(2, 0, 1).contiguous()  # (3, H, W)
+        loaded.images[sample.id] = read_pixels(sample.image).contiguous()  # (3, H, W)
     except Exception as error:  # one bad image never stops a run
         loaded.errors[sample.id] = describe(error)
     loaded.seconds[sample.id] = time.perf_counter() - start

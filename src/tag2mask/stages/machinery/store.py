@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
 from tag2mask.data.png import encode_confidence, encode_mask
+from tag2mask.run.files import cannot_write
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs
 from tag2mask.types import Color, Scores
@@ -118,8 +118,7 @@ class Store:
             seconds = {**outcome.seconds, "write": perf_counter() - start}
             self._run.record(outcome.id, status, seconds, error, outcome.inputs if status == "ok" else None)
         except OSError as problem:
-            reason = os.strerror(problem.errno) if problem.errno else str(problem)
-            self._broken = CannotWrite(f"cannot write to {self._run.path}: {reason}")
+            self._broken = CannotWrite(str(cannot_write(self._run.path, problem)))
             raise self._broken from problem
         return replace(outcome, status=status, error=error, seconds=seconds, mask=None, confidence=None, scores=None)
 
