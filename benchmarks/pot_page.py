@@ -78,7 +78,10 @@ def _oracle(bench: Bench) -> str:
     )
     if found is None:
         return section("Where it is lost", ["", "before the fit", "after it"], [[NOT_RUN, "", ""]], note)
-    rows = [[name, *values] for name, values in found["rows"].items()]
+    rows = [
+        [name, *(f"{value:.2f}" if name.startswith("activation") else value for value in values)]
+        for name, values in found["rows"].items()
+    ]
     return section("Where it is lost", ["", "before the fit", "after it"], rows, note)
 
 
