@@ -114,7 +114,7 @@ class VisionTransformer(nn.Module):
         x = self.conv1(pixels.to(self.conv1.weight.dtype))  # (B, D, h, w)
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)  # (B, N, D), row-major
-        cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # traced, unlike len
+        cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # not len(x), which a trace takes for fixed
         x = torch.cat([cls, x], 1) + self.positions(grid, positions).to(x.dtype)  # (B, 1 + N, D)
         return self.ln_pre(x), grid
 

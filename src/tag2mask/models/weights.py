@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.models.clip import CLIPModel
+from tag2mask.models.clip import CLIPModel, ImageTower
 from tag2mask.models.clip_files import MEAN, STD, read_clip
 from tag2mask.models.find_clip import DEFAULT_CLIP, STORYBOOK, cached_clip, fetch, locate_clip, tokenizer_beside
 from tag2mask.models.text import FeatureCache, Tokenizer, Tokens, cache_folder, read_tokenizer
@@ -22,7 +22,7 @@ from tag2mask.run.files import file_sha256
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
-__all__ = ["CLIP", "DEFAULT_CLIP", "MEAN", "STD", "STORYBOOK", "cached_clip", "fetch", "load_clip"]
+__all__ = ["CLIP", "DEFAULT_CLIP", "MEAN", "STD", "STORYBOOK", "cached_clip", "fetch", "load_clip", "load_vision"]
 
 TEXT_BATCH, TEXT_STEP = 16, 16  # texts at a time, padded to a multiple of so many tokens
 
@@ -158,7 +158,7 @@ def load_clip(
     precision: "float32", "bfloat16" or "float16", of the vision blocks before the last.
     tokenizer: a file or folder that replaces the checkpoint's; OpenAI's .pt holds none, and takes OpenAI's merges
         where these lie beside it, or else one of openai's repositories from the Hugging Face cache.
-    activation: that the weights were trained with, for a bare state dict, which does not tell; see ``clip_files``.
+    activation: that the weights were trained with, for a bare state dict, which does not say it; see ``clip_files``.
     cache: folder for text features; None keeps them in memory alone.
 
     Raises:
@@ -181,6 +181,37 @@ def load_clip(
         folder = cache_folder() if cache == "default" else Path(cache)
         where = folder / f"text-{_text_fingerprint(model, sha256, place)}.npz"
     return CLIP(model, name, sha256, found.mean, found.std, place, dtype, reader, FeatureCache(where))
+
+
+def load_vision(name: str, sha256: str, activation: Activation | None = None) -> ImageTower:
+    """The frozen image tower that a network was trained on, on the processor, in float32.
+
+    Args:
+        name: what the CLIP was asked for by.
+        sha256: of its weights, as ``CLIP.sha256``.
+        activation: that it has; a bare state dict does not tell.
+
+    Raises:
+        UserError: nothing is found by that name, or other weights.
+    """
+    do = (
+        "bring it back under that name, or write where it lies now as `clip` under `options` in the network's "
+        "config.json"
+    )
+    try:
+        found = read_clip(locate_clip(name, None), activation)
+    except UserError as error:
+        raise UserError(
+            f"the network stands on the frozen image tower of {name}, which is not saved with it and not at hand "
+            f"({error}); {do}"
+        ) from error
+    digest = _digest(found.files)
+    if digest != sha256:
+        raise UserError(
+            f"the network stands on the frozen image tower of {name} with weights of sha256 {sha256[:12]}…, and what "
+            f"is there now has {digest[:12]}…; {do}"
+        )
+    return found.model.vision
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -20,11 +20,14 @@ from tag2mask.models.classifier import (
     load_classifier,
     warn_of_weights,
 )
+from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.decoders import CCT_RESNET50, CCTNet
 from tag2mask.models.deeplab import CAFFE_RESNET101, SCALES, DeepLabV2, MultiScale, caffe_pixels, load_deeplab
 from tag2mask.models.find_classifier import STORYBOOK_RESNET, is_classifier, weights_file
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.models.small import SmallNet
+from tag2mask.models.tower import Positions
+from tag2mask.models.weclip import WeCLIPNet
 from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
 from tag2mask.ops.image import standardise
 from tag2mask.run.warn import warn
@@ -83,6 +86,22 @@ class CCTSmallOptions(CCTOptions):
 
     width: int = Field(16, ge=1, description="channels after the ResNet's stem; storybook-resnet has 16")
     stem: Literal["3x3", "7x7"] = Field("7x7", description="three convolutions, or one as in storybook-resnet")
+
+
+class WeCLIPOptions(Options):
+    """Of "weclip", the decoder of WeCLIP and CD-CLIP; their fits write it."""
+
+    clip: str = Field(
+        description="the CLIP whose frozen image tower the decoder stands on: its name, or where it lies"
+    )
+    sha256: str = Field(description="of that CLIP's weights")
+    activation: Literal["quick_gelu", "gelu"] = Field("quick_gelu", description="that it was trained with")
+    width: int = Field(256, ge=8, multiple_of=8, description="channels of the decoder")
+    blocks: int = Field(3, ge=1, description="transformer blocks of the decoder")
+    heads: int = Field(8, ge=1, description="of each block")
+    round_fp16: bool = Field(False, description="round positions to float16, as the released code does")
+    mean: tuple[float, float, float] = Field(MEAN, description="of red, green and blue in 0..1")
+    std: tuple[float, float, float] = Field(STD, description="of red, green and blue in 0..1")
 
 
 class HubOptions(Options):
@@ -229,7 +248,8 @@ def _load_public(
         if not init.startswith(WITH_HEAD):
             raise
         raise UserError(
-            f"{error} (its head must be for {classes} classes; without {WITH_HEAD!r} the head starts anew)"
+            f"{error} (its head must be for {classes} classes; without {WITH_HEAD!r} the head starts from random "
+            "weights)"
         ) from error
 
 
@@ -266,7 +286,29 @@ def _build_hub(name: str, names: Names, options: HubOptions, init: str) -> nn.Mo
     return build_hub_network(name.removeprefix(HUB), names, options.model, pretrained=init == "pretrained")
 
 
-def _hub_pixels(images: Tensor, options: HubOptions) -> Tensor:
+def weclip_net(tower: nn.Module, classes: int, options: WeCLIPOptions) -> WeCLIPNet:
+    """WeCLIP's decoder of random weights over a tower that is at hand.
+
+    Raises:
+        UserError: the tower is a ResNet.
+    """
+    if not isinstance(tower, VisionTransformer):
+        raise UserError(f"{options.clip} is a ResNet, and the decoder stands on the blocks of a ViT; take a ViT")
+    positions = Positions(round_fp16=options.round_fp16)
+    how: Any = {"width": options.width, "blocks": options.blocks, "heads": options.heads}
+    return WeCLIPNet(tower, classes, positions=positions, **how)
+
+
+def _build_weclip(name: str, names: Names, options: WeCLIPOptions, init: str) -> nn.Module:
+    from tag2mask.models.weights import load_vision
+
+    if init not in (RANDOM, LATER):
+        raise UserError(f'init {init}: the decoder of {name} starts from random weights; expected "random"')
+    tower: Any = load_vision(options.clip, options.sha256, options.activation)
+    return weclip_net(tower, len(names), options)
+
+
+def _own_pixels(images: Tensor, options: HubOptions | WeCLIPOptions) -> Tensor:
     return standardise(images, options.mean, options.std)
 
 
@@ -279,6 +321,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cct-small": Architecture(CCTSmallOptions, _build_cct, _standard, "tenfold", STORYBOOK_RESNET),
     "cct-resnet50": Architecture(CCTOptions, _build_cct, _standard, "tenfold"),
     "deeplabv2-resnet101": Architecture(DeepLabV2Options, _build_deeplabv2, _deeplab_pixels, "convolutions"),
+    "weclip": Architecture(WeCLIPOptions, _build_weclip, _own_pixels, "adamw", towers=("tower",)),
     "deeplabv1-resnet38": Architecture(DeepLabV1Options, _build_deeplabv1, _standard, "convolutions"),
     "weakclip": Architecture(
         WeakCLIPOptions,
@@ -290,4 +333,4 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         matches=True,
     ),
 }
-_HUB = Architecture(HubOptions, _build_hub, _hub_pixels, "adamw", "pretrained")
+_HUB = Architecture(HubOptions, _build_hub, _own_pixels, "adamw", "pretrained")

@@ -30,11 +30,14 @@ from tag2mask.types import MAX_CLASSES, ClassSet, Color, UserError
 
 __all__ = [
     "ARCHITECTURES",
+    "INSIDE",
+    "WEIGHTS",
     "NetworkConfig",
     "SavedNetwork",
     "SegmentationNet",
     "build_network",
     "check_network_classes",
+    "fill_network",
     "find_network",
     "load_network",
     "read_saved",
@@ -193,7 +196,7 @@ def build_network(
     config = replace(config, options=options.model_dump(mode="json"))
     net = SegmentationNet(config, network, kind, options, source != RANDOM)
     if earlier:
-        _fill(net, read_saved(earlier))
+        fill_network(net, read_saved(earlier))
     return net.train()
 
 
@@ -272,7 +275,7 @@ def load_network(
     with torch.random.fork_rng(devices=[]):
         network = kind.build(saved.config.architecture, saved.config.names, options, LATER, **_at_hand(towers))
     net = SegmentationNet(saved.config, network, kind, options, pretrained=True)
-    _fill(net, saved)
+    fill_network(net, saved)
     return net.to(find_device(device)).eval()
 
 
@@ -321,7 +324,7 @@ def read_saved(folder: Path | str) -> SavedNetwork:
         raise UserError(f"{place / WEIGHTS}: cannot be read ({error.strerror}); copy the whole folder") from error
     if sha256 not in known:
         raise UserError(
-            f"{place / WEIGHTS}: is damaged, or is not the file that {CONFIG} beside it speaks of (sha256 "
+            f"{place / WEIGHTS}: is damaged, or is not the file that {CONFIG} beside it describes (sha256 "
             f"{sha256[:12]}…, expected {next(iter(known), 'none')[:12]}…); copy the folder again, or train again"
         )
     supervision, noted = known[sha256]
@@ -350,8 +353,8 @@ def check_network_classes(config: NetworkConfig, names: tuple[str, ...], where: 
     )
 
 
-def _fill(net: SegmentationNet, saved: SavedNetwork) -> None:
-    """Load a folder's weights, bit by bit."""
+def fill_network(net: SegmentationNet, saved: SavedNetwork) -> None:
+    """Load a folder's weights, bit by bit, into a network of the same architecture and classes."""
     import safetensors.torch
 
     check_network_classes(saved.config, net.config.names, saved.path)

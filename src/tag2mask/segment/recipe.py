@@ -21,7 +21,7 @@ from tag2mask.segment.options import RANDOM, WITH_HEAD
 from tag2mask.types import UserError
 
 PIXEL_SETS = ("ade", "ade20k", "cityscapes", "coco", "cocostuff", "voc")
-"""Data sets of pixel labels that weights bear in their names."""
+"""Data sets of pixel labels that the names of weights mention."""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,30 @@ def cosine(step: int, total: int, *, warmup: int = 0) -> tuple[float, float]:
     return rise * share, rise * (1 - share)
 
 
+def warm_poly(step: int, total: int, *, warmup: int = 50, start: float = 1e-6, power: float = 1.0) -> float:
+    """WeCLIP's rate: up in a line from ``start``, then (1 - t / total) ** power of the whole training.
+
+    Args:
+        step: optimiser steps done before this one.
+        total: steps of the whole training.
+        warmup: steps of the rise; of a short training a tenth of all at most.
+        start: the factor of the first step.
+        power: of the decay.
+
+    Returns:
+        the factor on the first learning rate.
+
+    Raises:
+        ValueError: if ``step`` is negative or ``total`` below 1.
+    """
+    if step < 0 or total < 1:
+        raise ValueError(f"got step={step}, total={total}; expected step >= 0 and total >= 1")
+    warmup = min(warmup, total // 10)
+    if step < warmup:
+        return 1 - (1 - step / warmup) * (1 - start)
+    return (1 - min(step, total - 1) / total) ** power
+
+
 def cosine_epochs(
     epoch: int,
     epochs: int,

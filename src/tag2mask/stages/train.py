@@ -1,4 +1,4 @@
-"""Training a segmentation network on the masks of a run. One folder, which the same command goes on with.
+"""Training a segmentation network on the masks of a run. One folder, which the same command resumes it with.
 
 recipe.json   the settings, and what stands for the masks; another training is refused
 last.ckpt     the state of the training
@@ -84,7 +84,7 @@ class Trained:
         if self.replaced:
             lines.append(f"could not be read, others stood in: {len(self.replaced)} images (train.json names them)")
         if self.step < self.steps:
-            lines.append("the same command goes on")
+            lines.append("the same command resumes it")
         return "\n".join(lines)
 
 
@@ -103,7 +103,7 @@ def train(
     log_steps: int = 20,
     progress: bool = True,
 ) -> Trained:
-    """Train a network on a run's masks; called again, it goes on where it was.
+    """Train a network on a run's masks; called again, it resumes where it was.
 
     Args:
         run: a run with masks; None: true masks alone, of ``data`` and ``pixel_labels`` (the upper bound).
