@@ -139,3 +139,18 @@ def test_precision():
 )
 def test_every_benchmark_explains_itself(script):
     assert "usage" in python(f"benchmarks/{script}", "--help")
+
+
+def test_weakclip(tmp_path):
+    """Without time for any cell the page says so of all; cells that are there are not made again."""
+    command = ["benchmarks/weakclip.py", "--scenes", 4, "--steps", 1, "--work", tmp_path / "work"]
+    python(*command, "--minutes", 0, "--out", tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    for title in ("Cost", "Seeds", "Eq. 14", "Table 4", "Table 8", "Table 5"):
+        assert title in page
+    assert page.count("not run") > 20
+    cells = tmp_path / "work" / "4-1" / "cells"
+    cells.mkdir()
+    (cells / "main-clip-es.json").write_text('{"miou": 12.34, "ignored": 0.0, "fit_seconds": 5}')
+    python(*command, "--minutes", 0, "--out", tmp_path / "page.md")
+    assert "| WeakCLIP on clip-es's seeds | 12.3 | 0.0 | 5 |" in (tmp_path / "page.md").read_text(encoding="utf-8")

@@ -144,7 +144,7 @@ def test_seeds_with_values_outside_the_classes(data, tmp_path, value, message):
     with pytest.raises(UserError, match=message):
         label(data, weakclip(), tmp_path / "run", prior=seeds, progress=False)
     seed_folder(data, tmp_path / "seeds")  # corrected, the same command goes on
-    with pytest.warns(UserWarning, match="it begins anew"):
+    with pytest.warns(UserWarning, match="it starts over"):
         assert label(data, weakclip(), tmp_path / "run", prior=tmp_path / "seeds", progress=False).done == 6
 
 

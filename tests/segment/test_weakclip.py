@@ -18,7 +18,7 @@ from tag2mask.models.weakclip import TEMPERATURE
 from tag2mask.models.weakclip_files import released_name
 from tag2mask.ops.image import standardise
 from tag2mask.segment.examples import Batch
-from tag2mask.segment.losses import auxiliary_loss, balanced_seed_loss, boundary_loss, refine, shrink_images
+from tag2mask.segment.losses import auxiliary_loss, balanced_seed_loss, boundary_loss, refine, shrink_to_corners
 from tag2mask.segment.network import NetworkConfig, build_network, load_network, save_network
 from tag2mask.segment.recipe import TrainRecipe, check
 from tag2mask.segment.schedule import cosine, set_rate
@@ -55,7 +55,7 @@ def test_recorded_losses_and_gradients(released, golden):
     case = golden("weakclip/losses_b2", "image")
     names, norms = case["gradnorm_names"].tolist(), case["gradnorm"]
     case = arrays(case)
-    shrunk = shrink_images(case["image"], (16, 16)).int() - case["crf_image"].permute(0, 3, 1, 2).int()
+    shrunk = shrink_to_corners(case["image"], (16, 16)).int() - case["crf_image"].permute(0, 3, 1, 2).int()
     assert shrunk.abs().max() <= 1
     assert (shrunk != 0).float().mean() <= 0.01
     scores, logits = released.look(standardise(case["image"], MEAN, STD))

@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field
 
-from tag2mask.methods.fitting.settings import ALL, FitOptions
+from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
 from tag2mask.methods.protocol import EarlierRun, Trainable
 from tag2mask.models.weights import STORYBOOK as STORYBOOK_CLIP
 from tag2mask.ops.image import shrink_images, working_size
@@ -237,7 +237,11 @@ class WeakCLIP(Trainable):
 
         if earlier is None:
             raise UserError("weakclip learns from the masks of an earlier run; give one")
-        self.net = train(self, data, folder, earlier)
+        recipe, twice = self.recipe, self.options.repeated
+        settings = FitSettings.of(self, steps=recipe.steps, batch=recipe.batch, lr=recipe.lr)
+        net = self.start()
+        train(net, recipe, settings, data, folder, earlier, None if twice is None else Path(twice))
+        self.net = net
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Take up the network that ``fit`` left."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,24 +20,34 @@ from tag2mask.run.training import first_process
 from tag2mask.run.warn import warn
 from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
 from tag2mask.segment.network import INSIDE, SegmentationNet, read_saved, save_network
+from tag2mask.segment.recipe import TrainRecipe
 from tag2mask.segment.supervised import SupervisedTraining
 from tag2mask.types import Dataset, UserError
 
-if TYPE_CHECKING:
-    from tag2mask.methods.weakclip import WeakCLIP
 
-
-def train(method: WeakCLIP, data: Dataset, folder: Path, seeds: Run) -> SegmentationNet:
+def train(
+    net: SegmentationNet,
+    recipe: TrainRecipe,
+    settings: FitSettings,
+    data: Dataset,
+    folder: Path,
+    seeds: Run,
+    twice: Path | None = None,
+) -> None:
     """Train from wherever an earlier call was stopped; leaves the network in ``folder``.
 
-    Returns:
-        it, in evaluation mode.
+    Args:
+        net: before its training; it is trained, and ends in evaluation mode.
+        recipe: of the training. settings: where and how it runs.
+        data: images and tags.
+        folder: of the fit.
+        seeds: a run, or a folder of label maps.
+        twice: a list of images that are drawn twice as often.
 
     Raises:
         UserError: no image has a mask among the seeds, or these do not fit the images or classes.
         Stopped: Ctrl-C, or the minutes are over; the state is saved.
     """
-    recipe = method.recipe
     targets = find_targets(data, seeds)
     if not steps_done(folder):
         for note in check_targets(targets):
@@ -49,16 +58,14 @@ def train(method: WeakCLIP, data: Dataset, folder: Path, seeds: Run) -> Segmenta
                 f"weakclip learns from {len(targets)} of {len(data)} images; the others have no mask in "
                 f"{seeds.path} ({why})"
             )
-    if method.options.repeated is not None:
-        targets = repeated(targets, Path(method.options.repeated))
-    net = method.start()
+    if twice is not None:
+        targets = repeated(targets, twice)
     module = SupervisedTraining(recipe, net)
-    settings = FitSettings.of(method, steps=recipe.steps, batch=recipe.batch, lr=recipe.lr)
     train_to_end(module, Examples(targets, recipe.augment, recipe.seed), settings, folder, "weakclip")
     if first_process() and not _is_kept(folder / INSIDE, recipe.steps):
         noted = {"recipe": plain(recipe), "examples": len(targets), "step": recipe.steps}
         save_network(folder / INSIDE, net, supervision=targets.supervision, noted=noted)
-    return net.to(method.device).eval()
+    net.to(settings.device).eval()
 
 
 def _is_kept(folder: Path, steps: int) -> bool:
