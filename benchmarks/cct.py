@@ -4,7 +4,7 @@
 
 The same network, number of steps, labelled images and held-out scenes in every row. No setting is chosen by the
 figures that are shown: the recipe is fixed here, and the last weights count. With --work what was drawn, labelled and
-trained is kept, and the same command goes on where it was.
+trained is kept, and the same command resumes it where it was.
 """
 
 from __future__ import annotations

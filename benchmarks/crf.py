@@ -241,7 +241,7 @@ def numba_version() -> str:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))

@@ -3,7 +3,7 @@
     python benchmarks/networks.py [--scenes 400] [--held-out 100] [--steps 600] [--work FOLDER] [--out FILE]
 
 Every row is measured on scenes that no training saw. The pseudo masks get the tags there, the networks in the last
-column alone. The work folder keeps runs and networks, and the same command goes on with what is in it.
+column alone. The work folder keeps runs and networks, and the same command resumes it with what is in it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def tables(work: Path, scenes: int, held_out: int, recipe: TrainRecipe) -> list[
         truth = ids if run is None else None
         found = train(run, work / name, replace(recipe, **changes), data=seen, pixel_labels=truth)  # type: ignore[arg-type]
         plain = Run.open(predict(found.network, unseen, work / f"{name}-predicted").path)
-        told = Run.open(predict(found.network, unseen, work / f"{name}-told", use_tags=True).path)
-        return [found.supervision, measured(plain, unseen), measured(told, unseen)], found
+        tagged = Run.open(predict(found.network, unseen, work / f"{name}-tagged", use_tags=True).path)
+        return [found.supervision, measured(plain, unseen), measured(tagged, unseen)], found
 
     blank = build_network(NetworkConfig.of(recipe.architecture, seen.classes, **recipe.options), init="random")
     save_network(work / "blank", blank, supervision="tags", noted={})

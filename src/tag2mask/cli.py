@@ -49,7 +49,7 @@ app = typer.Typer(
     `tag2mask label photos -o runs/photos` and `tag2mask report runs/photos`.
 
     Exit codes: 0 done, 1 an error that you can fix, 2 wrong usage, 3 some images failed (they are in the run's
-    manifest) or none has a mask, 130 stopped by Ctrl-C, or a fit by `--minutes` (the same command goes on).""",
+    manifest) or none has a mask, 130 stopped by Ctrl-C, or a fit by `--minutes` (the same command resumes it).""",
 )
 app.add_typer(storybook_app, name="storybook")
 app.add_typer(segment_app)  # without a name: its commands stand among the others
@@ -104,7 +104,10 @@ def label(
     ] = None,
     refiner_on: Annotated[
         str | None,
-        typer.Option("--mask-refiner-on", help="It starts from the scores, or from the labels that win."),
+        typer.Option(
+            "--mask-refiner-on",
+            help="What the refiner starts from: scores, or labels (the class that wins at each pixel).",
+        ),
     ] = None,
     others: OthersOption = None,
     background: Annotated[
@@ -112,7 +115,7 @@ def label(
     ] = None,
     mu: Annotated[float | None, typer.Option(help="Pixels less confident become 255; 0 keeps every pixel.")] = None,
     confidence: Annotated[
-        str | None, typer.Option(help="posterior (the refiner's) or cam (Eq. 8 on the maps).")
+        str | None, typer.Option(help="How sure a pixel is: posterior (the refiner's) or cam (Eq. 8, from the maps).")
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16: of a fit, and of CLIP before its last block.")
@@ -122,7 +125,7 @@ def label(
     shard: Annotated[
         str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
     ] = None,
-    prior: Annotated[Path | None, typer.Option(help="An earlier run, for methods that refine one.")] = None,
+    prior: Annotated[Path | None, typer.Option(help="An earlier run, for methods that start from one.")] = None,
     fitted: Annotated[
         Path | None, typer.Option(help="Another run whose learned weights are taken, for methods that learn.")
     ] = None,
@@ -132,7 +135,7 @@ def label(
         float | None,
         typer.Option(
             min=0,
-            help="Stop a fit after so long, saved; the same command goes on. Labelling goes on as long as it takes.",
+            help="Stop a fit after this many minutes; the same command resumes it. Labelling has no such limit.",
         ),
     ] = None,
     workers: Annotated[
@@ -147,18 +150,22 @@ def label(
         typer.Option(help="An option of --refine's method, NAME=VALUE; masks.refiner, masks.mu and so on too."),
     ] = None,
     masks_of: Annotated[
-        str, typer.Option(help="maps; or network, for methods that train one: masks by it, of the tagged classes.")
+        str,
+        typer.Option(help="maps; or network, for methods that train one: it makes the masks, of the tagged classes."),
     ] = "maps",
     scores: Annotated[bool, typer.Option(help="Keep the score maps (small), for eval, report and refiners.")] = True,
     refit: Annotated[
-        bool, typer.Option("--refit", help="Learn and label all anew, for methods that learn (say, from new tags).")
+        bool,
+        typer.Option(
+            "--refit", help="Learn and label everything again, for methods that learn (after the tags changed, say)."
+        ),
     ] = False,
     removed: RemovedOption = "keep",
-    overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start over.")] = False,
 ) -> None:
     """Make a pseudo mask, with its confidence, for every image that has tags.
 
-    Stop it whenever you like: the same command goes on, and the folder ends up the same. One bad image never stops
+    Stop it whenever you like: the same command resumes it, and the folder ends up the same. One bad image never stops
     it. Many processes share one folder with `--shard 0/4` ... `--shard 3/4`, or under torchrun or a SLURM array.
     A method that learns (clims, mctformer, pot, irn, psa; classifier-cam with `--set epochs=5`) does so first, from
     the tags; before shards, give the command once with `--fit-only`.
@@ -336,7 +343,7 @@ def prompts(
     *,
     data: Data,
     top: Annotated[int, typer.Option(min=0, help="Rows to show; 0 shows all.")] = 20,
-    limit: Annotated[int, typer.Option(min=1, help="Use the first so many tagged images.")] = 500,
+    limit: Annotated[int, typer.Option(min=1, help="How many tagged images are used, from the first on.")] = 500,
     template: Annotated[list[str] | None, typer.Option(help="A template to rank, with {}; may be repeated.")] = None,
     where: dict[str, Any],
     clip: ClipOption = None,

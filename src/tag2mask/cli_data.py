@@ -27,17 +27,20 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     "truth": (Path, "Folder of ground-truth masks; only `eval` reads them."),
     "truth_values": (
         str,
-        "What the numbers in true masks stand for, where they are not the run's: as-is (they are, whatever the tags "
-        "say), from-0 (the first class is 0, 255 background), from-2 (it is 2, 1 background), coco-ids, 255=NAME, or "
-        "a file with a line `value name` for each.",
+        "What the numbers in true masks stand for, where they are not the run's: as-is (they are the run's, whatever "
+        "the tags say), from-0 (the first class is 0, background 255), from-2 (the first class is 2, background 1), "
+        "coco-ids, 255=NAME, or a file with a line `value name` for each.",
     ),
-    "truth_turn": (str, "Photographs that EXIF turns: true masks were drawn on their stored pixels, or upright."),
+    "truth_turn": (
+        str,
+        "For photographs that EXIF turns: true masks were drawn on the pixels as they are stored, or upright.",
+    ),
     "classes": (
         str,
         "voc12, coco14, a YAML file of your own, or file (VOC's or COCO's own names); default: the data's.",
     ),
-    "unknown": (str, "Tags that are no class: error, or skip them."),
-    "separator": (str, 'What stands between labels besides ";", such as ","; none: nothing does.'),
+    "unknown": (str, "Tags that are not among the classes: error (stop), or skip (leave them out)."),
+    "separator": (str, 'What else than ";" separates labels, such as ","; none: nothing else.'),
     "twins": (str, "Tags that look like one class (tree, trees): keep both, or merge."),
     "count_from": (int, "The number of the first class, 0 or 1 (0 is the background), where tags are numbers."),
 }

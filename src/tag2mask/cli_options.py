@@ -22,7 +22,9 @@ RemovedOption = Annotated[
 
 OthersOption = Annotated[
     str | None,
-    typer.Option(help="Where a class wins that is not in the tags: never (it cannot), ignore (255), keep (it wins)."),
+    typer.Option(
+        help="Where an untagged class scores best: never (only tags compete), ignore (255), keep (that class)."
+    ),
 ]
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]

@@ -61,7 +61,8 @@ def train(
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop after so long, saved; the same command goes on.")
+        float | None,
+        typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
     ] = None,
     device: DeviceOption = "auto",
     devices: Annotated[int, typer.Option(min=1, help="GPUs that share every batch (DDP).")] = 1,
@@ -71,9 +72,10 @@ def train(
 ) -> None:
     """Train a segmentation network on the masks of a run.
 
-    Stop it whenever you like (Ctrl-C, kill, a power cut): the same command goes on, and on a processor the weights
+    Stop it whenever you like (Ctrl-C, kill, a power cut): the same command resumes it, and on a processor the weights
     end up the same to the bit. Images without a mask are left out and counted; one that cannot be read is replaced
-    by the next. Unsure pixels (255 in the masks) teach nothing; `--set mu=0.95` leaves out those of low confidence.
+    by the next. Unsure pixels (255 in the masks) are not trained on; `--set mu=0.95` also leaves out
+    those of low confidence.
 
     Without RUN, `--data` and `--pixel-labels` train on true masks: the upper bound to compare with.
 
@@ -123,7 +125,7 @@ def train(
 @data_options("path", classes="Of the data; default: its own, else the network's.")
 def predict(
     *,
-    network: Annotated[Path, typer.Argument(help="A folder that `train` wrote; an unfinished training will do.")],
+    network: Annotated[Path, typer.Argument(help="A folder that `train` wrote; an unfinished training works, too.")],
     data: Annotated[
         Path,
         typer.Argument(metavar="IMAGES", help=f"Give {said(READERS)}; no tags are needed."),
@@ -131,7 +133,9 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; created or resumed.")] = Path("predicted"),
     test: Annotated[
         str,
-        typer.Option(help="As a paper tests: plain, deeplabv2, cct, mctformer, seam, weclip, cd-clip, weakclip, ..."),
+        typer.Option(
+            help="As a paper tests: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, cd-clip."
+        ),
     ] = "plain",
     scales: Annotated[str | None, typer.Option(help="Sizes at which an image is seen, such as 0.5,1,1.5.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Its mirror image too.")] = None,
@@ -139,7 +143,9 @@ def predict(
     stride: Annotated[int | None, typer.Option(min=1, help="Step of the windows; default: their side.")] = None,
     refiner: Annotated[
         str | None,
-        typer.Option("--mask-refiner", "--crf", help="Dense CRF preset (deeplab, ...), or none; default: of --test."),
+        typer.Option(
+            "--mask-refiner", "--crf", help="Dense CRF preset (deeplab, ...), or none; default: as --test has it."
+        ),
     ] = None,
     longest: Annotated[
         int | None, typer.Option(min=1, help="Shrink images with a longer side to this first.")
@@ -156,7 +162,7 @@ def predict(
         str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
     ] = None,
     removed: RemovedOption = "keep",
-    overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start afresh.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start over.")] = False,
 ) -> None:
     """Make a mask of every image by a trained network. Tags are not needed.
 

@@ -28,9 +28,9 @@ def render(
     """Draw a data set of scenes in VOC layout, with exact masks, tags and captions.
 
     FOLDER/JPEGImages holds the pictures, SegmentationClass the masks, tags.csv and captions.jsonl what is in them.
-    Stop it whenever you like; the same command goes on. Several splits may share a folder, and a split may grow: the
-    same command with a larger -n. Scenes of another size, or fewer of them, want another folder. What you change in
-    the folder by hand is drawn anew when you give the command again.
+    Stop it whenever you like; the same command resumes it. Several splits may share a folder, and a split may grow:
+    the same command with a larger -n. Scenes of another size, or fewer of them, need another folder. What you change
+    in the folder by hand is drawn again when you give the command again.
     """
     from tag2mask.run.progress import progress
     from tag2mask.storybook import render as run_render
@@ -43,7 +43,7 @@ def render(
 
 @storybook_app.command("pretrain-resnet")
 def pretrain_resnet(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights; given again, it goes on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights; created or resumed.")],
     width: Annotated[int | None, typer.Option(min=1, help="Of the ResNet-50 (16); the public one has 64.")] = None,
     scenes: Annotated[int | None, typer.Option(min=1, help="How many different ones are drawn (20000).")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of the optimiser (1600).")] = None,
@@ -53,7 +53,8 @@ def pretrain_resnet(
         str | None, typer.Option(help="Weights to begin with: a folder of this command, or storybook-resnet.")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop after so long, saved; the same command goes on.")
+        float | None,
+        typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
     ] = None,
     measure: Annotated[int, typer.Option(min=1, help="Held-out scenes that the result is measured on.")] = 300,
     cache: Annotated[Path | None, typer.Option(help="Where drawn scenes lie; default: in the folder.")] = None,
@@ -64,7 +65,7 @@ def pretrain_resnet(
 ) -> None:
     """Train the small ResNet on scenes and their tags: weights, settings and a model card.
 
-    Stop it whenever you like; the same command goes on. The defaults take about half an hour on two cores.
+    Stop it whenever you like; the same command resumes it. The defaults take about half an hour on two cores.
     """
     from tag2mask.lab.classifier import ClassifierRecipe
     from tag2mask.lab.running import Running
@@ -75,7 +76,7 @@ def pretrain_resnet(
     recipe = replace(ClassifierRecipe(), **{key: value for key, value in given.items() if value is not None})
     found = run(out, recipe, Running(device, minutes, cache, compiled), scenes=measure)
     if found is None:
-        typer.echo(f"time is up; the state is in {out}, and the same command goes on")
+        typer.echo(f"time is up; the state is in {out}, and the same command resumes it")
         return
     typer.echo(found.text())
     typer.echo(f"written: {out}; name it where storybook-resnet stands (--set teacher=, --set weights=, --init)")
@@ -93,21 +94,22 @@ def pretrain(
     device: DeviceOption = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop after so long, saved; the same command goes on.")
+        float | None,
+        typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
     ] = None,
     watch: Annotated[int, typer.Option(min=0, help="Measure every so many steps; 0 never.")] = 1000,
-    watch_scenes: Annotated[int, typer.Option(min=0, help="Watch so many scenes of the val split.")] = 60,
+    watch_scenes: Annotated[int, typer.Option(min=0, help="How many scenes of the val split are measured.")] = 60,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the image tower, for long runs on a GPU.")
     ] = False,
     save_steps: Annotated[int, typer.Option(min=1, help="A checkpoint every so many steps.")] = 1000,
     list_: Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")] = False,
 ) -> None:
-    """Train a small CLIP on Storybook's pictures, captions and tags; exact masks teach it nothing.
+    """Train a small CLIP on Storybook's pictures, captions and tags; exact masks are not used.
 
-    Stop it whenever you like; the same command goes on. FOLDER/clip holds the last weights, FOLDER/best those with
+    Stop it whenever you like; the same command resumes it. FOLDER/clip holds the last weights, FOLDER/best those with
     the best watched CAM; each is a name for --clip. The defaults are for a GPU and take days on two cores, where a
-    leg from weights that are there is the better start:
+    short training from existing weights is a better start:
 
     `tag2mask storybook pretrain -o runs/leg --set init=storybook-clip --set scenes=16000 --set batch=64
     --set steps=1000 --set lr=6e-4`

@@ -41,7 +41,7 @@ class DataConfig(_Settings):
 
 
 RENAMED = {"crf": "refiner"}
-"""What settings of masks were called before: recipes of then, and run.yaml, go on working."""
+"""Earlier names of mask settings: older recipes and run.yaml go on working."""
 
 
 class MaskConfig(_Settings):
@@ -109,7 +109,7 @@ class LabelConfig(_Settings):
     dino: str | None = Field(None, description="hub id, folder, or a file of the authors' hub; for cd-clip")
     tokenizer: str | None = Field(None, description="only for an OpenAI .pt: tokenizer folder or BPE merges file")
     activation: Literal["quick_gelu", "gelu"] | None = Field(
-        None, description="only for a CLIP's bare state dict, which does not tell: the one that it was trained with"
+        None, description="only for a CLIP's bare state dict, which does not say which one it was trained with"
     )
     masks: MaskConfig = MaskConfig()
     refine: RefineConfig | None = Field(None, description="refine the maps in a second run, whose prior is the first")

@@ -15,7 +15,7 @@ def tune_process() -> None:
 
     Threads sleep while they wait for each other: spinning, they make every small operation a hundred times slower
     as soon as another process wants one of the cores. And memory that was freed is kept for the next tensor, up to
-    256 MB: glibc otherwise asks the system for every larger tensor anew, and the system clears each page first,
+    256 MB: glibc otherwise asks the system for every larger tensor again, and the system clears each page first,
     which takes longer than to fill the tensor. What the environment says (OMP_WAIT_POLICY, MALLOC_*, GLIBC_TUNABLES)
     stays as it is.
     """

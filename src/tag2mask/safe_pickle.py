@@ -120,7 +120,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 def numpy_names(array: type[PlainArray] = PlainArray) -> dict[tuple[str, str], object]:
     """What NumPy's arrays, types and numbers are made of; ``array`` stands for the arrays.
 
-    Made anew for each file: a pickle may write attributes to a class it was given.
+    Made again for each file: a pickle may write attributes to a class it was given.
     """
 
     class Array(array):  # type: ignore[misc,valid-type]

@@ -96,7 +96,7 @@ def test_no_order_is_advised_that_the_tags_do_not_tell():
     pairs += [pair for pair in scenes(200) if pair[1] == (4,)][:2]
     said = found(through({1: 2, 2: 3, 4: 1}, pairs))
     assert said.refuse
-    assert "do not tell what 2, 3 stand for" in said.cause
+    assert "do not show what 2, 3 stand for" in said.cause
     assert "1 is 'dog'" in said.cause
     assert "=" not in said.cause.partition("Likely")[2]
     assert "--truth-values FILE" in said.cause

@@ -293,7 +293,7 @@ def test_stage_renders_trains_watches_and_goes_on(tmp_path, capsys):
     recipe = replace(TINY, accumulate=1)
     first = pretrain(tmp_path / "run", recipe, ONE_STEP, watch=2, watch_scenes=3)
     assert (first.step, first.best) == (1, None)
-    assert "goes on" in first.text()
+    assert "the same command resumes it" in first.text()
     while first.step < 4:
         first = pretrain(tmp_path / "run", recipe, ONE_STEP, watch=2, watch_scenes=3)
     whole = pretrain(tmp_path / "whole", recipe, QUIET, watch=2, watch_scenes=3)
@@ -348,7 +348,7 @@ def test_the_digest_of_words_follows_words(monkeypatch):
 
 
 def test_minutes_count_from_the_start_of_the_command(tmp_path, monkeypatch):
-    """Drawing takes all the time that there was: one step, and the same command goes on."""
+    """Drawing takes all the time that there was: one step, and the same command resumes it."""
     draw, clock, late = stage.render_cache, time.monotonic, [0.0]
 
     def slow(*args, **how):

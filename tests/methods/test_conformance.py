@@ -59,6 +59,25 @@ FITS = {
     "classifier-cam": {"steps": 2, "batch": 2, "crop": 32, "long_side": (24, 40)},
     "clims": {"steps": 2, "batch": 2, "crop": 32, "long_side": (24, 40)},
     "irn": {"steps": 2, "batch": 2, "crop": 36, "radius": 5, "displacement_width": 32, "walk_steps": 8},
+    "weakclip": {
+        "steps": 2,
+        "batch": 2,
+        "crop": 32,
+        "size": "uniform:0.7,1.4",
+        "warmup": 0,
+        "lr": 0.01,
+        "loss_stride": 4,
+        "prompts": 2,
+        "width": 8,
+        "heads": 2,
+        "channels": 6,
+        "resolution": None,
+        "view": None,
+        "window": None,
+        "stride": None,
+        "scales": (1.0,),
+        "flip": False,
+    },
     "mctformer": {"steps": 2, "batch": 2, "crop": 24, "drop_path": 0.3},
     "psa": {"steps": 2, "batch": 2, "crop": 72, "walk_steps": 8},
     "weclip": {"steps": 2, "batch": 2, "crop": 32, "width": 16, "accumulate": 2},
@@ -99,18 +118,18 @@ class Case:
 
 
 @functools.cache
-def random_clip() -> CLIP:
-    """A tiny CLIP with random weights, which knows the words of ``WORDS``."""
-    folder = random_clip_folder().name
-    oracle().save_pretrained(folder)
-    write_tokenizer(Path(folder))
-    return load_clip(folder, cache=None)
+def clip_folder() -> tempfile.TemporaryDirectory:
+    """That of ``random_clip``; a network over it finds it again."""
+    folder = tempfile.TemporaryDirectory()
+    oracle().save_pretrained(folder.name)
+    write_tokenizer(Path(folder.name))
+    return folder
 
 
 @functools.cache
-def random_clip_folder() -> tempfile.TemporaryDirectory:
-    """Where it lies, for networks that stand on its image tower."""
-    return tempfile.TemporaryDirectory()
+def random_clip() -> CLIP:
+    """A tiny CLIP with random weights, which knows the words of ``WORDS``."""
+    return load_clip(clip_folder().name, cache=None)
 
 
 @functools.cache
@@ -136,14 +155,15 @@ def random_weights(kind: str) -> str:
     return f"{random_transformer().name}/deit.pth" if kind == "mctformer" else random_classifier().name
 
 
-def build(name: str, classes: ClassSet) -> Method:
+def build(name: str, classes: ClassSet, **how) -> Method:
+    """A method with little to do, ``how`` it is asked for."""
     if name in TOYS:
         return TOYS[name](classes, TOYS[name].Options())
     kind = name.removesuffix(" given")
     made = method_class(kind)
     options = {"weights": random_weights(kind)} if "weights" in made.Options.model_fields else {}
-    options |= FITS.get(name, {})
-    return make_method(kind, classes, clip=random_clip() if "clip" in made.needs else None, **options)
+    options |= {**FITS.get(name, {}), **how}
+    return make_method(kind, classes, clip=random_clip() if "clip" in made.needs else None, device="cpu", **options)
 
 
 @pytest.fixture(scope="module", params=[*METHODS, GIVEN, *TOYS])
@@ -338,8 +358,8 @@ def test_a_network_is_found_in_the_run(case):
     predict(case.fitted.path, case.data, case.folder / "predicted", device="cpu", progress=False)
     export_network(case.fitted.path, "onnx", case.folder / "network.onnx")
     out = case.folder / "run-of-network"
-    bare = replace(case.method.mask_rule, refiner=None)  # a refiner works on the network's masks, too
-    summary = case.label(out.name, masks_of="network", rule=bare)
+    alone = replace(case.method.mask_rule, refiner=None, others="never")
+    summary = case.label(out.name, masks_of="network", rule=alone)
     assert (summary.done, summary.failed) == (len(case.data), 0)
     session = onnxruntime.InferenceSession(case.folder / "network.onnx")
     for sample in case.data:

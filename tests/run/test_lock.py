@@ -29,7 +29,7 @@ def test_a_folder_is_let_go_after_an_error(tmp_path):
 
 
 def test_a_stop_says_how_to_go_on(tmp_path):
-    said = r"what is done is in .*: give the same command again to go on"
+    said = r"what is done is in .*: give the same command again to resume"
     with pytest.raises(KeyboardInterrupt, match=said), locked(tmp_path, "The work"):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt, match=r"^said$"), locked(tmp_path, "The work"):

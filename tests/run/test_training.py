@@ -271,7 +271,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, left):
     last = tmp_path / "last.ckpt"
     whole = last.read_bytes()
     last.write_bytes({"": b"", "half": whole[: len(whole) // 2], "other": b"no checkpoint"}[left])
-    with pytest.raises(UserError, match=r"last\.ckpt is damaged.*delete it to start this training afresh"):
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged.*delete it to start this training over"):
         fit(Line(), Numbers(), HOW, tmp_path, show=False)
     last.unlink()
     assert fit(Line(), Numbers(), HOW, tmp_path, show=False).global_step == HOW.steps

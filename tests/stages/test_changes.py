@@ -82,7 +82,7 @@ def test_a_replaced_photograph_is_labelled_again_and_no_other(data, tmp_path):
     repaint(data[0].image)
     summary = quiet(data, tmp_path / "run")
     assert (summary.done, summary.skipped) == (1, 5)
-    assert f"made again: 1 image whose picture is another one ({FIRST})" in summary.text()
+    assert f"made again: 1 image whose picture was replaced ({FIRST})" in summary.text()
     assert touched(before, tmp_path / "run") == {FIRST}
     quiet(data, tmp_path / "fresh")
     assert artefacts(tmp_path / "run") == artefacts(tmp_path / "fresh")
@@ -304,7 +304,7 @@ def test_a_mask_without_its_line_is_made_again(data, tmp_path, monkeypatch):
     before = artefacts(tmp_path / "run")
     summary = quiet(data, tmp_path / "run")
     assert summary.done == 4
-    assert "4 images with no word in the manifest" in summary.text()
+    assert "4 images without a manifest entry" in summary.text()
     assert artefacts(tmp_path / "run") == before
 
 
@@ -373,7 +373,7 @@ def test_a_fit_stays_as_it_is_and_says_so_until_it_is_made_anew(data, tmp_path, 
     other = retag(data, 0, (1, 2, 3))
     summary = quiet(other, tmp_path / "run", toy(FittedOnTags))
     assert summary.done == 1
-    assert any("--refit learns and labels all anew" in str(each.message) for each in recwarn)
+    assert any("--refit learns and labels everything again" in str(each.message) for each in recwarn)
     assert (tmp_path / "run/checkpoints/fitted.json").read_text() == learned
     assert quiet(other, tmp_path / "run", toy(FittedOnTags), refit=True).done == 6
     with pytest.raises(UserError, match="nothing to fit here; leave out refit"):
@@ -421,7 +421,7 @@ def test_an_unfinished_fit_of_other_tags_begins_anew(data, tmp_path, recwarn):
     (tmp_path / "run/checkpoints/fitted.json").unlink()
     other = retag(data, 0, (1, 2, 3))
     quiet(other, tmp_path / "run", toy(FittedOnTags), fit_only=True)
-    assert any("it begins anew" in str(each.message) for each in recwarn)
+    assert any("it starts over" in str(each.message) for each in recwarn)
     quiet(other, tmp_path / "fresh", toy(FittedOnTags), fit_only=True)
     expected = (tmp_path / "fresh/checkpoints/fitted.json").read_text()
     assert (tmp_path / "run/checkpoints/fitted.json").read_text() == expected
@@ -550,7 +550,7 @@ def test_an_unfinished_fit_of_other_pictures_begins_anew(data, tmp_path, recwarn
     for n, sample in enumerate(data):
         repaint(sample.image, seed=n + 20)
     quiet(data, tmp_path / "run", toy(FittedOnTags), fit_only=True)
-    assert any("it begins anew" in str(each.message) for each in recwarn)
+    assert any("it starts over" in str(each.message) for each in recwarn)
     quiet(data, tmp_path / "fresh", toy(FittedOnTags), fit_only=True)
     expected = (tmp_path / "fresh/checkpoints/fitted.json").read_text()
     assert (tmp_path / "run/checkpoints/fitted.json").read_text() == expected
@@ -569,7 +569,7 @@ def test_a_fit_knows_its_pictures_by_content(data, tmp_path, recwarn, done):
             (tmp_path / "run/checkpoints/fitted.json").unlink()
         os.utime(data[1].image)  # the same content at another time is the same
     assert sizes[0] == sizes[1]
-    said = "--refit learns and labels all anew" if done else "it begins anew"
+    said = "--refit learns and labels everything again" if done else "it starts over"
     assert sum(said in str(each.message) for each in recwarn) == 1
 
 
@@ -601,7 +601,7 @@ def test_figures_of_masks_that_are_made_again_are_removed(data, tmp_path):
 
 def replaced(data):
     repaint(data[0].image)
-    return data, "whose picture is another one"
+    return data, "whose picture was replaced"
 
 
 def tagged_otherwise(data):
@@ -684,9 +684,9 @@ def zeros(path):
 @pytest.mark.parametrize(
     ("change", "images", "words"),
     [
-        (replaced, 5, "NOT COUNTED: 1 image whose picture is another one"),
-        (tagged_otherwise, 6, "counted with the masks of then: 1 image whose tags changed"),
-        (untagged, 6, "counted with the masks of then: 1 image without tags now"),
+        (replaced, 5, "NOT COUNTED: 1 image whose picture was replaced"),
+        (tagged_otherwise, 6, "counted, though their masks are older: 1 image whose tags changed"),
+        (untagged, 6, "counted, though their masks are older: 1 image without tags now"),
     ],
 )
 def test_masks_of_other_pictures_are_not_scored(data, tmp_path, change, images, words):
@@ -708,7 +708,7 @@ def test_made_again_counts_what_was_made(data, tmp_path):
     quiet(data, tmp_path / "run")
     repaint(data[0].image)
     data[1].image.write_bytes(b"not a picture at all")
-    assert "made again: 1 image whose picture is another one" in quiet(data, tmp_path / "run").text()
+    assert "made again: 1 image whose picture was replaced" in quiet(data, tmp_path / "run").text()
 
 
 class FromMasks(TrainingFree):

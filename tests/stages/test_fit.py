@@ -108,7 +108,7 @@ def test_changed_or_lost_weights_are_named(data, tmp_path):
     weights = tmp_path / "run" / "checkpoints" / "colours.npz"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"?")
-    with pytest.raises(UserError, match=r"colours\.npz; bring a copy back"):
+    with pytest.raises(UserError, match=r"colours\.npz; restore a copy"):
         quiet(data, tmp_path / "run")
     weights.unlink()
     with pytest.raises(UserError, match=r"colours\.npz"):

@@ -13,7 +13,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from methods.test_conformance import FITS, WORDS, random_classifier, random_clip
+from methods.test_conformance import FITS, WORDS, build, random_classifier
 from methods.toys import CLASSES, FittedOnTags, TrainingFree, make_data
 from tag2mask.cli import app
 from tag2mask.methods import make_method, make_options
@@ -41,21 +41,14 @@ def world(tmp_path_factory):
     """Data, and an earlier run on it."""
     folder = tmp_path_factory.mktemp("world")
     data = make_data(folder / "images", count=4)
-    data.classes = replace(CLASSES, texts={"clims": WORDS})
+    data.classes = replace(CLASSES, texts=dict.fromkeys(FITS, WORDS))
     label(data, TrainingFree(CLASSES, TrainingFree.Options()), folder / "prior", progress=False)
     return data, Run.open(folder / "prior")
 
 
 def fit(name, world, out, machine=Machine(), **how):  # noqa: B008  # frozen
     data, prior = world
-    method = make_method(
-        name,
-        data.classes,
-        clip=random_clip() if name == "clims" else None,
-        device="cpu",
-        weights=random_classifier().name,
-        **{**FITS[name], **how},
-    )
+    method = build(name, data.classes, **how)
     given = prior if method.earlier_run(method.options).needed else None
     label(data, method, out, prior=given, fit_only=True, machine=machine, progress=False)
     return Run.open(out)
@@ -107,7 +100,7 @@ def test_what_has_no_meaning_is_refused(world, tmp_path):
     ):
         with pytest.raises(UserError, match=f"--{flag}.* fits nothing here; leave it out"):
             label(data, free, tmp_path / "x", machine=machine, progress=False)
-        with pytest.raises(UserError, match=f"--{flag}.*: the fit of .*FittedOnTags does not go by it"):
+        with pytest.raises(UserError, match=f"--{flag}.*: the fit of .*FittedOnTags does not use it"):
             label(data, toy, tmp_path / "x", machine=machine, progress=False)
     given = make_method(
         "classifier-cam", CLASSES, weights=random_classifier().name, precision="bfloat16", device="cpu"
@@ -116,7 +109,9 @@ def test_what_has_no_meaning_is_refused(world, tmp_path):
         label(data, given, tmp_path / "x", progress=False)
     assert not (tmp_path / "x").exists()
     for name in ("workers", "minutes"):
-        with pytest.raises(UserError, match=f'"{name}" is of the machine, not of the method: --{name} 3'):
+        with pytest.raises(
+            UserError, match=f'"{name}" is a setting of the machine, not of the method: give --{name} 3'
+        ):
             make_options("clims", {name: 3})
 
 

@@ -520,7 +520,7 @@ def test_a_manifest_without_room_stops_the_run_too(data, tmp_path, monkeypatch):
     assert len(run.ids()) == 5  # the fifth is there without its line
     again = quiet(data, tmp_path / "run")
     assert again.done == 8  # nothing says what the fifth's mask is of
-    assert "made again: 1 image with no word in the manifest" in again.text()
+    assert "made again: 1 image without a manifest entry" in again.text()
     assert len(run.ids()) == 12
 
 

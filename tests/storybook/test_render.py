@@ -133,7 +133,7 @@ def test_a_stopped_render_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt, match="give the same command again to go on"):
+        with pytest.raises(KeyboardInterrupt, match="give the same command again to resume"):
             render(tmp_path, 40, size=SIZE, workers=1, progress=stop_at_work)
         assert not listed.exists()
     seen, drawn, draw = [], [], scenes_of.draw_scene

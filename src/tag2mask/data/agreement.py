@@ -231,7 +231,7 @@ class Agreement:
         plain = not any(sign in names[value] for value in used.values() for sign in ",='\"")
         inline = f"--truth-values '{option}', or " if plain and len(used) <= 20 and sure == used else ""
         unsure = [number for number in range(1, IGNORE) if self.held[number] and number not in sure]
-        rest = f"; the tags do not tell what {_numbers(unsure)} stand for" if unsure else ""
+        rest = f"; the tags do not show what {_numbers(unsure)} stand for" if unsure else ""
         return (
             f"Likely cause: the masks {what} (by the images in which they occur, {seen}{rest}): give {inline}"
             f"--truth-values FILE with a line `value name` for each class. {self._go_on()}"
@@ -248,7 +248,7 @@ class Agreement:
 
     def _go_on(self) -> str:
         if self.outside_images:
-            return "Values that shall not count: --truth-values VALUE=ignore (or VALUE=background)"
+            return "Values that should not count: --truth-values VALUE=ignore (or VALUE=background)"
         return "If the numbers are right: --truth-values as-is"
 
     # --- numberings: mask value by number in the file

@@ -52,7 +52,7 @@ def read_coco(
             to 80. A category "background" is no class, and its outlines draw nothing.
         truth: a folder of masks ``<id>.png`` (0..C and 255) instead of drawing.
         unknown: what becomes of categories that are no class.
-        network: the classes of a network that shall look at the images, which needs no tags: a file without
+        network: the classes of a network that is to look at the images, which needs no tags: a file without
             annotations (``image_info_test2017.json``) will do, and the tags of its images are unknown. They are the
             classes by default where the file has the same ones, in whatever order, or none.
         truth_values: what the numbers in masks of ``truth`` stand for (see ``tag2mask.data.truth_values``).

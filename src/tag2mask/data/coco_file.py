@@ -89,7 +89,7 @@ def _parse(path: Path) -> Any:
         return json.loads(path.read_bytes(), object_pairs_hook=_no_key_twice)
     except _KeyTwiceError as error:
         raise UserError(
-            f"{path}: the key {error.args[0]!r} stands twice in one object, with two values: leave one of them"
+            f"{path}: the key {error.args[0]!r} stands twice in one object, with two values: keep one of them"
         ) from error
     # ValueError: not JSON, not text, or a number of thousands of digits
     except (ValueError, RecursionError) as error:
@@ -163,7 +163,7 @@ def _images(rows: Iterable[Mapping[str, Any]], path: Path, notes: list[str]) -> 
         if first.size != image.size:
             raise UserError(
                 f"{path}: the image {key!r}, {image.file!r}, stands there twice, as {_said(first)} and as "
-                f"{_said(image)} (width x height): leave one of them"
+                f"{_said(image)} (width x height): keep one of them"
             )
         repeated.append(image.file)
     notes += counted(f"images that {path.name} lists twice, taken once", repeated)

@@ -57,7 +57,7 @@ def _write(export: Export, file: BinaryIO) -> None:
             member.size, member.mode = len(png), 0o644
             archive.addfile(member, io.BytesIO(png))
     if wrong:
-        raise UserError(f"the server would refuse these masks: {'; '.join(wrong)}; make them anew")
+        raise UserError(f"the server would refuse these masks: {'; '.join(wrong)}; make them again")
 
 
 def _wrong(labelled: Labelled, classes: int) -> str:
@@ -66,7 +66,7 @@ def _wrong(labelled: Labelled, classes: int) -> str:
     try:
         size = image_size(labelled.image)
     except BadImage as error:
-        raise UserError(f"{error}; bring it back") from error
+        raise UserError(f"{error}; restore it") from error
     shape, most = labelled.mask.shape, int(labelled.mask.max())
     if shape != size:
         return f"is {shape[1]}x{shape[0]}, its image {size[1]}x{size[0]}"

@@ -34,7 +34,7 @@ class Asked:
     path: a folder or a file. tags, split, images, truth, truth_values: options of the command line, of which a reader
     gets those that it takes. classes: a class set, its name or file, or "file" for the data's own names.
     unknown: what becomes of tags that are no class. reading: what was decided about tags that could mean two things.
-    network: the classes of a network that shall look at the images: tags are not needed then.
+    network: the classes of a network that is to look at the images: tags are not needed then.
     """
 
     path: Path

@@ -33,8 +33,8 @@ def check_names(counts: Mapping[str, int], source: str, skip: bool) -> None:
     """
     if counts and all(map(is_word_mark, counts)):
         raise UserError(
-            f"{source} has marks for labels: {quoted(list(counts), counts)}; of which class do they speak? Call "
-            "their column as that class is called ('image,cat'), write names, or, where they are names, name the "
+            f"{source} has marks for labels: {quoted(list(counts), counts)}; which class are they about? Name "
+            "their column after that class ('image,cat'), write names, or, where they are names, name the "
             "classes by --classes"
         )
     nothing = [word for word, count in counts.items() if says_nothing(word) and count]

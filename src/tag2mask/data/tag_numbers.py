@@ -56,7 +56,7 @@ def _no_classes(numbers: set[int], width: int | None, source: str) -> UserError:
     if numbers <= {0, 1}:
         hint = (
             "; where 0 is the background, put 'background' first in that file; where 0 and 1 say whether an image "
-            "holds one class, call their column as that class is called ('image,cat')"
+            "holds one class, name their column after that class ('image,cat')"
         )
     return UserError(f"{source} has numbers for labels: {_IN_ORDER}{hint}")
 

@@ -65,7 +65,7 @@ def settle(
     counts = Counter(word for words in tags.rows.values() for word in words or ())
     clean = {word: _clean(word) for word in counts}
     unclean = [repr(new) for old, new in clean.items() if old.strip() != new and _has_control(old)]
-    notes = counted(f"labels of {source} from which invisible characters were taken", unclean)
+    notes = counted(f"labels of {source} from which invisible characters were removed", unclean)
     words: dict[str, tuple[str, ...]] = {word: (new,) if new else () for word, new in clean.items()}
     if tags.width is not None or all_numbers(clean.values(), index):
         words, said = named_numbers(words, tags, classes, reading.count_from, source)

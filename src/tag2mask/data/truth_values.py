@@ -152,7 +152,7 @@ def read_label_list(path: Path, classes: ClassSet, *, chosen: bool = False) -> V
         number = given[0] if len(given) == 1 else place
         value = _meaning(name, index)
         if value == IGNORE and fold(name) == "void" and (number == 0 or given == (0, 0, 0)):
-            value = None  # what is not drawn, or what shall not count? the user must say
+            value = None  # what is not drawn, or what should not count? the user must say
         keys: list[int | Color] = [number]
         if len(given) == 3:
             keys.append((given[0], given[1], given[2]))

@@ -63,7 +63,7 @@ def read_voc(
         tags: a tag file of any form (see ``tag2mask.data.tag_list``), or a folder of XML files. Default:
             ``Annotations``; without them ``tags.csv`` and the like.
         unknown: what becomes of names that are no class.
-        network: the classes of a network that shall look at the images, which needs no tags: these are unknown where
+        network: the classes of a network that is to look at the images, which needs no tags: these are unknown where
             there are none, as in VOC's own test set. Its classes are taken where they have every name in the data,
             and VOC's do not.
         truth_values: what the numbers in the masks stand for (see ``tag2mask.data.truth_values``).
@@ -262,7 +262,7 @@ def _classes_of(
         names: in how many images each is. top: the folder of the data. source: what names them.
         unknown: "skip" says that a few names that are not VOC's are to be left out.
         own: the names are to be the classes, whether they are VOC's or not.
-        network: the classes of a network that shall look at the images.
+        network: the classes of a network that is to look at the images.
 
     Raises:
         UserError: most of the names are VOC's and some are not: are these mistakes, or classes?
@@ -286,7 +286,7 @@ def _classes_of(
         try:
             check.check(source)
         except UserError as error:
-            raise UserError(f"{error}; if all {len(words)} names are classes, say --classes file") from None
+            raise UserError(f"{error}; if all {len(words)} names are classes, give --classes file") from None
         return voc, []
     return classes_of_names(words, called, source.name, "voc12", whole=False)
 

@@ -1,7 +1,7 @@
 """Rendered scenes kept for a training: pictures and what is in them, and no mask at all.
 
 images.npy     (n, H, W, 3) uint8, read as a memory map
-scenes.jsonl   names, things and numbers of each scene, from which captions are drawn anew each time
+scenes.jsonl   names, things and numbers of each scene, from which captions are drawn again each time
 cache.json     the settings; written last, so who finds it finds everything, and what was drawn by then
 .lock          held by the process that draws
 """
@@ -86,7 +86,7 @@ def render_cache(
 
     Args:
         root: the folder of all caches; this one lies in ``root/scenes-<key>``.
-        wanted: what it shall hold.
+        wanted: what it is to hold.
         workers: processes; None is one a core.
         progress: called with the number of scenes just finished.
 
@@ -124,7 +124,7 @@ def open_cache(folder: Path) -> SceneCache:
     return SceneCache(folder, images, facts)
 
 
-def tell(scene: Scene) -> Facts:
+def facts_of(scene: Scene) -> Facts:
     """What a caption may be made of."""
     return Facts(scene.names, scene.things, scene.counts)
 
@@ -186,7 +186,7 @@ def _draw(job: tuple[Path, Rendered, int]) -> int:
         seed = scene_seed(wanted.split, wanted.seed, index)
         scene = draw_scene(seed, wanted.size, wanted.classes, kind_of(wanted.split))
         images[index] = scene.image
-        lines.append(json.dumps(tell(scene)) + "\n")
+        lines.append(json.dumps(facts_of(scene)) + "\n")
     images.flush()
     write_atomic(_part(folder, first), "".join(lines).encode(), token=f"part-{first}")
     return last - first

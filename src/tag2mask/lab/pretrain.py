@@ -1,4 +1,4 @@
-"""Pretraining storybook-clip: render, teach, train, watch, keep. One folder, which the same command goes on with.
+"""Pretraining storybook-clip: render, teach, train, watch, keep. One folder, which the same command resumes it with.
 
 last.ckpt      the state of the training
 watch.csv      what the weights knew now and then, beside the floors
@@ -84,7 +84,7 @@ class Pretrained:
         """For people, in a few lines."""
         lines = [f"step {self.step} of {self.steps}; weights: {self.clip}"]
         if self.step < self.steps:
-            lines.append("the same command goes on")
+            lines.append("the same command resumes it")
         top = self.top
         if top is not None:
             where = f"on {top['scenes']:.0f} scenes, at step {top['step']:.0f}"
@@ -105,7 +105,7 @@ def pretrain(
     watch_scenes: int = 60,
     save_steps: int = 1000,
 ) -> Pretrained:
-    """Train a CLIP on pictures and captions; called again, it goes on where it was.
+    """Train a CLIP on pictures and captions; called again, it resumes where it was.
 
     Args:
         out: the folder of this training.
@@ -234,5 +234,8 @@ def _model(recipe: Pretrain) -> tuple[CLIPModel, str | None]:
     fresh = warm_start(model, other)
     if fresh:
         named = ", ".join([*fresh[:4], *(["..."] if len(fresh) > 4 else [])])
-        warn(f"{recipe.init} has nothing that fits {len(fresh)} parameters and words; these begin fresh: {named}")
+        warn(
+            f"{recipe.init} has nothing that fits {len(fresh)} parameters and words; these start from random "
+            f"weights: {named}"
+        )
     return model, other.sha256

@@ -34,7 +34,7 @@ from tag2mask.run.progress import Advance, no_progress
 from tag2mask.types import Constant, MaskRule, Scores, UserError
 
 EDITION = 1
-"""Raised by whoever changes what maps, CRF or masks come out as: older pseudo masks are then made anew."""
+"""Raised by whoever changes what maps, CRF or masks come out as: older pseudo masks are then made again."""
 
 RULE = MaskRule(background=Constant(0.2), refiner="irn")
 """How class maps become a mask; constant and scales were chosen with ground truth, on 60 scenes of the test split."""

@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
 
 class Pairs:
-    """Pictures with a caption drawn anew each time; ``pairs[draw]`` is one.
+    """Pictures with a caption drawn again each time; ``pairs[draw]`` is one.
 
     crop: the least share of each side that a view keeps. A crop may lose an object that the caption names, so it
     is mild: with 0.9, a fifth of the picture at the very most, and from any one border a tenth of its side.

@@ -28,6 +28,7 @@ METHODS = {
     "mctformer": "tag2mask.methods.mctformer:MCTformerMethod",
     "irn": "tag2mask.methods.irn:IRN",
     "psa": "tag2mask.methods.psa:PSA",
+    "weakclip": "tag2mask.methods.weakclip:WeakCLIP",
     "weclip": "tag2mask.methods.weclip:WeCLIP",
     "pot": "tag2mask.methods.pot:POT",
 }
@@ -132,7 +133,7 @@ def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "options"
     if problem["type"] == "extra_forbidden":
         if where in {each.name for each in fields(Machine)}:
-            return f'"{where}" is of the machine, not of the method: --{where} {problem["input"]}'
+            return f'"{where}" is a setting of the machine, not of the method: give --{where} {problem["input"]}'
         known = sorted(model.model_fields)
         return f'option "{where}" is not known{did_you_mean(where, known)}; known: {", ".join(known) or "none"}'
     return f"option {where} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

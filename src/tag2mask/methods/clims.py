@@ -230,7 +230,7 @@ class CLIMS(Trainable):
         self.ready = False
 
     def start(self) -> tuple[CLIMSNetwork, tuple[str, ...]]:
-        """The network before any training, and the classes that it cannot tell yet."""
+        """The network before any training, and the classes that it does not know yet."""
         head: Literal["cam", "camera-ready"] = "cam" if self.options.variant == "released" else "camera-ready"
         return build_clims(self.options.weights, self.classes.foreground, head, seed=self.options.seed)
 

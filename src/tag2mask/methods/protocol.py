@@ -127,7 +127,7 @@ class Method(ABC):
 
     @property
     def resolved(self) -> Mapping[str, Any]:
-        """Options as they took effect, and what else decides the results, as run.yaml shall keep it."""
+        """Options as they took effect, and what else decides the results, as run.yaml keeps it."""
         return {}
 
     @property

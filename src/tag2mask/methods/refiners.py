@@ -40,7 +40,11 @@ class RefinerOptions(FitOptions):
         description="of the backbone: storybook-resnet, a run of classifier-cam that learned, a folder or a file",
     )
     threshold: float | None = Field(
-        PAPER_THRESHOLD, gt=0, lt=1, description="where the earlier maps shall decide; none takes them as they are"
+        PAPER_THRESHOLD,
+        gt=0,
+        lt=1,
+        description="a power of the earlier maps moves the value at which they overtake the background to this; "
+        "none: maps as they are",
     )
     max_pixels: int = Field(2_000_000, ge=1, description="an image with more is worked on at this size")
 
@@ -124,7 +128,7 @@ class Refiner(Trainable, Generic[Options, Network]):
         """
         path = folder / WEIGHTS
         if not path.exists():
-            raise UserError(f"{folder}: nothing is fitted there yet; give the command that fits it again to go on")
+            raise UserError(f"{folder}: nothing is fitted there yet; give the command that fits it again to resume")
         fit_state(self.net, read_state(path), path)
         self.net.eval()
         self.maps = None if earlier is None else PriorMaps.of(earlier, self.options.threshold)

@@ -1,6 +1,6 @@
 """The plain ResNet of He et al. 2016 with bottleneck blocks: below classifier CAM, CLIMS, IRN and DeepLab.
 
-Parameters bear the names of the public ImageNet checkpoints (``conv1``, ``layer1.0.conv1``, ...), so these load as
+Parameters have the names of the public ImageNet checkpoints (``conv1``, ``layer1.0.conv1``, ...), so these load as
 they are. The papers' variants are settings of ``Layout``: where the strides are, which stages are dilated, and
 whether the pooling rounds up. CLIP's own ResNet is another network; see ``models.resnet``.
 """
@@ -30,7 +30,7 @@ class Layout:
     dilations: of the 3x3 convolutions of each stage.
     first_dilations: of the first block of each stage; None: as the rest. Networks whose strides were turned into
         dilations keep the first block at the dilation before (IRN: always 1).
-    stride_at: the convolution that bears a stage's stride: "3x3", or the first "1x1" as in Caffe (DeepLabV2).
+    stride_at: the convolution that has a stage's stride: "3x3", or the first "1x1" as in Caffe (DeepLabV2).
     ceil_pool: the stem's pooling rounds sizes up, as in Caffe: 240 pixels give 61 cells at stride 4, and not 60.
     stem: one "7x7" convolution, or three "3x3", of which the last has twice as many channels (the stem of PSPNet).
     frozen_norm: batch norms use their running statistics in training too; their weights and biases still learn.

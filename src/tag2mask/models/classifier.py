@@ -167,7 +167,7 @@ def load_backbone(source: str | Path = STORYBOOK_RESNET, **changes: Any) -> ResN
 def start_classifier(
     weights: str | Path, names: Sequence[str], *, seed: int = 0
 ) -> tuple[Classifier, tuple[str, ...]]:
-    """A classifier before its training, in evaluation mode, and the classes that it cannot tell yet.
+    """A classifier before its training, in evaluation mode, and the classes that it does not know yet.
 
     Args:
         weights: as ``load_backbone``, or "random".
@@ -247,6 +247,6 @@ def _read_config(path: Path) -> tuple[Layout, tuple[str, ...]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: cannot be read as a classifier's settings ({type(error).__name__}: {error}); expected "
-            '"names" and "layout"; bring the folder back from where it was made'
+            '"names" and "layout"; copy the folder again from where it was made'
         ) from error
     return layout, names

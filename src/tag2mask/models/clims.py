@@ -92,7 +92,7 @@ class CLIMSNetwork(nn.Module):
 def build_clims(
     weights: str | Path, names: Sequence[str], head: Literal["cam", "camera-ready"], *, seed: int = 0
 ) -> tuple[CLIMSNetwork, tuple[str, ...]]:
-    """CLIMS's network before its training, in evaluation mode, and the classes that it cannot tell yet.
+    """CLIMS's network before its training, in evaluation mode, and the classes that it does not know yet.
 
     From a classifier's folder it takes the rows of the classes that the classifier knows. The camera-ready bottleneck
     then begins as the identity (the weight of its last norm is 0), so that the maps are the classifier's own to begin

@@ -99,7 +99,10 @@ class VisionTransformer(nn.Module):
 
     def positions(self, grid: tuple[int, int], how: Positions) -> Tensor:
         """Position embeddings for a grid (h, w): (1 + h w, D)."""
-        return resample_positions(self.positional_embedding, self.native_grid, grid, how)
+        table = resample_positions(self.positional_embedding, self.native_grid, grid, how)
+        if how.class_twice:
+            table = torch.cat([table[:1] + self.class_embedding, table[1:]])
+        return table
 
     def embed(self, pixels: Tensor, positions: Positions) -> tuple[Tensor, tuple[int, int]]:
         """(B, 3, H, W) standardised -> tokens (B, 1 + N, D) entering the first block, and their grid."""

@@ -72,7 +72,7 @@ def read_clip(path: Path, activation: Activation | None = None) -> CLIPFiles:
     model = _fitting(path, lambda: from_openai_state(_clip_names(state), activation=chosen or "quick_gelu", **heads))
     if chosen is None:
         raise UserError(
-            f"{path}: is a bare state dict, which does not tell the activation of the CLIP that it is of, and "
+            f"{path}: is a bare state dict, which does not say which activation its CLIP has, and "
             f"no {OPEN_CLIP} lies beside it; say --activation quick_gelu (OpenAI's weights, and open_clip's models "
             "called -quickgelu) or --activation gelu (open_clip's others, such as LAION's)"
         )

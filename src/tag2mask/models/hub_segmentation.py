@@ -73,7 +73,7 @@ def build_hub_network(
         name: a folder in Hugging Face layout, or a repository in the Hugging Face cache.
         classes: names, background first.
         config: the model's config.json; None: as found by its name.
-        pretrained: with its weights; what does not fit (the head) is drawn anew. False: all is drawn anew.
+        pretrained: with its weights; what does not fit (the head) gets random weights. False: all of them are random.
 
     Raises:
         UserError: transformers is not installed, nothing is found under that name, or it does not segment.
@@ -102,7 +102,7 @@ def learned_to_segment(name: str) -> bool:
 
 
 def _load(loader: Any, settings: Any, place: Path, name: str) -> Any:
-    """A model with the weights of a folder; what a head for other classes lacks is drawn anew, with a warning."""
+    """A model with the weights of a folder; a head for other classes gets random weights, with a warning."""
     from transformers.utils import logging
 
     said, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -126,15 +126,15 @@ def _load(loader: Any, settings: Any, place: Path, name: str) -> Any:
         logging.set_verbosity(said)
         if bars:
             logging.enable_progress_bar()
-    anew = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
-    lost = [key for key in anew if key.split(".")[0] in (model.base_model_prefix, "backbone")]
+    fresh = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
+    lost = [key for key in fresh if key.split(".")[0] in (model.base_model_prefix, "backbone")]
     if lost:
         raise UserError(
             f"{place}: {len(lost)} tensors of the backbone are missing or of another shape, such as {lost[0]}; these "
-            "are weights of another network than its config.json speaks of: fetch it again"
+            "are weights of another network than its config.json describes: fetch it again"
         )
-    if anew:
-        warn(f"transformers:{name}: {len(anew)} tensors of its head start from random weights, such as {anew[0]}")
+    if fresh:
+        warn(f"transformers:{name}: {len(fresh)} tensors of its head start from random weights, such as {fresh[0]}")
     return model
 
 

@@ -64,7 +64,7 @@ class EdgeHead(nn.Module):
 
 
 class MeanShift(nn.Module):
-    """Takes the mean displacement of the training set away in eval mode; in training it does nothing."""
+    """Subtracts the mean displacement of the training set in eval mode; in training it does nothing."""
 
     running_mean: Tensor
 

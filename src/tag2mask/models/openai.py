@@ -55,7 +55,7 @@ class _ScriptUnpickler(RestrictedUnpickler):
             names["torch.jit._pickle", f"build_{kind}list"] = Sealed(lambda data: data)
         names["torch.jit._pickle", "restore_type_tag"] = Sealed(lambda data, _: data)
         super().__init__(stream, names)
-        # made anew for each file: a pickle may write attributes to a class it was given
+        # made again for each file: a pickle may write attributes to a class it was given
         self.module = type("Module", (_Module,), {})
         self.storage = storage
 

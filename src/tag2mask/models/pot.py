@@ -1,7 +1,7 @@
 """POT's network (CVPR 2025, after SIPE, CVPR 2022): a ResNet-50 at stride 16, a classifier, features of all stages.
 
 Each stage is seen beside the picture itself, at its own size, by a 1x1 convolution; the four results, each of length
-1, are joined to 768 channels at stride 16. Prototypes are made of these features. Parameters bear the names of the
+1, are joined to 768 channels at stride 16. Prototypes are made of these features. Parameters have the names of the
 released checkpoint but for the ResNet's prefix: ``resnet50.`` there, ``backbone.`` here, as in our other networks.
 """
 

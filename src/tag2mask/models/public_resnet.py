@@ -58,7 +58,7 @@ class PublicResNet:
 
     @property
     def layout(self) -> Layout:
-        """Blocks, width and stem as read off the weights; what they do not tell is as in the public networks."""
+        """Blocks, width and stem as read off the weights; what they do not show is as in the public networks."""
         numbers = [{int(name.split(".")[1]) for name in self.state if _block(name, stage)} for stage in (1, 2, 3, 4)]
         a, b, c, d = map(len, numbers)
         stem: Literal["7x7", "3x3"] = "7x7" if "conv1.weight" in self.state else "3x3"

@@ -252,7 +252,7 @@ class FeatureCache:
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
                 keys, features = arrays["keys"], arrays["features"]
-        except Exception:  # a damaged file raises many things; it is written anew
+        except Exception:  # a damaged file raises many things; it is written again
             return {}
         if features.dtype != np.float32 or features.ndim != 2 or len(keys) != len(features):
             return {}

@@ -159,7 +159,7 @@ class WeightsUnpickler(RestrictedUnpickler):
         path = set(name.split("."))
         if first in PROGRAMS or (first in PYTHON and path & RUNS):
             return super().find_class(module, name)
-        # made anew for each file: a pickle may write attributes to a class it was given
+        # made again for each file: a pickle may write attributes to a class it was given
         if (module, name) not in self._made:
             self._made[module, name] = type("Inert", (Inert,), {"called": f"{module}.{name}"})
         return self._made[module, name]

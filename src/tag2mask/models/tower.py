@@ -23,6 +23,7 @@ class Positions:
     mode: "bilinear" (CLIP-ES, WeakCLIP) or "bicubic" (transformers, DINOv2); half-pixel centres.
     round_fp16: round the result to float16, as CLIP-ES's and WeCLIP's released codes do on every device.
     via: go through this grid first (WeakCLIP: 32x32, then the image's).
+    class_twice: CLIP's class embedding is added once more to the row of its token (WeakCLIP's released code).
     antialias: smooth where the grid becomes coarser (DINOv2 with registers).
     offset: sample as if the new sides were so much longer (MCTformer, and DINOv2's own code without registers: 0.1),
         which shifts cells by up to that much.
@@ -31,6 +32,7 @@ class Positions:
     mode: Literal["bilinear", "bicubic"] = "bilinear"
     round_fp16: bool = False
     via: tuple[int, int] | None = None
+    class_twice: bool = False
     antialias: bool = False
     offset: float = 0.0
 

@@ -14,7 +14,7 @@ from tag2mask.models.weights import CLIP
 
 
 def untrained(clip: CLIP, seed: int) -> CLIP:
-    """A copy of ``clip`` with weights drawn anew: same shapes, temperature and tokenizer, nothing learned."""
+    """A copy of ``clip`` with new random weights: same shapes, temperature and tokenizer, nothing learned."""
     model = copy.deepcopy(clip.model)
     draw_weights(model, seed)
     return replace(

@@ -74,7 +74,7 @@ class CLIP:
         Raises:
             UserError: where a text is too long, or holds a word that is not known.
         """
-        self._refuse_unknown(phrases, allow_unknown)
+        self.refuse_unknown(phrases, allow_unknown)
         tokens = [self.tokenizer.encode(text) for text in phrases]
         keys = [self.cache.key(one) for one in tokens]
         self.cache.lookup(keys)
@@ -106,7 +106,12 @@ class CLIP:
                 rows |= {key: row.clone() for key, row in zip(batch, units, strict=False)}
         return rows
 
-    def _refuse_unknown(self, phrases: Sequence[str], allow: bool) -> None:
+    def refuse_unknown(self, phrases: Sequence[str], allow: bool) -> None:
+        """See that the vocabulary has all words of some texts.
+
+        Raises:
+            UserError: it lacks some; where these are allowed, they are a warning.
+        """
         found = [(text, words) for text in phrases if (words := self.unknown(text))]
         if not found:
             return
@@ -153,7 +158,7 @@ def load_clip(
     precision: "float32", "bfloat16" or "float16", of the vision blocks before the last.
     tokenizer: a file or folder that replaces the checkpoint's; OpenAI's .pt holds none, and takes OpenAI's merges
         where these lie beside it, or else one of openai's repositories from the Hugging Face cache.
-    activation: that the weights were trained with, for a bare state dict, which does not tell; see ``clip_files``.
+    activation: that the weights were trained with, for a bare state dict, which does not say it; see ``clip_files``.
     cache: folder for text features; None keeps them in memory alone.
 
     Raises:

@@ -1,6 +1,6 @@
 """The wide ResNet-38 (Wu et al. 2016) and DeepLabV1 on it: PSA's network, and the one MCTformer and WeakCLIP retrain.
 
-Norm and ReLU come before each convolution; output stride 8. Parameters bear the names of the public checkpoints
+Norm and ReLU come before each convolution; output stride 8. Parameters have the names of the public checkpoints
 (``conv1a``, ``b2.conv_branch2a``, ...), so these load as they are; ``models.mxnet`` reads the original file.
 
 The published heads, all on the 4096 channels of the last stage, dilation 12:

@@ -15,7 +15,7 @@ Faults of the released code that are not repeated here, whatever the variant:
   are float32;
 - the camera-ready losses were NaN where a cosine is negative: below ``floor`` the logarithm goes on as its tangent,
   so that such a pair is finite and still pulled up;
-- texts were encoded anew at every step: here the caller passes features, once;
+- texts were encoded again at every step: here the caller passes features, once;
 - captions of more than six classes were refused, and two equal captions in a batch pushed each other's image away,
   when CLIP was fine-tuned: see ``tag_caption`` and ``caption_loss``.
 

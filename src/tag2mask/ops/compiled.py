@@ -63,7 +63,7 @@ def compiled(sums: bool = False) -> Callable[[F], F]:
 def _cache() -> Path | None:
     """Where machine code is kept: NUMBA_CACHE_DIR, else beside the source, else in the user's cache.
 
-    None where neither can be written: then each process compiles anew. A folder that others may write to is no place
+    None where neither can be written: then each process compiles again. A folder that others may write to is no place
     to load code from. The folder's name has the digest of all the loops: numba compares a function's own file only,
     and would keep what it has made of another file's functions when those change.
     """

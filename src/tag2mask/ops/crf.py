@@ -54,10 +54,10 @@ class CRF:
             *sigmas, weight = kernel
             if not (all(0 < s < math.inf for s in sigmas) and 0 <= weight < math.inf):
                 raise UserError(
-                    f"CRF: got {name}={kernel}, expected deviations above 0 and a weight of 0 or more; mend it"
+                    f"CRF: got {name}={kernel}, expected deviations above 0 and a weight of 0 or more; change it"
                 )
         if self.iterations < 0:
-            raise UserError(f"CRF: got iterations={self.iterations}, expected 0 or more; mend it")
+            raise UserError(f"CRF: got iterations={self.iterations}, expected 0 or more; change it")
 
 
 _DEEPLAB = CRF((1, 3), (67, 3, 4))

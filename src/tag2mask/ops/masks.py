@@ -3,7 +3,7 @@
 Where a rule lets untagged classes win (``MaskRule.others``), the best of them is one map more, the last, in all of
 this: it is upsampled and normalised like the others, background is scored against it too, and the refiner has one
 label for it, "some class that is not among the tags". Which class that is at a pixel is the nearest cell's. Seen from
-WeakCLIP's release, whose CRF has a label for every class that wins somewhere: untagged classes are not told apart
+WeakCLIP's release, whose CRF has a label for every class that wins somewhere: untagged classes are not kept apart
 while the refiner works, which Eq. 14 does not ask for, since all of them become 255. A network's masks have a channel
 for every class and need no such shortcut (``stages.machinery.predictor``).
 """

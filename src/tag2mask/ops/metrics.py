@@ -188,7 +188,7 @@ class BackgroundSweep:
     its score m exceeds b(m), with b(m) = (1 - m)^a or a constant, and as b never rises with m, each rule has
     one *crossing*: the smallest score that wins. One histogram over (true class, best class, number of
     crossings reached) therefore holds the confusion matrix of every rule. Crossings are exact to the last
-    bit of the maps' own type, so the result equals labelling the image anew for each rule. Ties go to the
+    bit of the maps' own type, so the result equals labelling the image again for each rule. Ties go to the
     background, then to the lower class, as in the released code of CLIP-ES.
     """
 

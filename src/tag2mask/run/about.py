@@ -63,5 +63,5 @@ def rule_of(run: Run) -> MaskRule:
 def _damaged(run: Run, setting: str, error: Exception) -> UserError:
     return UserError(
         f"{run.path / 'run.yaml'} is damaged: settings.{setting} is not as label wrote it "
-        f"({type(error).__name__}: {error}); bring the file back, or label again into another folder"
+        f"({type(error).__name__}: {error}); restore the file, or label again into another folder"
     )

@@ -14,11 +14,11 @@ from tag2mask.words import many
 __all__ = ["STALE", "Comparison", "Current", "Named", "earlier_file"]
 
 STALE = {
-    "picture": "whose picture is another one",
+    "picture": "whose picture was replaced",
     "tags": "whose tags changed",
     "untagged": "without tags now",
     "earlier": "whose maps or masks in the earlier run changed",
-    "unknown": "with no word in the manifest on what the mask was made of",
+    "unknown": "without a manifest entry on what the mask was made of",
 }
 """Why a mask is not of what the data are now, as it follows "3 images"."""
 
@@ -128,10 +128,10 @@ class Current:
         """What a user should know of the stale masks, and do; None where there are none."""
         if not self.stale.counts:
             return None
-        left_out = f"left out, since their masks in {self.run.path} are of what was there before: "
+        left_out = f"left out, since their masks in {self.run.path} are of older pictures, tags or maps: "
         parts = [left_out + "; ".join(self.stale.lines())]
         if self.stale.counts.total() > self.stale.counts["untagged"]:
-            parts.append("The command that made the run, given once more, makes these masks again, and no others")
+            parts.append("Give the command that made the run again: it makes these masks again, and no others")
         if self.stale.counts["untagged"]:
             parts.append("Of images without tags it makes none: tag them, or remove their masks by --removed drop")
         return ". ".join(parts)

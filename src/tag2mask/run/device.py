@@ -83,7 +83,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def peak_memory() -> int | None:
-    """The most memory this process ever had resident, in bytes; None where the system does not tell."""
+    """The most memory this process ever had resident, in bytes; None where the system does not say."""
     # getrusage is the second choice: on Linux it starts from what the parent process had
     from_status = _status("VmHWM")
     if from_status is not None:
@@ -97,7 +97,7 @@ def peak_memory() -> int | None:
 
 
 def resident_memory() -> int | None:
-    """The memory this process has resident now, in bytes; None where the system does not tell."""
+    """The memory this process has resident now, in bytes; None where the system does not say."""
     return _status("VmRSS")
 
 

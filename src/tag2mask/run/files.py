@@ -25,7 +25,7 @@ def atomic_path(path: Path | str, *, token: str | None = None, sync: bool = Fals
     Folders above are made. When the block raises, the temporary file is removed and ``path`` is as before.
 
     Args:
-        path: where the file shall appear.
+        path: where the file is to appear.
         token: makes the temporary name the same each time (``.token.tmp``), so that what a killed writer
             left is taken up by the next one instead of staying for ever. Only for a writer that is alone in
             using the token. None: a random name.

@@ -150,13 +150,13 @@ class Run:
         if differences and not (overwrite or refit):
             raise UserError(
                 f"{self.path} was made {differences}. "
-                "Choose another folder, or pass --overwrite to remove what is there and start afresh"
+                "Choose another folder, or pass --overwrite to remove what is there and start over"
             )
         afresh = bool(differences) or refit
         if added and not (may_grow or afresh):
             raise UserError(
                 f"{self.path} was fitted for other classes: {', '.join(map(repr, added))} "
-                f"{'is' if len(added) == 1 else 'are'} new. Pass --refit to learn and label all anew"
+                f"{'is' if len(added) == 1 else 'are'} new. Pass --refit to learn and label everything again"
             )
         self._refuse_while_others_write(shard, spare_siblings=not afresh)
         if afresh:

@@ -65,7 +65,7 @@ def locked(folder: Path, what: str, option: str = "--out") -> Iterator[None]:
 
     Raises:
         UserError: another living process holds it, nothing can be written there, or the disk gets full meanwhile.
-        KeyboardInterrupt: Ctrl-C; where the block says no more of it, that the same command goes on.
+        KeyboardInterrupt: Ctrl-C; where the block says no more of it, that the same command resumes it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def locked(folder: Path, what: str, option: str = "--out") -> Iterator[None]:
         if stop.args:
             raise
         raise KeyboardInterrupt(
-            f"stopped; what is done is in {folder}: give the same command again to go on"
+            f"stopped; what is done is in {folder}: give the same command again to resume"
         ) from stop
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -1,4 +1,4 @@
-"""Settings in run.yaml that had other names before: runs of then are read, resumed and refined as if made today."""
+"""Settings in run.yaml that had other names before: older runs are read, resumed and refined as if made today."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEW = {"refiner_on": "scores", "others": "never"}
 
 
 def as_today(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings by the names of today; those that bear them already stay as they are."""
+    """A run's settings by the names of today; those that have them already stay as they are."""
     settings = {_NAMES.get(key, key): value for key, value in settings.items()}
     rule = settings.get("mask_rule")
     if isinstance(rule, Mapping):
@@ -25,7 +25,7 @@ def as_today(settings: Mapping[str, Any]) -> dict[str, Any]:
 def as_before(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings by their first names, without what was not there and is at its default.
 
-    ``Run.digest`` is made of these, so that it is the same for a run of then and for one of today.
+    ``Run.digest`` is made of these, so that it is the same for an older run and for a new one.
     """
     settings = {_OLD.get(key, key): value for key, value in settings.items()}
     rule = settings.get("mask_rule")

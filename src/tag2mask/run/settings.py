@@ -126,7 +126,7 @@ def check_own(folder: Path, mark: str) -> None:
     if held:
         named = ", ".join(held[:4]) + (", ..." if len(held) > 4 else "")
         raise UserError(
-            f"--out {folder} holds other things ({named}), and nothing is written over; choose a new folder"
+            f"--out {folder} holds other things ({named}), and nothing is overwritten; choose a new folder"
         )
 
 

@@ -103,7 +103,7 @@ def fit(
                     raise SystemExit(128 + signal.SIGTERM) from error  # a shell would take Lightning's for success
                 raise KeyboardInterrupt(
                     f"stopped at once; {folder} holds all up to step {steps_done(folder)} of {training.steps}: give "
-                    "the same command again to go on"
+                    "the same command again to resume"
                 ) from error
             except UserError as error:  # from a process that prepares samples it comes with its traceback
                 said = str(error).strip().splitlines()[-1]
@@ -111,7 +111,7 @@ def fit(
     if keeper.stopped_by == "ctrl-c":
         raise Stopped(
             f"stopped at step {trainer.global_step} of {training.steps}; all of it is saved in {folder}: "
-            "give the same command again to go on"
+            "give the same command again to resume"
         )
     return trainer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from tag2mask.config import explain
@@ -31,24 +31,19 @@ from tag2mask.models.weclip import WeCLIPNet
 from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
 from tag2mask.ops.image import standardise
 from tag2mask.run.warn import warn
+from tag2mask.segment.options import LATER, RANDOM, WITH_HEAD, Names, Options
+from tag2mask.segment.weakclip import (
+    WeakCLIPOptions,
+    build_weakclip,
+    weakclip_held,
+    weakclip_pixels,
+    weakclip_towers,
+)
 from tag2mask.types import UserError
 from tag2mask.words import did_you_mean
 
-RANDOM = "random"
-LATER = "later"
-"""For those who fill the network themselves: as random, without a warning."""
-
-WITH_HEAD = "whole:"
-"""Before the path of a checkpoint: take its head too, not the backbone alone."""
-
 HUB = "transformers:"
 """Before the hub id or folder of a model that transformers builds."""
-
-
-class Options(BaseModel):
-    """What every architecture's options are."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SmallOptions(Options):
@@ -117,9 +112,6 @@ class HubOptions(Options):
     std: tuple[float, float, float] = Field(STD, description="of red, green and blue in 0..1")
 
 
-Names = tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class Architecture:
     """One line of ``ARCHITECTURES``.
@@ -127,18 +119,27 @@ class Architecture:
     build: (its name, class names, options, init) to the bare network, of random weights or with what ``init`` names.
     pixels: (images (B, 3, H, W) RGB 0-255, options) to what the network takes.
     groups: "convolutions": the parameter groups of DeepLab; "tenfold": CCT's, everything decays and all but the
-        backbone is at 10x; "adamw": norms, biases and positions do not decay.
+        backbone is at 10x; "adamw": norms, biases and positions do not decay; "even": everything alike.
     init: where training starts from unless another is named.
     towers: parts of the bare network that are frozen towers. ``build`` loads them by what the options say of them
-        (name and sha256), and they are not saved with the network.
+        (name and sha256), and they are not saved with the network. One that has any takes ``towers={name: tower}`` of
+        those at hand, too. A function where the options decide.
+    held: from the options, parts of "even" whose rate is 0, so that a floor of the schedule alone moves them.
+    matches: in training a second output is matching scores, for the recipe's auxiliary loss alone.
     """
 
     options: type[Options]
-    build: Callable[[str, Names, Any, str], nn.Module]
+    build: Callable[..., nn.Module]
     pixels: Callable[[Tensor, Any], Tensor]
-    groups: Literal["convolutions", "tenfold", "adamw"]
+    groups: Literal["convolutions", "tenfold", "adamw", "even"]
     init: str = RANDOM
-    towers: tuple[str, ...] = ()
+    towers: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    held: Callable[[Any], tuple[str, ...]] = lambda options: ()
+    matches: bool = False
+
+    def towers_of(self, options: Any) -> tuple[str, ...]:
+        """The frozen towers of a network with these options."""
+        return self.towers(options) if callable(self.towers) else self.towers
 
 
 def find_architecture(name: str) -> Architecture:
@@ -247,7 +248,8 @@ def _load_public(
         if not init.startswith(WITH_HEAD):
             raise
         raise UserError(
-            f"{error} (its head must be for {classes} classes; without {WITH_HEAD!r} the head starts anew)"
+            f"{error} (its head must be for {classes} classes; without {WITH_HEAD!r} the head starts from random "
+            "weights)"
         ) from error
 
 
@@ -321,5 +323,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "deeplabv2-resnet101": Architecture(DeepLabV2Options, _build_deeplabv2, _deeplab_pixels, "convolutions"),
     "weclip": Architecture(WeCLIPOptions, _build_weclip, _own_pixels, "adamw", towers=("tower",)),
     "deeplabv1-resnet38": Architecture(DeepLabV1Options, _build_deeplabv1, _standard, "convolutions"),
+    "weakclip": Architecture(
+        WeakCLIPOptions,
+        build_weakclip,
+        weakclip_pixels,
+        "even",
+        towers=weakclip_towers,
+        held=weakclip_held,
+        matches=True,
+    ),
 }
 _HUB = Architecture(HubOptions, _build_hub, _own_pixels, "adamw", "pretrained")

@@ -40,7 +40,8 @@ class TestTime:
     scales: of the picture. flip: each one mirrored too.
     fuse: the mean of "logits", the mean of "probs", or their largest "max", normalised again.
     window, stride: side and step of the windows that a view larger than a window is cut into, in pixels; their
-        logits are averaged where they overlap. None: views go in whole.
+        logits are enlarged to pixels and averaged where they overlap. A smaller view is one window. None: views go in
+        whole.
     multiple: views are padded by reflection to a multiple of so many pixels (CCT: 8).
     longest: a picture with a longer side is shrunk to it first, and its result enlarged.
     tile, margin: a picture with a longer side is cut into tiles of this side, each seen with so many pixels around
@@ -186,7 +187,7 @@ def _views(network: Network, picture: Tensor, scale: float, settings: TestTime) 
         mode = "reflect" if padding[0] < height and padding[1] < width else "replicate"
         views = F.pad(views, (0, padding[1], 0, padding[0]), mode=mode)
     window = settings.window
-    if window is None or max(views.shape[2:]) <= window:
+    if window is None:
         logits = torch.cat([network(part).float() for part in views.split(settings.batch)])  # (1 or 2, K, h', w')
     else:
         logits = torch.cat([_windows(network, one, window, settings) for one in views.split(1)])

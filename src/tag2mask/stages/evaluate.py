@@ -147,8 +147,8 @@ def _score(run: Run, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
         )
     tally.stale += [f"NOT COUNTED: {line}" for line in current.stale.lines(("picture",))]
     # data without any tags says nothing of them
-    of_then = ("tags", "earlier", *(("untagged",) if current.stale.counts["untagged"] < tally.images else ()))
-    tally.stale += [f"counted with the masks of then: {line}" for line in current.stale.lines(of_then)]
+    though_older = ("tags", "earlier", *(("untagged",) if current.stale.counts["untagged"] < tally.images else ()))
+    tally.stale += [f"counted, though their masks are older: {line}" for line in current.stale.lines(though_older)]
     tally.refuse_other_numbers()
     if not tally.images:
         if tally.missing_count:

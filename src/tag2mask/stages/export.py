@@ -126,7 +126,7 @@ def refuse_foreign_file(path: Path, mark: str, kind: str, example: str) -> None:
     """Only what this package wrote may be replaced.
 
     Args:
-        path: where a file shall be written.
+        path: where a file is to be written.
         mark: what stands near the beginning of every file of this kind.
         kind: what such a file is called.
         example: a file name to advise.

@@ -61,7 +61,7 @@ class LabelSettings:
         one makes an image's result independent of its neighbours and of the sharding, to the byte.
     overwrite: remove an earlier run in the folder instead of going on with it. What was learned under the same
         settings stays: it would come out the same.
-    refit: remove what was learned and labelled in the folder, and do all anew.
+    refit: remove what was learned and labelled in the folder, and do everything again.
     fit_only: stop after the fit; the same call without it then labels, in shards too.
     machine: what a fit may use, and for how long from this call on; no setting of the results.
     removed: what becomes of the masks of images that are not in the data any more, or not tagged.
@@ -223,7 +223,7 @@ class _Fit:
         if (settings.fit_only or settings.refit) and not found.here:
             option = "fit_only (--fit-only)"
             if settings.refit:
-                option = "refit (--refit); overwrite (--overwrite) labels all anew"
+                option = "refit (--refit); overwrite (--overwrite) labels everything again"
             may = isinstance(method, Trainable) and settings.fitted is None
             hint = f" (`tag2mask methods {_name_of(method)}` says which options make it learn)" if may else ""
             raise UserError(f"{_name_of(method)} has nothing to fit here{hint}; leave out {option}")
@@ -317,7 +317,7 @@ def _name_of(method: Method) -> str:
 def _classes_of(classes: ClassSet, method: Method) -> dict[str, Any]:
     """The class set as run.yaml keeps it, with what a method that has a CLIP may say to it.
 
-    These are the method's own texts ("clip-es", "clip-es-released"), or all where none bear its name.
+    These are the method's own texts ("clip-es", "clip-es-released"), or all where none has its name.
     """
     kept: dict[str, Any] = {"id": classes.id, "names": classes.names, "palette": classes.palette}
     if "clip" in method.towers:

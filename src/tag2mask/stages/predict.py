@@ -82,7 +82,7 @@ def predict(
         find_refiner(refiner)
     if others != "never" and not use_tags:
         raise UserError(
-            f"others={others} (--others) is of the classes that are not among the tags; give --use-tags too"
+            f"others={others} (--others) is about classes that are not among the tags; give --use-tags too"
         )
     if test is not None and max(test.scales) > MOST_SCALE:
         raise UserError(f"scale {max(test.scales):g}: expected at most {MOST_SCALE:g} times an image's own size")
@@ -155,7 +155,7 @@ def predict(
 
 
 def read_images(network: Path | str, described: Mapping[str, Any]) -> tuple[Columns, dict[str, Any]]:
-    """The images that a network shall look at, and what run.yaml says of where they are.
+    """The images that a network is to look at, and what run.yaml says of where they are.
 
     Args:
         network: its folder.

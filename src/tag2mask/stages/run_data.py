@@ -23,7 +23,7 @@ __all__ = ["absolute", "data_for", "data_of", "images_for", "in_run_order", "ope
 def open_data(config: DataConfig, network: ClassSet | None = None, classes: ClassSet | None = None) -> Columns:
     """The data set that the settings describe. Raises UserError where there is none.
 
-    network: the classes of a network that shall look at the images, or has: tags are not needed then. Data that
+    network: the classes of a network that is to look at the images, or has: tags are not needed then. Data that
         names its own classes has these instead, in their order, if they have every name in it.
     classes: instead of those that the settings name.
     """

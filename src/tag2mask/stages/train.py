@@ -1,4 +1,4 @@
-"""Training a segmentation network on the masks of a run. One folder, which the same command goes on with.
+"""Training a segmentation network on the masks of a run. One folder, which the same command resumes it with.
 
 recipe.json   the settings, and what stands for the masks; another training is refused
 last.ckpt     the state of the training
@@ -30,7 +30,7 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import check_own, claim, plain
 from tag2mask.run.training import first_process, fit
 from tag2mask.run.warn import warn
-from tag2mask.segment.architectures import WITH_HEAD, pixels_of_start
+from tag2mask.segment.architectures import pixels_of_start
 from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
 from tag2mask.segment.network import (
     INSIDE,
@@ -40,6 +40,7 @@ from tag2mask.segment.network import (
     read_saved,
     save_network,
 )
+from tag2mask.segment.options import WITH_HEAD
 from tag2mask.segment.recipe import TrainRecipe, check
 from tag2mask.segment.semi import CrossConsistency, Mixed
 from tag2mask.segment.supervised import SupervisedTraining
@@ -83,7 +84,7 @@ class Trained:
         if self.replaced:
             lines.append(f"could not be read, others stood in: {len(self.replaced)} images (train.json names them)")
         if self.step < self.steps:
-            lines.append("the same command goes on")
+            lines.append("the same command resumes it")
         return "\n".join(lines)
 
 
@@ -102,7 +103,7 @@ def train(
     log_steps: int = 20,
     progress: bool = True,
 ) -> Trained:
-    """Train a network on a run's masks; called again, it goes on where it was.
+    """Train a network on a run's masks; called again, it resumes where it was.
 
     Args:
         run: a run with masks; None: true masks alone, of ``data`` and ``pixel_labels`` (the upper bound).

@@ -49,7 +49,7 @@ class PriorMaps:
 
     rule: the earlier run's background and normalisation, of which its untagged map may be a part. A background of its
         own b turns maps m into m / (m + b), which decide at 0.5.
-    threshold: where the maps shall decide; None leaves them.
+    threshold: the value at which a map is to overtake the background; None: as the maps are.
     """
 
     rule: MaskRule
@@ -204,7 +204,7 @@ def _stop(done: int, images: int, folder: Path) -> NoReturn:
 
     raise Stopped(
         f"labels to learn from: time is over at {done} of {images} images; all of it is saved in {folder}: give the "
-        "same command again to go on"
+        "same command again to resume"
     )
 
 

@@ -154,6 +154,6 @@ def measure_displacement(module: IRNTraining, examples: AffinityExamples, crop: 
             if corners:
                 yield module.heads.displacement(backbone.features(torch.cat(corners).to(module.device)))
 
-    module.heads.train()  # in eval mode the layer would take its old mean away first
+    module.heads.train()  # in eval mode the layer would subtract its old mean first
     module.heads.displacement.mean_shift.measure(displacements())
     module.heads.eval()

@@ -92,7 +92,7 @@ class CLIMSFit:
 class Critic:
     """A frozen CLIP with the texts of a class set: it turns pictures and maps into CLIMS's losses.
 
-    settings: of the loss; with a calibrated threshold these are set anew before training.
+    settings: of the loss; with a calibrated threshold these are set again before training.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ def train_to_end(
         if done < settings.steps:
             raise Stopped(
                 f"{label}: time is over at step {done} of {settings.steps}; all of it is saved in {folder}: give the "
-                "same command again to go on"
+                "same command again to resume"
             )
     else:
         state = torch.load(folder / LAST, map_location="cpu", weights_only=True)["state_dict"]

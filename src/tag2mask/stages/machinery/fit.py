@@ -9,7 +9,7 @@
     checkpoints/fitted.json   written last: the fit is done, and these are its files and their sha256
 
 A fit sees images and tags alone. It is killed at any moment and started again without harm. A finished fit stays
-what it is when images or tags change, and says so; an unfinished one begins anew.
+what it is when images or tags change, and says so; an unfinished one starts over.
 """
 
 from __future__ import annotations
@@ -151,11 +151,11 @@ def fitted_digest(run: Run) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete {run.checkpoints} to fit anew") from error
+        raise UserError(f"{path} is damaged ({error}); delete {run.checkpoints} to fit again") from error
     if changed:
         raise UserError(
             f"{run.checkpoints}: missing or changed since the fit: {', '.join(changed)}; "
-            f"bring a copy back, or delete {run.checkpoints} to fit anew"
+            f"restore a copy, or delete {run.checkpoints} to fit again"
         )
     return _digest(learned)
 
@@ -199,11 +199,11 @@ def _compare_data(run: Run, data: Dataset, now: Surveyed | None, *, done: bool) 
     if done:
         warn(
             f"what was learned in {run.path} is of the data as it was ({what_changed(before, now, data)}): it is "
-            "used as it is. --refit learns and labels all anew"
+            "used as it is. --refit learns and labels everything again"
         )
         return
     if before is not None:
-        warn(f"{run.path}: images or tags changed since the fit began; it begins anew")
+        warn(f"{run.path}: images or tags changed since the fit began; it starts over")
         _clear(run.checkpoints)
     write_atomic(path, (json.dumps(now.plain()) + "\n").encode(), sync=True)
 
@@ -218,7 +218,7 @@ def _clear(folder: Path) -> None:
 
 
 def check_machine(name: str, method: Method, machine: Machine, *, here: bool) -> None:
-    """Refuse what was asked of a fit that is none, or that does not go by it.
+    """Refuse what was asked of a fit that is none, or that does not use it.
 
     here: whether the method is fitted in the run that it labels in.
 
@@ -237,7 +237,7 @@ def check_machine(name: str, method: Method, machine: Machine, *, here: bool) ->
             "command once without torchrun, with --fit-only"
         )
     if idle:
-        why = f"the fit of {name} does not go by it" if here else f"{name} fits nothing here"
+        why = f"the fit of {name} does not use it" if here else f"{name} fits nothing here"
         raise UserError(f"{', '.join(idle)}: {why}; leave it out")
 
 
@@ -280,7 +280,7 @@ def open_fitted(
 
     differences = describe_differences(deciding(without_machine(run.settings)), deciding(plain(named)))
     if differences:
-        raise UserError(f"{run.path} was fitted with other settings: {differences}; give these, or fit anew")
+        raise UserError(f"{run.path} was fitted with other settings: {differences}; give these, or fit again")
     return run, digest
 
 

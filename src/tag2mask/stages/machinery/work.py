@@ -193,7 +193,7 @@ class Work:
         saved = self.summary.done + self.summary.skipped
         return (
             f"{saved} of {self.summary.total} images are saved in {self.run.path} and none is half written; "
-            "give the same command again to go on"
+            "give the same command again to resume"
         )
 
     def _finish(self) -> None:
