@@ -134,7 +134,8 @@ def predict(
     test: Annotated[
         str,
         typer.Option(
-            help="As a paper tests: plain, deeplabv2, cct, seam, weakclip, weakclip-retrain, weclip, cd-clip."
+            help="As a paper tests: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, "
+            "cd-clip."
         ),
     ] = "plain",
     scales: Annotated[str | None, typer.Option(help="Sizes at which an image is seen, such as 0.5,1,1.5.")] = None,
