@@ -278,6 +278,7 @@ def cost(clip: CLIP, data: Dataset, repeats: int = 3) -> Row:
         "equal labels": round(100 * sum(same) / len(same), 3),
         "classes an image": round(classes, 2),
         "batch": f"{count} crops of {side}",
+        "command": f"python benchmarks/cd_clip.py -n {len(data)} --parts cost",
         "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
@@ -357,7 +358,7 @@ def page(args: argparse.Namespace, kept: Kept, clip: CLIP) -> str:
             "autograd once per class and image, affinities squared per class, all pairs of distributions at "
             "once, PAR per image, a pass of the tower of its own for the decoder. Ours is "
             f"{times[0]:.1f} times as quick, for the labels alone {times[1]:.1f} times; {found['equal labels']} % of "
-            f"the labels are equal. Peak memory of the whole run: {found['peak MB']} MB."
+            f"the labels are equal. Peak memory of the run: {found['peak MB']} MB. Made by `{found['command']}`."
         )
         rows = [[n, f"{a:.2f}", f"{b:.2f}", f"{c:.2f}"] for n, a, b, c in rows]
         parts.append(section("Cost of a step", ["", "labels, s", "whole step, s", "images/s"], rows, note))
@@ -383,8 +384,8 @@ methods cd-clip`). No figure here is the authors', and none repeats theirs.
 Made by `python benchmarks/cd_clip.py -n {args.n} --steps {args.steps}` on {date.today()}: {args.n} scenes of
 Storybook's val split, seed {args.seed}, 256x192; storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__},
 torch {torch.__version__}, {platform.machine()}. mIoU in %, masks by PAR with background 1 - max; nothing was chosen
-with ground truth. Boundaries stand on CLIP's own patches, for no DINO that knows drawn scenes is at hand: with these,
-prototypes are no better near contacts than the maps they come from, so **boundaries cannot help here**.
+with ground truth. Boundaries stand on CLIP's own patches, for no DINO that knows drawn scenes is at hand: row 6
+cannot show what DINO's would do.
 """
     return "\n".join([head_text, *parts])
 

@@ -157,3 +157,13 @@ def test_cosine_stays_at_its_end_and_refuses_nonsense() -> None:
     for epoch, epochs in ((-1, 60), (0, 0)):
         with pytest.raises(ValueError, match="expected epoch >= 0"):
             schedule.cosine_epochs(epoch, epochs, 1e-3)
+
+
+def test_weclips_rate():
+    """At the ends of the warm-up and of the training; a short training has a short warm-up."""
+    rate = [schedule.warm_poly(step, 30_000) for step in (0, 49, 50, 29_999)]
+    assert rate == pytest.approx([1e-6, 1 - (1 - 49 / 50) * (1 - 1e-6), 1 - 50 / 30_000, 1 / 30_000])
+    assert schedule.warm_poly(30_000, 30_000) == schedule.warm_poly(29_999, 30_000)
+    assert schedule.warm_poly(5, 50) == pytest.approx(0.9)
+    with pytest.raises(ValueError, match="expected step >= 0"):
+        schedule.warm_poly(-1, 10)

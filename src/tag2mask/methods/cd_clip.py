@@ -49,7 +49,8 @@ from torch import Tensor
 
 from tag2mask.methods.online.boundaries import Boundaries, BoundarySettings
 from tag2mask.methods.online.method import Online, OnlineOptions
-from tag2mask.methods.online.training import OnlineRecipe
+from tag2mask.methods.online.recipe import OnlineRecipe
+from tag2mask.methods.online.teacher import Feature
 from tag2mask.methods.weclip import tuned
 from tag2mask.ops.affinity import AFFINITIES, Affinity
 from tag2mask.ops.class_distributions import ClassDistributions
@@ -214,6 +215,11 @@ class CDCLIP(Online):
         if "background" in self.options.compared:
             texts.append(self.say(self.text_set.background))
         return torch.cat(texts)
+
+    @property
+    def feature(self) -> Feature:
+        """As the options have it."""
+        return self.options.feature
 
     def make_boundaries(self) -> Boundaries | None:
         """What teaches boundaries, where the setting has it."""

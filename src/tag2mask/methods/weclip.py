@@ -39,7 +39,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tag2mask.methods.online.method import VOC_STEPS, Online, OnlineOptions
-from tag2mask.methods.online.training import OnlineRecipe
+from tag2mask.methods.online.recipe import OnlineRecipe
 from tag2mask.ops.affinity import AFFINITIES, Affinity, Choose
 from tag2mask.types import UserError
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tag2mask.methods.clip_es import fit_grid
 from tag2mask.methods.fitting.settings import FitOptions, FitSettings
-from tag2mask.methods.online.teacher import Teacher, Texts
+from tag2mask.methods.online.teacher import Feature, Teacher, Texts
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.clip import VisionTransformer
@@ -38,7 +38,7 @@ from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Power, Scores, Tex
 
 if TYPE_CHECKING:
     from tag2mask.methods.online.boundaries import Boundaries
-    from tag2mask.methods.online.training import OnlineRecipe
+    from tag2mask.methods.online.recipe import OnlineRecipe
     from tag2mask.models.weights import CLIP
     from tag2mask.run.folder import Run
 
@@ -130,6 +130,11 @@ class Online(Trainable):
     def compared_texts(self) -> Tensor:
         """(T, E): the texts that class distributions range over."""
 
+    @property
+    def feature(self) -> Feature:
+        """What class distributions compare with texts."""
+        return "last"
+
     def make_boundaries(self) -> Boundaries | None:
         """What teaches boundaries between super-classes, if anything does."""
         return None
@@ -189,7 +194,7 @@ class Online(Trainable):
             layers=layers,
             positions=Positions(round_fp16=self.released),
             statistics=self.pixel_statistics,
-            feature=getattr(self.options, "feature", "last"),
+            feature=self.feature,
         )
 
     @property

@@ -6,8 +6,7 @@ What is kept in checkpoints is the decoder; towers are frozen and loaded by name
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as lightning
 import torch
@@ -17,45 +16,15 @@ from torch import Tensor
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.fitting.tagged import PictureBatch
 from tag2mask.methods.online.boundaries import Boundaries, boundary_loss
+from tag2mask.methods.online.recipe import OnlineRecipe
 from tag2mask.methods.online.teacher import Teacher
 from tag2mask.models.weclip import WeCLIPNet
-from tag2mask.ops.affinity import Affinity
 from tag2mask.ops.decoder_affinity import affinity_loss, affinity_targets, decoder_affinity
 from tag2mask.ops.superclasses import dice_loss
 from tag2mask.run.sampling import step_generator
 from tag2mask.segment.losses import balanced_cross_entropy
 from tag2mask.segment.schedule import warm_poly
 from tag2mask.types import IGNORE
-
-
-@dataclass(frozen=True)
-class OnlineRecipe:
-    """Everything that decides a training but the towers.
-
-    early, late: how maps are spread before and from step ``switch`` on.
-    lr: of the decoder. warmup: steps. padding: whether what a crop has beyond its picture is labelled, as the
-    released code does, or ignored.
-    affinity_weight: of the decoder's affinity loss. dice_weight: of WeCLIP+'s Dice.
-    feedback: multiply the initial maps by the decoder's own probabilities (WeCLIP+).
-    replace_at: from this step on, labels are the decoder's own where its probability is above ``sure`` (WeCLIP+);
-        None: never.
-    """
-
-    steps: int
-    batch: int
-    crop: int
-    scales: tuple[float, float]
-    lr: float
-    warmup: int
-    early: Affinity
-    late: Affinity
-    switch: int
-    padding: Literal["ignored", "labelled"]
-    affinity_weight: float
-    dice_weight: float = 0.0
-    feedback: bool = False
-    replace_at: int | None = None
-    sure: float = 0.75
 
 
 class OnlineTraining(lightning.LightningModule):

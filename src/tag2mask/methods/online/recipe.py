@@ -1,0 +1,38 @@
+"""What decides a training of ``methods.online``. Loads no Lightning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tag2mask.ops.affinity import Affinity
+
+
+@dataclass(frozen=True)
+class OnlineRecipe:
+    """Everything that decides a training but the towers.
+
+    early, late: how maps are spread before and from step ``switch`` on.
+    lr: of the decoder. warmup: steps. padding: whether what a crop has beyond its picture is labelled, as the
+    released code does, or ignored.
+    affinity_weight: of the decoder's affinity loss. dice_weight: of WeCLIP+'s Dice.
+    feedback: multiply the initial maps by the decoder's own probabilities (WeCLIP+).
+    replace_at: from this step on, labels are the decoder's own where its probability is above ``sure`` (WeCLIP+);
+        None: never.
+    """
+
+    steps: int
+    batch: int
+    crop: int
+    scales: tuple[float, float]
+    lr: float
+    warmup: int
+    early: Affinity
+    late: Affinity
+    switch: int
+    padding: Literal["ignored", "labelled"]
+    affinity_weight: float
+    dice_weight: float = 0.0
+    feedback: bool = False
+    replace_at: int | None = None
+    sure: float = 0.75
