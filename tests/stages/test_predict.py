@@ -339,7 +339,7 @@ def test_exports_take_a_predicted_run(predicted, network, photos, tmp_path):
     assert call("predict", network, photos, "-o", tmp_path / "few").exit_code == 0
     done = call("export", tmp_path / "few", "--to", "voc-test", "-o", tmp_path / "b.tgz")
     assert done.exit_code == 1
-    assert "expected VOC's 21" in done.output
+    assert "expected the 21 of voc12" in done.output
     assert not (tmp_path / "b.tgz").exists()
 
 
