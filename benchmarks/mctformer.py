@@ -10,7 +10,6 @@ page with the rows that there are.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import time
@@ -27,7 +26,7 @@ from tag2mask.process import tune_process
 tune_process()  # as the command line does, before torch is loaded
 
 import torch
-from page import section, write_page
+from page import options, section, write_page
 from torch import Tensor
 
 from tag2mask import __version__
@@ -223,7 +222,7 @@ CRF."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="where scenes, fits and finished rows are kept")
     parser.add_argument("-n", type=int, default=1000, help="scenes to learn from")
     parser.add_argument("--test", type=int, default=100, help="scenes to label and score")

@@ -53,7 +53,8 @@ def _rows(bench: Bench) -> str:
             continue
         crf = "" if found["crf"] is None else found["crf"]
         fit = found["fit"] or ""
-        rows.append([row.name, found["own"], found["best"], found["at"], crf, fit, f"{found['speed']:.2f}"])
+        speed = f"{found['speed']:.2f}" if found["speed"] else ""  # a run that was there says nothing
+        rows.append([row.name, found["own"], found["best"], found["at"], crf, fit, speed])
     note = "Rows named POT start from CLIP-ES's maps and have K = 3 and tau = 0.7 where they do not say otherwise."
     return section("Rows", ["", "own", "best", "at", "+ CRF", "fit, s", "label, images/s"], rows, note)
 

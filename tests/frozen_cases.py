@@ -53,6 +53,9 @@ def coarse_pixels(arrays: Arrays) -> dict[str, np.ndarray]:
 whole = without()
 
 CASES: dict[str, Part] = {
+    "cdclip/cda": whole,
+    "cdclip/dice_weclip_plus": whole,
+    "cdclip/sbe": whole,
     "clims/cam_fusion": whole,
     "clims/cct_icnr": whole,
     "clims/cct_losses": whole,
@@ -99,6 +102,15 @@ CASES: dict[str, Part] = {
     "mctformer/weights": without("norm.weight", "norm.bias"),
     "pot/network_infer": coarse_pixels,
     "pot/network_train": coarse_pixels,
+    "weakclip/forward_128": without("pixels", "pyramid0", "pyramid1", "neck0", "neck1"),
+    "weakclip/losses_b2": only("crf_image", "crf_prob", "crf_q"),
+    "weakclip/schedule": whole,
+    "weakclip/weights_weakclip": whole,
+    "weclip/decoder_weights": whole,
+    "weclip/losses": without("seg_logits", "seg_loss"),
+    "weclip/rfm": without("label_png", "keys", "mhsa_mean8_refined_highres", "rfm_refined_highres"),
+    "weclip/step_early": whole,
+    "weclip/step_late": whole,
 }
 """Case -> the part of it that is kept here."""
 

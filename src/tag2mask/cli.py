@@ -17,6 +17,7 @@ from tag2mask.cli_options import (
     ActivationOption,
     ClipOption,
     DeviceOption,
+    DinoOption,
     OthersOption,
     RemovedOption,
     RunFolder,
@@ -94,11 +95,12 @@ def label(
     set_: SetOption = None,
     where: dict[str, Any],
     clip: ClipOption = None,
+    dino: DinoOption = None,
     tokenizer: TokenizerOption = None,
     activation: ActivationOption = None,
     refiner: Annotated[
         str | None,
-        typer.Option("--mask-refiner", "--crf", help="Dense CRF preset (clip-es, irn, psa, ...), or none."),
+        typer.Option("--mask-refiner", "--crf", help="Dense CRF preset (clip-es, irn, psa, ...), par, or none."),
     ] = None,
     refiner_on: Annotated[
         str | None,
@@ -188,6 +190,7 @@ def label(
             **{f"data.{key}": value for key, value in where.items()},
             "method": method,
             "clip": clip,
+            "dino": dino,
             "tokenizer": tokenizer,
             "activation": activation,
             "masks.refiner": refiner,
@@ -355,10 +358,10 @@ def prompts(
 @app.command()
 def fetch(
     repo: Annotated[
-        str, typer.Argument(help="A CLIP on the Hugging Face hub, such as openai/clip-vit-base-patch16.")
+        str, typer.Argument(help="A CLIP or DINOv2 on the Hugging Face hub, as openai/clip-vit-base-patch16.")
     ],
 ) -> None:
-    """Download a CLIP's weights (safetensors) and tokenizer into the Hugging Face cache."""
+    """Download weights (safetensors) and, of a CLIP, its tokenizer into the Hugging Face cache."""
     from tag2mask.models.weights import fetch as run_fetch
 
     typer.echo(f"fetched: {run_fetch(repo)}")

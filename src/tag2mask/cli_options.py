@@ -38,6 +38,9 @@ ClipOption = Annotated[
         help="Hub id, folder, OpenAI .pt or another file, or storybook-clip. Default: openai/clip-vit-base-patch16."
     ),
 ]
+DinoOption = Annotated[
+    str | None, typer.Option(help="For cd-clip: hub id (facebook/dinov2-base), folder, or the authors' .pth.")
+]
 ActivationOption = Annotated[
     str | None,
     typer.Option(help="Only for a CLIP's bare state dict: quick_gelu (OpenAI's) or gelu (open_clip's, mostly)."),

@@ -133,7 +133,10 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; created or resumed.")] = Path("predicted"),
     test: Annotated[
         str,
-        typer.Option(help="How a paper tests: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain."),
+        typer.Option(
+            help="How a paper tests: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, "
+            "cd-clip."
+        ),
     ] = "plain",
     scales: Annotated[str | None, typer.Option(help="Sizes at which an image is seen, such as 0.5,1,1.5.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Its mirror image too.")] = None,

@@ -106,6 +106,7 @@ class LabelConfig(_Settings):
     method: str = "clip-es"
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own options")
     clip: str | None = Field(None, description="hub id, folder, OpenAI .pt, or storybook-clip")
+    dino: str | None = Field(None, description="hub id, folder, or a file of the authors' hub; for cd-clip")
     tokenizer: str | None = Field(None, description="only for an OpenAI .pt: tokenizer folder or BPE merges file")
     activation: Literal["quick_gelu", "gelu"] | None = Field(
         None, description="only for a CLIP's bare state dict, which does not say which one it was trained with"

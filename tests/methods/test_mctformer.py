@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from mctformers import save_timm, timm_state
+from methods.test_conformance import random_classifier
 from methods.toys import CLASSES, TinyData, forbidden, make_data
 from tag2mask.classes import load_classes
 from tag2mask.config import read_config
@@ -23,8 +25,9 @@ from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.mctformer import Reading, Shape, read_maps
 from tag2mask.models.mctformer_files import read_start
 from tag2mask.models.weights import load_clip
+from tag2mask.ops.cam_fusion import cell_means
 from tag2mask.ops.image import resize_bicubic, standardise
-from tag2mask.ops.masks import class_probabilities, pseudo_mask
+from tag2mask.ops.masks import class_probabilities, pseudo_mask, upsample
 from tag2mask.run.folder import Run
 from tag2mask.run.training import steps_done
 from tag2mask.stages.label import label
@@ -33,14 +36,7 @@ from tag2mask.types import ClassSet, Item, Sample, UserError
 SHAPE = Shape(width=64, layers=3, heads=1, patch=8, grid=(3, 3))
 RECIPES = Path(__file__).parents[2] / "recipes"
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +86,7 @@ def test_maps_are_those_of_the_network_at_each_scale(trained, edges):
     )
     torch.testing.assert_close(class_probabilities(scores, method.mask_rule)[1:], expected, rtol=0, atol=1e-4)
     assert (scores.frame, scores.size, tuple(scores.maps.shape)) == (None, size, (2, *grid))
+    assert upsample(scores.maps, size).amax((1, 2)).tolist() == pytest.approx([1, 1], abs=1e-6)
 
 
 def test_what_is_read_follows_the_options(trained):
@@ -215,6 +212,46 @@ def test_weights_that_do_not_fit(trained, deit, tmp_path):
     for tags in ((), (4,), (0,)):
         with pytest.raises(ValueError, match="maps need at least one of"):
             make(trained).scores([item(picture(24, 24), *tags)])
+
+
+def test_one_fit_serves_every_reading_of_its_maps(deit, tmp_path):
+    data, steps = make_data(tmp_path / "images", 3), {"steps": 1, "batch": 2, "crop": 16}
+    label(data, make(deit, **steps), tmp_path / "fit", fit_only=True, progress=False)
+    masks = []
+    for i, reading in enumerate(
+        ({}, {"maps": "patchcam", "affinity": False}, {"layers": 1, "scales": (1.0, 0.5), "edges": "cut"})
+    ):
+        method = make(deit, **steps, **reading)
+        label(data, method, tmp_path / f"run{i}", fitted=tmp_path / "fit", progress=False)
+        masks.append(Run.open(tmp_path / f"run{i}").scores(data[0].id).maps)
+    assert not torch.equal(masks[0], masks[1])
+    assert masks[2].shape != masks[0].shape or not torch.equal(masks[0], masks[2])
+    with pytest.raises(UserError, match="fitted with other settings"):
+        label(data, make(deit, **steps, drop_path=0.3), tmp_path / "other", fitted=tmp_path / "fit", progress=False)
+
+
+def test_psa_refines_its_maps_as_they_are(trained, tmp_path):
+    """With MCTformer's numbers: what walks are the maps after min-max, and background at 0.39."""
+    data = make_data(tmp_path / "images", 3, sizes=((24, 32), (16, 40)))  # whole cells of PSA
+    method = make(trained)
+    label(data, method, tmp_path / "seeds", progress=False)
+    chosen = read_config(RECIPES / "voc12_mctformer_psa.yaml").refine.options
+    small = {"backbone": "resnet", "weights": random_classifier().name, "steps": 1, "batch": 2, "crop": 72}
+    psa = make_method("psa", CLASSES, device="cpu", **{**chosen, **small, "walk_steps": 0})
+    with pytest.warns(UserWarning, match="psa learns for 1 steps"):
+        label(data, psa, tmp_path / "run", prior=tmp_path / "seeds", progress=False)
+    for sample in data:
+        before, after = (Run.open(tmp_path / name).scores(sample.id) for name in ("seeds", "run"))
+        expected = cell_means(class_probabilities(before, method.mask_rule), 8)  # without a step, what walks
+        np.testing.assert_allclose(after.maps, expected[1:], atol=2e-3)  # kept in 16 bits
+        np.testing.assert_allclose(after.background, expected[0], atol=2e-3)
+        assert expected[0].unique().item() == pytest.approx(0.39)
+
+
+def test_options_of_learning_where_nothing_is_learned(trained):
+    with pytest.raises(UserError, match=r"batch, lr: for learning alone, and .* labels as it is; give epochs or"):
+        make(trained, batch=3, lr=0.1)
+    assert make(trained, batch=3, lr=0.1, steps=1).learns
 
 
 def test_a_checkpoint_labels_as_it_is_or_learns_on(trained, tmp_path):

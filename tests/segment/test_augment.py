@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tag2mask.segment.augment import Augment, Choice, Colour, Example, LongSide, Uniform, augment, recolour, shift_hue
+from tag2mask.segment.augment import Augment, Choice, Colour, Example, FitSide, LongSide, Uniform, augment, recolour
+from tag2mask.segment.distort import Distort, distort, shift_hue
+from tag2mask.segment.recipe import parse_scale
 from tag2mask.types import IGNORE, UserError
 
 FILL = (200.0, 100.0, 50.0)
@@ -196,3 +198,62 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+# --- WeakCLIP's -----------------------------------------------------------------------------------------------
+
+
+def test_a_picture_fits_two_sides_and_is_then_scaled():
+    assert FitSide(2048, 512, 0.5, 2.0).size(375, 500, 1 / 3) == (512, 683)
+    assert FitSide(2048, 512, 0.5, 2.0).size(100, 1000, 1 / 3) == (205, 2048)
+    assert FitSide(2048, 512, 0.5, 2.0).size(375, 500, 0.0) == (256, 341)
+    assert parse_scale("fit:2048,512,0.5,2") == FitSide(2048, 512, 0.5, 2.0)
+    for wrong in ("fit:512,2048,0.5,2", "fit:2048,512,2,0.5", "fit:2048,512,1", "fit:2048.5,512,1,2"):
+        with pytest.raises(UserError, match=r"fit:2048,512,0\.5,2"):
+            parse_scale(wrong)
+
+
+def test_crops_of_one_label_are_drawn_again_up_to_ten_times():
+    labels = torch.zeros(40, 40, dtype=torch.uint8)
+    labels[:, 34:] = 1
+    labels[:4, :4] = 255  # counts for nothing
+    example = Example(torch.rand(3, 40, 40) * 255, labels)
+    varied = 0
+    for seed in range(40):
+        dice = torch.Generator().manual_seed(seed)
+        crop = augment(example, Augment(8, share=0.75), dice).labels
+        counts = torch.bincount(crop.flatten().long(), minlength=256)[:255]
+        varied += int((counts > 0).sum() > 1 and counts.max() / counts.sum() < 0.75)
+    first = Augment(8)
+    once = [augment(example, first, torch.Generator().manual_seed(seed)).labels for seed in range(40)]
+    assert varied > 20 > sum(len(crop.unique()) > 1 for crop in once)
+    plain = Example(example.image, torch.zeros(40, 40, dtype=torch.uint8))  # has none such, and still ends
+    assert augment(plain, Augment(8, share=0.75), torch.Generator().manual_seed(0)).image.shape == (3, 8, 8)
+
+
+def test_distortion_is_that_of_hsv_and_whole_grey_levels():
+    image = torch.randint(0, 256, (3, 5, 6)).float()
+    none = [0.9] * 4 + [0.9]
+    assert torch.equal(distort(image, Distort(), none, [0.1] * 4), image)
+    brighter = distort(image, Distort(), [0.0, 0.9, 0.9, 0.9, 0.9], [0.75, 0, 0, 0])
+    assert torch.equal(brighter, (image + 16).clamp(0, 255))
+    darker = distort(image, Distort(), [0.9, 0.0, 0.9, 0.9, 0.9], [0, 0.0, 0, 0])
+    assert torch.equal(darker, (image * 0.5).floor())
+    for coins, amounts in (
+        ([0.9, 0.9, 0.0, 0.9, 0.9], [0, 0, 0.9, 0]),
+        ([0.9, 0.9, 0.9, 0.0, 0.9], [0, 0, 0, 0.95]),
+    ):
+        seen = distort(image, Distort(), coins, amounts)
+        for y in range(5):
+            for x in range(6):
+                h, s, v = colorsys.rgb_to_hsv(*(image[:, y, x] / 255).tolist())
+                h, s = (h, min(1, s * 1.4)) if coins[2] < 0.5 else ((h + 16 / 180) % 1, s)
+                expected = torch.tensor(colorsys.hsv_to_rgb(h, s, v)) * 255
+                assert (seen[:, y, x] - expected).abs().max() <= 1.01
+    assert torch.equal(seen, seen.round())
+
+
+def test_where_contrast_comes_among_the_distortions():
+    image = torch.tensor([200.0, 100, 50]).reshape(3, 1, 1)
+    first, last = (distort(image, Distort(), [0.9, 0.0, 0.0, 0.9, coin], [0, 1.0, 1.0, 0]) for coin in (0.0, 0.9))
+    assert not torch.equal(first, last)  # clipped between, or after

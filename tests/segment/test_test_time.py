@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,3 +200,31 @@ def test_presets_are_what_the_papers_do() -> None:
         find_preset("weak-clip")
     with pytest.raises(UserError, match="got fit below"):
         TestTime(fit=(0, 5))
+
+
+def test_further_views_on_the_grid_of_the_first():
+    """WeCLIP's own network: the mean of the views is taken on the first one's cells, by hand."""
+
+    def network(pixels):
+        return F.avg_pool2d(pixels, 8)
+
+    picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(0)) * 255
+    first = network(picture[None])
+    half = network(F.interpolate(picture[None], (24, 16), mode="bilinear"))
+    mean = (first + F.interpolate(half, first.shape[2:], mode="bilinear")) / 2
+    expected = F.interpolate(mean, (48, 32), mode="bilinear").softmax(1)[0]
+    settings = TestTime((1.0, 0.5), fuse="logits", first_grid=True)
+    torch.testing.assert_close(predict(network, picture, settings), expected)
+    assert (predict(network, picture, replace(settings, first_grid=False)) - expected).abs().max() > 1e-3
+
+
+def test_weclips_views_have_a_longer_side_of_512_pixels():
+    sizes = []
+
+    def network(pixels):
+        sizes.append(tuple(pixels.shape[2:]))
+        return torch.zeros(len(pixels), 2, 1, 1)
+
+    predict(network, torch.zeros(3, 375, 500), replace(PRESETS["weclip"].test, batch=2))
+    predict(network, torch.zeros(3, 375, 500), replace(PRESETS["cd-clip"].test, batch=2))
+    assert sizes == [(384, 512), (288, 384), (384, 512), (576, 768)]

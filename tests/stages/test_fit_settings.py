@@ -13,7 +13,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from methods.test_conformance import FITS, WORDS, random_classifier, random_clip
+from methods.test_conformance import FITS, WORDS, build, random_classifier
 from methods.toys import CLASSES, FittedOnTags, TrainingFree, make_data
 from tag2mask.cli import app
 from tag2mask.methods import make_method, make_options
@@ -41,21 +41,14 @@ def world(tmp_path_factory):
     """Data, and an earlier run on it."""
     folder = tmp_path_factory.mktemp("world")
     data = make_data(folder / "images", count=4)
-    data.classes = replace(CLASSES, texts={"clims": WORDS})
+    data.classes = replace(CLASSES, texts=dict.fromkeys(FITS, WORDS))
     label(data, TrainingFree(CLASSES, TrainingFree.Options()), folder / "prior", progress=False)
     return data, Run.open(folder / "prior")
 
 
 def fit(name, world, out, machine=Machine(), **how):  # noqa: B008  # frozen
     data, prior = world
-    method = make_method(
-        name,
-        data.classes,
-        clip=random_clip() if name == "clims" else None,
-        device="cpu",
-        weights=random_classifier().name,
-        **{**FITS[name], **how},
-    )
+    method = build(name, data.classes, **how)
     given = prior if method.earlier_run(method.options).needed else None
     label(data, method, out, prior=given, fit_only=True, machine=machine, progress=False)
     return Run.open(out)

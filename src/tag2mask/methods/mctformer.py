@@ -210,7 +210,8 @@ class MCTformerOptions(FitOptions):
 
 
 _LABELLING = ("maps", "affinity", "layers", "scales", "flip", "edges", "max_cells")
-_FOLLOWED = tuple(name for name in PUBLISHED if name != "epochs")
+_LEARNING = tuple(name for name in PUBLISHED if name not in (*_LABELLING, "epochs"))
+"""What follows variant and weights, and decides what is learned; how maps are read may differ with the same fit."""
 
 
 class MCTformerMethod(Trainable):
@@ -227,6 +228,12 @@ class MCTformerMethod(Trainable):
         given = self.options.weights
         self.begin = None if given == RANDOM else read_start(given)
         self.ready = not self.learns
+        idle = sorted({*_LEARNING, "lr", "weight_decay", "seed"} & self.options.model_fields_set)
+        if self.ready and idle:
+            raise UserError(
+                f"{', '.join(idle)}: for learning alone, and {given} is a MCTformer that labels as it is; give "
+                "epochs or steps to learn on from it, or leave it out"
+            )
         self._read_with(self.start())
 
     @property
@@ -253,12 +260,11 @@ class MCTformerMethod(Trainable):
     @property
     def resolved(self) -> dict[str, object]:
         """What decides the results beside the options."""
-        followed = {name: self.options.chosen(name) for name in _FOLLOWED if self.learns or name in _LABELLING}
-        if self.learns:
-            followed |= {"lr": self.options.rate}
         sha256 = None if self.begin is None else self.begin.sha256
-        read = {"maps": self.reading.kind, "layers": self.reading.layers}
-        return {"weights_sha256": sha256, "version": self.options.kind, **followed, **read}
+        known: dict[str, object] = {"weights_sha256": sha256, "version": self.options.kind}
+        if not self.learns:
+            return known
+        return {**known, **{name: self.options.chosen(name) for name in _LEARNING}, "lr": self.options.rate}
 
     @property
     def weights(self) -> str:

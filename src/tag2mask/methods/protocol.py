@@ -29,7 +29,7 @@ class MethodOptions(BaseModel):
 
 
 class NamedTower(Protocol):
-    """A frozen network that methods compute with and that is loaded by name: a CLIP.
+    """A frozen network that methods compute with and that is loaded by name: a CLIP, a DINO.
 
     name: what it was asked for by. sha256: of its weights. fingerprint: of all else that decides its outputs, but
     for the numbers (dtype) in which it computes, and where (device).
@@ -87,9 +87,10 @@ class Machine:
 class Method(ABC):
     """Turns images with tags into score maps. A training-free method is nothing more than this.
 
-    Options: its options. needs: towers by name ("clip"), which its constructor takes by these names. mask_rule: how
-    its maps become masks; an instance may have its own. scores_others: whether its ``Scores`` say what untagged
-    classes score (``Scores.others``, see ``ops.masks.best_others``), so that a mask rule may let these win.
+    Options: its options. needs: towers by name ("clip", "dino"), which its constructor takes by these names; those
+    that not all options need are in ``towers_of`` alone. mask_rule: how its maps become masks; an instance may have
+    its own. scores_others: whether its ``Scores`` say what untagged classes score (``Scores.others``, see
+    ``ops.masks.best_others``), so that a mask rule may let these win.
 
     Args:
         classes: what there is to be found.
@@ -108,6 +109,11 @@ class Method(ABC):
         self.options = self.Options() if options is None else options
         self.towers: Mapping[str, NamedTower] = towers
         self.device = next((tower.device for tower in towers.values()), torch.device("cpu"))
+
+    @classmethod
+    def towers_of(cls, options: Any) -> tuple[str, ...]:
+        """The towers that it needs under these options."""
+        return cls.needs
 
     @classmethod
     def earlier_run(cls, options: Any) -> EarlierRun:

@@ -99,7 +99,10 @@ class VisionTransformer(nn.Module):
 
     def positions(self, grid: tuple[int, int], how: Positions) -> Tensor:
         """Position embeddings for a grid (h, w): (1 + h w, D)."""
-        return resample_positions(self.positional_embedding, self.native_grid, grid, how)
+        table = resample_positions(self.positional_embedding, self.native_grid, grid, how)
+        if how.class_twice:
+            table = torch.cat([table[:1] + self.class_embedding, table[1:]])
+        return table
 
     def embed(self, pixels: Tensor, positions: Positions) -> tuple[Tensor, tuple[int, int]]:
         """(B, 3, H, W) standardised -> tokens (B, 1 + N, D) entering the first block, and their grid."""
@@ -111,7 +114,7 @@ class VisionTransformer(nn.Module):
         x = self.conv1(pixels.to(self.conv1.weight.dtype))  # (B, D, h, w)
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)  # (B, N, D), row-major
-        cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # not len(x), which a trace takes for fixed
         x = torch.cat([cls, x], 1) + self.positions(grid, positions).to(x.dtype)  # (B, 1 + N, D)
         return self.ln_pre(x), grid
 

@@ -20,15 +20,20 @@ from torch import Tensor, nn
 class Positions:
     """How the learned grid of position embeddings is brought to an image's grid. Rows of class tokens are untouched.
 
-    mode: "bilinear" (CLIP-ES, WeakCLIP) or "bicubic" (transformers); half-pixel centres, no antialiasing.
-    round_fp16: round the result to float16, as CLIP-ES's released code does on every device.
+    mode: "bilinear" (CLIP-ES, WeakCLIP) or "bicubic" (transformers, DINOv2); half-pixel centres.
+    round_fp16: round the result to float16, as CLIP-ES's and WeCLIP's released codes do on every device.
     via: go through this grid first (WeakCLIP: 32x32, then the image's).
-    offset: sample as if the new sides were so much longer (MCTformer: 0.1), which shifts cells by up to that much.
+    class_twice: CLIP's class embedding is added once more to the row of its token (WeakCLIP's released code).
+    antialias: smooth where the grid becomes coarser (DINOv2 with registers).
+    offset: sample as if the new sides were so much longer (MCTformer, and DINOv2's own code without registers: 0.1),
+        which shifts cells by up to that much.
     """
 
     mode: Literal["bilinear", "bicubic"] = "bilinear"
     round_fp16: bool = False
     via: tuple[int, int] | None = None
+    class_twice: bool = False
+    antialias: bool = False
     offset: float = 0.0
 
 
@@ -55,9 +60,9 @@ def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, 
 def _resample(square: Tensor, size: tuple[int, int], how: Positions) -> Tensor:
     """(1, D, h0, w0) -> (1, D, h, w)."""
     if not how.offset:
-        return F.interpolate(square, size=size, mode=how.mode, align_corners=False)
+        return F.interpolate(square, size=size, mode=how.mode, align_corners=False, antialias=how.antialias)
     factors = [(new + how.offset) / old for new, old in zip(size, square.shape[2:], strict=True)]
-    return F.interpolate(square, scale_factor=factors, mode=how.mode, align_corners=False)
+    return F.interpolate(square, scale_factor=factors, mode=how.mode, align_corners=False, antialias=how.antialias)
 
 
 @dataclass(frozen=True)

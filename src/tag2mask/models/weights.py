@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.models.clip import CLIPModel
+from tag2mask.models.clip import CLIPModel, ImageTower
 from tag2mask.models.clip_files import MEAN, STD, read_clip
 from tag2mask.models.find_clip import DEFAULT_CLIP, STORYBOOK, cached_clip, fetch, locate_clip, tokenizer_beside
 from tag2mask.models.text import FeatureCache, Tokenizer, Tokens, cache_folder, read_tokenizer
@@ -22,7 +22,7 @@ from tag2mask.run.files import file_sha256
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
-__all__ = ["CLIP", "DEFAULT_CLIP", "MEAN", "STD", "STORYBOOK", "cached_clip", "fetch", "load_clip"]
+__all__ = ["CLIP", "DEFAULT_CLIP", "MEAN", "STD", "STORYBOOK", "cached_clip", "fetch", "load_clip", "load_vision"]
 
 TEXT_BATCH, TEXT_STEP = 16, 16  # texts at a time, padded to a multiple of so many tokens
 
@@ -74,7 +74,7 @@ class CLIP:
         Raises:
             UserError: where a text is too long, or holds a word that is not known.
         """
-        self._refuse_unknown(phrases, allow_unknown)
+        self.refuse_unknown(phrases, allow_unknown)
         tokens = [self.tokenizer.encode(text) for text in phrases]
         keys = [self.cache.key(one) for one in tokens]
         self.cache.lookup(keys)
@@ -106,7 +106,12 @@ class CLIP:
                 rows |= {key: row.clone() for key, row in zip(batch, units, strict=False)}
         return rows
 
-    def _refuse_unknown(self, phrases: Sequence[str], allow: bool) -> None:
+    def refuse_unknown(self, phrases: Sequence[str], allow: bool) -> None:
+        """See that the vocabulary has all words of some texts.
+
+        Raises:
+            UserError: it lacks some; where these are allowed, they are a warning.
+        """
         found = [(text, words) for text in phrases if (words := self.unknown(text))]
         if not found:
             return
@@ -176,6 +181,37 @@ def load_clip(
         folder = cache_folder() if cache == "default" else Path(cache)
         where = folder / f"text-{_text_fingerprint(model, sha256, place)}.npz"
     return CLIP(model, name, sha256, found.mean, found.std, place, dtype, reader, FeatureCache(where))
+
+
+def load_vision(name: str, sha256: str, activation: Activation | None = None) -> ImageTower:
+    """The frozen image tower that a network was trained on, on the processor, in float32.
+
+    Args:
+        name: what the CLIP was asked for by.
+        sha256: of its weights, as ``CLIP.sha256``.
+        activation: that it has; a bare state dict does not tell.
+
+    Raises:
+        UserError: nothing is found by that name, or other weights.
+    """
+    do = (
+        "bring it back under that name, or write where it lies now as `clip` under `options` in the network's "
+        "config.json"
+    )
+    try:
+        found = read_clip(locate_clip(name, None), activation)
+    except UserError as error:
+        raise UserError(
+            f"the network stands on the frozen image tower of {name}, which is not saved with it and not at hand "
+            f"({error}); {do}"
+        ) from error
+    digest = _digest(found.files)
+    if digest != sha256:
+        raise UserError(
+            f"the network stands on the frozen image tower of {name} with weights of sha256 {sha256[:12]}…, and what "
+            f"is there now has {digest[:12]}…; {do}"
+        )
+    return found.model.vision
 
 
 def _digest(files: Sequence[Path]) -> str:

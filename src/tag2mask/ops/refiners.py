@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from tag2mask.ops.crf import CRF, PRESETS, dense_crf, engine, unary_from_probs
+from tag2mask.ops.image import standardise
+from tag2mask.ops.par import par
 from tag2mask.words import named
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's, of red, green and blue in 0..1: how PAR sees a picture."""
 
 Refiner = Callable[[Tensor, Tensor], Tensor]
 """(picture (3, H, W) uint8 RGB, scores (C, H, W) in [0, 1], background first) -> posteriors (C, H, W) float32.
@@ -28,9 +33,15 @@ def _dense_crf(crf: CRF, image: Tensor, scores: Tensor) -> Tensor:
     return dense_crf(image, unary_from_probs(scores), crf)
 
 
+def _par(image: Tensor, scores: Tensor) -> Tensor:
+    refined = par(standardise(image[None], MEAN, STD), scores[None])[0]  # as WeCLIP does
+    return refined / refined.sum(0)
+
+
 REFINERS: Mapping[str, Refiner] = MappingProxyType(
     {
         **{name: partial(_dense_crf, crf) for name, crf in PRESETS.items()},
+        "par": _par,
     }
 )
 """All refiners of masks."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from tag2mask.config import explain
@@ -20,32 +20,30 @@ from tag2mask.models.classifier import (
     load_classifier,
     warn_of_weights,
 )
+from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.decoders import CCT_RESNET50, CCTNet
 from tag2mask.models.deeplab import CAFFE_RESNET101, SCALES, DeepLabV2, MultiScale, caffe_pixels, load_deeplab
 from tag2mask.models.find_classifier import STORYBOOK_RESNET, is_classifier, weights_file
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.models.small import SmallNet
+from tag2mask.models.tower import Positions
+from tag2mask.models.weclip import WeCLIPNet
 from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
 from tag2mask.ops.image import standardise
 from tag2mask.run.warn import warn
+from tag2mask.segment.options import LATER, RANDOM, WITH_HEAD, Names, Options
+from tag2mask.segment.weakclip import (
+    WeakCLIPOptions,
+    build_weakclip,
+    weakclip_held,
+    weakclip_pixels,
+    weakclip_towers,
+)
 from tag2mask.types import UserError
 from tag2mask.words import did_you_mean
 
-RANDOM = "random"
-LATER = "later"
-"""For those who fill the network themselves: as random, without a warning."""
-
-WITH_HEAD = "whole:"
-"""Before the path of a checkpoint: take its head too, not the backbone alone."""
-
 HUB = "transformers:"
 """Before the hub id or folder of a model that transformers builds."""
-
-
-class Options(BaseModel):
-    """What every architecture's options are."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SmallOptions(Options):
@@ -90,15 +88,28 @@ class CCTSmallOptions(CCTOptions):
     stem: Literal["3x3", "7x7"] = Field("7x7", description="three convolutions, or one as in storybook-resnet")
 
 
+class WeCLIPOptions(Options):
+    """Of "weclip", the decoder of WeCLIP and CD-CLIP; their fits write it."""
+
+    clip: str = Field(
+        description="the CLIP whose frozen image tower the decoder stands on: its name, or where it lies"
+    )
+    sha256: str = Field(description="of that CLIP's weights")
+    activation: Literal["quick_gelu", "gelu"] = Field("quick_gelu", description="that it was trained with")
+    width: int = Field(256, ge=8, multiple_of=8, description="channels of the decoder")
+    blocks: int = Field(3, ge=1, description="transformer blocks of the decoder")
+    heads: int = Field(8, ge=1, description="of each block")
+    round_fp16: bool = Field(False, description="round positions to float16, as the released code does")
+    mean: tuple[float, float, float] = Field(MEAN, description="of red, green and blue in 0..1")
+    std: tuple[float, float, float] = Field(STD, description="of red, green and blue in 0..1")
+
+
 class HubOptions(Options):
     """Of "transformers:..."."""
 
     model: dict[str, Any] | None = Field(None, description="the model's config.json; default: as found by its name")
     mean: tuple[float, float, float] = Field(MEAN, description="mean of red, green and blue in 0..1")
     std: tuple[float, float, float] = Field(STD, description="standard deviation of red, green and blue in 0..1")
-
-
-Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -108,18 +119,27 @@ class Architecture:
     build: (its name, class names, options, init) to the bare network, of random weights or with what ``init`` names.
     pixels: (images (B, 3, H, W) RGB 0-255, options) to what the network takes.
     groups: "convolutions": the parameter groups of DeepLab; "tenfold": CCT's, everything decays and all but the
-        backbone is at 10x; "adamw": norms, biases and positions do not decay.
+        backbone is at 10x; "adamw": norms, biases and positions do not decay; "even": everything alike.
     init: where training starts from unless another is named.
     towers: parts of the bare network that are frozen towers. ``build`` loads them by what the options say of them
-        (name and sha256), and they are not saved with the network.
+        (name and sha256), and they are not saved with the network. One that has any takes ``towers={name: tower}`` of
+        those at hand, too. A function where the options decide.
+    held: from the options, parts of "even" whose rate is 0, so that a floor of the schedule alone moves them.
+    matches: in training a second output is matching scores, for the recipe's auxiliary loss alone.
     """
 
     options: type[Options]
-    build: Callable[[str, Names, Any, str], nn.Module]
+    build: Callable[..., nn.Module]
     pixels: Callable[[Tensor, Any], Tensor]
-    groups: Literal["convolutions", "tenfold", "adamw"]
+    groups: Literal["convolutions", "tenfold", "adamw", "even"]
     init: str = RANDOM
-    towers: tuple[str, ...] = ()
+    towers: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    held: Callable[[Any], tuple[str, ...]] = lambda options: ()
+    matches: bool = False
+
+    def towers_of(self, options: Any) -> tuple[str, ...]:
+        """The frozen towers of a network with these options."""
+        return self.towers(options) if callable(self.towers) else self.towers
 
 
 def find_architecture(name: str) -> Architecture:
@@ -266,7 +286,29 @@ def _build_hub(name: str, names: Names, options: HubOptions, init: str) -> nn.Mo
     return build_hub_network(name.removeprefix(HUB), names, options.model, pretrained=init == "pretrained")
 
 
-def _hub_pixels(images: Tensor, options: HubOptions) -> Tensor:
+def weclip_net(tower: nn.Module, classes: int, options: WeCLIPOptions) -> WeCLIPNet:
+    """WeCLIP's decoder of random weights over a tower that is at hand.
+
+    Raises:
+        UserError: the tower is a ResNet.
+    """
+    if not isinstance(tower, VisionTransformer):
+        raise UserError(f"{options.clip} is a ResNet, and the decoder stands on the blocks of a ViT; take a ViT")
+    positions = Positions(round_fp16=options.round_fp16)
+    how: Any = {"width": options.width, "blocks": options.blocks, "heads": options.heads}
+    return WeCLIPNet(tower, classes, positions=positions, **how)
+
+
+def _build_weclip(name: str, names: Names, options: WeCLIPOptions, init: str) -> nn.Module:
+    from tag2mask.models.weights import load_vision
+
+    if init not in (RANDOM, LATER):
+        raise UserError(f'init {init}: the decoder of {name} starts from random weights; expected "random"')
+    tower: Any = load_vision(options.clip, options.sha256, options.activation)
+    return weclip_net(tower, len(names), options)
+
+
+def _own_pixels(images: Tensor, options: HubOptions | WeCLIPOptions) -> Tensor:
     return standardise(images, options.mean, options.std)
 
 
@@ -279,6 +321,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cct-small": Architecture(CCTSmallOptions, _build_cct, _standard, "tenfold", STORYBOOK_RESNET),
     "cct-resnet50": Architecture(CCTOptions, _build_cct, _standard, "tenfold"),
     "deeplabv2-resnet101": Architecture(DeepLabV2Options, _build_deeplabv2, _deeplab_pixels, "convolutions"),
+    "weclip": Architecture(WeCLIPOptions, _build_weclip, _own_pixels, "adamw", towers=("tower",)),
     "deeplabv1-resnet38": Architecture(DeepLabV1Options, _build_deeplabv1, _standard, "convolutions"),
+    "weakclip": Architecture(
+        WeakCLIPOptions,
+        build_weakclip,
+        weakclip_pixels,
+        "even",
+        towers=weakclip_towers,
+        held=weakclip_held,
+        matches=True,
+    ),
 }
-_HUB = Architecture(HubOptions, _build_hub, _hub_pixels, "adamw", "pretrained")
+_HUB = Architecture(HubOptions, _build_hub, _own_pixels, "adamw", "pretrained")

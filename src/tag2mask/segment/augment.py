@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from tag2mask.segment.distort import Distort, distort, shift_hue
 from tag2mask.segment.losses import resize_labels
 from tag2mask.types import IGNORE, UserError
 
@@ -27,6 +28,7 @@ IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 
 _LUMA = (0.2989, 0.587, 0.114)
 _DRAWS = 12
+_AGAIN = 10
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,25 @@ class LongSide:
 
 
 @dataclass(frozen=True)
+class FitSide:
+    """As large as fits (longest, shortest) pixels, times a factor within [low, high); sizes are rounded.
+
+    WeakCLIP's is 2048, 512 and 0.5 to 2.
+    """
+
+    longest: int
+    shortest: int
+    low: float
+    high: float
+
+    def size(self, height: int, width: int, u: float) -> tuple[int, int]:
+        """(h, w) for a uniform ``u`` in [0, 1)."""
+        factor = min(self.longest / max(height, width), self.shortest / min(height, width))
+        factor *= self.low + u * (self.high - self.low)
+        return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
+@dataclass(frozen=True)
 class Colour:
     """How far colours move, in random order; PSA's is (0.3, 0.3, 0.3, 0.1).
 
@@ -87,7 +108,9 @@ class Augment:
     crop: the side of the square that comes out, in pixels; None: the whole picture.
     scale: how its size is drawn; None: as it is.
     flip: probability of left for right.
-    colour: how far colours move; None: not at all.
+    colour: how far colours move, or WeakCLIP's distortion; None: not at all.
+    share: a crop of whose labels one has this share or more, or that has but one, is drawn again, up to ten times
+        (WeakCLIP: 0.75); None: the first one is taken.
     place: where a picture smaller than the crop lies in it: at the top left (DeepLab, CCT), or anywhere (IRN, PSA,
         CLIMS, DeepLabV1-ResNet38).
     resample: of the picture: "bilinear" without smoothing as OpenCV does, or "bicubic" with smoothing as Pillow does.
@@ -95,9 +118,10 @@ class Augment:
     """
 
     crop: int | None
-    scale: Choice | Uniform | LongSide | None = None
+    scale: Choice | Uniform | LongSide | FitSide | None = None
     flip: float = 0.5
-    colour: Colour | None = None
+    colour: Colour | Distort | None = None
+    share: float | None = None
     place: Literal["corner", "anywhere"] = "corner"
     resample: Literal["bilinear", "bicubic"] = "bilinear"
     fill: tuple[float, float, float] = IMAGENET_MEAN
@@ -141,7 +165,7 @@ def augment(example: Example, settings: Augment, generator: Generator) -> Exampl
     Args:
         example: the image of any dtype; mask and confidence of the image's size, or None.
         settings: what to do.
-        generator: on the CPU; exactly ``12`` numbers are drawn from it.
+        generator: on the CPU; exactly ``12`` numbers are drawn from it, and more where ``settings`` asks for them.
 
     Returns:
         the new example; its parts never share memory with those given.
@@ -156,7 +180,10 @@ def augment(example: Example, settings: Augment, generator: Generator) -> Exampl
         size = settings.scale.size(image.shape[1], image.shape[2], u[0])
         image = _resize(image, size, settings.resample)
         labels, confidence = (None if x is None else resize_labels(x, size) for x in (labels, confidence))
-    if settings.colour is not None:
+    if isinstance(settings.colour, Distort):
+        coins: list[float] = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+        image = distort(image, settings.colour, coins, u[4:8])
+    elif settings.colour is not None:
         image = recolour(image, settings.colour, u[4:8], u[8:12])
     if u[1] < settings.flip:
         image = image.flip(-1)
@@ -164,7 +191,7 @@ def augment(example: Example, settings: Augment, generator: Generator) -> Exampl
     if settings.crop is None:
         parts = (None if x is None else x.clone() for x in (image, labels, confidence))
         return Example(*parts)  # type: ignore[arg-type]
-    offsets = [_offset(side, settings, u[2 + axis]) for axis, side in enumerate(image.shape[1:])]
+    offsets = _offsets(image, labels, settings, u[2:4], generator)
     fill = torch.tensor(settings.fill)[:, None, None]
     return Example(
         _crop(image, settings.crop, offsets, fill),
@@ -192,6 +219,29 @@ def _resize(image: Tensor, size: tuple[int, int], resample: str) -> Tensor:
         image = F.interpolate(image[None], part, mode="bicubic", align_corners=False, antialias=True)[0]
         image = image.round().clamp(0, 255)
     return image
+
+
+def _offsets(
+    image: Tensor, labels: Tensor | None, settings: Augment, first: list[float], generator: Generator
+) -> list[int]:
+    """Where the crop begins: at the first place drawn, or at the first of ten more that has enough of two labels."""
+    places = [first]
+    if settings.share is not None and labels is not None:
+        places += torch.rand(_AGAIN, 2, generator=generator, dtype=torch.float64).tolist()
+    offsets: list[int] = []
+    for place in places:
+        offsets = [_offset(side, settings, u) for side, u in zip(image.shape[1:], place, strict=True)]
+        if settings.share is None or labels is None or _varied(labels, offsets, settings):
+            break
+    return offsets
+
+
+def _varied(labels: Tensor, offsets: list[int], settings: Augment) -> bool:
+    """Whether a crop has two labels or more, and none of them too large a share."""
+    crop = settings.crop or max(labels.shape)
+    y, x = (max(offset, 0) for offset in offsets)
+    counts = torch.bincount(labels[y : y + crop, x : x + crop].flatten().long(), minlength=IGNORE + 1)[:IGNORE]
+    return int((counts > 0).sum()) > 1 and float(counts.max() / counts.sum()) < (settings.share or 1)
 
 
 def _offset(side: int, settings: Augment, u: float) -> int:
@@ -240,25 +290,3 @@ def recolour(image: Tensor, colour: Colour, amounts: list[float], order: list[fl
             grey = grey.mean() if kind == 1 else grey
         image = (grey + (1 + move) * (image - grey)).clamp(0, 255)
     return image
-
-
-def shift_hue(image: Tensor, turns: float) -> Tensor:
-    """Turn the hue of every pixel, its HSV value and saturation kept.
-
-    Args:
-        image: (3, H, W) float32, RGB, 0-255.
-        turns: 1 is once around.
-
-    Returns:
-        (3, H, W) float32.
-    """
-    high, low = image.amax(0), image.amin(0)  # (H, W)
-    spread = high - low
-    safe = torch.where(spread > 0, spread, 1)
-    r, g, b = image
-    hue = torch.where(high == r, (g - b) / safe, torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    hue = hue + 6 * turns  # (H, W) in sixths of a turn
-    # each colour falls from the value where its own hue is to the lowest, two sixths away from it
-    steps = torch.tensor([5.0, 3.0, 1.0])[:, None, None] + hue  # (3, H, W)
-    away = steps.remainder(6)
-    return high - spread * torch.minimum(away, 4 - away).clamp(0, 1)

@@ -80,6 +80,23 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return labels.index_select(-2, rows).index_select(-1, columns)
 
 
+def corner_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Label maps at another size by the pixel in the corner of each cell, as WeakCLIP's losses see the seeds.
+
+    Args:
+        labels: (..., H, W) of any dtype.
+        size: (h, w).
+
+    Returns:
+        (..., h, w) of the same dtype.
+    """
+    rows, columns = (
+        torch.arange(target, device=labels.device) * source // target
+        for source, target in zip(labels.shape[-2:], size, strict=True)
+    )
+    return labels.index_select(-2, rows).index_select(-1, columns)
+
+
 def confident_labels(labels: Tensor, confidence: Tensor, mu: float = 0.95) -> Tensor:
     """The labels with IGNORE wherever the confidence is below ``mu`` (CLIP-ES, Eq. 9).
 
@@ -188,6 +205,22 @@ def _floored_softmax(logits: Tensor, floor: float) -> Tensor:
     """softmax + floor, normalised again: (B, K, h, w) float32."""
     probs = logits.float().softmax(1) + floor
     return probs / probs.sum(1, keepdim=True)
+
+
+def auxiliary_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """WeakCLIP's unreported loss: cross entropy of its matching scores at the size of the labels.
+
+    Ignored pixels add nothing and are counted, as in mmsegmentation.
+
+    Args:
+        logits: (B, K, h, w), cosines over their temperature; further channels stand for no label.
+        labels: (B, H, W); any value of K or more is ignored.
+
+    Returns:
+        a scalar, without the weight of 0.4.
+    """
+    large = F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False)
+    return cross_entropy(large, labels.masked_fill(labels >= logits.shape[1], IGNORE), divide="all")
 
 
 def balanced_seed_loss(logits: Tensor, labels: Tensor, *, floor: float = WEAKCLIP_FLOOR) -> Tensor:

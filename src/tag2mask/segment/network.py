@@ -23,25 +23,21 @@ from tag2mask.run.artefacts import CHECKPOINTS
 from tag2mask.run.device import find_device
 from tag2mask.run.files import file_sha256, write_atomic
 from tag2mask.run.settings import plain
-from tag2mask.segment.architectures import (
-    ARCHITECTURES,
-    LATER,
-    RANDOM,
-    Architecture,
-    Options,
-    find_architecture,
-    read_options,
-)
-from tag2mask.segment.schedule import conv_groups
+from tag2mask.segment.architectures import ARCHITECTURES, Architecture, find_architecture, read_options
+from tag2mask.segment.options import LATER, RANDOM, Options
+from tag2mask.segment.schedule import conv_groups, even_groups
 from tag2mask.types import MAX_CLASSES, ClassSet, Color, UserError
 
 __all__ = [
     "ARCHITECTURES",
+    "INSIDE",
+    "WEIGHTS",
     "NetworkConfig",
     "SavedNetwork",
     "SegmentationNet",
     "build_network",
     "check_network_classes",
+    "fill_network",
     "find_network",
     "load_network",
     "read_saved",
@@ -112,7 +108,12 @@ class SegmentationNet(nn.Module):
     @property
     def towers(self) -> tuple[str, ...]:
         """Beginnings of the names of frozen towers' weights, which are not saved."""
-        return tuple(f"network.{name}." for name in self._kind.towers)
+        return tuple(f"network.{name}." for name in self._kind.towers_of(self._options))
+
+    @property
+    def matches(self) -> bool:
+        """Whether a second output in training is matching scores."""
+        return self._kind.matches
 
     def forward(self, images: Tensor) -> Any:
         """Logits of pictures.
@@ -134,11 +135,15 @@ class SegmentationNet(nn.Module):
 
         DeepLabs: backbone at 1x, its biases at 2x, head at 10x, its biases at 20x (``segment.schedule.conv_groups``).
         CCT: backbone at 1x, the rest at 10x, everything decays.
+        WeakCLIP: everything at 1x decays, and what is held is at 0.
         Others: norms, biases and positions do not decay; the head is at 10x where the network is pretrained.
         """
         inner: Any = self.network.network if isinstance(self.network, MultiScale) else self.network
         if self._kind.groups == "convolutions":
             return conv_groups(inner.backbone, inner.head, lr, weight_decay)
+        if self._kind.groups == "even":
+            held = tuple(f"{name}." for name in self._kind.held(self._options))
+            return even_groups(self.network, held, lr, weight_decay)
         tenfold = self._kind.groups == "tenfold"
         backbone = {id(parameter) for parameter in inner.backbone.parameters()}
         found: dict[tuple[bool, bool], list[Tensor]] = {}
@@ -154,7 +159,9 @@ class SegmentationNet(nn.Module):
         return groups
 
 
-def build_network(config: NetworkConfig, *, init: str | None = None, seed: int = 0) -> SegmentationNet:
+def build_network(
+    config: NetworkConfig, *, init: str | None = None, seed: int = 0, towers: Mapping[str, Any] | None = None
+) -> SegmentationNet:
     """A network to be trained, on the processor, in training mode.
 
     Args:
@@ -164,7 +171,9 @@ def build_network(config: NetworkConfig, *, init: str | None = None, seed: int =
             of which the backbone is taken, or "whole:PATH" with its head too. "transformers:...": "pretrained". For
             all: a folder that ``save_network`` wrote, of the same architecture and classes.
             ``ARCHITECTURES[name].init`` is what to start from unless another is asked for.
+            "weakclip": a released checkpoint.
         seed: of whatever is drawn; the caller's own dice are left alone.
+        towers: frozen towers at hand, {"clip": ...}, that are not loaded again.
 
     Raises:
         UserError: an unknown architecture or option, impossible classes, or weights that are missing or do not fit.
@@ -181,13 +190,13 @@ def build_network(config: NetworkConfig, *, init: str | None = None, seed: int =
     earlier = find_network(source) if source != RANDOM else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = kind.build(config.architecture, names, options, LATER if earlier else source)
+        network = kind.build(config.architecture, names, options, LATER if earlier else source, **_at_hand(towers))
     found: Mapping[str, Any] = getattr(network, "found_options", {})
     options = read_options(config.architecture, {**found, **config.options})
     config = replace(config, options=options.model_dump(mode="json"))
     net = SegmentationNet(config, network, kind, options, source != RANDOM)
     if earlier:
-        _fill(net, read_saved(earlier))
+        fill_network(net, read_saved(earlier))
     return net.train()
 
 
@@ -241,13 +250,20 @@ def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, 
         _write_about(folder / CONFIG, {**about, "weights": weights})
 
 
-def load_network(folder: Path | str | SavedNetwork, device: str = "auto") -> SegmentationNet:
+def _at_hand(towers: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"towers": towers} if towers else {}
+
+
+def load_network(
+    folder: Path | str | SavedNetwork, device: str = "auto", *, towers: Mapping[str, Any] | None = None
+) -> SegmentationNet:
     """The network of a folder, in evaluation mode.
 
     Args:
         folder: that ``save_network`` wrote, or a training folder, which keeps one inside; or what ``read_saved`` said
             of it, for those very weights.
         device: as ``find_device`` takes it.
+        towers: as ``build_network`` takes them.
 
     Raises:
         UserError: there is none, it is damaged, or its parts do not fit together; a training has meanwhile replaced
@@ -257,9 +273,9 @@ def load_network(folder: Path | str | SavedNetwork, device: str = "auto") -> Seg
     options = read_options(saved.config.architecture, saved.config.options)
     kind = find_architecture(saved.config.architecture)
     with torch.random.fork_rng(devices=[]):
-        network = kind.build(saved.config.architecture, saved.config.names, options, LATER)
+        network = kind.build(saved.config.architecture, saved.config.names, options, LATER, **_at_hand(towers))
     net = SegmentationNet(saved.config, network, kind, options, pretrained=True)
-    _fill(net, saved)
+    fill_network(net, saved)
     return net.to(find_device(device)).eval()
 
 
@@ -337,8 +353,8 @@ def check_network_classes(config: NetworkConfig, names: tuple[str, ...], where: 
     )
 
 
-def _fill(net: SegmentationNet, saved: SavedNetwork) -> None:
-    """Load a folder's weights, bit by bit."""
+def fill_network(net: SegmentationNet, saved: SavedNetwork) -> None:
+    """Load a folder's weights, bit by bit, into a network of the same architecture and classes."""
     import safetensors.torch
 
     check_network_classes(saved.config, net.config.names, saved.path)

@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from tag2mask.run.sampling import Training
-from tag2mask.segment.architectures import HUB, RANDOM, WITH_HEAD, find_architecture, read_options
-from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, LongSide, Uniform
+from tag2mask.segment.architectures import HUB, find_architecture, read_options
+from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, FitSide, LongSide, Uniform
 from tag2mask.segment.cct import PUBLISHED, Kind, kinds
+from tag2mask.segment.distort import Distort
 from tag2mask.segment.network import find_network
+from tag2mask.segment.options import RANDOM, WITH_HEAD
 from tag2mask.types import UserError
 
 PIXEL_SETS = ("ade", "ade20k", "cityscapes", "coco", "cocostuff", "voc")
@@ -56,15 +58,20 @@ class TrainRecipe:
     such; "": for these, too, nobody drew masks.
     steps: optimiser steps. batch: images a forward pass; a step takes the mean gradient of ``accumulate`` of them.
     crop: side of the training images, pixels. scale: "choice:0.5,0.75,1", "uniform:0.5,1.5" (times the image's size),
-    "long-side:200,800" (pixels), or None. flip: probability. colour: farthest moves of brightness, contrast,
-    saturation and hue. place: of an image smaller than the crop. resample: of the images. fill: beside them, RGB.
+    "long-side:200,800" (pixels), "fit:2048,512,0.5,2" (as large as fits longest and shortest side, times a factor),
+    or None. flip: probability. colour: farthest moves of brightness, contrast, saturation and hue, or "distort":
+    WeakCLIP's. share: crops of which one label has so much are drawn again. place: of an image smaller than the crop.
+    resample: of the images. fill: beside them, RGB.
     optimiser, lr, weight_decay, momentum: momentum is SGD's. decay_as_momentum: the fault of IRN's optimiser, which
     puts the weight decay in the momentum's place.
-    power, hold, warmup: of the poly schedule; the rate changes every ``hold`` steps and rises over ``warmup`` ones.
+    schedule: "poly", or "cosine", which falls to ``lr_floor``. power, hold: of poly; the rate changes every ``hold``
+    steps. warmup: steps over which the rate rises.
     schedule_steps: where the schedule ends; None: with the training.
     loss: "seed+boundary" is WeakCLIP's; "bootstrapped" leaves out more and less of what is sure already (CCT's ab-CE,
-    for few true masks). mu: labels less sure than it are ignored (the confidence-guided loss of
-    CLIP-ES); None trusts all. divide: "all": the mean of cross-entropy is over ignored pixels, too.
+    for few true masks). loss_stride: side in pixels of the cells on which seed+boundary is computed (WeakCLIP: 8);
+    None: as ``resize`` says. auxiliary: weight of the cross-entropy of weakclip's matching scores.
+    mu: labels less sure than it are ignored (the confidence-guided loss of CLIP-ES); None trusts all.
+    divide: "all": the mean of cross-entropy is over ignored pixels, too.
     resize: what is brought to the size of the other: "labels" (nearest) or "logits" (bilinear).
     clip_norm: greatest norm of the gradient. ema: decay of averaged weights, which are then the ones kept; 0: none.
     precision: float32, bfloat16 or float16. seed: of everything drawn.
@@ -82,7 +89,8 @@ class TrainRecipe:
     crop: int = 160
     scale: str | None = "uniform:0.7,1.4"
     flip: float = 0.5
-    colour: tuple[float, float, float, float] | None = (0.2, 0.2, 0.2, 0.05)
+    colour: tuple[float, float, float, float] | Literal["distort"] | None = (0.2, 0.2, 0.2, 0.05)
+    share: float | None = None
     place: Literal["corner", "anywhere"] = "anywhere"
     resample: Literal["bilinear", "bicubic"] = "bilinear"
     fill: tuple[float, float, float] = IMAGENET_MEAN
@@ -91,11 +99,15 @@ class TrainRecipe:
     weight_decay: float = 0.01
     momentum: float = 0.9
     decay_as_momentum: bool = False
+    schedule: Literal["poly", "cosine"] = "poly"
+    lr_floor: float = 0.0
     power: float = 0.9
     hold: int = 1
     warmup: int = 100
     schedule_steps: int | None = None
     loss: Literal["cross-entropy", "balanced", "bootstrapped", "seed+boundary"] = "cross-entropy"
+    loss_stride: int | None = None
+    auxiliary: float = 0.0
     mu: float | None = None
     divide: Literal["valid", "all"] = "valid"
     resize: Literal["labels", "logits"] = "logits"
@@ -118,7 +130,8 @@ class TrainRecipe:
             crop=self.crop,
             scale=parse_scale(self.scale),
             flip=self.flip,
-            colour=None if self.colour is None else Colour(*self.colour),
+            colour=_colour(self.colour),
+            share=self.share,
             place=self.place,
             resample=self.resample,
             fill=self.fill,
@@ -137,8 +150,14 @@ class TrainRecipe:
         )
 
 
-def parse_scale(text: str | None) -> Choice | Uniform | LongSide | None:
-    """How an image's size is drawn, from "choice:0.5,1", "uniform:0.5,1.5" or "long-side:200,800".
+def _colour(given: tuple[float, float, float, float] | str | None) -> Colour | Distort | None:
+    if given is None:
+        return None
+    return Distort() if isinstance(given, str) else Colour(*given)
+
+
+def parse_scale(text: str | None) -> Choice | Uniform | LongSide | FitSide | None:
+    """How an image's size is drawn, from "choice:0.5,1", "uniform:0.5,1.5", "long-side:200,800" or "fit:…".
 
     Raises:
         UserError: none of these, or numbers that are no sizes.
@@ -149,6 +168,10 @@ def parse_scale(text: str | None) -> Choice | Uniform | LongSide | None:
     try:
         numbers = [float(number) for number in rest.split(",")]
         good = all(0 < number < math.inf for number in numbers) and numbers == sorted(numbers)
+        if kind == "fit" and len(numbers) == 4 and all(0 < number < math.inf for number in numbers):
+            longest, shortest, low, high = numbers
+            if longest.is_integer() and shortest.is_integer() and shortest <= longest and low <= high:
+                return FitSide(int(longest), int(shortest), low, high)
         if kind == "choice" and good:
             return Choice(tuple(numbers))
         if kind == "uniform" and good and len(numbers) == 2:
@@ -159,7 +182,7 @@ def parse_scale(text: str | None) -> Choice | Uniform | LongSide | None:
         pass
     raise UserError(
         f"scale {text!r}: expected choice:0.5,0.75,1 or uniform:0.5,1.5 (factors) or long-side:200,800 (pixels), "
-        "ascending and above 0, or none"
+        "ascending and above 0, or fit:2048,512,0.5,2 (longest and shortest side, factors), or none"
     )
 
 
@@ -173,7 +196,7 @@ def check(recipe: TrainRecipe) -> None:
     read_options(recipe.architecture, recipe.options)
     parse_scale(recipe.scale)
     counts = ["steps", "batch", "accumulate", "crop", "hold"]
-    counts += ["schedule_steps"] if recipe.schedule_steps is not None else []
+    counts += [name for name in ("schedule_steps", "loss_stride") if getattr(recipe, name) is not None]
     _refuse(recipe, [name for name in counts if getattr(recipe, name) < 1], "at least 1")
     above = ["lr", "power"] + (["clip_norm"] if recipe.clip_norm is not None else [])
     _refuse(recipe, [name for name in above if not 0 < getattr(recipe, name) < math.inf], "a finite number above 0")
@@ -182,7 +205,9 @@ def check(recipe: TrainRecipe) -> None:
     _refuse(recipe, whole, "at least 0")  # and what torch takes
     _refuse(recipe, [name for name in ("flip", "mu") if not 0 <= (getattr(recipe, name) or 0) <= 1], "within 0 and 1")
     _refuse(recipe, [name for name in ("ema", "momentum") if not 0 <= getattr(recipe, name) < 1], "from 0 to below 1")
-    if recipe.colour is not None and not (all(0 <= x <= 1 for x in recipe.colour) and recipe.colour[3] <= 0.5):
+    if recipe.share is not None and not 0 < recipe.share <= 1:
+        raise UserError(f"share {recipe.share}: expected above 0 to 1")
+    if isinstance(recipe.colour, tuple) and not (all(0 <= x <= 1 for x in recipe.colour) and recipe.colour[3] <= 0.5):
         raise UserError(f"colour {list(recipe.colour)}: expected four numbers from 0 to 1, hue to 0.5")
     if not all(0 <= x <= 255 for x in recipe.fill):
         raise UserError(f"fill {list(recipe.fill)}: expected red, green and blue from 0 to 255")
@@ -190,11 +215,28 @@ def check(recipe: TrainRecipe) -> None:
         raise UserError("decay_as_momentum is a fault of an SGD; set optimiser=sgd, or leave it out")
     if recipe.divide == "all" and recipe.loss != "cross-entropy":
         raise UserError(f"divide=all belongs to loss=cross-entropy, not to {recipe.loss}; leave it out")
+    _check_weakclip(recipe)
     if recipe.semi:
         _check_cct(recipe)
     if recipe.semi is None and recipe.cct != CCT():
         raise UserError("cct.* are settings of semi=cct; set that too (--semi cct), or leave them out")
     _check_start(recipe)
+
+
+def _check_weakclip(recipe: TrainRecipe) -> None:
+    if recipe.lr_floor and recipe.schedule != "cosine":
+        raise UserError("lr_floor belongs to schedule=cosine; leave it out")
+    if recipe.schedule == "cosine" and recipe.hold != 1:
+        raise UserError("hold belongs to schedule=poly; leave it out")
+    _refuse(recipe, [] if 0 <= recipe.lr_floor < math.inf else ["lr_floor"], "a finite number of at least 0")
+    _refuse(recipe, [] if 0 <= recipe.auxiliary < math.inf else ["auxiliary"], "a finite number of at least 0")
+    if recipe.loss_stride is not None and (recipe.loss != "seed+boundary" or recipe.crop % recipe.loss_stride):
+        raise UserError(
+            f"loss_stride {recipe.loss_stride} with loss={recipe.loss} and crop {recipe.crop}: expected "
+            "loss=seed+boundary and a number that divides the crop"
+        )
+    if recipe.auxiliary and not find_architecture(recipe.architecture).matches:
+        raise UserError("auxiliary is a loss of architecture=weakclip, which has matching scores; leave it out")
 
 
 def _check_cct(recipe: TrainRecipe) -> None:

@@ -5,7 +5,7 @@ training resumed at any step has the rate it would have had.
 
 - IRN, PSA, CLIMS, CCT: ``poly(t, total)``; past ``total`` the rate stays at its last value, which is not 0.
 - DeepLabV2: ``poly(t, total, hold=10)``: the rate changes at every tenth step only.
-- WeakCLIP's DeepLabV1-ResNet38: ``poly(t, total + 1)``.
+- WeakCLIP's DeepLabV1-ResNet38: ``poly(t, total + 1)``. WeakCLIP's own network: ``cosine``.
 - MCTformer: ``cosine_epochs``.
 """
 
@@ -40,6 +40,53 @@ def poly(step: int, total: int, *, power: float = 0.9, hold: int = 1, warmup: in
     t = min(step, total - 1) // hold * hold
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return rise * (1 - t / total) ** power
+
+
+def cosine(step: int, total: int, *, warmup: int = 0) -> tuple[float, float]:
+    """Half a cosine from a rate down to a floor that is the same for all, under a linear rise (mmcv's, WeakCLIP's).
+
+    A rate below the floor comes up to it: WeakCLIP's "frozen" encoders, whose rate is 0 at first, end at 1e-6.
+
+    Args:
+        step: optimiser steps done before this one.
+        total: steps of the whole training; at and after it the factors are those of step ``total - 1``.
+        warmup: both factors rise linearly over so many first steps, from 1e-6 of their value.
+
+    Returns:
+        the factors on the first learning rate and on the floor, whose sum is the learning rate.
+
+    Raises:
+        ValueError: if ``step`` is negative or ``total`` is below 1.
+    """
+    if step < 0 or total < 1:
+        raise ValueError(f"got step={step}, total={total}; expected step >= 0 and total >= 1")
+    share = (1 + math.cos(math.pi * min(step, total - 1) / total)) / 2
+    rise = 1 - (1 - step / warmup) * (1 - 1e-6) if step < warmup else 1.0
+    return rise * share, rise * (1 - share)
+
+
+def warm_poly(step: int, total: int, *, warmup: int = 50, start: float = 1e-6, power: float = 1.0) -> float:
+    """WeCLIP's rate: up in a line from ``start``, then (1 - t / total) ** power of the whole training.
+
+    Args:
+        step: optimiser steps done before this one.
+        total: steps of the whole training.
+        warmup: steps of the rise; of a short training a tenth of all at most.
+        start: the factor of the first step.
+        power: of the decay.
+
+    Returns:
+        the factor on the first learning rate.
+
+    Raises:
+        ValueError: if ``step`` is negative or ``total`` below 1.
+    """
+    if step < 0 or total < 1:
+        raise ValueError(f"got step={step}, total={total}; expected step >= 0 and total >= 1")
+    warmup = min(warmup, total // 10)
+    if step < warmup:
+        return 1 - (1 - step / warmup) * (1 - start)
+    return (1 - min(step, total - 1) / total) ** power
 
 
 def cosine_epochs(
@@ -136,10 +183,36 @@ def conv_groups(backbone: nn.Module, head: nn.Module, lr: float, weight_decay: f
     return groups
 
 
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give every group ``factor`` times its first learning rate (``initial_lr``, or ``lr`` at the first call)."""
+def even_groups(network: nn.Module, held: tuple[str, ...], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameter groups that WeakCLIP trains with: all that learns decays at one rate, norms and biases too.
+
+    Args:
+        network: whose parameters that need a gradient are taken.
+        held: beginnings of the names of those whose rate is 0; a floor of the schedule moves them nevertheless.
+        lr: learning rate of the others.
+        weight_decay: of all.
+
+    Returns:
+        groups for ``torch.optim``; each has ``lr``, ``weight_decay`` and ``initial_lr``.
+    """
+    found: dict[float, list[Tensor]] = {lr: [], 0.0: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            found[0.0 if name.startswith(held) else lr].append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": weight_decay}
+        for rate, parameters in found.items()
+        if parameters
+    ]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float, added: float = 0.0) -> None:
+    """Give every group ``factor`` times its first learning rate (``initial_lr``, or ``lr`` at the first call).
+
+    added: on top of it, the same for all groups.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor + added
 
 
 def sgd(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -22,10 +22,12 @@ from tag2mask.run.sampling import step_generator
 from tag2mask.segment.cct import bootstrap_threshold, bootstrapped_cross_entropy
 from tag2mask.segment.examples import Batch
 from tag2mask.segment.losses import (
+    auxiliary_loss,
     balanced_cross_entropy,
     balanced_seed_loss,
     boundary_loss,
     confident_labels,
+    corner_labels,
     cross_entropy,
     refine,
     resize_labels,
@@ -33,7 +35,7 @@ from tag2mask.segment.losses import (
 )
 from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.recipe import TrainRecipe
-from tag2mask.segment.schedule import poly, set_rate, sgd
+from tag2mask.segment.schedule import cosine, poly, set_rate, sgd
 from tag2mask.types import UserError
 
 MOST_TOLD = 5
@@ -45,8 +47,16 @@ RECENT = 50
 
 def rate(step: int, recipe: TrainRecipe) -> float:
     """The share of the learning rate that step ``step`` (from 0) takes."""
+    return _rates(step, recipe)[0]
+
+
+def _rates(step: int, recipe: TrainRecipe) -> tuple[float, float]:
+    """The share of each group's learning rate, and what is added to all."""
     total = recipe.schedule_steps or recipe.steps
-    return poly(step, total, power=recipe.power, hold=recipe.hold, warmup=recipe.warmup)
+    if recipe.schedule == "cosine":
+        share, floor = cosine(step, total, warmup=recipe.warmup)
+        return share, floor * recipe.lr_floor
+    return poly(step, total, power=recipe.power, hold=recipe.hold, warmup=recipe.warmup), 0.0
 
 
 def make_optimizer(
@@ -74,7 +84,11 @@ def output_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe, *, align_corn
         a scalar; 0, with a gradient of 0, where no pixel counts.
     """
     labels = trusted_labels(batch, recipe.mu)
-    if recipe.resize == "logits":
+    if recipe.loss_stride is not None:
+        cells = (labels.shape[1] // recipe.loss_stride, labels.shape[2] // recipe.loss_stride)
+        logits = F.interpolate(logits.float(), cells, mode="bilinear", align_corners=align_corners)  # (B, K, h, w)
+        labels = corner_labels(labels, cells)  # (B, h, w)
+    elif recipe.resize == "logits":
         size = labels.shape[-2:]
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners)  # (B, K, H, W)
     else:
@@ -138,12 +152,21 @@ class SupervisedTraining(lightning.LightningModule):
         return loss
 
     def batch_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The loss of each output of the network (the published DeepLabV2 has four) to a ``Batch``, by its number."""
+        """The loss of each output of the network (the published DeepLabV2 has four) to a ``Batch``, by its number.
+
+        Matching scores (WeakCLIP's) have the recipe's auxiliary loss, or none.
+        """
         outputs = self.net(batch.images)
         outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         align = self.net.align_corners
+        scores = []
+        if self.net.matches:
+            outputs, scores = outputs[:1], outputs[1:]
         losses = [output_loss(logits, batch, self.recipe, align_corners=align) for logits in outputs]
-        return {str(index): loss for index, loss in enumerate(losses)}
+        found = {str(index): loss for index, loss in enumerate(losses)}
+        if self.recipe.auxiliary:
+            found["auxiliary"] = self.recipe.auxiliary * auxiliary_loss(scores[0], batch.labels)
+        return found
 
     def _tell(self, replaced: Iterable[tuple[str, str]]) -> None:
         for id, why in replaced:
@@ -158,9 +181,9 @@ class SupervisedTraining(lightning.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """A step at its own learning rate; then the average takes its share."""
-        share = rate(self.trainer.global_step, self.recipe)
-        set_rate(optimizer, share)
-        self.log("lr", self.recipe.lr * share)
+        share, added = _rates(self.trainer.global_step, self.recipe)
+        set_rate(optimizer, share, added)
+        self.log("lr", self.recipe.lr * share + added)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.average is not None:
             follow(self.average, self.net, self.recipe.ema, self.trainer.global_step)
@@ -170,12 +193,24 @@ class SupervisedTraining(lightning.LightningModule):
         return make_optimizer(self.net, self.recipe)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep which images could not be read."""
+        """Keep which images could not be read, and leave out frozen towers."""
         checkpoint["replaced"] = dict(self.replaced)
+        state = checkpoint["state_dict"]
+        for name in [name for name in state if name.startswith(self._towers)]:
+            del state[name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take that up again."""
         self.replaced = dict(checkpoint.get("replaced", {}))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As ever; frozen towers are those at hand."""
+        towers = {name: value for name, value in self.state_dict().items() if name.startswith(self._towers)}
+        return super().load_state_dict({**state_dict, **towers}, strict, assign)
+
+    @property
+    def _towers(self) -> tuple[str, ...]:
+        return tuple(f"{part}.{name}" for part in ("net", "average") for name in self.net.towers)
 
     def last_loss(self) -> float | None:
         """The mean over the last batches of this call; None before the first."""

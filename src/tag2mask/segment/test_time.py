@@ -40,7 +40,8 @@ class TestTime:
     scales: of the picture. flip: each one mirrored too.
     fuse: the mean of "logits", the mean of "probs", or their largest "max", normalised again.
     window, stride: side and step of the windows that a view larger than a window is cut into, in pixels; their
-        logits are averaged where they overlap. None: views go in whole.
+        logits are enlarged to pixels and averaged where they overlap. A smaller view is one window. None: views go in
+        whole.
     multiple: views are padded by reflection to a multiple of so many pixels (CCT: 8).
     longest: a picture with a longer side is shrunk to it first, and its result enlarged.
     tile, margin: a picture with a longer side is cut into tiles of this side, each seen with so many pixels around
@@ -50,6 +51,7 @@ class TestTime:
     align_input, align_output: align_corners when the picture is scaled, and when logits are enlarged.
     fit: (longest, shortest) side in pixels: the view of scale 1 is as large as fits both, keeping its proportions;
         None: the picture as it is.
+    first_grid: logits of further views are brought to the grid of the first one's before they are enlarged (WeCLIP).
     """
 
     __test__ = False  # pytest takes it for a test by its name
@@ -67,6 +69,7 @@ class TestTime:
     align_input: bool = False
     align_output: bool = False
     fit: tuple[int, int] | None = None
+    first_grid: bool = False
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):  # NaN is no scale either
@@ -102,6 +105,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "seam": Preset(_SEAM, "seam-retrain"),
         "weakclip": Preset(  # the network that makes WeakCLIP's masks
             TestTime((*_FIVE, 1.75), flip=True, fit=(2048, 512), window=512, stride=341), "weakclip"
+        ),
+        "weclip": Preset(  # WeCLIP's own network, on VOC
+            TestTime((1.0, 0.75), flip=True, fuse="logits", fit=(512, 512), first_grid=True), "weclip"
+        ),
+        "cd-clip": Preset(  # CD-CLIP's, as WeCLIP+ does it
+            TestTime((1.0, 1.5), flip=True, fuse="logits", fit=(512, 512), first_grid=True), "cd-clip"
         ),
         "weakclip-retrain": Preset(replace(_SEAM, scales=_FIVE), "weakclip-retrain"),  # the one trained on them
     }
@@ -142,8 +151,12 @@ def predict(network: Network, picture: Tensor, settings: TestTime) -> Tensor:
     size = (picture.shape[1], picture.shape[2])
     settings = _fitted(settings, size)
     total: Tensor | None = None
+    grid: tuple[int, ...] | None = None
     for scale in settings.scales:
         for logits in _views(network, picture, scale, settings):  # (1, K, h, w)
+            grid = grid or tuple(logits.shape[2:])
+            if settings.first_grid and tuple(logits.shape[2:]) != grid:
+                logits = F.interpolate(logits, grid, mode="bilinear", align_corners=settings.align_output)
             view = F.interpolate(logits, size, mode="bilinear", align_corners=settings.align_output)[0]  # (K, H, W)
             if settings.fuse != "logits":
                 view = view.softmax(0)
@@ -174,7 +187,7 @@ def _views(network: Network, picture: Tensor, scale: float, settings: TestTime) 
         mode = "reflect" if padding[0] < height and padding[1] < width else "replicate"
         views = F.pad(views, (0, padding[1], 0, padding[0]), mode=mode)
     window = settings.window
-    if window is None or max(views.shape[2:]) <= window:
+    if window is None:
         logits = torch.cat([network(part).float() for part in views.split(settings.batch)])  # (1 or 2, K, h', w')
     else:
         logits = torch.cat([_windows(network, one, window, settings) for one in views.split(1)])

@@ -76,7 +76,8 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
             tokenizer=config.tokenizer,
             activation=config.activation,
         )
-    made = [make_method(step.method, data.classes, clip=clip, device=device, **step.options) for step in steps]
+    towers: dict[str, Any] = {"clip": clip, "dino": config.dino, "device": device}
+    made = [make_method(step.method, data.classes, **towers, **step.options) for step in steps]
     takers = [method for method in made if method.towers or method.learns]
     if config.precision != "float32" and not takers:
         raise UserError(

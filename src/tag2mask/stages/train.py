@@ -30,7 +30,7 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import check_own, claim, plain
 from tag2mask.run.training import first_process, fit
 from tag2mask.run.warn import warn
-from tag2mask.segment.architectures import WITH_HEAD, pixels_of_start
+from tag2mask.segment.architectures import pixels_of_start
 from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
 from tag2mask.segment.network import (
     INSIDE,
@@ -40,6 +40,7 @@ from tag2mask.segment.network import (
     read_saved,
     save_network,
 )
+from tag2mask.segment.options import WITH_HEAD
 from tag2mask.segment.recipe import TrainRecipe, check
 from tag2mask.segment.semi import CrossConsistency, Mixed
 from tag2mask.segment.supervised import SupervisedTraining

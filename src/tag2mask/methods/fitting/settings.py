@@ -40,7 +40,8 @@ class FitOptions(MethodOptions):
 class FitSettings:
     """How one network is fitted, nothing left open: SGD under polynomial decay, by the step.
 
-    steps: of the whole training; 0 until ``lasting`` has found them. batch: images a step. lr: of the slowest part.
+    steps: of the whole training; 0 until ``lasting`` has found them. batch: images at a time, ``accumulate`` times a
+    step. lr: of the slowest part.
     momentum, decay_as_momentum: see ``segment.schedule.sgd``. clip_norm: the greatest norm of the gradient.
     precision: the numbers of the forward pass, under autocast; weights stay float32.
     device, machine: where it runs, and what it may use; they decide nothing.
@@ -54,6 +55,7 @@ class FitSettings:
     seed: int = 0
     momentum: float = 0.0
     decay_as_momentum: bool = False
+    accumulate: int = 1
     clip_norm: float | None = None
     precision: str = "float32"
     device: str = "cpu"
@@ -97,6 +99,7 @@ class FitSettings:
         return Training(
             self.steps,
             self.batch,
+            accumulate=self.accumulate,
             seed=self.seed,
             device=self.device,
             precision=self.precision,

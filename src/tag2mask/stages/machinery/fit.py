@@ -246,8 +246,8 @@ def open_fitted(
 ) -> tuple[Run, str]:
     """Another run whose fit this method may take, and the sha256 of what was learned there.
 
-    named: "method", "options", "clip" and "resolved" of this method, as run.yaml keeps them. Options that the method
-        lists in ``label_options`` may differ, and the CLIP's precision.
+    named: "method", "options", "resolved" and the towers ("clip", ...) of this method, as run.yaml keeps them.
+        Options that the method lists in ``label_options`` may differ, and the precision of towers.
 
     Raises:
         UserError: no run, no finished fit, or one of another method, other options, weights or classes.
@@ -274,7 +274,7 @@ def open_fitted(
         options = settings.get("options") or {}
         return {
             "options": {key: value for key, value in options.items() if key not in free},
-            "clip": (settings.get("clip") or {}).get("sha256"),
+            **{name: (settings.get(name) or {}).get("sha256") for name in ("clip", *method.towers)},
             "resolved": settings.get("resolved"),
         }
 

@@ -1,0 +1,314 @@
+"""What WeCLIP and CD-CLIP share as methods: options, the fit, and maps by what was learned."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tag2mask.methods.clip_es import fit_grid
+from tag2mask.methods.fitting.settings import FitOptions, FitSettings
+from tag2mask.methods.online.teacher import Teacher, Texts
+from tag2mask.methods.protocol import Trainable
+from tag2mask.models.classifier import MEAN, STD
+from tag2mask.models.clip import VisionTransformer
+from tag2mask.models.tower import Positions
+from tag2mask.models.weights import STORYBOOK
+from tag2mask.ops.decoder_affinity import decoder_affinity
+from tag2mask.ops.image import resize_bicubic
+from tag2mask.segment.architectures import WeCLIPOptions, find_architecture, read_options, weclip_net
+from tag2mask.segment.network import (
+    INSIDE,
+    WEIGHTS,
+    NetworkConfig,
+    SegmentationNet,
+    check_network_classes,
+    fill_network,
+    read_saved,
+    save_network,
+)
+from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Power, Scores, TextSet, UserError
+
+if TYPE_CHECKING:
+    from tag2mask.methods.online.boundaries import Boundaries
+    from tag2mask.methods.online.training import OnlineRecipe
+    from tag2mask.models.weights import CLIP
+    from tag2mask.run.folder import Run
+
+ARCHITECTURE = "weclip"
+
+VOC_STEPS, COCO_STEPS = 30_000, 80_000
+STORYBOOK_STEPS, STORYBOOK_LR = 300, 2e-4
+"""For storybook-clip, whose scenes are small and which runs on a processor; not tuned."""
+
+
+class OnlineOptions(FitOptions):
+    """How the decoder is trained. What is None follows the variant, the data and the weights."""
+
+    variant: Literal["paper", "released"] = Field("paper", description="the paper, or the released code's faults too")
+    steps: int | None = Field(
+        None, ge=1, description="of the training; default 30000, for coco14 80000, with storybook-clip 300"
+    )
+    batch: int | None = Field(None, ge=1, description="images at a time; default 4")
+    accumulate: int = Field(1, ge=1, description="batches that make a step")
+    crop: int | None = Field(None, ge=8, description="side of what is seen, in pixels; default 20 patches")
+    scales: tuple[float, float] = Field((0.5, 2.0), description="pictures are enlarged by a factor: from, to")
+    lr: float | None = Field(None, gt=0, description="base learning rate; the decoder's is 10 times it")
+    weight_decay: float = Field(0.01, ge=0, description="of all weights of the decoder")
+    warmup: int = Field(50, ge=0, description="steps in which the rate rises; a tenth of all at most")
+    width: int | None = Field(
+        None, ge=8, multiple_of=8, description="channels of the decoder; default a third of CLIP's, 256 of ViT-B"
+    )
+    affinity_weight: float = Field(0.1, ge=0, description="weight of the loss of the decoder's affinity")
+    layers: int | None = Field(
+        None, ge=1, description="plain attention is averaged over so many last layers; default two thirds of all"
+    )
+    late_layers: int | None = Field(
+        None, ge=1, description="RFM chooses among so many last layers; default half of all, for coco14 five sixths"
+    )
+    choose: Literal["all", "signed", "abs"] | None = Field(
+        None, description="RFM's choice of layers; default abs (the paper's formula), released signed"
+    )
+    box_threshold: float | None = Field(None, ge=0, lt=1, description="of boxes; default 0.4, for coco14 0.7")
+    spread_steps: int = Field(2, ge=1, description="how often maps are spread")
+    padding: Literal["ignored", "labelled"] | None = Field(
+        None, description="what a crop has beyond its picture; default ignored, released labelled"
+    )
+    statistics: Literal["imagenet", "clip"] = Field(
+        "imagenet", description="of the pixels that CLIP sees; WeCLIP's code feeds it ImageNet's"
+    )
+    allow_unknown: bool = Field(False, description="go on where a text has words that the tokenizer does not know")
+    max_tokens: int = Field(4096, ge=1, description="an image with more patches is shrunk to this many, for its maps")
+
+
+class Online(Trainable):
+    """A method whose masks arise while it trains a decoder; derive ``WeCLIP`` and ``CDCLIP`` from it.
+
+    name: of the method. own_texts: text sets of a class set that are its own, the first there is taken.
+    """
+
+    needs = ("clip",)
+    label_options = ("max_tokens",)
+    fit_heeds = ("workers", "minutes")
+    mask_rule = MaskRule(background=Power(1.0), refiner="par")
+    name: ClassVar[str]
+    options: Any
+
+    def __init__(self, classes: ClassSet, options: Any = None, *, clip: CLIP, **towers: Any) -> None:
+        super().__init__(classes, options, clip=clip, **towers)
+        vision: Any = clip.model.vision
+        if not isinstance(vision, VisionTransformer):
+            raise UserError(
+                f"{self.name}: {clip.name} is a ResNet, and the decoder stands on a ViT's blocks; take a ViT"
+            )
+        self.clip, self.vision = clip, vision
+        if self.options.crop is not None and self.options.crop % clip.patch:
+            raise UserError(
+                f"{self.name}: crop {self.options.crop} is no multiple of this CLIP's patch, {clip.patch}; give one "
+                "that is"
+            )
+        if not 0 < self.options.scales[0] <= self.options.scales[1] < math.inf:
+            raise UserError(f"{self.name}: scales {list(self.options.scales)}: expected the smaller first, above 0")
+        self.recipe = self.make_recipe()
+        self.teacher = self.make_teacher()
+        self.net: SegmentationNet | None = None
+
+    # --- what the methods differ in ---
+
+    @abstractmethod
+    def make_recipe(self) -> OnlineRecipe:
+        """The variant's settings with the options in their place."""
+
+    @abstractmethod
+    def compared_texts(self) -> Tensor:
+        """(T, E): the texts that class distributions range over."""
+
+    def make_boundaries(self) -> Boundaries | None:
+        """What teaches boundaries between super-classes, if anything does."""
+        return None
+
+    # --- what they share ---
+
+    @property
+    def released(self) -> bool:
+        """Whether the released code's faults are kept."""
+        return bool(self.options.variant == "released")
+
+    @property
+    def coco(self) -> bool:
+        """Whether the published settings for COCO are taken."""
+        return self.classes.id == "coco14"
+
+    @property
+    def scenes(self) -> bool:
+        """Whether the CLIP is the embedded one."""
+        return self.clip.name == STORYBOOK
+
+    @property
+    def steps(self) -> int:
+        """Of the training."""
+        published = STORYBOOK_STEPS if self.scenes else COCO_STEPS if self.coco else VOC_STEPS
+        return self.options.steps or published
+
+    def decoder_lr(self, published: float) -> float:
+        """Of the decoder: 10 times the base rate that is given, or published."""
+        return 10 * (self.options.lr or (STORYBOOK_LR if self.scenes else published))
+
+    @property
+    def text_set(self) -> TextSet:
+        """What is said to CLIP: CLIP-ES's texts, unless the class set has some of the method's own."""
+        sets = self.classes.texts
+        names = [self.name, "weclip", *(["clip-es-released"] if self.released else []), "clip-es"]
+        found = next((sets[name] for name in names if name in sets), None)
+        return found or TextSet(self.classes.foreground, ("a clean origami {}.",), ("background",))
+
+    def say(self, phrases: Sequence[str]) -> Tensor:
+        """Unit rows of phrases in the templates: (T, E)."""
+        return self.clip.ensemble(phrases, self.text_set.templates, allow_unknown=self.options.allow_unknown)
+
+    def make_teacher(self) -> Teacher:
+        """The frozen CLIP with the texts."""
+        texts = self.text_set
+        if not texts.background:
+            raise UserError(
+                f"{self.name}: the texts of {self.classes.id!r} have no background phrases, and the only class of an "
+                "image would have no rival; give some under texts in the class set's YAML"
+            )
+        layers = max(self.recipe.early.layers, self.recipe.late.layers)
+        return Teacher(
+            self.vision,
+            float(self.clip.model.logit_scale.exp()),
+            Texts(self.say(texts.names), self.say(texts.background), self.compared_texts()),
+            layers=layers,
+            positions=Positions(round_fp16=self.released),
+            statistics=self.pixel_statistics,
+            feature=getattr(self.options, "feature", "last"),
+        )
+
+    @property
+    def pixel_statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and deviation of the pixels that the tower sees."""
+        return (MEAN, STD) if self.options.statistics == "imagenet" else (self.clip.mean, self.clip.std)
+
+    def layers_of(self, given: int | None, share: float) -> int:
+        """So many last layers, or a share of all of this CLIP's."""
+        total = len(self.vision.blocks)
+        if given is not None and given > total:
+            raise UserError(f"{self.name}: {given} layers of attention, and {self.clip.name} has {total}; give fewer")
+        return given or max(1, round(share * total))
+
+    @property
+    def resolved(self) -> dict[str, object]:
+        """What decides the results beside the options."""
+        return {"recipe": self.recipe}
+
+    def new_network(self) -> SegmentationNet:
+        """A decoder of random weights, drawn by the seed, over this method's own tower."""
+        mean, std = self.pixel_statistics
+        path = Path(self.clip.name).expanduser()
+        options = {
+            "clip": str(path.absolute()) if path.exists() else self.clip.name,
+            "sha256": self.clip.sha256,
+            "activation": self.vision.blocks[0].mlp.activation,
+            "width": self.options.width or 8 * max(1, round(self.vision.ln_post.normalized_shape[0] / 24)),
+            "round_fp16": self.released,
+            "mean": mean,
+            "std": std,
+        }
+        return self._network(NetworkConfig.of(ARCHITECTURE, self.classes, **options))
+
+    def _network(self, config: NetworkConfig) -> SegmentationNet:
+        """As ``segment.network`` builds it, but over the tower that is at hand."""
+        kind = find_architecture(config.architecture)
+        options = read_options(config.architecture, config.options)
+        assert isinstance(options, WeCLIPOptions)  # for the type checker: the architecture is WeCLIP's
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.options.seed)
+            bare = weclip_net(self.vision, len(config.names), options)
+        config = replace(config, options=options.model_dump(mode="json"))
+        return SegmentationNet(config, bare, kind, options, pretrained=False)
+
+    def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
+        """Train on images and tags; goes on where it was stopped. Leaves the decoder in ``folder / INSIDE``.
+
+        Raises:
+            UserError: no image has a tag.
+        """
+        from tag2mask.methods.fitting.tagged import TaggedImages
+        from tag2mask.methods.fitting.training import train_to_end
+        from tag2mask.methods.online.training import OnlineTraining
+        from tag2mask.segment.augment import Augment, Uniform
+
+        recipe, options = self.recipe, self.options
+        padding = (math.nan,) * 3  # told from every pixel
+        shapes = Augment(recipe.crop, scale=Uniform(*recipe.scales), place="anywhere", fill=padding)
+        images = TaggedImages(data, shapes, options.seed)
+        if not any(images.data[i].tags for i in images.indices):
+            raise UserError(
+                f"{self.name} learns from tags, and none of the {len(data)} images in {data.root} has any"
+            )
+        net = self.new_network().to(self.device)
+        bare: Any = net.network
+        settings = FitSettings.of(self, steps=recipe.steps, batch=recipe.batch, lr=recipe.lr)
+        settings = replace(settings, accumulate=options.accumulate)
+        module = OnlineTraining(bare, self.teacher, recipe, settings, self.make_boundaries())
+        train_to_end(module, images, settings, folder, self.name)
+        if not (folder / INSIDE / WEIGHTS).exists():  # which is written last
+            noted = {"method": self.name, "steps": recipe.steps}
+            save_network(folder / INSIDE, net, supervision="tags", noted=noted)
+
+    def load(self, folder: Path, earlier: Run | None = None) -> None:
+        """Take up the decoder that ``fit`` left.
+
+        Raises:
+            UserError: there is none, it is damaged, or it stands on another CLIP.
+        """
+        saved = read_saved(folder)
+        check_network_classes(saved.config, self.classes.names, saved.path)
+        if saved.config.architecture != ARCHITECTURE or saved.config.options.get("sha256") != self.clip.sha256:
+            raise UserError(
+                f"{saved.path}: was trained on {saved.config.options.get('clip')} (weights of sha256 "
+                f"{str(saved.config.options.get('sha256'))[:12]}…), not on {self.clip.name} "
+                f"({self.clip.sha256[:12]}…); give that CLIP, or fit anew"
+            )
+        net = self._network(saved.config)
+        fill_network(net, saved)
+        self.net = net.to(self.device).eval()
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) in pixels -> (h, w) in patches: each side up to a whole patch, at most ``max_tokens`` in all."""
+        return fit_grid(size, self.clip.patch, self.options.max_tokens)
+
+    def scores(self, items: Sequence[Item]) -> list[Scores]:
+        """Maps of the items' tags as the last step of the training would refine them, one image at a time.
+
+        Raises:
+            UserError: nothing was fitted or loaded.
+        """
+        if self.net is None:
+            raise UserError(
+                f"{self.name} labels with what it has learned; call fit and load first, or tag2mask label"
+            )
+        with torch.inference_mode():
+            return [self._scores(item, self.net.network) for item in items]
+
+    def _scores(self, item: Item, net: Any) -> Scores:
+        size = (item.image.shape[1], item.image.shape[2])
+        if item.tags is None:
+            raise ValueError(f"{item.id} has no tags; {self.name} needs to know them")
+        grid, patch = self.grid(size), self.clip.patch
+        image = resize_bicubic(item.image.cpu(), (grid[0] * patch, grid[1] * patch))
+        seen = self.teacher.look(self.teacher.pixels(image[None].to(self.device)))
+        fused = net.fuse(seen)
+        recipe = self.recipe
+        settings = recipe.late if recipe.steps > recipe.switch else recipe.early
+        probs = net.decoder(fused).softmax(1) if recipe.feedback else None
+        maps = self.teacher.maps(seen, [item.tags], settings, decoder_affinity(fused), probs)[0]
+        return Scores(item.tags, maps.refined.float().cpu(), size, initial=maps.initial.float().cpu())

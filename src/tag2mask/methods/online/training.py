@@ -1,0 +1,130 @@
+"""The training of a decoder on labels that are made in the very step. Import this module only where training is done.
+
+What is kept in checkpoints is the decoder; towers are frozen and loaded by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning.pytorch as lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tag2mask.methods.fitting.settings import FitSettings
+from tag2mask.methods.fitting.tagged import PictureBatch
+from tag2mask.methods.online.boundaries import Boundaries, boundary_loss
+from tag2mask.methods.online.teacher import Teacher
+from tag2mask.models.weclip import WeCLIPNet
+from tag2mask.ops.affinity import Affinity
+from tag2mask.ops.decoder_affinity import affinity_loss, affinity_targets, decoder_affinity
+from tag2mask.ops.superclasses import dice_loss
+from tag2mask.run.sampling import step_generator
+from tag2mask.segment.losses import balanced_cross_entropy
+from tag2mask.segment.schedule import warm_poly
+from tag2mask.types import IGNORE
+
+
+@dataclass(frozen=True)
+class OnlineRecipe:
+    """Everything that decides a training but the towers.
+
+    early, late: how maps are spread before and from step ``switch`` on.
+    lr: of the decoder. warmup: steps. padding: whether what a crop has beyond its picture is labelled, as the
+    released code does, or ignored.
+    affinity_weight: of the decoder's affinity loss. dice_weight: of WeCLIP+'s Dice.
+    feedback: multiply the initial maps by the decoder's own probabilities (WeCLIP+).
+    replace_at: from this step on, labels are the decoder's own where its probability is above ``sure`` (WeCLIP+);
+        None: never.
+    """
+
+    steps: int
+    batch: int
+    crop: int
+    scales: tuple[float, float]
+    lr: float
+    warmup: int
+    early: Affinity
+    late: Affinity
+    switch: int
+    padding: Literal["ignored", "labelled"]
+    affinity_weight: float
+    dice_weight: float = 0.0
+    feedback: bool = False
+    replace_at: int | None = None
+    sure: float = 0.75
+
+
+class OnlineTraining(lightning.LightningModule):
+    """One step: look, make maps and labels, and teach the decoder."""
+
+    def __init__(
+        self,
+        net: WeCLIPNet,
+        teacher: Teacher,
+        recipe: OnlineRecipe,
+        settings: FitSettings,
+        boundaries: Boundaries | None = None,
+    ) -> None:
+        super().__init__()
+        self.fuse, self.decoder = net.decoder_fts_fuse, net.decoder
+        self.train()
+        self.teacher, self.boundaries = teacher, boundaries  # no modules: their towers are in no checkpoint
+        self.recipe, self.settings = recipe, settings
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; everything decays."""
+        chosen, warmup = self.settings, self.recipe.warmup
+        optimizer = torch.optim.AdamW(self.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay)
+        rate: Callable[[int], float] = lambda step: warm_poly(step, chosen.steps, warmup=warmup)  # noqa: E731
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor:
+        """The weighted sum of the losses of pictures, whose padding is NaN, with their tags."""
+        pictures, tags = batch
+        recipe, teacher = self.recipe, self.teacher
+        known = ~pictures.isnan().any(1)  # (B, H, W)
+        images = pictures.nan_to_num(0.0)
+        pixels = teacher.pixels(images)
+        seen = teacher.look(pixels)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            # dropout, the same whenever this batch is seen
+            torch.manual_seed(step_generator(self.settings.seed, batch_idx).initial_seed())
+            fused = self.fuse(seen.taps, seen.grid)
+        logits = self.decoder(fused)  # (B, C + 1, h, w)
+        affinity = decoder_affinity(fused)
+        settings = recipe.late if self.global_step >= recipe.switch else recipe.early
+        probs = logits.detach().softmax(1) if recipe.feedback else None
+        maps = teacher.maps(seen, tags, settings, affinity.detach(), probs)
+        shown = known if recipe.padding == "ignored" else self._readable(known)
+        labels = teacher.labels(pixels, [each.refined for each in maps], tags, shown)
+        large = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+        terms = {"affinity": recipe.affinity_weight * affinity_loss(affinity, affinity_targets(labels, seen.grid))}
+        labels = self._replaced(labels, large)
+        terms["segmentation"] = balanced_cross_entropy(large, labels)
+        if recipe.dice_weight:
+            terms["dice"] = recipe.dice_weight * dice_loss(large, labels)
+        if self.boundaries is not None and self.boundaries.settings.weight:
+            edges = self.boundaries.labels(images, seen, maps, tags, settings, shown)
+            terms["boundary"] = self.boundaries.settings.weight * boundary_loss(large, edges)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log_dict({"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}})
+        return loss
+
+    @staticmethod
+    def _readable(known: Tensor) -> Tensor:
+        """Everywhere but in pictures that could not be read, which are padding altogether."""
+        return known.flatten(1).any(1)[:, None, None].expand_as(known)
+
+    @torch.no_grad()
+    def _replaced(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Labels (B, H, W), from ``replace_at`` on with the decoder's own where it is sure."""
+        if self.recipe.replace_at is None or self.global_step < self.recipe.replace_at:
+            return labels
+        confidence, own = logits.softmax(1).max(1)
+        replaced = (confidence > self.recipe.sure) & (labels != IGNORE)
+        return torch.where(replaced, own.to(labels.dtype), labels)
