@@ -32,6 +32,7 @@ PARTS = (
         "stages.machinery.work": ["Summary"],
         "segment.recipe": ["TrainRecipe"],
         "stages.train": ["Trained"],
+        "stages.predict": ["PredictSettings"],
         "segment.test_time": ["TestTime"],
         "stages.evaluate": ["Evaluation"],
         "run.folder": ["Run"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from tag2mask import __version__
 from tag2mask.cli_data import Data, data_options
 from tag2mask.cli_errors import OneLineErrors
+from tag2mask.cli_info import info_app
 from tag2mask.cli_options import (
     SOME_FAILED,
     ActivationOption,
@@ -27,7 +27,6 @@ from tag2mask.cli_options import (
     label_config,
     named_value,
     one_of,
-    show_options,
 )
 from tag2mask.cli_segment import segment_app
 from tag2mask.cli_storybook import storybook_app
@@ -53,6 +52,7 @@ app = typer.Typer(
 )
 app.add_typer(storybook_app, name="storybook")
 app.add_typer(segment_app)  # without a name: its commands stand among the others
+app.add_typer(info_app)
 
 
 @app.callback(invoke_without_command=True)
@@ -321,22 +321,6 @@ def export(
     typer.echo(f"written: {run_export(opened, dataset, to, out, options)}")
 
 
-@app.command(name="formats")
-def list_formats(name: Annotated[str | None, typer.Argument(help="Show this format's options.")] = None) -> None:
-    """List what data is read from (`--kind`) and what masks are written as (`export --to`), or options of one."""
-    from tag2mask.formats import exporters, readers
-
-    if name is not None:
-        from tag2mask.stages.export import find_exporter
-
-        show_options(find_exporter(name).Options)
-        return
-    for head, table in (("Data, by --kind:", readers()), ("Masks, by export --to:", exporters())):
-        typer.echo(head)
-        for known, entry in table.items():
-            typer.echo(f"  {known:10} {entry.what}")
-
-
 @app.command()
 @data_options("path", "truth", "truth_values", "truth_turn")
 def prompts(
@@ -368,29 +352,7 @@ def prompts(
     }
     recipe = prepare(label_config(None, flags, set_ or []), device=device)
     ranking = rank_prompts(recipe.data, recipe.method, template or None, limit=limit)  # type: ignore[arg-type]
-    typer.echo(f"{len(ranking.prompts)} templates over {ranking.images} images, best (least sharp) first")
-    for prompt in ranking.prompts[: top or None]:
-        typer.echo(f"  {prompt.sharpness:.5f}  {prompt.template}")
-    if ranking.failed:
-        typer.echo(f"could not be read: {ranking.failed} images")
-    if ranking.left_out:
-        words = sorted({word for _, unknown in ranking.left_out for word in unknown})
-        shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
-        typer.echo(f"left out: {len(ranking.left_out)} templates with words that this CLIP does not know ({shown})")
-
-
-@app.command()
-def methods(name: Annotated[str | None, typer.Argument(help="Show this method's options.")] = None) -> None:
-    """List the methods, or the options of one."""
-    from tag2mask.methods import known_methods, method_class
-
-    if name is None:
-        for known in known_methods():
-            line = (sys.modules[method_class(known).__module__].__doc__ or "").strip().splitlines()[0]
-            typer.echo(f"{known:10} {line}")
-        typer.echo("\nOptions of one: tag2mask methods clip-es")
-        return
-    show_options(method_class(name).Options)
+    typer.echo(ranking.text(top))
 
 
 @app.command()
@@ -403,18 +365,6 @@ def fetch(
     from tag2mask.models.weights import fetch as run_fetch
 
     typer.echo(f"fetched: {run_fetch(repo)}")
-
-
-@app.command()
-def doctor() -> None:
-    """Look at this installation: versions, devices, precision, weights at hand, and known traps."""
-    from tag2mask.stages.doctor import doctor as run_doctor
-
-    lines, healthy = run_doctor()
-    for line in lines:
-        typer.echo(line)
-    if not healthy:
-        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -177,8 +177,8 @@ def predict(
     """
     from tag2mask.run.shard import find_shard
     from tag2mask.segment.test_time import find_preset
+    from tag2mask.stages.predict import PredictSettings, read_images
     from tag2mask.stages.predict import predict as run_predict
-    from tag2mask.stages.predict import read_images
 
     preset = find_preset(test)
     given: dict[str, Any] = {"flip": flip, "window": window, "stride": stride, "longest": longest}
@@ -188,20 +188,18 @@ def predict(
     images, noted = read_images(network, described)
     for note in images.notes:
         typer.echo(f"note: {note}", err=True)
-    summary = run_predict(
-        network,
-        images,
-        out,
+    how = PredictSettings(
         test=settings,
         refiner=preset.refiner if refiner is None else None if refiner == "none" else refiner,
         use_tags=use_tags,
         others=one_of("--others", others or "never", "never", "ignore", "keep"),
         device=device,
-        noted=noted,
         shard=find_shard(shard),
         overwrite=overwrite,
         removed=one_of("--removed", removed, "keep", "drop"),
+        noted=noted,
     )
+    summary = run_predict(network, images, out, how)
     typer.echo(summary.text())
     if summary.failed or summary.empty:
         raise typer.Exit(SOME_FAILED)

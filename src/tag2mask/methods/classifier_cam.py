@@ -72,7 +72,7 @@ class ClassifierCAMOptions(CAMOptions, FitOptions):
         gt=0,
         description="epochs in which it learns the tags first (published: 5); default: label with the weights as is",
     )
-    steps: int | None = Field(None, ge=1, description="the same in steps, instead of epochs")
+    steps: int | None = Field(None, ge=1, description="steps in which it learns the tags, instead of epochs")
     batch: int | None = Field(None, ge=1, description="images a step; default 16 (storybook-resnet: 8)")
     lr: float = Field(0.1, gt=0, description="learning rate of the backbone; the head's is 10 times it")
     crop: int | None = Field(

@@ -81,13 +81,13 @@ class CLIMSOptions(CAMOptions, FitOptions):
         description="the start: a run of classifier-cam that learned, a classifier's folder, storybook-resnet, or "
         "ImageNet weights (.pth)",
     )
-    epochs: float | None = Field(None, gt=0, description="of CLIMS's training")
-    steps: int | None = Field(None, ge=1, description="of CLIMS's training, instead of epochs")
+    epochs: float | None = Field(None, gt=0, description="epochs of CLIMS's training")
+    steps: int | None = Field(None, ge=1, description="steps of CLIMS's training, instead of epochs")
     baseline_epochs: float | None = Field(
-        None, ge=0, description="of the classifier before it; default 0 where the weights know all classes"
+        None, ge=0, description="epochs of the classifier before it; default 0 where the weights know all classes"
     )
-    baseline_lr: float | None = Field(None, gt=0, description="the same, of the classifier's training")
-    momentum: float | None = Field(None, ge=0, lt=1, description="of the updates; not for released")
+    baseline_lr: float | None = Field(None, gt=0, description="learning rate of the classifier's training")
+    momentum: float | None = Field(None, ge=0, lt=1, description="momentum of SGD; not for released")
     object: float | None = Field(
         None,
         ge=0,

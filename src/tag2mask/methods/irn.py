@@ -56,14 +56,16 @@ class IRNOptions(RefinerOptions):
     """How IRN learns and how far it spreads."""
 
     foreground: float = Field(0.30, gt=0, lt=1, description="background threshold of labels for classes")
-    background: float = Field(0.05, gt=0, lt=1, description="the same of labels for background (CLIMS: 0.10)")
+    background: float = Field(
+        0.05, gt=0, lt=1, description="background threshold of labels for background (CLIMS: 0.10)"
+    )
     steps: int = Field(300, ge=1, description="training steps; the paper's 3 epochs of VOC are 990")
     batch: int = Field(8, ge=1, description="pictures a step (paper: 32)")
     crop: int = Field(128, ge=4, multiple_of=4, description="side of the square they are cut to (paper: 512)")
     scale: tuple[float, float] = Field((0.5, 1.5), description="sizes of training pictures, relative to their own")
     lr: float = Field(0.1, gt=0, description="learning rate of the boundary head")
     displacement_lr: float = Field(1.0, gt=0, description="learning rate of the displacement head")
-    weight_decay: float = Field(1e-4, ge=0, description="of both heads")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay of both heads")
     radius: float = Field(
         5, gt=1, description="cells (of 4 pixels) within which pixels are compared in training (paper: 10)"
     )

@@ -61,7 +61,7 @@ class PSAOptions(RefinerOptions):
     crop: int = Field(128, ge=8, multiple_of=8, description="side of the square they are cut to (code: 448)")
     jitter: bool = Field(True, description="move colours in training, as the code does")
     lr: float = Field(0.1, gt=0, description="learning rate of the backbone; that of the head is 10 times as high")
-    weight_decay: float = Field(5e-4, ge=0, description="of convolutions")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay of convolutions")
     radius: float = Field(5, gt=1, description="cells (of 8 pixels) that are compared, and that a step can reach")
     background: str = Field("power:16", description='the background that walks: "power:A" or "constant:T"')
     beta: float = Field(8, gt=0, description="exponent of affinities; higher, and weak links break")

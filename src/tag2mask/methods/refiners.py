@@ -37,7 +37,7 @@ class RefinerOptions(FitOptions):
     variant: Literal["paper", "released"] = Field("paper", description="as the paper says, or as its code does")
     weights: str = Field(
         STORYBOOK_RESNET,
-        description="of the backbone: storybook-resnet, a run of classifier-cam that learned, a folder or a file",
+        description="start of the backbone: storybook-resnet, a run of classifier-cam that learned, a folder, a file",
     )
     threshold: float | None = Field(
         PAPER_THRESHOLD,

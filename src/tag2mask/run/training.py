@@ -87,33 +87,40 @@ def fit(
             num_workers=training.workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",
             persistent_workers=False,
-            worker_init_fn=_deaf,
+            worker_init_fn=_ignore_ctrl_c,
         )
-        with keeper.listening(), _launching(training.devices):
-            try:
-                trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
-            except (RuntimeError, KeyError) as error:
-                if last.exists() and "state_dict" in str(error):
-                    raise UserError(
-                        f"{last} holds another network than the one to be trained; train into another folder"
-                    ) from error
-                raise
-            except SystemExit as error:  # Lightning's answer to SIGTERM and to a second Ctrl-C
-                if keeper.ended or isinstance(error, SIGTERMException):
-                    raise SystemExit(128 + signal.SIGTERM) from error  # a shell would take Lightning's for success
-                raise KeyboardInterrupt(
-                    f"stopped at once; {folder} holds all up to step {steps_done(folder)} of {training.steps}: give "
-                    "the same command again to resume"
-                ) from error
-            except UserError as error:  # from a process that prepares samples it comes with its traceback
-                said = str(error).strip().splitlines()[-1]
-                raise UserError(said.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from error
+        ending = _endings(keeper, last, training)
+        with keeper.listening(), _launching(training.devices), ending:
+            trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
     if keeper.stopped_by == "ctrl-c":
         raise Stopped(
             f"stopped at step {trainer.global_step} of {training.steps}; all of it is saved in {folder}: "
             "give the same command again to resume"
         )
     return trainer
+
+
+@contextmanager
+def _endings(keeper: _Keeper, last: Path, training: Training) -> Iterator[None]:
+    """Inside, a training that ends before its time says so in our words."""
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        if last.exists() and "state_dict" in str(error):
+            raise UserError(
+                f"{last} holds another network than the one to be trained; train into another folder"
+            ) from error
+        raise
+    except SystemExit as error:  # Lightning's answer to SIGTERM and to a second Ctrl-C
+        if keeper.ended or isinstance(error, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from error  # a shell would take Lightning's for success
+        raise KeyboardInterrupt(
+            f"stopped at once; {last.parent} holds all up to step {steps_done(last.parent)} of {training.steps}: "
+            "give the same command again to resume"
+        ) from error
+    except UserError as error:  # from a process that prepares samples it comes with its traceback
+        said = str(error).strip().splitlines()[-1]
+        raise UserError(said.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from error
 
 
 def make_trainer(training: Training, folder: Path, callbacks: Sequence[lightning.Callback] = ()) -> lightning.Trainer:
@@ -323,7 +330,7 @@ class _Progress(lightning.Callback):
             self.bar = None
 
 
-def _deaf(_: int) -> None:
+def _ignore_ctrl_c(_: int) -> None:
     """A terminal's Ctrl-C reaches all processes; those that prepare samples wait for the main one to end them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

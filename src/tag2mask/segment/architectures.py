@@ -51,7 +51,7 @@ class SmallOptions(Options):
 
     width: int = Field(16, ge=1, description="channels after the ResNet's stem; storybook-resnet has 16")
     blocks: tuple[int, int, int, int] = Field((3, 4, 6, 3), description="bottlenecks in each stage of the ResNet")
-    channels: int = Field(48, ge=3, description="of the head")
+    channels: int = Field(48, ge=3, description="channels of the head")
 
 
 class DeepLabV2Options(Options):
@@ -108,8 +108,8 @@ class HubOptions(Options):
     """Of "transformers:..."."""
 
     model: dict[str, Any] | None = Field(None, description="the model's config.json; default: as found by its name")
-    mean: tuple[float, float, float] = Field(MEAN, description="of red, green and blue in 0..1")
-    std: tuple[float, float, float] = Field(STD, description="of red, green and blue in 0..1")
+    mean: tuple[float, float, float] = Field(MEAN, description="mean of red, green and blue in 0..1")
+    std: tuple[float, float, float] = Field(STD, description="standard deviation of red, green and blue in 0..1")
 
 
 @dataclass(frozen=True)

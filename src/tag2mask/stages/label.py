@@ -113,11 +113,7 @@ def label(
         method = make_method(method, data.classes)
     rule = settings.rule or method.mask_rule
     _check_rule(rule, method, settings)
-    batch_size = settings.batch_size
-    if batch_size is None:
-        batch_size = 1 if method.device.type == "cpu" else _GPU_BATCH
-    if batch_size < 1:
-        raise UserError(f"batch size {batch_size}: expected 1 or more")
+    batch_size = _batch_size(settings, method.device)
     use = method.earlier_run(method.options)
     before = _open_earlier(settings.prior, method, use, data, Path(out), learns=settings.fitted is None)
     fit = _Fit.of(method, settings, data.classes)
@@ -128,21 +124,12 @@ def label(
     files = _fit_files(before, use.fit) if fit.here else None
     surveyed = survey(data, settings.shard, files=files, known=_known(Path(out)) if fit.here else None)
     by = crf_engine(rule.refiner, method.device)
-    noted_engine = engine(method.device) if method.learns else by  # a fit may have a CRF of its own
     run = Run.create(
         out,
         _deciding(method, rule, data.classes, before, fit, settings),
         noted={
             "data_root": Path(data.root).absolute(),
-            "prior_path": None if before is None else before.path.absolute(),
-            "prior_found": use.label,
-            "fitted_path": None if fit.elsewhere is None else fit.elsewhere.path.absolute(),
-            "clip": None,
-            **{name: tower.name for name, tower in method.towers.items()},
-            "torch": torch.__version__,
-            **({} if noted_engine is None else {"crf_engine": noted_engine}),
-            "threads": torch.get_num_threads(),
-            "device": method.device.type,  # not which of equal ones: under torchrun each process has another
+            **_noted(method, before, fit, by),
             "batch_size": batch_size,
             **settings.noted,
         },
@@ -157,10 +144,9 @@ def label(
             if fit.elsewhere is not None:
                 method.load(fit.elsewhere.checkpoints, before)
             else:
-                minutes = minutes_left(settings.machine.minutes, began)
-                method.machine = replace(settings.machine, minutes=minutes)
-                how: dict[str, Any] = {"shard": settings.shard, "progress": settings.progress}
-                make_ready(method, data, run, before, surveyed=surveyed, **how)
+                method.machine = replace(settings.machine, minutes=minutes_left(settings.machine.minutes, began))
+                shown = settings.progress
+                make_ready(method, data, run, before, surveyed=surveyed, shard=settings.shard, progress=shown)
             if settings.fit_only:
                 return Summary(str(run.path), "labelled", surveyed.total)
         seen = before if use.label is not None else None
@@ -194,6 +180,15 @@ def _worker(
         raise UserError(f"{_name_of(method)} trains no network; make the masks of its maps (--masks-of maps)")
     net = load_network(fitted.path, str(method.device))
     return Predictor(net, method.device, TestTime(), rule, settings.refine_max_pixels, use_tags=True)
+
+
+def _batch_size(settings: LabelSettings, device: torch.device) -> int:
+    size = settings.batch_size
+    if size is None:
+        size = 1 if device.type == "cpu" else _GPU_BATCH
+    if size < 1:
+        raise UserError(f"batch size {size}: expected 1 or more")
+    return size
 
 
 def _check_rule(rule: MaskRule, method: Method, settings: LabelSettings) -> None:
@@ -253,6 +248,22 @@ def _deciding(
         "keep_scores": settings.keep_scores and settings.masks_of == "maps",
         "refine_max_pixels": settings.refine_max_pixels,
         "supervision": _supervision(before, method),
+    }
+
+
+def _noted(method: Method, before: Run | None, fit: _Fit, by: str | None) -> dict[str, Any]:
+    """Circumstances that decide the last bits at most, for run.yaml. by: the engine of the masks' CRF, if any."""
+    by = engine(method.device) if method.learns else by  # a fit may have a CRF of its own
+    return {
+        "prior_path": None if before is None else before.path.absolute(),
+        "prior_found": method.earlier_run(method.options).label,
+        "fitted_path": None if fit.elsewhere is None else fit.elsewhere.path.absolute(),
+        "clip": None,
+        **{name: tower.name for name, tower in method.towers.items()},
+        "torch": torch.__version__,
+        **({} if by is None else {"crf_engine": by}),
+        "threads": torch.get_num_threads(),
+        "device": method.device.type,  # not which of equal ones: under torchrun each process has another
     }
 
 

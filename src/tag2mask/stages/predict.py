@@ -7,7 +7,7 @@ killed at any moment and started again with the same bytes in the end, and one b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import plain
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
-from tag2mask.segment.network import load_network, read_saved
+from tag2mask.segment.network import SavedNetwork, load_network, read_saved
 from tag2mask.segment.test_time import TestTime
 from tag2mask.stages.label import REFINE_MAX_PIXELS
 from tag2mask.stages.machinery.changes import Changes, Removed, left_over
@@ -36,22 +36,41 @@ MOST_SCALE = 8.0
 """Larger views than that are a slip (50 for 0.5) that would fill the memory."""
 
 
+@dataclass(frozen=True)
+class PredictSettings:
+    """How ``predict`` goes about its work.
+
+    test: how an image is shown to the network. Its ``batch`` changes no result beyond rounding; logits are enlarged
+        with ``align_corners`` also where the network says so itself.
+    refiner: of the masks, by the picture: a name in ``ops.refiners.REFINERS``, or None.
+    use_tags: masks of images whose tags are known are made with these; that makes better pseudo masks for another
+        round of training, but such masks are no test of the network.
+    others: with ``use_tags``, what becomes of pixels where an untagged class wins: as ``MaskRule.others``. The
+        network scores all classes, so the refiner sees all of them unless it is "never".
+    refine_max_pixels: larger images, or tiles, are refined at this size; None: at full size.
+    device: where the network computes.
+    shard: (index, count): the images with ``crc32(id) % count == index``.
+    overwrite: remove an earlier run in the folder instead of going on with it.
+    removed: what becomes of the masks of images that are not in the data any more.
+    noted: circumstances to be kept in run.yaml, such as where the data came from.
+    progress: show it on stderr.
+    """
+
+    test: TestTime = TestTime()  # noqa: RUF009  # frozen
+    refiner: str | None = None
+    use_tags: bool = False
+    others: Literal["never", "ignore", "keep"] = "never"
+    refine_max_pixels: int | None = REFINE_MAX_PIXELS
+    device: str = "auto"
+    shard: Shard = WHOLE
+    overwrite: bool = False
+    removed: Removed = "keep"
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    progress: bool = True
+
+
 def predict(
-    network: Path | str,
-    data: Dataset,
-    out: Path | str,
-    *,
-    test: TestTime | None = None,
-    refiner: str | None = None,
-    use_tags: bool = False,
-    others: Literal["never", "ignore", "keep"] = "never",
-    device: str = "auto",
-    noted: Mapping[str, Any] | None = None,
-    shard: Shard = WHOLE,
-    overwrite: bool = False,
-    removed: Removed = "keep",
-    refine_max_pixels: int | None = REFINE_MAX_PIXELS,
-    progress: bool = True,
+    network: Path | str, data: Dataset, out: Path | str, settings: PredictSettings | None = None, **changes: Any
 ) -> Summary:
     """Make a mask of every image by a trained network.
 
@@ -59,65 +78,25 @@ def predict(
         network: a folder that ``train`` or ``save_network`` wrote; of an unfinished training the last weights.
         data: the images. Ground truth, if it has any, is never read; its classes need not be the network's.
         out: the run folder; see :mod:`tag2mask.run.folder`.
-        test: how an image is shown to the network; None: once, as it is. Its ``batch`` changes no result beyond
-            rounding; logits are enlarged with ``align_corners`` also where the network says so itself.
-        refiner: of the masks, by the picture: a name in ``ops.refiners.REFINERS``, or None.
-        use_tags: masks of images whose tags are known are made with these; that makes better pseudo masks for another
-            round of training, but such masks are no test of the network.
-        others: with ``use_tags``, what becomes of pixels where an untagged class wins: as ``MaskRule.others``. The
-            network scores all classes, so the refiner sees all of them unless it is "never".
-        device: where the network computes.
-        noted: circumstances to be kept in run.yaml, such as where the data came from.
-        shard: (index, count): the images with ``crc32(id) % count == index``.
-        overwrite: remove an earlier run in the folder instead of going on with it.
-        removed: what becomes of the masks of images that are not in the data any more.
-        refine_max_pixels: larger images, or tiles, are refined at this size; None: at full size.
-        progress: show it on stderr.
+        settings: default: ``PredictSettings()``.
+        changes: fields of ``PredictSettings`` that take the place of those in ``settings``.
 
     Raises:
         UserError: no network, or settings that cannot work (before any work), or a disk that cannot be written.
         KeyboardInterrupt: as the user asked; the message says what is saved.
     """
-    if refiner is not None:
-        find_refiner(refiner)
-    if others != "never" and not use_tags:
-        raise UserError(
-            f"others={others} (--others) is about classes that are not among the tags; give --use-tags too"
-        )
-    if test is not None and max(test.scales) > MOST_SCALE:
-        raise UserError(f"scale {max(test.scales):g}: expected at most {MOST_SCALE:g} times an image's own size")
+    how = replace(settings or PredictSettings(), **changes)
+    _check(how)
     saved = read_saved(network)
-    step, steps = saved.noted.get("step"), saved.noted.get("recipe", {}).get("steps")
-    if step and steps and step < steps:
-        warn(f"{network} is at step {step} of {steps} of its training; the masks are an unfinished network's")
-    names = saved.config.names
-    if use_tags and data.classes.names != names:
-        raise UserError(
-            f"the tags of {data.root} are of other classes ({_listed(data.classes.names)}) than the network "
-            f"({_listed(names)}); leave out --use-tags, or give the data in the network's classes (--classes)"
-        )
-    total = survey(data, shard, tags=use_tags).total
-    net = load_network(saved, device)
+    _check_network(network, saved, data, how)
+    total = survey(data, how.shard, tags=how.use_tags).total
+    net = load_network(saved, how.device)
     where = next(net.parameters()).device
-    by = crf_engine(refiner, where)
-    test = test or TestTime()
-    test = replace(test, align_output=test.align_output or net.align_corners)
-    views = {name: value for name, value in plain(test).items() if name != "batch"}
+    by = crf_engine(how.refiner, where)
+    test = replace(how.test, align_output=how.test.align_output or net.align_corners)
     run = Run.create(
         out,
-        {
-            "stage": "predict",
-            "method": saved.config.architecture,
-            "network": {"options": saved.config.options, "sha256": saved.sha256},
-            "test": views,
-            "refiner": refiner,
-            "refine_max_pixels": refine_max_pixels,
-            "use_tags": use_tags,
-            **({} if others == "never" else {"others": others}),
-            "classes": {"id": saved.config.classes, "names": names, "palette": saved.config.palette},
-            "keep_scores": False,
-            "supervision": saved.supervision,
-        },
+        _deciding(saved, test, how),
         noted={
             "data_root": Path(data.root).absolute(),
             "network": saved.path.absolute(),
@@ -127,31 +106,72 @@ def predict(
             "threads": torch.get_num_threads(),
             "device": where.type,
             "batch_size": test.batch,
-            **(noted or {}),
+            **how.noted,
         },
         images=len(data),
-        shard=shard,
-        overwrite=overwrite,
+        shard=how.shard,
+        overwrite=how.overwrite,
     )
-    classes = ClassSet(saved.config.classes, names, saved.config.palette)
-    rule = MaskRule(refiner=refiner, others=others)
-    predictor = Predictor(net, where, test, rule, refine_max_pixels, use_tags)
+    rule = MaskRule(refiner=how.refiner, others=how.others)
+    predictor = Predictor(net, where, test, rule, how.refine_max_pixels, how.use_tags)
     with run:
-        changes = Changes(run, tags=use_tags, untagged=True)
-        left = left_over(run, data, shard, removed, tags=False)
-        samples = (sample for sample in data if in_shard(sample.id, shard))
+        changed = Changes(run, tags=how.use_tags, untagged=True)
+        left = left_over(run, data, how.shard, how.removed, tags=False)
+        samples = (sample for sample in data if in_shard(sample.id, how.shard))
         # each image alone, so that its neighbours cannot matter
-        batches = (SampleBatch((each,), frozenset(() if changes.finished(each) else (each.id,))) for each in samples)
+        batches = (SampleBatch((each,), frozenset(() if changed.finished(each) else (each.id,))) for each in samples)
         work = Work(
-            *(run, classes, predictor, total),
+            *(run, ClassSet(saved.config.classes, saved.config.names, saved.config.palette), predictor, total),
             did="predicted",
             steps=predictor.steps,
             device=where,
-            made=changes.made,
-            notes=lambda: [*changes.notes(), *left],
+            made=changed.made,
+            notes=lambda: [*changed.notes(), *left],
         )
-        loaded = ahead(load(batches, describe, changes.inputs, untagged=True))
-        return work.through(loaded, show_progress(total, "predict", enabled=progress))
+        loaded = ahead(load(batches, describe, changed.inputs, untagged=True))
+        return work.through(loaded, show_progress(total, "predict", enabled=how.progress))
+
+
+def _check(how: PredictSettings) -> None:
+    """Raises UserError where settings cannot work, whatever the network is."""
+    if how.refiner is not None:
+        find_refiner(how.refiner)
+    if how.others != "never" and not how.use_tags:
+        raise UserError(
+            f"others={how.others} (--others) is about classes that are not among the tags; give --use-tags too"
+        )
+    if max(how.test.scales) > MOST_SCALE:
+        raise UserError(f"scale {max(how.test.scales):g}: expected at most {MOST_SCALE:g} times an image's own size")
+
+
+def _check_network(network: Path | str, saved: SavedNetwork, data: Dataset, how: PredictSettings) -> None:
+    """Warns of an unfinished network. Raises UserError where the tags that are to be used are of other classes."""
+    step, steps = saved.noted.get("step"), saved.noted.get("recipe", {}).get("steps")
+    if step and steps and step < steps:
+        warn(f"{network} is at step {step} of {steps} of its training; the masks are an unfinished network's")
+    names = saved.config.names
+    if how.use_tags and data.classes.names != names:
+        raise UserError(
+            f"the tags of {data.root} are of other classes ({_listed(data.classes.names)}) than the network "
+            f"({_listed(names)}); leave out --use-tags, or give the data in the network's classes (--classes)"
+        )
+
+
+def _deciding(saved: SavedNetwork, test: TestTime, how: PredictSettings) -> dict[str, Any]:
+    """What decides the masks, for run.yaml."""
+    return {
+        "stage": "predict",
+        "method": saved.config.architecture,
+        "network": {"options": saved.config.options, "sha256": saved.sha256},
+        "test": {name: value for name, value in plain(test).items() if name != "batch"},
+        "refiner": how.refiner,
+        "refine_max_pixels": how.refine_max_pixels,
+        "use_tags": how.use_tags,
+        **({} if how.others == "never" else {"others": how.others}),
+        "classes": {"id": saved.config.classes, "names": saved.config.names, "palette": saved.config.palette},
+        "keep_scores": False,
+        "supervision": saved.supervision,
+    }
 
 
 def read_images(network: Path | str, described: Mapping[str, Any]) -> tuple[Columns, dict[str, Any]]:

@@ -25,6 +25,20 @@ class PromptRanking:
     images: int
     failed: int
 
+    def text(self, top: int = 0) -> str:
+        """For people: the best ``top`` templates, or with 0 all, and what was left out."""
+        lines = [f"{len(self.prompts)} templates over {self.images} images, best (least sharp) first"]
+        lines += [f"  {prompt.sharpness:.5f}  {prompt.template}" for prompt in self.prompts[: top or None]]
+        if self.failed:
+            lines.append(f"could not be read: {self.failed} images")
+        if self.left_out:
+            words = sorted({word for _, unknown in self.left_out for word in unknown})
+            shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
+            lines.append(
+                f"left out: {len(self.left_out)} templates with words that this CLIP does not know ({shown})"
+            )
+        return "\n".join(lines)
+
 
 def rank_prompts(
     data: Dataset,

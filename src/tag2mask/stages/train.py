@@ -128,19 +128,13 @@ def train(
     check(recipe)
     where = find_device(device)
     find_precision(recipe.precision, where)
-    run = run if run is None or isinstance(run, Run) else Run.open(run)
-    if data is None:
-        if run is None:
-            raise UserError("without a run, name the data (--data) and the images with true masks (--pixel-labels)")
-        data = data_for(run)
-    if run is None and pixel_labels is None:
-        raise UserError("no masks to train on: give a run with masks, or --pixel-labels with a list of image ids")
-    blank = recipe.semi == "cct" and recipe.cct.weak == "none"  # then the run only says where the images are
-    targets = find_targets(data, None if blank else run, pixel_labels, blank=blank)
+    targets = _targets(run, data, pixel_labels, recipe)
     supervision, start = _supervision(targets, recipe)
     drawn = (Mixed if recipe.semi else Examples)(targets, recipe.augment, recipe.seed, recipe.mu is not None)
     net = build_network(
-        NetworkConfig.of(recipe.architecture, data.classes, **recipe.options), init=recipe.start, seed=recipe.seed
+        NetworkConfig.of(recipe.architecture, targets.data.classes, **recipe.options),
+        init=recipe.start,
+        seed=recipe.seed,
     )
     if first_process() and not (out / "run.yaml").exists():
         check_own(out, "recipe.json")
@@ -148,9 +142,7 @@ def train(
         _claim(out, recipe, targets, supervision, start)
         done = steps_done(out)
         if not done:
-            with show_progress(len(targets), "check masks", enabled=progress and first_process()) as bar:
-                for note in check_targets(targets, bar.advance, confidence=recipe.mu is not None):
-                    warn(note)
+            _check_masks(targets, recipe, progress)
         module = (CrossConsistency if recipe.semi else SupervisedTraining)(recipe, net)
         noted = {"recipe": plain(recipe), "examples": len(targets)}
         keep = _Keep(out / INSIDE, supervision, noted, done)
@@ -172,6 +164,21 @@ def train(
         if trainer.is_global_zero and not (out / INSIDE).exists():
             keep.write(module, trainer.global_step)  # the training was over, and its network was deleted
     return result
+
+
+def _targets(
+    run: Run | Path | str | None, data: Dataset | None, pixel_labels: Path | None, recipe: TrainRecipe
+) -> Targets:
+    """The masks to train on."""
+    run = run if run is None or isinstance(run, Run) else Run.open(run)
+    if data is None:
+        if run is None:
+            raise UserError("without a run, name the data (--data) and the images with true masks (--pixel-labels)")
+        data = data_for(run)
+    if run is None and pixel_labels is None:
+        raise UserError("no masks to train on: give a run with masks, or --pixel-labels with a list of image ids")
+    blank = recipe.semi == "cct" and recipe.cct.weak == "none"  # then the run only says where the images are
+    return find_targets(data, None if blank else run, pixel_labels, blank=blank)
 
 
 class _Keep(lightning.Callback):
@@ -196,6 +203,13 @@ class _Keep(lightning.Callback):
 
     def write(self, module: SupervisedTraining, step: int) -> None:
         save_network(self.folder, module.weights, supervision=self.supervision, noted={**self.noted, "step": step})
+
+
+def _check_masks(targets: Targets, recipe: TrainRecipe, progress: bool) -> None:
+    """Look at all masks before the first step, and warn of what is odd. Raises as ``check_targets``."""
+    with show_progress(len(targets), "check masks", enabled=progress and first_process()) as bar:
+        for note in check_targets(targets, bar.advance, confidence=recipe.mu is not None):
+            warn(note)
 
 
 def _supervision(targets: Targets, recipe: TrainRecipe) -> tuple[str, str | None]:

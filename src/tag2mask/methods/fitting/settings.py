@@ -32,8 +32,8 @@ class FitOptions(MethodOptions):
     steps: int | None = Field(None, ge=1, description="training steps")
     batch: int | None = Field(None, ge=1, description="images a step")
     lr: float | None = Field(None, gt=0, description="learning rate of the backbone; the head's is 10 times it")
-    weight_decay: float = Field(1e-4, ge=0, description="of all convolutions")
-    seed: int = Field(0, ge=0, description="of all that is random in the fit")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay of all convolutions")
+    seed: int = Field(0, ge=0, description="seed of all that is random in the fit")
 
 
 @dataclass(frozen=True)
