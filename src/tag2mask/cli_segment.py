@@ -134,7 +134,7 @@ def predict(
     test: Annotated[
         str,
         typer.Option(
-            help="As papers test: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, cd-clip."
+            help="Of a paper: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, cd-clip."
         ),
     ] = "plain",
     scales: Annotated[str | None, typer.Option(help="Sizes at which an image is seen, such as 0.5,1,1.5.")] = None,

@@ -51,6 +51,13 @@ def the_toys_architecture():
 
 WORDS = TextSet(names=("red", "cat", "dog"), templates=("a photo of the {}.",), background=("photo", "the"))
 
+KNOWN = replace(
+    CLASSES,
+    texts=dict.fromkeys((*METHODS, *TOYS), WORDS),
+    superclasses={"kind": {"cat": ("red",), "dog": ("green", "blue")}},
+)
+"""The toys' classes with what methods say of them to CLIP."""
+
 GIVEN = "classifier-cam given"
 """The method that may label without having learned, as it does that."""
 
@@ -170,8 +177,7 @@ def build(name: str, classes: ClassSet, **how) -> Method:
 def case(request, tmp_path_factory) -> Case:
     folder = tmp_path_factory.mktemp(request.param)
     data = make_data(folder / "images", count=7)
-    groups = {"kind": {"cat": ("red",), "dog": ("green", "blue")}}
-    data.classes = replace(CLASSES, texts={request.param: WORDS}, superclasses=groups)
+    data.classes = KNOWN
     method = build(request.param, data.classes)
     prior = fitted = None
     if method.earlier_run(method.options).needed:
