@@ -48,7 +48,8 @@ app = typer.Typer(
     `tag2mask label photos -o runs/photos` and `tag2mask report runs/photos`.
 
     Exit codes: 0 done, 1 an error that you can fix, 2 wrong usage, 3 some images failed (they are in the run's
-    manifest) or none has a mask, 130 stopped by Ctrl-C, or a fit by `--minutes` (the same command resumes it).""",
+    manifest) or none has a mask, 130 stopped by Ctrl-C, or by `label --minutes`
+    while a method was being fitted (the same command resumes it).""",
 )
 app.add_typer(storybook_app, name="storybook")
 app.add_typer(segment_app)  # without a name: its commands stand among the others
@@ -111,14 +112,23 @@ def label(
     ] = None,
     others: OthersOption = None,
     background: Annotated[
-        str | None, typer.Option(help='"power:A" is (1-max)^A, "constant:T" is T, or "own".')
+        str | None,
+        typer.Option(
+            help='Score of background: "power:A", (1 - highest class score)^A; "constant:T"; "own", the method\'s.'
+        ),
     ] = None,
-    mu: Annotated[float | None, typer.Option(help="Pixels less confident become 255; 0 keeps every pixel.")] = None,
+    mu: Annotated[
+        float | None, typer.Option(help="Pixels below this confidence (0 to 1) become 255; 0 keeps all.")
+    ] = None,
     confidence: Annotated[
-        str | None, typer.Option(help="How sure a pixel is: posterior (the refiner's) or cam (Eq. 8, from the maps).")
+        str | None,
+        typer.Option(help="How sure a pixel is: posterior (the refiner's) or cam (from the maps; Eq. 8 of CLIP-ES)."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16: of a fit, and of CLIP before its last block.")
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16, while a method is fitted and in CLIP before its last block."
+        ),
     ] = None,
     device: DeviceOption = "auto",
     batch: Annotated[int | None, typer.Option(help="Images at a time; default 1 on a processor, 8 on a GPU.")] = None,
@@ -143,7 +153,10 @@ def label(
         typer.Option(min=0, help="Processes that prepare images for a fit; default: up to 8 on a GPU, else none."),
     ] = None,
     refine: Annotated[
-        str | None, typer.Option(help="Refine the maps: irn, psa or pot. The unrefined run is in OUT/seeds.")
+        str | None,
+        typer.Option(
+            help="Fit a second method on the maps (irn, psa, pot): its masks; the first run is in OUT/seeds."
+        ),
     ] = None,
     refine_set: Annotated[
         list[str] | None,
@@ -167,8 +180,8 @@ def label(
 
     Stop it whenever you like: the same command resumes it, and the folder ends up the same. One bad image never stops
     it. Many processes share one folder with `--shard 0/4` ... `--shard 3/4`, or under torchrun or a SLURM array.
-    A method that learns (clims, mctformer, pot, irn, psa; classifier-cam with `--set epochs=5`) does so first, from
-    the tags; before shards, give the command once with `--fit-only`.
+    Every method but clip-es learns before it labels (classifier-cam only with `--set epochs=5`), most from the tags,
+    others from an earlier run too; before shards, give the command once with `--fit-only`.
 
     Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
     -o runs/voc` · `tag2mask label photos --set affinity=mhsa --mask-refiner none -o runs/mhsa` ·
@@ -247,9 +260,11 @@ def evaluate(
     run: RunFolder,
     where: dict[str, Any],
     boundary: Annotated[bool, typer.Option(help="Boundary IoU too (slower).")] = True,
-    thresholds: Annotated[bool, typer.Option(help="All background thresholds and powers on the score maps.")] = True,
+    thresholds: Annotated[
+        bool, typer.Option(help="Also try every background threshold and power on the score maps.")
+    ] = True,
     confidence: Annotated[
-        bool, typer.Option("--confidence", help="Pixels by confidence, and mIoU at mu 0.7, 0.8, 0.95 too.")
+        bool, typer.Option("--confidence", help="Also count pixels by confidence, with mIoU at mu 0.7, 0.8, 0.95.")
     ] = False,
 ) -> None:
     """Measure a run's masks and score maps against ground truth: mIoU, accuracy, precision, recall, boundary IoU."""
@@ -292,7 +307,9 @@ def export(
             help=f"Masks: {', '.join(EXPORTERS)}. Networks: onnx, safetensors. `tag2mask formats` says what each is."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder or the file, as the format is.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write: a folder or a file, depending on the format.")
+    ],
     where: dict[str, Any],
     set_: Annotated[
         list[str] | None,

@@ -20,11 +20,11 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     "split": (str, "voc: a list under ImageSets, such as train or val; coco: an annotations file, such as val2017."),
     "tags": (
         Path,
-        "CSV, TSV, JSON, JSONL or .npy of images and labels, or the word folders: an image's folder is its class. "
+        "CSV, TSV, JSON, JSONL or .npy of images and labels, or the word 'folders': an image's folder is its class. "
         "Default: tags.csv, tags.jsonl, labels.csv, metadata.jsonl and the like in the folder.",
     ),
     "images": (Path, "coco: the folder of the images."),
-    "truth": (Path, "Folder of ground-truth masks; only `eval` reads them."),
+    "truth": (Path, "Folder of ground-truth masks: to measure with, never to make masks."),
     "truth_values": (
         str,
         "What the numbers in true masks stand for, where they are not the run's: as-is (they are the run's, whatever "
@@ -33,14 +33,14 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     ),
     "truth_turn": (
         str,
-        "For photographs that EXIF turns: true masks were drawn on the pixels as they are stored, or upright.",
+        "For photographs that EXIF turns: stored, if true masks fit the pixels as they lie in the file, or upright.",
     ),
     "classes": (
         str,
-        "voc12, coco14, a YAML file of your own, or file (VOC's or COCO's own names); default: the data's.",
+        "voc12, coco14, a YAML file of your own, or the word 'file' (VOC's or COCO's own); default: the data's.",
     ),
     "unknown": (str, "Tags that are not among the classes: error (stop), or skip (leave them out)."),
-    "separator": (str, 'What else than ";" separates labels, such as ","; none: nothing else.'),
+    "separator": (str, 'What separates labels beside ";", such as ","; the word none: nothing else.'),
     "twins": (str, "Tags that look like one class (tree, trees): keep both, or merge."),
     "count_from": (int, "The number of the first class, 0 or 1 (0 is the background), where tags are numbers."),
 }

@@ -23,12 +23,12 @@ RemovedOption = Annotated[
 OthersOption = Annotated[
     str | None,
     typer.Option(
-        help="Where an untagged class scores best: never (only tags compete), ignore (255), keep (that class)."
+        help="If an untagged class would win a pixel: never (only tags compete), ignore (255), keep (that class)."
     ),
 ]
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` wrote.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` or `predict` wrote.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE; see `tag2mask methods NAME`.")
 ]

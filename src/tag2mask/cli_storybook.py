@@ -107,7 +107,7 @@ def pretrain(
 ) -> None:
     """Train a small CLIP on Storybook's pictures, captions and tags; exact masks are not used.
 
-    Stop it whenever you like; the same command resumes it. FOLDER/clip holds the last weights, FOLDER/best those with
+    Stop it whenever you like; the same command resumes it. OUT/clip holds the last weights, OUT/best those with
     the best watched CAM; each is a name for --clip. The defaults are for a GPU and take days on two cores, where a
     short training from existing weights is a better start:
 
