@@ -737,3 +737,12 @@ def test_when_an_earlier_run_is_taken():
     assert use(checkpoint="final.pth") == EarlierRun(None, "maps")
     assert not use(seeds="classifier").needed
     assert not use(seeds="classifier", variant="released").needed
+
+
+def test_a_released_checkpoint_labels_with_the_earlier_maps(weights, data, earlier, tmp_path, monkeypatch):
+    """It learns nothing here, but needs the earlier run all the same."""
+    monkeypatch.setattr(labelling, "load_released", lambda *_: method_of(weights).start())
+    torch.save({"classifier.weight": torch.zeros(3, 8, 1, 1)}, tmp_path / "final.pth")
+    method = make_method("pot", CLASSES, checkpoint=str(tmp_path / "final.pth"), scales=(1.0,))
+    summary = label(data, method, tmp_path / "out", prior=earlier, progress=False)
+    assert (summary.done, summary.failed) == (len(data), 0), summary.errors

@@ -104,7 +104,7 @@ def test_recipes_have_the_published_numbers(name, steps, batch, stop, others, au
 
 
 def test_a_small_world_has_settings_of_its_own():
-    clip = SimpleNamespace(name="storybook-clip", device=torch.device("cpu"))
+    clip = SimpleNamespace(patch=16, name="storybook-clip", device=torch.device("cpu"))
     method = WeakCLIP(load_classes("voc12"), WeakCLIPOptions(batch=3), clip=clip)
     assert (method.recipe.crop, method.recipe.batch, method.recipe.options["resolution"]) == (128, 3, None)
     assert (method.test.scales, method.test.fit, method.test.window) == ((0.75, 1, 1.25), None, None)
@@ -332,3 +332,10 @@ def test_runs_of_any_method_are_seeds(data, tmp_path):
     label(data, weakclip(), tmp_path / "run", prior=tmp_path / "seeds", progress=False)
     mask = read_mask(Run.open(tmp_path / "run").mask_path(data[0].id))
     assert set(mask.ravel().tolist()) <= {0, 255, *data[0].tags}
+
+
+def test_a_crop_that_parts_cells_is_refused():
+    """Labels would not lie on the pixels that the network answers for."""
+    clip = SimpleNamespace(patch=16, name="storybook-clip", device=torch.device("cpu"))
+    with pytest.raises(UserError, match=r"crop 100 is no multiple of \d+, .*--set crop="):
+        WeakCLIP(load_classes("voc12"), WeakCLIPOptions(crop=100), clip=clip)

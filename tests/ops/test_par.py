@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tag2mask.ops.par import PAR, PARSettings, par
+from tag2mask.ops.refiners import find_refiner
 
 SMALL = PARSettings(dilations=(1, 3), iterations=2)
 
@@ -82,3 +83,9 @@ def test_flat_pictures_and_single_pixels_are_finite():
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="expected"):
         par(torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 4, 4))
+
+
+def test_pixels_without_any_score_are_shared_equally():
+    image = torch.randint(0, 256, (3, 9, 9), dtype=torch.uint8)
+    found = find_refiner("par")(image, torch.zeros(3, 9, 9))
+    assert torch.equal(found, torch.full((3, 9, 9), 1 / 3))

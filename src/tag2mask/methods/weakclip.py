@@ -50,9 +50,11 @@ from pydantic import Field
 
 from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
 from tag2mask.methods.protocol import EarlierRun, Trainable
+from tag2mask.models.weakclip_parts import coarsest
 from tag2mask.models.weights import STORYBOOK as STORYBOOK_CLIP
 from tag2mask.ops.image import shrink_images, working_size
 from tag2mask.ops.masks import best_others
+from tag2mask.run.files import file_sha256
 from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network, load_network
 from tag2mask.segment.recipe import TrainRecipe, check
 from tag2mask.segment.test_time import PRESETS, TestTime, predict
@@ -160,6 +162,12 @@ class WeakCLIP(Trainable):
             window=self.chosen["window"],
             stride=self.chosen["stride"],
         )
+        cell = coarsest(clip.patch)
+        if self.learns and self.chosen["crop"] % cell:
+            raise UserError(
+                f"weakclip: crop {self.chosen['crop']} is no multiple of {cell}, the coarsest cell of this CLIP, and "
+                f"labels would not lie on their pixels; give --set crop={max(1, self.chosen['crop'] // cell) * cell}"
+            )
         self.net: SegmentationNet | None = None
         if not self.learns:
             self.net = self.start().to(self.device).eval()
@@ -182,7 +190,9 @@ class WeakCLIP(Trainable):
     @property
     def resolved(self) -> dict[str, Any]:
         """What decides the results beside the options."""
-        return {"recipe": self.recipe}
+        files = {"weights_sha256": self.options.checkpoint, "repeated_sha256": self.options.repeated}
+        found = {name: Path(file) for name, file in files.items() if file and Path(file).is_file()}
+        return {"recipe": self.recipe, **{name: file_sha256(path) for name, path in found.items()}}
 
     def _recipe(self) -> TrainRecipe:
         """The training as the segmentation room knows it."""

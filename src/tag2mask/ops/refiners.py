@@ -35,7 +35,8 @@ def _dense_crf(crf: CRF, image: Tensor, scores: Tensor) -> Tensor:
 
 def _par(image: Tensor, scores: Tensor) -> Tensor:
     refined = par(standardise(image[None], MEAN, STD), scores[None])[0]  # as WeCLIP does
-    return refined / refined.sum(0)
+    total = refined.sum(0)
+    return torch.where(total > 0, refined / total.clamp_min(torch.finfo(total.dtype).tiny), 1 / len(refined))
 
 
 REFINERS: Mapping[str, Refiner] = MappingProxyType(

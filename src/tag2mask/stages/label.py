@@ -149,6 +149,8 @@ def label(
                 make_ready(method, data, run, before, surveyed=surveyed, shard=settings.shard, progress=shown)
             if settings.fit_only:
                 return Summary(str(run.path), "labelled", surveyed.total)
+        elif isinstance(method, Trainable) and use.label is not None:  # weights of others, on an earlier run's maps
+            method.load(run.checkpoints, before)
         seen = before if use.label is not None else None
         renewed = Changes(run, seen, use.label)
         left = left_over(run, data, settings.shard, settings.removed)
