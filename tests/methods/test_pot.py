@@ -45,13 +45,7 @@ LAYOUT = Layout(blocks=(1, 1, 1, 1), width=4, strides=STRIDES)
 SMALL = {"steps": 2, "batch": 3, "size": 48, "lr": 0.01}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

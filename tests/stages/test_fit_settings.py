@@ -26,14 +26,7 @@ from tag2mask.stages.label import label
 from tag2mask.stages.machinery.fit import FITTED
 from tag2mask.types import UserError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Images this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -49,9 +49,7 @@ class Promises(TrainingFree):
     scores_others = True
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from tag2mask.models.tower import BILINEAR, Mean, Positions, Tower, resample_positions, walk
+from tag2mask.models.tower import BILINEAR, Mean, Positions, Tower, patch_tokens, resample_positions, walk
 from tag2mask.models.transformer import Activation, Block, Transformer
 from tag2mask.models.vjp import Readout, channel_weights, read_out, run_last_block
 from tag2mask.ops.cam import gradcam
@@ -106,14 +106,7 @@ class VisionTransformer(nn.Module):
 
     def embed(self, pixels: Tensor, positions: Positions) -> tuple[Tensor, tuple[int, int]]:
         """(B, 3, H, W) standardised -> tokens (B, 1 + N, D) entering the first block, and their grid."""
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % self.patch or pixels.shape[3] % self.patch:
-            raise ValueError(
-                f"pixels are {tuple(pixels.shape)}, expected (B, 3, H, W) with H and W multiples of the patch, "
-                f"{self.patch}; resize the image first"
-            )
-        x = self.conv1(pixels.to(self.conv1.weight.dtype))  # (B, D, h, w)
-        grid = (x.shape[2], x.shape[3])
-        x = x.flatten(2).transpose(1, 2)  # (B, N, D), row-major
+        x, grid = patch_tokens(self.conv1, pixels)  # (B, N, D)
         cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # not len(x), which a trace takes for fixed
         x = torch.cat([cls, x], 1) + self.positions(grid, positions).to(x.dtype)  # (B, 1 + N, D)
         return self.ln_pre(x), grid

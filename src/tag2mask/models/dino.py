@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.containers import read_weights
 from tag2mask.models.find_dino import find_dino, read_config, weight_file
-from tag2mask.models.tower import Positions, resample_positions, walk
+from tag2mask.models.tower import Positions, patch_tokens, resample_positions, walk
 from tag2mask.models.transformer import Block
 from tag2mask.ops.image import standardise
 from tag2mask.run.device import find_device, find_precision
@@ -101,15 +101,8 @@ class DINOTower(nn.Module):
 
     def embed(self, pixels: Tensor, positions: Positions) -> tuple[Tensor, tuple[int, int]]:
         """(B, 3, H, W) standardised -> tokens (B, 1 + registers + N, D) entering the first block, and their grid."""
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % self.patch or pixels.shape[3] % self.patch:
-            raise ValueError(
-                f"pixels are {tuple(pixels.shape)}, expected (B, 3, H, W) with H and W multiples of the patch, "
-                f"{self.patch}; resize the image first"
-            )
-        x = self.conv1(pixels.to(self.conv1.weight.dtype))  # (B, D, h, w)
-        grid = (x.shape[2], x.shape[3])
-        x = x.flatten(2).transpose(1, 2)  # (B, N, D), row-major
-        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        x, grid = patch_tokens(self.conv1, pixels)  # (B, N, D)
+        x = torch.cat([self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], 1)
         x = x + self.positions(grid, positions).to(x.dtype)
         registers = self.registers.to(x.dtype).expand(x.shape[0], -1, -1)
         return torch.cat([x[:, :1], registers, x[:, 1:]], 1), grid

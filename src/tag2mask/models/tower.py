@@ -198,3 +198,23 @@ def first_asked(attention: Mean | Each | None, total: int) -> int:
     if not 1 <= attention.layers <= total:
         raise ValueError(f"attention of the last {attention.layers} layers was asked for; this tower has {total}")
     return total - attention.layers
+
+
+def patch_tokens(conv: nn.Conv2d, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """The patches of pictures by a convolution that steps from patch to patch: tokens (B, N, D), row-major, and grid.
+
+    Args:
+        conv: of equal kernel and stride, the patch.
+        pixels: (B, 3, H, W) standardised.
+
+    Raises:
+        ValueError: ``pixels`` have another shape, or sides that are no multiples of the patch.
+    """
+    patch = conv.stride[0]
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % patch or pixels.shape[3] % patch:
+        raise ValueError(
+            f"pixels are {tuple(pixels.shape)}, expected (B, 3, H, W) with H and W multiples of the patch, "
+            f"{patch}; resize the image first"
+        )
+    x = conv(pixels.to(conv.weight.dtype))  # (B, D, h, w)
+    return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])

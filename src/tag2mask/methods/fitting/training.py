@@ -1,4 +1,4 @@
-"""One training of a fit: begun, gone on with, or taken up as it ended. Loads Lightning; import it only to train."""
+"""One training of a fit: started, resumed, or loaded where it has ended. Loads Lightning; import it only to train."""
 
 from __future__ import annotations
 

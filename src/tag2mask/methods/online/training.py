@@ -21,7 +21,7 @@ from tag2mask.methods.online.teacher import Teacher
 from tag2mask.models.weclip import WeCLIPNet
 from tag2mask.ops.decoder_affinity import affinity_loss, affinity_targets, decoder_affinity
 from tag2mask.ops.superclasses import dice_loss
-from tag2mask.run.sampling import step_generator
+from tag2mask.run.sampling import step_dice
 from tag2mask.segment.losses import balanced_cross_entropy
 from tag2mask.segment.schedule import warm_poly
 from tag2mask.types import IGNORE
@@ -60,9 +60,7 @@ class OnlineTraining(lightning.LightningModule):
         images = pictures.nan_to_num(0.0)
         pixels = teacher.pixels(images)
         seen = teacher.look(pixels)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            # dropout, the same whenever this batch is seen
-            torch.manual_seed(step_generator(self.settings.seed, batch_idx).initial_seed())
+        with step_dice(self.settings.seed, batch_idx, self.device):  # dropout, the same whenever this batch is seen
             fused = self.fuse(seen.taps, seen.grid)
         logits = self.decoder(fused)  # (B, C + 1, h, w)
         affinity = decoder_affinity(fused)
