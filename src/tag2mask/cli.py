@@ -22,6 +22,7 @@ from tag2mask.cli_options import (
     RemovedOption,
     RunFolder,
     SetOption,
+    ShardOption,
     TokenizerOption,
     images_if_there,
     label_config,
@@ -68,8 +69,8 @@ def _root(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where everything is written.")] = Path("demo"),
-    n: Annotated[int, typer.Option("-n", min=4, help="How many scenes.")] = 120,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is written.")] = Path("demo"),
+    n: Annotated[int, typer.Option("-n", min=4, help="Number of scenes.")] = 120,
     device: DeviceOption = "auto",
 ) -> None:
     """Draw picture-book scenes, label them from their tags, measure against exact masks, write a report.
@@ -90,9 +91,11 @@ def demo(
 def label(
     *,
     data: Annotated[Path | None, typer.Argument(help=f"Give {said(READERS)}; or name it in --config.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; created or resumed.")] = Path("run"),
-    method: Annotated[str | None, typer.Option("--method", "-m", help="See `tag2mask methods`.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings as YAML; flags given here come on top.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to create or resume.")] = Path("run"),
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="How masks are made; `tag2mask methods` lists all.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags given here override it.")] = None,
     set_: SetOption = None,
     where: dict[str, Any],
     clip: ClipOption = None,
@@ -101,46 +104,58 @@ def label(
     activation: ActivationOption = None,
     refiner: Annotated[
         str | None,
-        typer.Option("--mask-refiner", "--crf", help="Dense CRF preset (clip-es, irn, psa, ...), par, or none."),
+        typer.Option(
+            "--mask-refiner",
+            "--crf",
+            help="Makes masks follow the image's edges: a dense CRF preset (clip-es, irn, psa, ...), par, or none.",
+        ),
     ] = None,
     refiner_on: Annotated[
         str | None,
         typer.Option(
             "--mask-refiner-on",
-            help="What the refiner starts from: scores, or labels (the class that wins at each pixel).",
+            help="What the mask refiner starts from: scores, or labels (the class that wins at each pixel).",
         ),
     ] = None,
     others: OthersOption = None,
     background: Annotated[
         str | None,
         typer.Option(
-            help='Score of background: "power:A", (1 - highest class score)^A; "constant:T"; "own", the method\'s.'
+            help='How background is scored: "power:A" is (1 - highest class score)^A, "constant:T" is T everywhere, '
+            '"own" is what the method gives.'
         ),
     ] = None,
     mu: Annotated[
-        float | None, typer.Option(help="Pixels below this confidence (0 to 1) become 255; 0 keeps all.")
+        float | None, typer.Option(help="Confidence (0 to 1) below which a pixel becomes 255, ignored; 0 keeps all.")
     ] = None,
     confidence: Annotated[
         str | None,
-        typer.Option(help="How sure a pixel is: posterior (the refiner's) or cam (from the maps; Eq. 8 of CLIP-ES)."),
+        typer.Option(
+            help="How confidence is computed: posterior (by the mask refiner) or cam (from the maps; Eq. 8 of "
+            "CLIP-ES)."
+        ),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="float32, bfloat16 or float16, while a method is fitted and in CLIP before its last block."
+            help="Number format while a method is fitted, and in CLIP before its last block: float32, bfloat16 or "
+            "float16."
         ),
     ] = None,
     device: DeviceOption = "auto",
-    batch: Annotated[int | None, typer.Option(help="Images at a time; default 1 on a processor, 8 on a GPU.")] = None,
-    shard: Annotated[
-        str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
+    batch: Annotated[
+        int | None, typer.Option(help="Images processed at a time; default: 1 on a processor, 8 on a GPU.")
     ] = None,
-    prior: Annotated[Path | None, typer.Option(help="An earlier run, for methods that start from one.")] = None,
+    shard: ShardOption = None,
+    prior: Annotated[Path | None, typer.Option(help="Earlier run to start from, for methods that need one.")] = None,
     fitted: Annotated[
-        Path | None, typer.Option(help="Another run whose learned weights are taken, for methods that learn.")
+        Path | None,
+        typer.Option(help="Another run whose learned weights are used instead of fitting the method again."),
     ] = None,
-    fit_only: Annotated[bool, typer.Option("--fit-only", help="Stop when the method has learned.")] = False,
-    devices: Annotated[int, typer.Option(min=1, help="GPUs that share every batch of a fit (DDP).")] = 1,
+    fit_only: Annotated[
+        bool, typer.Option("--fit-only", help="Fit the method, and stop before any image is labelled.")
+    ] = False,
+    devices: Annotated[int, typer.Option(min=1, help="Number of GPUs that share every batch of a fit (DDP).")] = 1,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -150,27 +165,38 @@ def label(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that prepare images for a fit; default: up to 8 on a GPU, else none."),
+        typer.Option(
+            min=0, help="Number of processes that prepare images for a fit; default: up to 8 on a GPU, else 0."
+        ),
     ] = None,
     refine: Annotated[
         str | None,
         typer.Option(
-            help="Fit a second method on the maps (irn, psa, pot): its masks; the first run is in OUT/seeds."
+            help="Fit a second method (irn, psa, pot) on the maps of the first, and label with it; the first run "
+            "is kept in OUT/seeds."
         ),
     ] = None,
     refine_set: Annotated[
         list[str] | None,
-        typer.Option(help="An option of --refine's method, NAME=VALUE; masks.refiner, masks.mu and so on too."),
+        typer.Option(
+            help="An option of the method that --refine names, as NAME=VALUE; masks.refiner=..., masks.mu=... and "
+            "the like set how its masks are made."
+        ),
     ] = None,
     masks_of: Annotated[
         str,
-        typer.Option(help="maps; or network, for methods that train one: it makes the masks, of the tagged classes."),
+        typer.Option(
+            help="What makes the masks: maps (the score maps), or network (the one that the method trains, if it "
+            "does; only tagged classes win)."
+        ),
     ] = "maps",
-    scores: Annotated[bool, typer.Option(help="Keep the score maps (small), for eval, report and refiners.")] = True,
+    scores: Annotated[
+        bool, typer.Option(help="Keep the score maps (small files), which eval, report and --refine use.")
+    ] = True,
     refit: Annotated[
         bool,
         typer.Option(
-            "--refit", help="Learn and label everything again, for methods that learn (after the tags changed, say)."
+            "--refit", help="Fit the method and label all images again, for example after tags have changed."
         ),
     ] = False,
     removed: RemovedOption = "keep",
@@ -180,8 +206,8 @@ def label(
 
     Stop it whenever you like: the same command resumes it, and the folder ends up the same. One bad image never stops
     it. Many processes share one folder with `--shard 0/4` ... `--shard 3/4`, or under torchrun or a SLURM array.
-    Every method but clip-es learns before it labels (classifier-cam only with `--set epochs=5`), most from the tags,
-    others from an earlier run too; before shards, give the command once with `--fit-only`.
+    Every method but clip-es is fitted before it labels (classifier-cam only with `--set epochs=5`): most learn from
+    the tags, some from an earlier run too. Before shards, give the command once with `--fit-only`.
 
     Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
     -o runs/voc` · `tag2mask label photos --set affinity=mhsa --mask-refiner none -o runs/mhsa` ·
@@ -259,7 +285,7 @@ def evaluate(
     *,
     run: RunFolder,
     where: dict[str, Any],
-    boundary: Annotated[bool, typer.Option(help="Boundary IoU too (slower).")] = True,
+    boundary: Annotated[bool, typer.Option(help="Also measure boundary IoU (slower).")] = True,
     thresholds: Annotated[
         bool, typer.Option(help="Also try every background threshold and power on the score maps.")
     ] = True,
@@ -283,11 +309,13 @@ def evaluate(
 def report(
     *,
     run: RunFolder,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; default: report.html in the run folder.")
+    ] = None,
     where: dict[str, Any],
-    worst: Annotated[int, typer.Option(min=0, help="How many images are shown, worst first.")] = 24,
+    worst: Annotated[int, typer.Option(min=0, help="Number of images to show, worst first.")] = 24,
 ) -> None:
-    """Write one HTML file that shows a run: overlays, numbers, settings; with truth, classes and threshold curve."""
+    """Write one HTML file about a run: overlays, settings, numbers; with ground truth also scores and their curve."""
     from tag2mask.run.folder import Run
     from tag2mask.stages.report import report as run_report
 
@@ -300,11 +328,14 @@ def report(
 @data_options()
 def export(
     *,
-    source: Annotated[Path, typer.Argument(help="A run folder (masks), or a network's or training's folder.")],
+    source: Annotated[
+        Path, typer.Argument(help="A run folder, for its masks; or a folder of a network or a training.")
+    ],
     to: Annotated[
         str,
         typer.Option(
-            help=f"Masks: {', '.join(EXPORTERS)}. Networks: onnx, safetensors. `tag2mask formats` says what each is."
+            help=f"Format to write. For masks: {', '.join(EXPORTERS)}; for networks: onnx, safetensors. "
+            "`tag2mask formats` says what each is."
         ),
     ],
     out: Annotated[
@@ -313,7 +344,7 @@ def export(
     where: dict[str, Any],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="An option of the format, NAME=VALUE; see `tag2mask formats NAME`."),
+        typer.Option("--set", help="An option of the format, as NAME=VALUE; see `tag2mask formats NAME`."),
     ] = None,
     competition: Annotated[
         str | None, typer.Option(help="comp5 or comp6: the same as --set competition=..., for voc-test.")
@@ -343,9 +374,12 @@ def export(
 def prompts(
     *,
     data: Data,
-    top: Annotated[int, typer.Option(min=0, help="Rows to show; 0 shows all.")] = 20,
-    limit: Annotated[int, typer.Option(min=1, help="How many tagged images are used, from the first on.")] = 500,
-    template: Annotated[list[str] | None, typer.Option(help="A template to rank, with {}; may be repeated.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Number of rows to show; 0 shows all.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Number of tagged images to use, from the first on.")] = 500,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="A template to rank, with {} for the class; may be repeated. Default: all."),
+    ] = None,
     where: dict[str, Any],
     clip: ClipOption = None,
     tokenizer: TokenizerOption = None,
@@ -375,10 +409,10 @@ def prompts(
 @app.command()
 def fetch(
     repo: Annotated[
-        str, typer.Argument(help="A CLIP or DINOv2 on the Hugging Face hub, as openai/clip-vit-base-patch16.")
+        str, typer.Argument(help="A CLIP or DINOv2 on the Hugging Face hub, such as openai/clip-vit-base-patch16.")
     ],
 ) -> None:
-    """Download weights (safetensors) and, of a CLIP, its tokenizer into the Hugging Face cache."""
+    """Download weights (safetensors), and a CLIP's tokenizer, into the Hugging Face cache."""
     from tag2mask.models.weights import fetch as run_fetch
 
     typer.echo(f"fetched: {run_fetch(repo)}")

@@ -15,33 +15,38 @@ from tag2mask.formats import READERS, said
 Data = Annotated[Path, typer.Argument(help=f"Give {said(READERS)}.")]
 
 _OPTIONS: dict[str, tuple[type, str]] = {
-    "path": (Path, "The data; default: where the run's was."),
-    "kind": (str, f"{', '.join(READERS)}; default: detected."),
-    "split": (str, "voc: a list under ImageSets, such as train or val; coco: an annotations file, such as val2017."),
+    "path": (Path, "Folder or file of the data; default: where the run's was."),
+    "kind": (str, f"Kind of data: {', '.join(READERS)}; default: detected."),
+    "split": (
+        str,
+        "Part of the data. voc: a list under ImageSets, such as train or val; coco: an annotations file, such as "
+        "val2017.",
+    ),
     "tags": (
         Path,
-        "CSV, TSV, JSON, JSONL or .npy of images and labels, or the word 'folders': an image's folder is its class. "
+        "File of images and labels (CSV, TSV, JSON, JSONL or .npy), or the word folders: each folder is a class. "
         "Default: tags.csv, tags.jsonl, labels.csv, metadata.jsonl and the like in the folder.",
     ),
-    "images": (Path, "coco: the folder of the images."),
-    "truth": (Path, "Folder of ground-truth masks: to measure with, never to make masks."),
+    "images": (Path, "Folder of the images, for coco."),
+    "truth": (Path, "Folder of ground-truth masks, which are used to measure, never to make masks."),
     "truth_values": (
         str,
-        "What the numbers in true masks stand for, where they are not the run's: as-is (they are the run's, whatever "
-        "the tags say), from-0 (the first class is 0, background 255), from-2 (the first class is 2, background 1), "
+        "What the numbers in true masks stand for, if they are not the run's: as-is (the run's, even if tags "
+        "disagree), from-0 (the first class is 0, background 255), from-2 (the first class is 2, background 1), "
         "coco-ids, 255=NAME, or a file with a line `value name` for each.",
     ),
     "truth_turn": (
         str,
-        "For photographs that EXIF turns: stored, if true masks fit the pixels as they lie in the file, or upright.",
+        "How true masks lie on photographs that EXIF turns: stored (as the pixels in the file), or upright.",
     ),
     "classes": (
         str,
-        "voc12, coco14, a YAML file of your own, or the word 'file' (VOC's or COCO's own); default: the data's.",
+        "Class set: voc12, coco14, a YAML file of your own, or the word file (VOC's or COCO's own); default: "
+        "the data's.",
     ),
-    "unknown": (str, "Tags that are not among the classes: error (stop), or skip (leave them out)."),
-    "separator": (str, 'What separates labels beside ";", such as ","; the word none: nothing else.'),
-    "twins": (str, "Tags that look like one class (tree, trees): keep both, or merge."),
+    "unknown": (str, "What to do with tags that are not among the classes: error (stop), or skip (leave them out)."),
+    "separator": (str, 'What separates labels besides ";", such as ","; the word none: nothing else.'),
+    "twins": (str, "What to do with tags that look like one class (tree, trees): keep both, or merge them."),
     "count_from": (int, "The number of the first class, 0 or 1 (0 is the background), where tags are numbers."),
 }
 """Type and help by the keys of ``config.DataConfig``."""

@@ -13,8 +13,8 @@ info_app = typer.Typer()
 
 
 @info_app.command(name="formats")
-def list_formats(name: Annotated[str | None, typer.Argument(help="Show this format's options.")] = None) -> None:
-    """List what data is read from (`--kind`) and what masks are written as (`export --to`), or options of one."""
+def list_formats(name: Annotated[str | None, typer.Argument(help="A format, to show its options.")] = None) -> None:
+    """List the formats of data (`--kind`) and of exported masks (`export --to`), or the options of one."""
     from tag2mask.formats import exporters, readers
 
     if name is not None:
@@ -29,7 +29,7 @@ def list_formats(name: Annotated[str | None, typer.Argument(help="Show this form
 
 
 @info_app.command()
-def methods(name: Annotated[str | None, typer.Argument(help="Show this method's options.")] = None) -> None:
+def methods(name: Annotated[str | None, typer.Argument(help="A method, to show its options.")] = None) -> None:
     """List the methods, or the options of one."""
     from tag2mask.methods import known_methods, method_class
 
@@ -44,7 +44,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show this method's 
 
 @info_app.command()
 def doctor() -> None:
-    """Look at this installation: versions, devices, precision, weights at hand, and known traps."""
+    """Check this installation: versions, devices, precision, weights on this machine, and known problems."""
     from tag2mask.stages.doctor import doctor as run_doctor
 
     lines, healthy = run_doctor()

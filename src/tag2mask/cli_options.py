@@ -17,35 +17,50 @@ SOME_FAILED = 3
 """Exit code of a run that ended, but could not do some of its images, or none at all."""
 
 RemovedOption = Annotated[
-    str, typer.Option(help="Masks of images that are no longer in the data, or not tagged: keep or drop them.")
+    str,
+    typer.Option(
+        help="What to do with masks of images that are no longer in the data, or no longer tagged: keep or drop."
+    ),
 ]
 
 OthersOption = Annotated[
     str | None,
     typer.Option(
-        help="If an untagged class would win a pixel: never (only tags compete), ignore (255), keep (that class)."
+        help="What an untagged class may do: never win a pixel, ignore (where it wins, the pixel is 255), or keep "
+        "(where it wins, the pixel is of that class)."
     ),
 ]
 
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1 or mps.")]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(help="Do one part only: i/n is part i of n, from 0; default: from torchrun or SLURM, else all."),
+]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` or `predict` wrote.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE; see `tag2mask methods NAME`.")
+    list[str] | None,
+    typer.Option("--set", help="An option of the method, as NAME=VALUE; see `tag2mask methods NAME`."),
 ]
 ClipOption = Annotated[
     str | None,
     typer.Option(
-        help="Hub id, folder, OpenAI .pt or another file, or storybook-clip. Default: openai/clip-vit-base-patch16."
+        help="The CLIP: hub id, folder, OpenAI .pt or another file, or storybook-clip. Default: "
+        "openai/clip-vit-base-patch16."
     ),
 ]
 DinoOption = Annotated[
-    str | None, typer.Option(help="For cd-clip: hub id (facebook/dinov2-base), folder, or the authors' .pth.")
+    str | None,
+    typer.Option(help="The DINO that cd-clip uses: hub id (facebook/dinov2-base), folder, or the authors' .pth."),
 ]
 ActivationOption = Annotated[
     str | None,
-    typer.Option(help="Only for a CLIP's bare state dict: quick_gelu (OpenAI's) or gelu (open_clip's, mostly)."),
+    typer.Option(
+        help="Activation of a CLIP whose file does not say it: quick_gelu (OpenAI's) or gelu (most of open_clip's)."
+    ),
 ]
-TokenizerOption = Annotated[str | None, typer.Option(help="Only for an OpenAI .pt: tokenizer folder or BPE merges.")]
+TokenizerOption = Annotated[
+    str | None, typer.Option(help="Tokenizer for an OpenAI .pt: a folder, or a file of BPE merges.")
+]
 
 
 def label_config(
@@ -65,7 +80,7 @@ def label_config(
     for option in refine or []:
         name, value = named_value("--refine-set", option, "walk_steps=64")
         if not isinstance(raw.get("refine"), dict):
-            raise UserError(f"--refine-set {option!r} without a refiner; name one, such as --refine irn")
+            raise UserError(f"--refine-set {option!r} without --refine; name a method, such as --refine irn")
         part, _, leaf = name.rpartition(".")
         leaf = RENAMED.get(leaf, leaf) if part == "masks" else leaf
         raw["refine"].setdefault(part or "options", {})[leaf] = value

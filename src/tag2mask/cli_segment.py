@@ -14,6 +14,7 @@ from tag2mask.cli_options import (
     DeviceOption,
     OthersOption,
     RemovedOption,
+    ShardOption,
     list_settings,
     one_of,
 )
@@ -25,39 +26,41 @@ segment_app = typer.Typer()
 
 @segment_app.command()
 @data_options(
-    path="The images; default: where the run's were.",
-    truth="Folder of true masks, read for --pixel-labels alone.",
-    classes="Class set of --data, where it names none.",
+    path="Folder or file of the images; default: where the run's were.",
+    truth="Folder of true masks; only those of --pixel-labels are read.",
+    classes="Class set, where --data does not name its own.",
 )
 def train(
     *,
     run: Annotated[
         Path | None,
-        typer.Argument(help="A run folder that `label` wrote; without one: --data and --pixel-labels."),
+        typer.Argument(help="A run folder that `label` wrote; without one, give --data and --pixel-labels."),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the training; created or resumed. `predict` takes it.")
+        Path, typer.Option("--out", "-o", help="Folder of the training, to create or resume; give it to `predict`.")
     ] = Path("network"),
     config: Annotated[
         Path | None,
-        typer.Option(help="The recipe as YAML, see recipes/train_*.yaml; default: a small network."),
+        typer.Option(help="YAML file of the recipe, such as recipes/train_*.yaml; default: a small network."),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the recipe, NAME=VALUE, on top; see --list.")
+        list[str] | None,
+        typer.Option("--set", help="A setting that overrides the recipe, as NAME=VALUE; --list shows all."),
     ] = None,
     where: dict[str, Any],
     pixel_labels: Annotated[
         Path | None,
         typer.Option(
-            help="A text file of image ids whose TRUE masks are used. This is pixel supervision: the network, its "
-            "runs and their tables then say tags+pixels(n)."
+            help="Text file of image ids whose TRUE masks are trained on. This is pixel supervision: the network, "
+            "its runs and their tables then say tags+pixels(n)."
         ),
     ] = None,
     semi: Annotated[
         str | None,
         typer.Option(
-            help="cct: --pixel-labels teach the main decoder, all other images (with their masks in RUN) the "
-            "auxiliary ones; the same as --set semi=cct. --set cct.weak=none leaves RUN's masks out."
+            help="Semi-supervised training. cct: images of --pixel-labels train the main decoder, all others (with "
+            "their masks in RUN) the auxiliary ones; the same as --set semi=cct. --set cct.weak=none leaves out "
+            "RUN's masks."
         ),
     ] = None,
     minutes: Annotated[
@@ -65,17 +68,21 @@ def train(
         typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
     ] = None,
     device: DeviceOption = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="GPUs that share every batch (DDP).")] = 1,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches; on a GPU, give some.")] = 0,
-    save_steps: Annotated[int, typer.Option(min=1, help="A checkpoint every so many steps, and every 5 min.")] = 1000,
+    devices: Annotated[int, typer.Option(min=1, help="Number of GPUs that share every batch (DDP).")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Number of processes that prepare batches; on a GPU, give some.")
+    ] = 0,
+    save_steps: Annotated[
+        int, typer.Option(min=1, help="Steps between checkpoints; one is also kept every 5 minutes.")
+    ] = 1000,
     list_: Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")] = False,
 ) -> None:
     """Train a segmentation network on the masks of a run.
 
     Stop it whenever you like (Ctrl-C, kill, a power cut): the same command resumes it, and on a processor the weights
     end up the same to the bit. Images without a mask are left out and counted; one that cannot be read is replaced
-    by the next. Unsure pixels (255 in the masks) are not trained on; `--set mu=0.95` also leaves out
-    those of low confidence.
+    by the next. Unsure pixels (255 in the masks) are not trained on; `--set mu=0.95` also leaves out pixels whose
+    confidence is lower than that.
 
     Without RUN, `--data` and `--pixel-labels` train on true masks: the upper bound to compare with.
 
@@ -122,54 +129,65 @@ def train(
 
 
 @segment_app.command()
-@data_options("path", classes="Of the data; default: its own, else the network's.")
+@data_options("path", classes="Class set of the data; default: its own, else the network's.")
 def predict(
     *,
-    network: Annotated[Path, typer.Argument(help="A folder that `train` wrote; an unfinished training works, too.")],
+    network: Annotated[Path, typer.Argument(help="A folder that `train` wrote; an unfinished training works too.")],
     data: Annotated[
         Path,
         typer.Argument(metavar="IMAGES", help=f"Give {said(READERS)}; no tags are needed."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder; created or resumed.")] = Path("predicted"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to create or resume.")] = Path("predicted"),
     test: Annotated[
         str,
         typer.Option(
-            help="Of a paper: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, cd-clip."
+            help="How a paper tests: deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, cd-clip; "
+            "or plain. The options below change parts of it."
         ),
     ] = "plain",
-    scales: Annotated[str | None, typer.Option(help="Sizes at which an image is seen, such as 0.5,1,1.5.")] = None,
-    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Its mirror image too.")] = None,
-    window: Annotated[int | None, typer.Option(min=1, help="Cut views into windows of this side, in pixels.")] = None,
-    stride: Annotated[int | None, typer.Option(min=1, help="Step of the windows; default: their side.")] = None,
+    scales: Annotated[str | None, typer.Option(help="Scales at which each image is seen, such as 0.5,1,1.5.")] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Also look at the mirror image.")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Cut each view into windows with this side, in pixels.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Pixels from one window to the next; default: the window's side.")
+    ] = None,
     refiner: Annotated[
         str | None,
         typer.Option(
-            "--mask-refiner", "--crf", help="Dense CRF preset (deeplab, ...), or none; default: as --test has it."
+            "--mask-refiner",
+            "--crf",
+            help="Makes masks follow the image's edges: a dense CRF preset (deeplab, ...), par, or none; default: as "
+            "--test says.",
         ),
     ] = None,
     longest: Annotated[
-        int | None, typer.Option(min=1, help="Shrink images with a longer side to this first.")
+        int | None, typer.Option(min=1, help="Shrink images whose longer side is above this, in pixels.")
     ] = None,
-    tile: Annotated[int | None, typer.Option(min=1, help="Cut images with a longer side into tiles of this.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Views or windows of an image at once.")] = None,
+    tile: Annotated[
+        int | None, typer.Option(min=1, help="Cut images whose longer side is above this into tiles of this side.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Views or windows of an image computed at once.")] = None,
     use_tags: Annotated[
-        bool, typer.Option("--use-tags", help="Only the classes in an image's tags, for a second round of training.")
+        bool,
+        typer.Option(
+            "--use-tags", help="Allow only the classes in an image's tags, as for a second round of training."
+        ),
     ] = False,
     others: OthersOption = None,
     where: dict[str, Any],
     device: DeviceOption = "auto",
-    shard: Annotated[
-        str | None, typer.Option(help="i/n: do part i of n (from 0); default: from torchrun or SLURM, else all.")
-    ] = None,
+    shard: ShardOption = None,
     removed: RemovedOption = "keep",
     overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start over.")] = False,
 ) -> None:
-    """Make a mask of every image by a trained network. Tags are not needed.
+    """Make a mask for every image with a trained network. Tags are not needed.
 
-    The folder is a run: `tag2mask eval`, `report` and `export` take it. Stop whenever you like, the same command goes
-    on; one bad image never stops it. Better masks for more time: `--scales 0.5,1,1.5 --flip`, then `--mask-refiner
-    deeplab`. Images of any size fit in memory: larger ones are cut into tiles of 2048 pixels, or shrunk by
-    `--longest`.
+    The folder is a run: `tag2mask eval`, `report` and `export` take it. Stop it whenever you like: the same command
+    resumes it. One bad image never stops it. For better masks in more time: `--scales 0.5,1,1.5 --flip`, then
+    `--mask-refiner deeplab`. Large images do not need more memory: they are cut into tiles of 2048 pixels, or shrunk
+    by `--longest`.
 
     Examples: `tag2mask predict runs/net photos -o runs/predicted` · `tag2mask predict runs/net VOC2012 --split val
     --test deeplabv2 -o runs/val` and `tag2mask eval runs/val` · VOC's server: `tag2mask predict runs/net VOC2012

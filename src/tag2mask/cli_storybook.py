@@ -15,22 +15,27 @@ storybook_app = typer.Typer(no_args_is_help=True, help="The embedded world: pict
 
 @storybook_app.command()
 def render(
-    n: Annotated[int, typer.Option("-n", min=1, help="How many scenes.")] = 200,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("storybook"),
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of scenes.")] = 200,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to resume.")] = Path("storybook"),
     split: Annotated[
-        str, typer.Option(help="train, val, test, or a trap: cooccurrence, adjacency, contact, parts, small, crowds.")
+        str,
+        typer.Option(
+            help="Split to draw: train, val, test, or a trap: cooccurrence, adjacency, contact, parts, small, crowds."
+        ),
     ] = "val",
-    width: Annotated[int, typer.Option(min=16, help="Of every scene, in pixels.")] = 256,
-    height: Annotated[int, typer.Option(min=16, help="Of every scene, in pixels.")] = 192,
-    seed: Annotated[int, typer.Option(min=0, max=999, help="Other seeds give other scenes.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
+    width: Annotated[int, typer.Option(min=16, help="Width of every scene, in pixels.")] = 256,
+    height: Annotated[int, typer.Option(min=16, help="Height of every scene, in pixels.")] = 192,
+    seed: Annotated[int, typer.Option(min=0, max=999, help="Seed of the scenes; other seeds give other scenes.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes; default: one for each core.")
+    ] = None,
 ) -> None:
     """Draw a data set of scenes in VOC layout, with exact masks, tags and captions.
 
     FOLDER/JPEGImages holds the pictures, SegmentationClass the masks, tags.csv and captions.jsonl what is in them.
-    Stop it whenever you like; the same command resumes it. Several splits may share a folder, and a split may grow:
-    the same command with a larger -n. Scenes of another size, or fewer of them, need another folder. What you change
-    in the folder by hand is drawn again when you give the command again.
+    Stop it whenever you like; the same command resumes it. Several splits may share a folder, and a larger -n adds
+    scenes to a split. Scenes of another size, or fewer of them, need another folder. Files in the folder that you
+    change by hand are drawn again when you give the command again.
     """
     from tag2mask.run.progress import progress
     from tag2mask.storybook import render as run_render
@@ -43,21 +48,25 @@ def render(
 
 @storybook_app.command("pretrain-resnet")
 def pretrain_resnet(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights; created or resumed.")],
-    width: Annotated[int | None, typer.Option(min=1, help="Of the ResNet-50 (16); the public one has 64.")] = None,
-    scenes: Annotated[int | None, typer.Option(min=1, help="How many different ones are drawn (20000).")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the optimiser (1600).")] = None,
-    batch: Annotated[int | None, typer.Option(min=2, help="Pictures a step (64).")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=999, help="Of scenes and weights (0).")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights, to create or resume.")],
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Width of the ResNet-50; default 16, the public one has 64.")
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option(min=1, help="Number of different scenes to draw; default 20000.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of optimiser steps; default 1600.")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Pictures in each step; default 64.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=999, help="Seed of scenes and weights; default 0.")] = None,
     init: Annotated[
-        str | None, typer.Option(help="Weights to begin with: a folder of this command, or storybook-resnet.")
+        str | None, typer.Option(help="Weights to start from: a folder that this command wrote, or storybook-resnet.")
     ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
     ] = None,
-    measure: Annotated[int, typer.Option(min=1, help="Held-out scenes that the result is measured on.")] = 300,
-    cache: Annotated[Path | None, typer.Option(help="Where drawn scenes lie; default: in the folder.")] = None,
+    measure: Annotated[int, typer.Option(min=1, help="Number of held-out scenes to measure the result on.")] = 300,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the drawn scenes; default: inside --out.")] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the network; the first step takes two minutes.")
     ] = False,
@@ -84,31 +93,31 @@ def pretrain_resnet(
 
 @storybook_app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the training; created or resumed.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the training, to create or resume.")] = Path(
         "pretrain"
     ),
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the recipe, NAME=VALUE; see --list.")
+        list[str] | None, typer.Option("--set", help="A setting of the recipe, as NAME=VALUE; --list shows all.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where rendered scenes lie; default: in the folder.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the drawn scenes; default: inside --out.")] = None,
     device: DeviceOption = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes that prepare batches.")] = 0,
     minutes: Annotated[
         float | None,
         typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
     ] = None,
-    watch: Annotated[int, typer.Option(min=0, help="Measure every so many steps; 0 never.")] = 1000,
-    watch_scenes: Annotated[int, typer.Option(min=0, help="How many scenes of the val split are measured.")] = 60,
+    watch: Annotated[int, typer.Option(min=0, help="Steps between measurements; 0: never measure.")] = 1000,
+    watch_scenes: Annotated[int, typer.Option(min=0, help="Number of scenes of the val split to measure on.")] = 60,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the image tower, for long runs on a GPU.")
     ] = False,
-    save_steps: Annotated[int, typer.Option(min=1, help="A checkpoint every so many steps.")] = 1000,
+    save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
     list_: Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")] = False,
 ) -> None:
     """Train a small CLIP on Storybook's pictures, captions and tags; exact masks are not used.
 
     Stop it whenever you like; the same command resumes it. OUT/clip holds the last weights, OUT/best those with
-    the best watched CAM; each is a name for --clip. The defaults are for a GPU and take days on two cores, where a
+    the best measured CAM; --clip takes either folder. The defaults are for a GPU and take days on two cores, where a
     short training from existing weights is a better start:
 
     `tag2mask storybook pretrain -o runs/leg --set init=storybook-clip --set scenes=16000 --set batch=64
@@ -140,11 +149,13 @@ def pretrain(
 
 @storybook_app.command()
 def measure(
-    clip: Annotated[str, typer.Argument(help="storybook-clip, or a folder in Hugging Face layout.")],
+    clip: Annotated[
+        str, typer.Argument(help="The CLIP to measure: storybook-clip, or a folder in Hugging Face layout.")
+    ],
     n: Annotated[
         int,
         typer.Option(
-            "-n", min=1, help="How many scenes of the val split; 500 take about twenty minutes on two cores."
+            "-n", min=1, help="Number of scenes of the val split; 500 take about twenty minutes on two cores."
         ),
     ] = 500,
     device: DeviceOption = "auto",

@@ -283,7 +283,7 @@ def test_runs_that_keep_no_classifier_are_named(weights, data, tmp_path):
         load_classifier(tmp_path / "given")
     with pytest.raises(Stopped):
         learn(data, tmp_path / "begun", weights, machine=Machine(minutes=0))
-    with pytest.raises(UserError, match="begun has not learned to the end; give its command again"):
+    with pytest.raises(UserError, match="begun has not finished learning; give its command again"):
         load_classifier(tmp_path / "begun")
     learn(data, tmp_path / "run", weights)
     options = {"weights": weights, **SMALL}
@@ -324,7 +324,7 @@ def test_where_there_are_no_weights_the_command_that_makes_them_is_named(tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.01, "seed": 1}, "lr, seed: for learning alone; give epochs or steps too"),
+        ({"lr": 0.01, "seed": 1}, "lr, seed: used only while learning; give epochs or steps too"),
         ({"weights": "random"}, "random weights know nothing; give epochs or steps"),
         ({"epochs": 1, "steps": 3}, "give one"),
         ({"epochs": 1, "long_side": (640, 320)}, "the smaller number first"),

@@ -147,7 +147,7 @@ def test_thresholds_belong_to_one_clip():
     ("options", "message"),
     [
         ({"threshold": 0.3}, "variant paper has texts of its own"),
-        ({"variant": "released", "momentum": 0.9}, "weight decay as momentum"),
+        ({"variant": "released", "momentum": 0.9}, "weight decay as momentum; leave momentum out"),
         ({"clip_size": 100}, "no multiple of this CLIP's patch, 32"),
         ({"long_side": (640, 320)}, "the smaller number first"),
     ],

@@ -249,7 +249,9 @@ def test_psa_refines_its_maps_as_they_are(trained, tmp_path):
 
 
 def test_options_of_learning_where_nothing_is_learned(trained):
-    with pytest.raises(UserError, match=r"batch, lr: for learning alone, and .* labels as it is; give epochs or"):
+    with pytest.raises(
+        UserError, match=r"batch, lr: used only while learning, and .* labels as it is; give epochs or"
+    ):
         make(trained, batch=3, lr=0.1)
     assert make(trained, batch=3, lr=0.1, steps=1).learns
 

@@ -707,7 +707,7 @@ def test_labelling_before_a_fit(weights):
         ({"variant": "released", "threshold": 0.6}, "threshold: of the transport"),
         ({"variant": "released", "adaptive": True}, "adaptive: of the transport"),
         ({"temperature": 0.5}, "temperature is of marginal=softmax"),
-        ({"checkpoint": "final.pth", "steps": 3, "size": 64}, "size, steps: for learning alone"),
+        ({"checkpoint": "final.pth", "steps": 3, "size": 64}, "size, steps: used only while learning"),
         ({"seeds": "classifier", "fuse": True}, "fuse takes an earlier run's maps"),
         ({"seeds": "classifier", "consistency": "fused"}, "consistency takes an earlier run's maps"),
         ({"steps": 3, "epochs": 2}, "both say how long"),

@@ -425,7 +425,7 @@ def test_seeds_and_refined_run_go_on_and_may_be_split(seeds, tmp_path):
     ("words", "message"),
     [
         (["--refine", "clip-es"], "refines nothing"),
-        (["--refine-set", "steps=3"], "without a refiner"),
+        (["--refine-set", "steps=3"], "without --refine; name a method"),
         (["--refine", "irn", "--refine-set", "stps=3"], "did you mean 'steps'?"),
         (["--refine", "irn", "--refine-set", "masks.refiner=irm"], "did you mean 'irn'?"),
         (["--refine", "irn", "--refine-set", "steps"], "expected NAME=VALUE"),

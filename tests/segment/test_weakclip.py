@@ -205,7 +205,7 @@ def test_another_clip_than_the_network_was_trained_on_is_refused(options, tmp_pa
     assert len(net.config.options["sha256"]) == 64
     save_network(tmp_path / "net", net, supervision="tags", noted={})
     shake(oracle(), seed=5).save_pretrained(options["clip"])
-    with pytest.raises(UserError, match=r"is one over .*; bring that CLIP back, or train again"):
+    with pytest.raises(UserError, match=r"is one over .*; give that CLIP, or train again"):
         load_network(tmp_path / "net", "cpu")
 
 

@@ -1,7 +1,7 @@
-"""Whether ground truth speaks the run's numbers: the classes in true masks against the tags of the same images.
+"""Whether true masks number the classes as the run does: what they hold is compared with the tags of the images.
 
 Masks from elsewhere may number the classes otherwise: 0 and 255, from 0 on, in another order, with gaps. Scores
-would be wrong without a word. Tags know which classes an image holds, so the two are counted against one another.
+would be silently wrong. Tags say which classes an image holds, so the two are compared, with counts.
 Memory does not grow with the number of images.
 
 Where truth and tags are of one numbering, they still differ a little: an object is tagged and too small for a mask,

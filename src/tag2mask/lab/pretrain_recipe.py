@@ -23,22 +23,23 @@ class Pretrain:
     text_width, text_layers, text_heads: the text tower.
     scenes: pictures that are rendered once, at the largest size. sizes: (H, W) in pixels; each batch takes the next.
     crop: the least share of a side that a view keeps. colour: the most that light and colours are shifted.
-    drop: share of the patches that a batch leaves out. class_weight, patch_weight, aligned_weight: of the three
-    readings' losses. sharpness: of the aligned reading's look at the patches.
-    loss: over the batch's captions ("softmax") or pair by pair ("sigmoid").
-    steps: of the optimiser; each takes the mean gradient of ``accumulate`` batches of ``batch`` pictures.
+    drop: share of the patches that a batch leaves out. class_weight, patch_weight, aligned_weight: weights of the
+    losses of the three readings. sharpness: how much the aligned reading prefers the patches that fit best.
+    loss: over all captions of the batch ("softmax"), or for each pair alone ("sigmoid").
+    steps: optimiser steps; each takes the mean gradient of ``accumulate`` batches of ``batch`` pictures.
     precision: float32, bfloat16 or float16. seed: of fresh weights and of the order, views and captions; the scenes
     are the same ones for every seed.
-    tag_weight: of the same loss over one text a class, which fits the pictures that show it.
-    dense_weight, value_weight: of what each patch shows, by pseudo masks that ``teacher`` makes from tags; read at
-    the last block's end, and on its value path alone (MaskCLIP's reading, along which CLIP-ES's gradients run).
-    attention_weight: of the share of the attention (mean of all blocks) that stays among patches that show the same,
-    which CLIP-ES's CAA rests on.
+    tag_weight: weight of the same loss with one text for each class, against the pictures that show it.
+    dense_weight, value_weight: weights of the losses on what each patch shows, by pseudo masks that ``teacher`` makes
+    from tags; read at the last block's end, and on its value path alone (MaskCLIP's reading, along which CLIP-ES's
+    gradients run).
+    attention_weight: weight of the loss on attention (mean of all blocks) that leaves the patches that show the same;
+    CLIP-ES's CAA rests on it.
     teacher: a classifier, a folder or "storybook-resnet".
     lr, warmup, weight_decay: AdamW's; the rate rises over ``warmup`` steps, a tenth of ``steps`` at most, and falls
-    as a cosine to nothing.
+    as a cosine to 0.
     ema: decay of the averaged weights that are kept instead of the last; 0 keeps the last.
-    init: an existing CLIP, a folder or "storybook-clip", from which all that fits is taken.
+    init: an existing CLIP, a folder or "storybook-clip", from which all weights that match are taken.
     """
 
     width: int = 192

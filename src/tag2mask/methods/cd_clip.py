@@ -84,7 +84,7 @@ class CDCLIPOptions(OnlineOptions):
     shares_over: Literal["text", "patch", "all"] = Field(
         "text", description="over what similarities are brought to 0..1: each text, each patch, or all"
     )
-    temperature: float = Field(1.0, gt=0, description="of the softmax over the texts")
+    temperature: float = Field(1.0, gt=0, description="temperature of the softmax over the texts")
     tau: float = Field(0.25, gt=0, description="distances are divided by it")
     tau_of: Literal["median", "one"] = Field(
         "median", description="tau is a share of the image's median, or a number"
@@ -92,7 +92,9 @@ class CDCLIPOptions(OnlineOptions):
     combine: Literal["mul", "mul-rows", "matmul", "replace"] = Field(
         "mul", description="with the affinity: entries times exp(-D / tau), or rows of a softmax in three ways"
     )
-    place: Literal["before", "after"] = Field("before", description="of that, before or after Sinkhorn")
+    place: Literal["before", "after"] = Field(
+        "before", description="whether they are combined before or after Sinkhorn"
+    )
     side: Literal["arriving", "leaving"] = Field("arriving", description="A M, or M A")
     feature: Literal["last", "value"] = Field("last", description="patch tokens of the last block, or its values")
     compared: Literal["classes", "classes+super", "classes+super+background"] = Field(
@@ -115,9 +117,9 @@ class CDCLIPOptions(OnlineOptions):
         "dino", description="features of the prototypes: DINO's (--dino), or, where there is none, CLIP's own patches"
     )
     feedback: bool = Field(False, description="multiply initial maps by the decoder's probabilities, as WeCLIP+ does")
-    dice_weight: float = Field(0.0, ge=0, description="of WeCLIP+'s Dice loss of all classes")
+    dice_weight: float = Field(0.0, ge=0, description="weight of WeCLIP+'s Dice loss over all classes")
     replace_at: int | None = Field(
-        None, ge=0, description="from this step on, sure predictions take the place of labels, as in WeCLIP+"
+        None, ge=0, description="step from which sure predictions replace labels, as in WeCLIP+"
     )
     sure: float = Field(0.75, ge=0, le=1, description="a prediction above this is sure")
 

@@ -100,7 +100,9 @@ class ClassifierCAMOptions(CAMOptions, FitOptions):
     def _fits(self) -> ClassifierCAMOptions:
         idle = sorted(name for name in self.model_fields_set & _LEARNING if getattr(self, name) is not None)
         if not self.learns and idle:
-            raise ValueError(f"{', '.join(idle)}: for learning alone; give epochs or steps too, or leave it out")
+            raise ValueError(
+                f"{', '.join(idle)}: used only while learning; give epochs or steps too, or leave them out"
+            )
         if not self.learns and self.weights == RANDOM:
             raise ValueError("random weights know nothing; give epochs or steps to learn from the tags")
         if self.epochs is not None and self.steps is not None:

@@ -184,7 +184,9 @@ def _loss(options: CLIMSOptions, *, coco: bool, clip_name: str) -> tuple[CLIMSLo
     if calibrated or options.threshold is not None:
         loss = replace(loss, threshold=0.0 if calibrated else float(options.threshold or 0))
     if options.momentum is not None:
-        raise UserError("clims: variant released has its weight decay as momentum; momentum is for variant paper")
+        raise UserError(
+            "clims: variant released uses its weight decay as momentum; leave momentum out, or take variant paper"
+        )
     return loss, calibrated
 
 

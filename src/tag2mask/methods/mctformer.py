@@ -122,13 +122,15 @@ class MCTformerOptions(FitOptions):
         description="the start: DeiT-S (.pth, .safetensors, a folder or its name on the hub), a CLIP's folder, "
         'storybook-clip, or "random"; a MCTformer\'s checkpoint labels as it is',
     )
-    epochs: float | None = Field(None, gt=0, description="of learning; default 60 (plus: 45, storybook-clip: 4)")
-    steps: int | None = Field(None, ge=1, description="of learning, instead of epochs")
+    epochs: float | None = Field(None, gt=0, description="training epochs; default 60 (plus: 45, storybook-clip: 4)")
+    steps: int | None = Field(None, ge=1, description="training steps, instead of epochs")
     batch: int | None = Field(None, ge=1, description="images a step; default 64 (plus: 32, storybook-clip: 8)")
     lr: float | None = Field(
         None, ge=1e-5, description="where the warm-up leads; default 5e-4 batch / 512 (storybook-clip: 5e-4)"
     )
-    weight_decay: float = Field(0.05, ge=0, description="of all but biases, norms, class tokens and positions")
+    weight_decay: float = Field(
+        0.05, ge=0, description="weight decay of all but biases, norms, class tokens and positions"
+    )
     late: bool | None = Field(None, description="rates come an epoch late; default: released alone")
     contrast: float | None = Field(None, ge=0, description="weight of the loss that keeps class tokens apart")
     drop_path: float | None = Field(
@@ -158,7 +160,7 @@ class MCTformerOptions(FitOptions):
     )
     flip: bool = Field(True, description="add the mirrored image at every scale")
     edges: Literal["fit", "cut"] | None = Field(
-        None, description="of sides that are no whole patches: resize the picture, or cut it; default fit"
+        None, description="pictures whose sides are no whole patches: resize (fit) or cut them; default fit"
     )
     max_cells: int = Field(4096, ge=1, description="an image with more patches is shrunk to so many, at every scale")
 
@@ -231,8 +233,8 @@ class MCTformerMethod(Trainable):
         idle = sorted({*_LEARNING, "lr", "weight_decay", "seed"} & self.options.model_fields_set)
         if self.ready and idle:
             raise UserError(
-                f"{', '.join(idle)}: for learning alone, and {given} is a MCTformer that labels as it is; give "
-                "epochs or steps to learn on from it, or leave it out"
+                f"{', '.join(idle)}: used only while learning, and {given} is a MCTformer that labels as it "
+                "is; give epochs or steps to train it further, or leave them out"
             )
         self._read_with(self.start())
 
@@ -325,7 +327,7 @@ class MCTformerMethod(Trainable):
     def _read_with(self, network: MCTformer) -> None:
         blocks, given = len(network.blocks), self.options.layers
         if given is not None and given > blocks:
-            raise UserError(f"layers {given}: this network has {blocks} blocks; give so many at most")
+            raise UserError(f"layers {given}: this network has {blocks} blocks; give at most that many")
         plain: MapKind = "class-to-patch" if self.options.kind == "v1" else "fused"
         self.reading = Reading(
             self.options.maps or plain,

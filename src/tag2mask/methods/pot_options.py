@@ -46,7 +46,9 @@ class POTOptions(CAMOptions, FitOptions):
         "itself, its softmax, or the same for all. The paper leaves open how cosines become masses; default "
         "similarity, the plainest reading",
     )
-    temperature: float | None = Field(None, gt=0, description="of marginal=softmax; open in the paper, default 0.1")
+    temperature: float | None = Field(
+        None, gt=0, description="temperature of marginal=softmax; open in the paper, default 0.1"
+    )
     population: Literal["likely", "confident", "all"] | None = Field(
         None,
         description="pixels that renew a prototype: sure ones and those above half the threshold in the seed or "
@@ -60,7 +62,7 @@ class POTOptions(CAMOptions, FitOptions):
     )
     combine: Literal["plan", "hard", "mean"] | None = Field(
         None,
-        description="of the clusters' activations at a pixel: weighted by the plan's share, that of its own cluster, "
+        description="how clusters' activations at a pixel are joined: by the plan's share, that of its own cluster, "
         'or the mean. Default plan: the paper has "reweighted by the transport plan", and leaves open how; shares of '
         "each pixel sum to 1",
     )
@@ -77,7 +79,7 @@ class POTOptions(CAMOptions, FitOptions):
         "(released, where there are any)",
     )
     consistency_weight: float = Field(
-        10, ge=0, description="of that loss; open in the paper, default 10, the released code's"
+        10, ge=0, description="weight of the consistency loss; open in the paper, default 10, the released code's"
     )
     adaptive: bool = Field(
         False,
@@ -92,7 +94,8 @@ class POTOptions(CAMOptions, FitOptions):
     class_weight: float | None = Field(
         None,
         ge=0,
-        description="of the loss on tags; open in the paper, default 1 (an earlier upload of the code), released 0.5",
+        description="weight of the loss on tags; open in the paper, default 1 (an earlier upload of the code), "
+        "released 0.5",
     )
     fuse: bool | None = Field(
         None,
@@ -100,7 +103,7 @@ class POTOptions(CAMOptions, FitOptions):
         "CLIP's maps as seeds. Released true, where there is an earlier run",
     )
     epochs: float | None = Field(
-        None, gt=0, description="of the training, where steps do not say it; default 6, the released code's"
+        None, gt=0, description="training epochs, unless steps are given; default 6, the released code's"
     )
     batch: int | None = Field(None, ge=1, description="images a step; default 16 (storybook-resnet: 8)")
     lr: float | None = Field(
@@ -120,18 +123,22 @@ class POTOptions(CAMOptions, FitOptions):
     mirror: float | None = Field(
         None, ge=0, le=1, description="share of images that are mirrored; default 0.5, released 0"
     )
-    seed: int = Field(0, ge=0, description="of all that is random, the starts of the k-means while labelling too")
+    seed: int = Field(0, ge=0, description="seed of all that is random, also of the k-means' starts while labelling")
 
     @model_validator(mode="after")
     def _fits(self) -> POTOptions:
         idle = [name for name in (*_PAPER_ONLY, "adaptive") if getattr(self, name) not in (None, False)]
         if self.variant == "released" and idle:
-            raise ValueError(f"{', '.join(idle)}: of the transport, which variant released does not use; leave out")
+            raise ValueError(
+                f"{', '.join(idle)}: of the transport, which variant released does not use; leave them out"
+            )
         if self.temperature is not None and self.marginal != "softmax":
-            raise ValueError("temperature is of marginal=softmax; give that, too, or leave it out")
+            raise ValueError("temperature is of marginal=softmax; give that too, or leave temperature out")
         learning = sorted(name for name in self.model_fields_set & _LEARNING if getattr(self, name) is not None)
         if self.checkpoint is not None and learning:
-            raise ValueError(f"{', '.join(learning)}: for learning alone, and checkpoint learns nothing; leave out")
+            raise ValueError(
+                f"{', '.join(learning)}: used only while learning, and checkpoint learns nothing; leave out"
+            )
         needing = [
             name for name, found in (("fuse", self.fuse), ("consistency", self.consistency == "fused")) if found
         ]

@@ -48,8 +48,8 @@ class Sharpness:
         self.templates = tuple(t for t in templates if t not in skipped)
         if not self.templates:
             raise UserError(
-                f"none of the {len(templates)} templates is in the words that {method.clip.name} knows; "
-                f"the first unknown: {', '.join(self.left_out[0][1])}"
+                f"each of the {len(templates)} templates has words that {method.clip.name} does not "
+                f"know; unknown in the first: {', '.join(self.left_out[0][1])}"
             )
         ensemble = partial(method.clip.ensemble, allow_unknown=allow)
         self.features = torch.stack([ensemble(texts.names, [t]) for t in self.templates])  # (P, C, E)

@@ -107,13 +107,15 @@ class WeakCLIPOptions(WeakCLIPChoices, FitOptions):
     batch: int | None = Field(None, ge=1, description="images a step; default 16 (coco14: 24)")
     steps: int | None = Field(None, ge=1, description="training steps; default 20000 (coco14: 40000)")
     lr: float | None = Field(None, gt=0, description="learning rate; default 1e-4")
-    weight_decay: float = Field(3e-5, ge=0, description="of all that learns")
+    weight_decay: float = Field(3e-5, ge=0, description="weight decay of all that learns")
     stop: int | None = Field(None, ge=1, description="stop after so many of the steps, without another schedule")
     warmup: int | None = Field(None, ge=0, description="steps over which the rate rises; default 1500")
-    lr_floor: float = Field(1e-6, ge=0, description="where the rate falls to, of what creeps too")
+    lr_floor: float = Field(1e-6, ge=0, description="learning rate at the end; with encoders=creep, theirs too")
     crop: int | None = Field(None, ge=32, description="side of the training images, pixels; default 512")
-    size: str | None = Field(None, description="of an image before the crop; default fit:2048,512,0.5,2")
-    loss_stride: int | None = Field(None, ge=1, description="pixels of a cell on which the losses are; default 8")
+    size: str | None = Field(None, description="size of an image before the crop; default fit:2048,512,0.5,2")
+    loss_stride: int | None = Field(
+        None, ge=1, description="side in pixels of the cells on which losses are computed; default 8"
+    )
     auxiliary: float | None = Field(
         None, ge=0, description="weight of the matching scores' loss; default 0, released 0.4"
     )
@@ -121,14 +123,14 @@ class WeakCLIPOptions(WeakCLIPChoices, FitOptions):
     checkpoint: str | None = Field(
         None, description="a released checkpoint, which labels as it is: nothing is learned"
     )
-    scales: tuple[float, ...] | None = Field(None, description="of the views at test time")
-    flip: bool = Field(True, description="views are mirrored, too")
+    scales: tuple[float, ...] | None = Field(None, description="scales of the views while labelling")
+    flip: bool = Field(True, description="also look at mirrored views")
     view: tuple[int, int] | None = Field(
         None, description="longest and shortest side that a view of scale 1 fits; default 2048, 512"
     )
-    window: int | None = Field(None, ge=32, description="views go through in windows of this side; default 512")
-    stride: int | None = Field(None, ge=1, description="from window to window; default 341")
-    max_pixels: int = Field(1_000_000, ge=1, description="larger pictures have maps of this many cells")
+    window: int | None = Field(None, ge=32, description="side of the windows that views are cut into; default 512")
+    stride: int | None = Field(None, ge=1, description="pixels from one window to the next; default 341")
+    max_pixels: int = Field(1_000_000, ge=1, description="an image with more pixels gets maps of this many cells")
 
 
 class WeakCLIP(Trainable):

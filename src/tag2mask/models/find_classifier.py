@@ -104,5 +104,5 @@ def _folder_of_run(path: Path) -> Path | None:
             f"{path} took what another run learned; name that one, {document['noted'].get('fitted_path')}"
         )
     if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{path} has not learned to the end; give its command again, to resume it")
+        raise UserError(f"{path} has not finished learning; give its command again to resume it")
     return folder

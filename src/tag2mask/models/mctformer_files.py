@@ -345,7 +345,7 @@ def _own(path: Path, state: Mapping[str, Tensor], said: Mapping[str, Any]) -> St
         names, version, supervision = tuple(said["names"]), said["version"], str(said["supervision"])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: does not say what it is ({error!r}); bring it back from where it was made"
+            f"{path}: does not say what it is ({error!r}); copy it again from where it was made"
         ) from error
     return Start(
         dict(state), shape, path, _sha256(path), cast(Any, mean), cast(Any, std), version, names, supervision

@@ -25,5 +25,5 @@ def steps_done(folder: Path) -> int:
         return int(torch.load(last, map_location="cpu", weights_only=True)["global_step"])
     except Exception as error:  # of a torn file, torch raises whatever comes first, with advice that does not help
         raise UserError(
-            f"{last} is damaged; put a copy of it back, or delete it to start this training over"
+            f"{last} is damaged; restore a copy of it, or delete it to start this training over"
         ) from error

@@ -71,5 +71,7 @@ def find_shard(text: str | None = None, environ: Mapping[str, str] | None = None
             index = (int(env["SLURM_ARRAY_TASK_ID"]) - first) // step
             return check_shard((index, int(env["SLURM_ARRAY_TASK_COUNT"])))
     except ValueError as error:
-        raise UserError(f"torchrun's or SLURM's environment is no shard ({error}); give --shard i/n") from None
+        raise UserError(
+            f"torchrun's or SLURM's environment variables name no shard ({error}); give --shard i/n"
+        ) from None
     return WHOLE

@@ -94,14 +94,14 @@ class WeCLIPOptions(Options):
     clip: str = Field(
         description="the CLIP whose frozen image tower the decoder stands on: its name, or where it lies"
     )
-    sha256: str = Field(description="of that CLIP's weights")
+    sha256: str = Field(description="sha256 of that CLIP's weights")
     activation: Literal["quick_gelu", "gelu"] = Field("quick_gelu", description="that it was trained with")
     width: int = Field(256, ge=8, multiple_of=8, description="channels of the decoder")
     blocks: int = Field(3, ge=1, description="transformer blocks of the decoder")
-    heads: int = Field(8, ge=1, description="of each block")
+    heads: int = Field(8, ge=1, description="heads of each block")
     round_fp16: bool = Field(False, description="round positions to float16, as the released code does")
-    mean: tuple[float, float, float] = Field(MEAN, description="of red, green and blue in 0..1")
-    std: tuple[float, float, float] = Field(STD, description="of red, green and blue in 0..1")
+    mean: tuple[float, float, float] = Field(MEAN, description="means of red, green and blue in 0..1")
+    std: tuple[float, float, float] = Field(STD, description="deviations of red, green and blue in 0..1")
 
 
 class HubOptions(Options):

@@ -315,7 +315,7 @@ def read_saved(folder: Path | str) -> SavedNetwork:
         known = {str(each["sha256"]): (str(each["supervision"]), dict(each["noted"])) for each in about["weights"]}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{place / CONFIG}: is damaged ({type(error).__name__}: {error}); bring the folder back from where it "
+            f"{place / CONFIG}: is damaged ({type(error).__name__}: {error}); copy the folder again from where it "
             "was made, or train again"
         ) from error
     try:

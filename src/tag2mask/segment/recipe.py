@@ -52,31 +52,33 @@ class CCT:
 class TrainRecipe:
     """Equal recipes on equal masks and one machine's processor give equal weights.
 
-    architecture, options: of the network. init: where its weights come from; None: the architecture's own choice.
+    architecture, options: which network, and its options. init: where its weights come from; None: the architecture's
+    own choice.
     init_pixels: the data set whose pixel labels those weights were trained on ("coco"), if they were: it is
     supervision, and is said wherever the network's numbers are shown. None: weights with a decoder are taken for
     such; "": for these, too, nobody drew masks.
     steps: optimiser steps. batch: images a forward pass; a step takes the mean gradient of ``accumulate`` of them.
     crop: side of the training images, pixels. scale: "choice:0.5,0.75,1", "uniform:0.5,1.5" (times the image's size),
     "long-side:200,800" (pixels), "fit:2048,512,0.5,2" (as large as fits longest and shortest side, times a factor),
-    or None. flip: probability. colour: farthest moves of brightness, contrast, saturation and hue, or "distort":
-    WeakCLIP's. share: crops of which one label has so much are drawn again. place: of an image smaller than the crop.
-    resample: of the images. fill: beside them, RGB.
+    or None. flip: how often an image is mirrored.
+    colour: the largest changes of brightness, contrast, saturation and hue, or "distort": WeakCLIP's.
+    share: a crop of which one label fills this share or more is drawn again. place: where an image lies that is
+    smaller than the crop. resample: how images are scaled. fill: RGB of what lies beside them.
     optimiser, lr, weight_decay, momentum: momentum is SGD's. decay_as_momentum: the fault of IRN's optimiser, which
     puts the weight decay in the momentum's place.
-    schedule: "poly", or "cosine", which falls to ``lr_floor``. power, hold: of poly; the rate changes every ``hold``
-    steps. warmup: steps over which the rate rises.
-    schedule_steps: where the schedule ends; None: with the training.
+    schedule: "poly", or "cosine", which falls to ``lr_floor``. power, hold: of "poly", its exponent and
+    the steps after which the rate changes. warmup: steps over which the rate rises.
+    schedule_steps: the step at which the schedule ends; None: the last one.
     loss: "seed+boundary" is WeakCLIP's; "bootstrapped" leaves out more and less of what is sure already (CCT's ab-CE,
     for few true masks). loss_stride: side in pixels of the cells on which seed+boundary is computed (WeakCLIP: 8);
     None: as ``resize`` says. auxiliary: weight of the cross-entropy of weakclip's matching scores.
-    mu: labels less sure than it are ignored (the confidence-guided loss of CLIP-ES); None trusts all.
+    mu: labels whose confidence is lower are ignored (the confidence-guided loss of CLIP-ES); None trusts all.
     divide: "all": the mean of cross-entropy is over ignored pixels, too.
-    resize: what is brought to the size of the other: "labels" (nearest) or "logits" (bilinear).
-    clip_norm: greatest norm of the gradient. ema: decay of averaged weights, which are then the ones kept; 0: none.
-    precision: float32, bfloat16 or float16. seed: of everything drawn.
-    semi: "cct": true masks teach the main decoder, and all other images the auxiliary ones, as ``cct`` says; batch is
-    then the number of either kind in a forward pass. None: all masks teach alike.
+    resize: what is resized to match the other: "labels" (nearest) or "logits" (bilinear).
+    clip_norm: the largest norm of the gradient. ema: decay of averaged weights, which are then kept; 0: none.
+    precision: float32, bfloat16 or float16. seed: of all random choices.
+    semi: "cct": true masks train the main decoder, and all other images the auxiliary ones, as ``cct`` says; batch is
+    then the number of each kind in a forward pass. None: all masks are treated alike.
     """
 
     architecture: str = "small"

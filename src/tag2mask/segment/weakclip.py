@@ -51,34 +51,43 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
 class WeakCLIPChoices(BaseModel):
     """What of the network can be chosen. What is None follows the variant, and the taps the image tower's depth."""
 
-    variant: Literal["paper", "released"] = Field("paper", description="what the rest is where it is not said")
+    variant: Literal["paper", "released"] = Field("paper", description="whose defaults the other options have")
     encoders: Literal["frozen", "creep", "trained"] | None = Field(
-        None, description="CLIP's towers: frozen, from a rate of 0 up to lr_floor, or trained as the rest"
+        None, description="CLIP's towers: frozen, creep (rate from 0 up to lr_floor), or trained as the rest"
     )
-    adapter: Literal["trained", "as-encoders"] | None = Field(None, description="the pyramid adapter")
+    adapter: Literal["trained", "as-encoders"] | None = Field(None, description="how the pyramid adapter is trained")
     taps: tuple[int, int, int, int] | None = Field(
         None, description="blocks of the image tower, from 1, after which features are taken"
     )
     class_twice: bool | None = Field(None, description="the class embedding is added to its token once more")
-    drop_path: float | None = Field(None, ge=0, lt=1, description="of encoders that learn, at the last block")
+    drop_path: float | None = Field(
+        None, ge=0, lt=1, description="how often the last block of encoders that learn leaves out a branch"
+    )
     edges: Literal["pad", "cut"] | None = Field(
         None, description="pictures that do not fit the cells: padded, or cut and the result stretched"
     )
-    pixels: Literal["clip", "imagenet"] | None = Field(None, description="whose mean and deviation pixels are given")
+    pixels: Literal["clip", "imagenet"] | None = Field(
+        None, description="whose mean and deviation standardise the pixels"
+    )
     resolution: int | None = Field(
-        512, ge=1, description="side of the square to whose grid positions are brought first; none: no such step"
+        512, ge=1, description="positions are first resized to the grid of a square of this side; none: they are not"
     )
     prompts: int = Field(8, ge=0, description="learnt vectors before each name")
-    match: Literal["co-attention", "direct"] = Field("co-attention", description="direct: cosines as CLIP gives them")
-    layers: int | None = Field(None, ge=1, description="of the co-attention in each direction")
-    chained: bool | None = Field(None, description="these follow one another; else the last one alone is used")
-    width: int = Field(256, ge=1, description="of the co-attention")
-    heads: int = Field(4, ge=1, description="of the co-attention")
-    scale: float = Field(0.1, description="what its share in texts and pixels starts with")
-    decoder: Literal["text-guided", "plain", "none"] = Field(
-        "text-guided", description="plain: without the matching scores, which are added; none: these alone"
+    match: Literal["co-attention", "direct"] = Field(
+        "co-attention", description="how texts and pixels are matched; direct: by CLIP's own cosines"
     )
-    channels: int = Field(256, ge=1, description="of the decoder")
+    layers: int | None = Field(None, ge=1, description="layers of the co-attention in each direction")
+    chained: bool | None = Field(
+        None, description="layers of the co-attention follow one another; else only the last is used"
+    )
+    width: int = Field(256, ge=1, description="channels of the co-attention")
+    heads: int = Field(4, ge=1, description="heads of the co-attention")
+    scale: float = Field(0.1, description="first scale of what the co-attention adds to texts and pixels")
+    decoder: Literal["text-guided", "plain", "none"] = Field(
+        "text-guided",
+        description="plain: it does not see the matching scores, which are added after it; none: only these",
+    )
+    channels: int = Field(256, ge=1, description="channels of the decoder")
     allow_unknown: bool = Field(False, description="go on where a name has words that the tokenizer does not know")
 
     @model_validator(mode="before")
@@ -97,9 +106,9 @@ class WeakCLIPOptions(WeakCLIPChoices, Options):
     """
 
     clip: str | None = Field(None, description="hub id, folder, OpenAI .pt, or storybook-clip; default: as for label")
-    sha256: str = Field("", description="of the CLIP's weights; empty: whatever is found")
-    mean: Statistics | None = Field(None, description="of red, green and blue in 0..1; default: as pixels says")
-    std: Statistics | None = Field(None, description="the same")
+    sha256: str = Field("", description="sha256 of the CLIP's weights; empty: any")
+    mean: Statistics | None = Field(None, description="means of red, green and blue in 0..1; default: as pixels says")
+    std: Statistics | None = Field(None, description="their deviations; default: as pixels says")
     texts: tuple[str, ...] | None = Field(
         None, description="names said to CLIP, background first; further ones take part in the matching alone"
     )
@@ -210,7 +219,7 @@ def _clip(options: WeakCLIPOptions, towers: Mapping[str, Any]) -> CLIP:
     if options.sha256 and clip.sha256 != options.sha256:
         raise UserError(
             f"weakclip: {clip.name} has weights of sha256 {clip.sha256[:12]}…, and the network is one over "
-            f"{options.clip} with {options.sha256[:12]}…; bring that CLIP back, or train again"
+            f"{options.clip} with {options.sha256[:12]}…; give that CLIP, or train again"
         )
     return clip
 

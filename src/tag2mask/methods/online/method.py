@@ -54,14 +54,14 @@ class OnlineOptions(FitOptions):
 
     variant: Literal["paper", "released"] = Field("paper", description="the paper, or the released code's faults too")
     steps: int | None = Field(
-        None, ge=1, description="of the training; default 30000, for coco14 80000, with storybook-clip 300"
+        None, ge=1, description="training steps; default 30000, for coco14 80000, with storybook-clip 300"
     )
     batch: int | None = Field(None, ge=1, description="images at a time; default 4")
     accumulate: int = Field(1, ge=1, description="batches that make a step")
     crop: int | None = Field(None, ge=8, description="side of what is seen, in pixels; default 20 patches")
     scales: tuple[float, float] = Field((0.5, 2.0), description="pictures are enlarged by a factor: from, to")
     lr: float | None = Field(None, gt=0, description="base learning rate; the decoder's is 10 times it")
-    weight_decay: float = Field(0.01, ge=0, description="of all weights of the decoder")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of all weights of the decoder")
     warmup: int = Field(50, ge=0, description="steps in which the rate rises; a tenth of all at most")
     width: int | None = Field(
         None, ge=8, multiple_of=8, description="channels of the decoder; default a third of CLIP's, 256 of ViT-B"
@@ -76,13 +76,15 @@ class OnlineOptions(FitOptions):
     choose: Literal["all", "signed", "abs"] | None = Field(
         None, description="RFM's choice of layers; default abs (the paper's formula), released signed"
     )
-    box_threshold: float | None = Field(None, ge=0, lt=1, description="of boxes; default 0.4, for coco14 0.7")
+    box_threshold: float | None = Field(
+        None, ge=0, lt=1, description="threshold of the box mask; default 0.4, for coco14 0.7"
+    )
     spread_steps: int = Field(2, ge=1, description="how often maps are spread")
     padding: Literal["ignored", "labelled"] | None = Field(
         None, description="what a crop has beyond its picture; default ignored, released labelled"
     )
     statistics: Literal["imagenet", "clip"] = Field(
-        "imagenet", description="of the pixels that CLIP sees; WeCLIP's code feeds it ImageNet's"
+        "imagenet", description="whose mean and deviation standardise CLIP's pixels; WeCLIP's code uses ImageNet's"
     )
     allow_unknown: bool = Field(False, description="go on where a text has words that the tokenizer does not know")
     max_tokens: int = Field(4096, ge=1, description="an image with more patches is shrunk to this many, for its maps")
