@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from methods.test_conformance import FITS, KNOWN, build, random_classifier
-from methods.toys import CLASSES, FittedOnTags, TrainingFree, make_data
+from methods.toys import CLASSES, FittedOnTags, Refiner, TrainingFree, make_data
 from tag2mask.cli import app
 from tag2mask.methods import make_method, make_options, method_class
 from tag2mask.methods.fitting.settings import FitSettings
@@ -120,6 +120,23 @@ def test_runs_of_earlier_versions_go_on(world, tmp_path):
         "classifier-cam", CLASSES, weights=random_classifier().name, device="cpu", **FITS["classifier-cam"]
     )
     assert label(world[0], method, tmp_path / "took", fitted=run.path, progress=False).done == 4
+
+
+def test_what_was_refined_from_a_run_of_an_earlier_version_is_accepted_after_that_run_was_resumed(world, tmp_path):
+    """Resuming it writes run.yaml anew where the data grew: the options of the machine must stay in the digest."""
+    data, _ = world
+    toy, first, refined = FittedOnTags(CLASSES), tmp_path / "first", tmp_path / "refined"
+    label(data, toy, first, progress=False)
+    document = yaml.safe_load((first / "run.yaml").read_text())
+    document["settings"]["options"] |= {"workers": 2}
+    document["images"] -= 1
+    (first / "run.yaml").write_text(yaml.safe_dump(document))
+    old = Run.open(first).digest
+    label(data, Refiner(CLASSES), refined, prior=first, progress=False)
+    assert label(data, FittedOnTags(CLASSES), first, progress=False).skipped == len(data)
+    assert yaml.safe_load((first / "run.yaml").read_text())["images"] == len(data)
+    assert Run.open(first).digest == old
+    assert label(data, Refiner(CLASSES), refined, prior=first, progress=False).skipped == len(data)
 
 
 def test_devices_that_cannot_share_a_batch(world, tmp_path, monkeypatch):

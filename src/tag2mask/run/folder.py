@@ -166,6 +166,8 @@ class Run:
         if document is not None and not afresh:
             self._warn_of_changes(document["noted"])
             self.noted = {**document["noted"], **{key: self.noted[key] for key in _WHERE if key in self.noted}}
+            if "options" in document["settings"]:  # with what earlier versions kept there: ``digest`` stays the same
+                self.settings["options"] = document["settings"]["options"]
         if added and not afresh:
             warn(
                 f"{self.path}: classes that are new since its masks were made come after the others: "
