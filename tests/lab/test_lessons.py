@@ -11,7 +11,7 @@ import torch
 from small_pretraining import TAUGHT, few_scenes, pairs_of
 from tag2mask.classes import load_classes
 from tag2mask.lab.contrastive import ContrastiveCLIP
-from tag2mask.lab.lessons import affinity_loss, balanced, class_texts, dense_loss, log_probabilities, shares
+from tag2mask.lab.lessons import attention_loss, balanced, class_texts, dense_loss, log_probabilities, shares
 from tag2mask.lab.towers import build_clip, encode_image, kept_patches, readings
 from tag2mask.lab.views import look
 from tag2mask.lab.vocabulary import vocabulary
@@ -100,11 +100,11 @@ def test_affinity_loss_asks_for_attention_among_those_that_show_the_same():
         for i in range(4):
             row = attention[b, i] / attention[b, i].sum()
             each[b, i] = -math.log(sum(float(row[j] * (target[b, i] * target[b, j]).sum()) for j in range(4)))
-    assert float(affinity_loss(attention, target)) == pytest.approx(float(balanced(each, target)), rel=1e-5)
+    assert float(attention_loss(attention, target)) == pytest.approx(float(balanced(each, target)), rel=1e-5)
     hard = torch.eye(3)[[0, 0, 1, 2]][None]
     among, away = (hard @ hard.transpose(1, 2)), 1 - hard @ hard.transpose(1, 2)
-    assert float(affinity_loss(among, hard)) == pytest.approx(0, abs=1e-6)
-    assert float(affinity_loss(away, hard)) > 5
+    assert float(attention_loss(among, hard)) == pytest.approx(0, abs=1e-6)
+    assert float(attention_loss(away, hard)) > 5
 
 
 @pytest.mark.parametrize("reading", ["dense", "value", "attention"])
@@ -131,7 +131,7 @@ def test_a_step_holds_the_kept_patches_against_their_own_cells(tmp_path, reading
         expected = {
             "dense": dense_loss(read.each, texts, target, count, scale),
             "value": 0.5 * dense_loss(read.values, texts, target, count, scale),
-            "attention": 0.25 * affinity_loss(encoded.attention[:, 1:, 1:], target),
+            "attention": 0.25 * attention_loss(encoded.attention[:, 1:, 1:], target),
         }[reading]
     torch.testing.assert_close(logged[f"loss_{reading}"], expected, rtol=1e-4, atol=1e-5)
 

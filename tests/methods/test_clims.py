@@ -17,7 +17,7 @@ from methods.toys import TinyData, forbidden, make_data
 from tag2mask.classes import load_classes
 from tag2mask.data.image import read_image
 from tag2mask.methods import make_method
-from tag2mask.methods.clims import WEIGHTS, CLIMSOptions, _native_size, make_recipe
+from tag2mask.methods.clims import CLIMS_FILE, CLIMSOptions, _native_size, make_recipe
 from tag2mask.methods.fitting import clims as subject
 from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.classifier import tag_training
@@ -78,7 +78,7 @@ def method_of(clip, weights, **options):
 def fitted(method, data, out) -> dict[str, torch.Tensor]:
     with Run.create(out, {"method": "clims"}) as run:
         fit(method, data, run, progress=False)
-    return safetensors.torch.load_file(run.checkpoints / WEIGHTS)
+    return safetensors.torch.load_file(run.checkpoints / CLIMS_FILE)
 
 
 # --- the start and the settings

@@ -21,7 +21,7 @@ from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.pot import Batch, POTExamples, POTTraining, certainty, pot_losses
 from tag2mask.methods.fitting.pot_recipe import maps_of
 from tag2mask.methods.fitting.settings import FitSettings
-from tag2mask.methods.pot import WEIGHTS
+from tag2mask.methods.pot import POT_FILE
 from tag2mask.methods.pot_options import POTOptions, make_recipe
 from tag2mask.methods.protocol import EarlierRun
 from tag2mask.models.backbone import Layout, ResNet
@@ -78,7 +78,7 @@ def method_of(weights, **options):
 
 
 def learned(run: Run) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(run.checkpoints / WEIGHTS)
+    return safetensors.torch.load_file(run.checkpoints / POT_FILE)
 
 
 def fitted(weights, data, out, earlier=None, **options) -> Run:
@@ -690,7 +690,7 @@ def test_a_fit_whose_network_has_other_shapes_is_refused(weights, data, earlier,
     run = fitted(weights, data, tmp_path / "out", earlier)
     state = learned(run)
     state["side1.weight"] = state["side1.weight"][:, :-1].contiguous()
-    safetensors.torch.save_file(state, run.checkpoints / WEIGHTS)
+    safetensors.torch.save_file(state, run.checkpoints / POT_FILE)
     with pytest.raises(UserError, match=r"side1\.weight is"):
         method_of(weights).load(run.checkpoints, earlier)
 

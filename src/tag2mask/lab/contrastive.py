@@ -16,7 +16,7 @@ import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
 
-from tag2mask.lab.lessons import affinity_loss, class_texts, dense_loss, shares
+from tag2mask.lab.lessons import attention_loss, class_texts, dense_loss, shares
 from tag2mask.lab.losses import aligned_similarity, alike, contrastive, cosine, pairwise
 from tag2mask.lab.pretrain_recipe import Pretrain
 from tag2mask.lab.towers import Readings, encode_image, kept_patches, readings
@@ -114,7 +114,7 @@ class ContrastiveCLIP(lightning.LightningModule):
         if recipe.value_weight:
             losses["value"] = recipe.value_weight * dense_loss(read.values, texts, target, background, scale)
         if attention is not None:
-            losses["attention"] = recipe.attention_weight * affinity_loss(attention[:, 1:, 1:], target)
+            losses["attention"] = recipe.attention_weight * attention_loss(attention[:, 1:, 1:], target)
         return losses
 
     def _loss(self, similarity: Tensor, positive: Tensor) -> Tensor:

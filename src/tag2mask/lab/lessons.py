@@ -76,7 +76,7 @@ def dense_loss(patches: Tensor, texts: Tensor, target: Tensor, background: int, 
         return balanced(-(target * log_probabilities(similarity, background, scale)).sum(-1), target)
 
 
-def affinity_loss(attention: Tensor, target: Tensor) -> Tensor:
+def attention_loss(attention: Tensor, target: Tensor) -> Tensor:
     """Minus the logarithm of the share of each patch's attention that goes to patches that show the same.
 
     Args:

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from tag2mask.models.weights import CLIP
     from tag2mask.run.folder import Run
 
-WEIGHTS = "clims.safetensors"
+CLIMS_FILE = "clims.safetensors"
 """In a run's checkpoints: the trained network."""
 
 _VIT_B32 = ("clip-vit-base-patch32", "ViT-B-32.pt")
@@ -263,7 +263,7 @@ class CLIMS(Trainable):
         from tag2mask.methods.fitting.clims import train
 
         network = train(self.fit_of(), data, folder)
-        keep_weights(folder / WEIGHTS, network.state_dict())
+        keep_weights(folder / CLIMS_FILE, network.state_dict())
 
     def fit_of(self) -> CLIMSFit:
         """What its fit is made of."""
@@ -289,7 +289,7 @@ class CLIMS(Trainable):
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Take up the network that ``fit`` left."""
-        path = folder / WEIGHTS
+        path = folder / CLIMS_FILE
         network, _ = self.start()
         fit_state(network, read_state(path), path)
         self._read_with(network)

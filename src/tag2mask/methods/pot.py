@@ -69,7 +69,7 @@ from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Scores, UserE
 if TYPE_CHECKING:
     from tag2mask.run.folder import Run
 
-WEIGHTS = "pot.safetensors"
+POT_FILE = "pot.safetensors"
 """In a run's checkpoints: the trained network."""
 
 GROUND = 0.4
@@ -153,12 +153,12 @@ class POT(Trainable):
             clip_norm=1.0,  # of the whole gradient, as in the released code
         )
         network = train(self.start(), recipe, settings, data, folder, earlier)
-        keep_weights(folder / WEIGHTS, network.state_dict())
+        keep_weights(folder / POT_FILE, network.state_dict())
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Take up the network that ``fit`` left, and read the earlier run's maps as that run makes masks of them."""
         if self.learns:
-            path = folder / WEIGHTS
+            path = folder / POT_FILE
             network = self.start()
             fit_state(network, read_state(path), path)
             self.net = network.requires_grad_(False).to(self.device)

@@ -24,7 +24,7 @@ from tag2mask.run.folder import Run
 from tag2mask.run.warn import warn
 from tag2mask.types import ClassSet, Dataset, Item, Scores, UserError
 
-WEIGHTS = "refiner.safetensors"
+REFINER_FILE = "refiner.safetensors"
 """In a run's checkpoints: what the fit ended in."""
 
 
@@ -111,13 +111,13 @@ class Refiner(Trainable, Generic[Options, Network]):
             raise UserError(f"{self.name} learns from an earlier run's maps; give its folder as the prior")
         maps = PriorMaps.of(earlier, self.options.threshold)
         check_finished(earlier)
-        if not (folder / WEIGHTS).exists():
+        if not (folder / REFINER_FILE).exists():
             steps, what = self.published
             if self.options.steps < steps:
                 warn(f"{self.name} learns for {self.options.steps} steps; published: {steps:,}, {what}")
             self.net = self.untrained().to(self.device)
             self.train(data, earlier, maps, folder)
-            keep_weights(folder / WEIGHTS, self.net.state_dict())
+            keep_weights(folder / REFINER_FILE, self.net.state_dict())
         self.load(folder, earlier)
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
@@ -126,7 +126,7 @@ class Refiner(Trainable, Generic[Options, Network]):
         Raises:
             UserError: nothing was fitted, or by other options; or the earlier run has no maps.
         """
-        path = folder / WEIGHTS
+        path = folder / REFINER_FILE
         if not path.exists():
             raise UserError(f"{folder}: nothing is fitted there yet; give the command that fits it again to resume")
         fit_state(self.net, read_state(path), path)

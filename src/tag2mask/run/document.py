@@ -14,7 +14,7 @@ from tag2mask.run.renamed import as_today
 from tag2mask.run.settings import added_classes, describe_differences, without_machine
 from tag2mask.types import UserError
 
-__all__ = ["LAYOUT", "compare", "read_document", "write_document"]
+__all__ = ["LAYOUT", "may_resume", "read_document", "write_document"]
 
 LAYOUT = 2
 """Of the run folder. In the first a run was of one list of images, and its manifest did not say what masks are of."""
@@ -50,8 +50,8 @@ def write_document(folder: Path, images: int | None, settings: Mapping[str, Any]
     write_atomic(folder / "run.yaml", text.encode(), token="setup", sync=True)
 
 
-def compare(document: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Why a run cannot go on with these settings, as in "it was made ...", or ""; and classes that they add.
+def may_resume(document: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Why a run may not be resumed with these settings, as in "it was made ...", or ""; and classes that they add.
 
     Classes may be added at the end of the run's own: masks that are there keep their meaning.
     """

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from tag2mask import __version__
 from tag2mask.run.artefacts import CHECKPOINTS, CONFIDENCE, KINDS, MASKS, SCORES, SEEDS, artefact, ids_of
-from tag2mask.run.document import compare, read_document, write_document
+from tag2mask.run.document import may_resume, read_document, write_document
 from tag2mask.run.files import cannot_write, write_atomic
 from tag2mask.run.inputs import Inputs, KnownInputs
 from tag2mask.run.lock import Lock
@@ -146,7 +146,7 @@ class Run:
                     f"{self.path} is not empty and is no run of ours (it holds {shown}); choose a new or empty folder"
                 )
         self._lock = self._lock_shard(shard)
-        differences, added = compare(document, self.settings)
+        differences, added = may_resume(document, self.settings)
         if differences and not (overwrite or refit):
             raise UserError(
                 f"{self.path} was made {differences}. "
