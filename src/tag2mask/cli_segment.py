@@ -186,7 +186,7 @@ def predict(
 
     The folder is a run: `tag2mask eval`, `report` and `export` take it. Stop it whenever you like: the same command
     resumes it. One bad image never stops it. For better masks in more time: `--scales 0.5,1,1.5 --flip`, then
-    `--mask-refiner deeplab`. Large images do not need more memory: they are cut into tiles of 2048 pixels, or shrunk
+    `--mask-refiner deeplab`. Images may have any size: large ones are cut into tiles of 2048 pixels, or shrunk
     by `--longest`.
 
     Examples: `tag2mask predict runs/net photos -o runs/predicted` · `tag2mask predict runs/net VOC2012 --split val

@@ -195,7 +195,7 @@ def load_vision(name: str, sha256: str, activation: Activation | None = None) ->
         UserError: nothing is found by that name, or other weights.
     """
     do = (
-        "bring it back under that name, or write where it lies now as `clip` under `options` in the network's "
+        "restore it under that name, or write where it lies now as `clip` under `options` in the network's "
         "config.json"
     )
     try:
