@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -164,7 +164,10 @@ def label(
     ] = None,
     masks_of: Annotated[
         str,
-        typer.Option(help="maps; or network, for methods that train one: it makes the masks, of the tagged classes."),
+        typer.Option(
+            help="maps; or network, for methods that train one: it makes the masks, of the tagged classes, as its "
+            "paper tests it."
+        ),
     ] = "maps",
     scores: Annotated[bool, typer.Option(help="Keep the score maps (small), for eval, report and refiners.")] = True,
     refit: Annotated[
@@ -220,7 +223,8 @@ def label(
     )
     shard_ = find_shard(shard)
     afresh = refit or (overwrite and shard_ == WHOLE)
-    recipe = prepare(given, device=device, out=None if afresh else out)
+    makes: Literal["maps", "network"] = one_of("--masks-of", masks_of, "maps", "network")
+    recipe = prepare(given, device=device, out=None if afresh else out, masks_of=makes)
     for note in recipe.data.notes if not helping() else ():
         typer.echo(f"note: {note}", err=True)
     how = LabelSettings(
@@ -228,7 +232,7 @@ def label(
         prior=prior,
         fitted=fitted,
         keep_scores=scores,
-        masks_of=one_of("--masks-of", masks_of, "maps", "network"),
+        masks_of=makes,
         shard=shard_,
         batch_size=batch,
         overwrite=overwrite,
