@@ -33,6 +33,7 @@ from tag2mask import __version__
 from tag2mask.data import read_voc
 from tag2mask.data.image import read_image
 from tag2mask.methods import make_method
+from tag2mask.methods.cd_clip import SETTINGS
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.online.method import Online
 from tag2mask.methods.online.training import OnlineTraining
@@ -337,7 +338,8 @@ def measure_all(args: argparse.Namespace, kept: Kept, data: Dataset, clip: CLIP)
 
 def make(clip: CLIP, data: Dataset, **options: Any) -> Online:
     """CD-CLIP with these options; boundaries stand on CLIP's own patches, for want of a DINO that knows scenes."""
-    method = make_method("cd-clip", data.classes, clip=clip, structure="clip", **options)
+    own = {"structure": "clip"} if SETTINGS[options.get("setting", 6)][1] else {}
+    method = make_method("cd-clip", data.classes, clip=clip, **own, **options)
     assert isinstance(method, Online)
     return method
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from tag2mask.data.image import read_image
 from tag2mask.lab.bench import RULES
 from tag2mask.methods.pot import POT
-from tag2mask.models.classifier import MEAN, STD
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.metrics import BackgroundSweep, metrics
 from tag2mask.ops.pot import Activation, Prototypes, activate, max_scaled

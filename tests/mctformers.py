@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.mctformer import MCTformer, Shape
 from tag2mask.models.mctformer_files import build_mctformer, read_start
+from tag2mask.ops.image import MEAN, STD
 
 __all__ = ["MEAN", "NAMES", "STD", "TINY", "golden_network", "random_network", "save_timm", "timm_state"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -187,7 +187,7 @@ def label(
         str,
         typer.Option(
             help="What makes the masks: maps (the score maps), or network (the one that the method trains, if it "
-            "does; only tagged classes win)."
+            "does, as its paper tests it; only tagged classes win)."
         ),
     ] = "maps",
     scores: Annotated[
@@ -246,7 +246,8 @@ def label(
     )
     shard_ = find_shard(shard)
     afresh = refit or (overwrite and shard_ == WHOLE)
-    recipe = prepare(given, device=device, out=None if afresh else out)
+    makes: Literal["maps", "network"] = one_of("--masks-of", masks_of, "maps", "network")
+    recipe = prepare(given, device=device, out=None if afresh else out, masks_of=makes)
     for note in recipe.data.notes if not helping() else ():
         typer.echo(f"note: {note}", err=True)
     how = LabelSettings(
@@ -254,7 +255,7 @@ def label(
         prior=prior,
         fitted=fitted,
         keep_scores=scores,
-        masks_of=one_of("--masks-of", masks_of, "maps", "network"),
+        masks_of=makes,
         shard=shard_,
         batch_size=batch,
         overwrite=overwrite,

@@ -139,12 +139,12 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to create or resume.")] = Path("predicted"),
     test: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How a paper tests: deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, cd-clip; "
-            "or plain. The options below change parts of it."
+            help="How a paper tests: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, "
+            "cd-clip; default: as the method says whose run it is, else plain. The options below change parts of it."
         ),
-    ] = "plain",
+    ] = None,
     scales: Annotated[str | None, typer.Option(help="Scales at which each image is seen, such as 0.5,1,1.5.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Also look at the mirror image.")] = None,
     window: Annotated[
@@ -194,11 +194,12 @@ def predict(
     --split test -o runs/test` and `tag2mask export runs/test --to voc-test -o results.tgz`
     """
     from tag2mask.run.shard import find_shard
+    from tag2mask.segment.network import read_saved
     from tag2mask.segment.test_time import find_preset
     from tag2mask.stages.predict import PredictSettings, read_images
     from tag2mask.stages.predict import predict as run_predict
 
-    preset = find_preset(test)
+    preset = read_saved(network).test if test is None else find_preset(test)
     given: dict[str, Any] = {"flip": flip, "window": window, "stride": stride, "longest": longest}
     given |= {"tile": tile, "batch": batch, "scales": None if scales is None else _numbers(scales)}
     settings = replace(preset.test, **{name: value for name, value in given.items() if value is not None})
@@ -208,7 +209,7 @@ def predict(
         typer.echo(f"note: {note}", err=True)
     how = PredictSettings(
         test=settings,
-        refiner=preset.refiner if refiner is None else None if refiner == "none" else refiner,
+        refiner=refiner or preset.refiner or "none",
         use_tags=use_tags,
         others=one_of("--others", others or "never", "never", "ignore", "keep"),
         device=device,

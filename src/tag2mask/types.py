@@ -271,7 +271,8 @@ class MaskRule:
         ``Scores.others``. An image whose tags are known to be none is background under all three.
     mu: pixels of lower confidence become IGNORE (CLIP-ES, section 3.4, mu = 0.95); None keeps every pixel.
     confidence: "posterior" is the refiner's largest posterior (what CLIP-ES's code does);
-        "cam" is Eq. 8, max(1 - max_c X, max_c X), on the maps.
+        "cam" is Eq. 8, max(1 - max_c X, max_c X), on the maps; under ``Own`` X / (X + b) stands for X, where b is the
+        method's own background. Without a refiner it is "cam" in any case.
     refiner_image: what the refiner sees. "wrapped-bgr" is a fault of CLIP-ES's released code (mean-subtracted values
         below zero wrap around), kept for variant="released" alone.
     """

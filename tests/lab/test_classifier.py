@@ -23,7 +23,8 @@ from tag2mask.lab.classifier import (
 )
 from tag2mask.lab.running import Running
 from tag2mask.lab.train_classifier import TaggedPictures, pretrain_resnet, tag_training
-from tag2mask.models.classifier import MEAN, STD, load_classifier, save_classifier
+from tag2mask.models.classifier import load_classifier, save_classifier
+from tag2mask.ops.image import MEAN, STD
 from tag2mask.run.lock import locked
 from tag2mask.run.sampling import Draw, Training
 from tag2mask.run.tag_training import tag_loss

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from small_pretraining import few_scenes, small_classifier
 from tag2mask.lab import teacher
 from tag2mask.lab.teacher import RULE, SCALES, check_teacher, pseudo_masks, teach
-from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier, save_classifier
-from tag2mask.ops.image import standardise
+from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.masks import pseudo_mask
 from tag2mask.run.lock import locked
 from tag2mask.storybook import CLASSES

@@ -19,18 +19,10 @@ from tag2mask.methods import make_method, make_options
 from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.tagged import TaggedImages
 from tag2mask.methods.protocol import Machine
-from tag2mask.models.classifier import (
-    MEAN,
-    STD,
-    Classifier,
-    load_backbone,
-    load_classifier,
-    save_classifier,
-    start_classifier,
-)
+from tag2mask.models.classifier import Classifier, load_backbone, load_classifier, save_classifier, start_classifier
 from tag2mask.models.clims import build_clims
 from tag2mask.models.find_classifier import MAKE, find_classifier, weights_sha256
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.metrics import average_precision
 from tag2mask.run.checkpoint import LAST
 from tag2mask.run.folder import Run
@@ -324,7 +316,7 @@ def test_where_there_are_no_weights_the_command_that_makes_them_is_named(tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.01, "seed": 1}, "lr, seed: used only while learning; give epochs or steps too"),
+        ({"lr": 0.01, "seed": 1}, "lr, seed: no effect without epochs or steps; give one too"),
         ({"weights": "random"}, "random weights know nothing; give epochs or steps"),
         ({"epochs": 1, "steps": 3}, "give one"),
         ({"epochs": 1, "long_side": (640, 320)}, "the smaller number first"),

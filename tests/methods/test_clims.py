@@ -23,12 +23,12 @@ from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.classifier import tag_training
 from tag2mask.methods.fitting.clims import CLIMSTraining, TagCaptions, descent_of
 from tag2mask.methods.fitting.clims_critic import Critic
-from tag2mask.models.classifier import MEAN, STD, load_classifier
+from tag2mask.models.classifier import load_classifier
 from tag2mask.models.convert import from_openai_state
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.calibration import calibrate_threshold
 from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO
-from tag2mask.ops.image import resize_bicubic, standardise
+from tag2mask.ops.image import MEAN, STD, resize_bicubic, standardise
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import sample_indices
 from tag2mask.run.tag_training import TagTraining

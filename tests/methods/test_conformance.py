@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from mctformers import save_timm, timm_state
-from methods.toys import CLASSES, ONLINE, TOYS, TrainingFree, make_data
+from methods.toys import CLASSES, ONLINE, TOYS, TinyData, TrainingFree, make_data
 from run_folders import artefacts
 from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
@@ -29,14 +29,16 @@ from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.ops.masks import upsample
 from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.folder import Run
+from tag2mask.run.settings import plain
 from tag2mask.segment.architectures import ARCHITECTURES
 from tag2mask.segment.network import find_network, load_network, read_saved
+from tag2mask.segment.test_time import PRESETS, TestTime
 from tag2mask.stages.export_network import export_network
 from tag2mask.stages.label import label
 from tag2mask.stages.machinery.fit import FITTED, fitted_digest
 from tag2mask.stages.machinery.fit_data import FIT_DATA
 from tag2mask.stages.predict import predict
-from tag2mask.types import IGNORE, ClassSet, Item, Prior, TextSet, UserError
+from tag2mask.types import IGNORE, ClassSet, Constant, Item, Prior, TextSet, UserError
 from tiny_clips import oracle, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -361,11 +363,14 @@ def test_a_network_is_found_in_the_run(case):
     kept = load_file(saved.path / "model.safetensors")
     net = load_network(case.fitted.path, "cpu")
     assert set(kept) == {name for name in net.state_dict() if not name.startswith(net.towers)} < set(net.state_dict())
-    predict(case.fitted.path, case.data, case.folder / "predicted", device="cpu", progress=False)
+    alone = {"test": TestTime(), "refiner": "none", "device": "cpu", "progress": False}
+    predict(case.fitted.path, case.data, case.folder / "predicted", **alone)
     export_network(case.fitted.path, "onnx", case.folder / "network.onnx")
     out = case.folder / "run-of-network"
     alone = replace(case.method.mask_rule, refiner=None, others="never")
-    summary = case.label(out.name, masks_of="network", rule=alone)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(case.method, "network_test", PRESETS["plain"], raising=False)
+        summary = case.label(out.name, masks_of="network", rule=alone)
     assert (summary.done, summary.failed) == (len(case.data), 0)
     session = onnxruntime.InferenceSession(case.folder / "network.onnx")
     for sample in case.data:
@@ -377,6 +382,55 @@ def test_a_network_is_found_in_the_run(case):
         masked = np.where(allowed[:, None, None], logits, -np.inf).argmax(0)
         assert (masked == read_mask(Run.open(out).mask_path(sample.id))).mean() > 0.999
     assert not (out / "scores").exists()
+
+
+def test_its_network_is_tested_as_the_method_says(case):
+    """By ``label`` and by ``predict`` alike: views and refiner are the method's, and on record."""
+    if not has_network(case):
+        pytest.skip("trains no network")
+    wanted = case.method.network_test
+    assert read_saved(case.fitted.path).test == wanted
+    one = TinyData(case.data.samples[:1], case.data.root, case.data.classes)  # the views are of 512 pixels and more
+    label(one, case.method, case.folder / "as-tested", fitted=case.fitted, masks_of="network", progress=False)
+    predict(case.fitted.path, one, case.folder / "as-predicted", use_tags=True, device="cpu", progress=False)
+    mine, theirs = (Run.open(case.folder / name) for name in ("as-tested", "as-predicted"))
+    views = {key: value for key, value in plain(wanted.test).items() if key != "batch"}
+    assert mine.settings["test"] == theirs.settings["test"] == views
+    assert mine.settings["mask_rule"]["refiner"] == theirs.settings["refiner"] == wanted.refiner
+    if case.method.mask_rule.others == "never":
+        for sample in one:
+            assert np.array_equal(read_mask(mine.mask_path(sample.id)), read_mask(theirs.mask_path(sample.id)))
+    for said in ({"mu": 0.9}, {"background": Constant(0.3)}):
+        with pytest.raises(UserError, match=f"masks.{next(iter(said))}: of masks that are made of maps"):
+            case.label("idle", masks_of="network", rule=replace(case.method.mask_rule, **said))
+
+
+def test_an_explicit_none_is_said_to_be_none_or_leaves_the_option_out(case):
+    name = case.name.removesuffix(" given")
+    if name in TOYS:
+        return
+    small = {**FITS.get(case.name, {}), **({} if case.method.learns else {"weights": random_weights(name)})}
+    values = {"view", "window", "stride", "resolution", "threshold"}  # of which none is one
+    for option, field in method_class(name).Options.model_fields.items():
+        without = {key: value for key, value in small.items() if key != option}
+        try:
+            given = bare(name, case, {**without, option: None})
+        except UserError as error:
+            where = str(error)
+            assert option in where or "no effect" in where or "learn" in where
+            continue
+        assert field.default is None or option in values, option
+        if option not in values:
+            assert given == bare(name, case, without), option
+
+
+def bare(name: str, case: Case, options: dict) -> object:
+    """What decides the results of a method with these options alone."""
+    made = method_class(name)
+    if "weights" in made.Options.model_fields:
+        options = {"weights": random_weights(name), **options}
+    clip = random_clip() if "clip" in made.needs else None
+    return plain(make_method(name, case.data.classes, clip=clip, device="cpu", **options).resolved)
 
 
 def test_without_a_network_no_masks_of_it(case):

@@ -21,12 +21,11 @@ from tag2mask.methods import make_method, make_options
 from tag2mask.methods.fitting import mctformer as fitting
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.mctformer import FITTED, PUBLISHED, SCENES, VARIANTS, MCTformerOptions
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.mctformer import Reading, Shape, read_maps
 from tag2mask.models.mctformer_files import read_start
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.cam_fusion import cell_means
-from tag2mask.ops.image import resize_bicubic, standardise
+from tag2mask.ops.image import MEAN, STD, resize_bicubic, standardise
 from tag2mask.ops.masks import class_probabilities, pseudo_mask, upsample
 from tag2mask.run.folder import Run
 from tag2mask.run.training import steps_done
@@ -249,9 +248,7 @@ def test_psa_refines_its_maps_as_they_are(trained, tmp_path):
 
 
 def test_options_of_learning_where_nothing_is_learned(trained):
-    with pytest.raises(
-        UserError, match=r"batch, lr: used only while learning, and .* labels as it is; give epochs or"
-    ):
+    with pytest.raises(UserError, match=r"batch, lr: no effect with weights=.* labels as it is; give epochs or"):
         make(trained, batch=3, lr=0.1)
     assert make(trained, batch=3, lr=0.1, steps=1).learns
 

@@ -15,6 +15,7 @@ from golden_models import golden_clip
 from methods.toys import CLASSES, make_data
 from tag2mask.classes import load_classes
 from tag2mask.methods import make_method, method_class
+from tag2mask.methods.cd_clip import SETTINGS
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.online.boundaries import boundary_loss
 from tag2mask.methods.online.teacher import Teacher, Texts
@@ -25,6 +26,7 @@ from tag2mask.models.tower import Positions
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.affinity import AFFINITIES
 from tag2mask.segment.network import load_network
+from tag2mask.stages.label import label
 from tag2mask.types import IGNORE, Item, TextSet, UserError
 from tiny_clips import oracle, shake, write_tokenizer
 
@@ -60,7 +62,10 @@ def weclip(clip, **options):
 
 
 def cd_clip(clip, **options):
-    return make_method("cd-clip", WORLD, clip=clip, **{**SMALL, "structure": "clip", **options})
+    taught = SETTINGS[options.get("setting", 6)][1]
+    return make_method(
+        "cd-clip", WORLD, clip=clip, **{**SMALL, **({"structure": "clip"} if taught else {}), **options}
+    )
 
 
 def batch(tags=((1,), (2, 3)), seed=0):
@@ -333,7 +338,21 @@ def test_texts_that_are_compared(clip):
         ("weclip", {"crop": 30}, "no multiple of this CLIP's patch, 8"),
         ("weclip", {"scales": (2.0, 0.5)}, "expected the smaller first"),
         ("weclip", {"layers": 9}, "9 layers of attention, and .* has 4"),
-        ("weclip", {"affinity": "caa", "switch": 3}, "has no switch"),
+        ("weclip", {"affinity": "caa", "switch": 3}, "switch: no effect with affinity=caa; leave it out"),
+        ("weclip", {"affinity": "none", "layers": 2, "box_threshold": 0.3}, "box_threshold, layers: no effect with"),
+        ("weclip", {"affinity": "mhsa", "late_layers": 2}, "late_layers: no effect with affinity=mhsa"),
+        ("weclip", {"switch": 0, "layers": 2}, "layers: no effect with affinity=rfm and switch=0 of 4 steps"),
+        ("weclip", {"switch": 4, "choose": "abs"}, "choose: no effect with affinity=rfm and switch=4 of 4 steps"),
+        ("cd-clip", {"setting": 0, "spread_steps": 3, "tau": 0.5}, "spread_steps, tau: no effect with setting=0"),
+        ("cd-clip", {"setting": 1, "choose": "abs"}, "choose: no effect with setting=1"),
+        ("cd-clip", {"setting": 2, "layers": 2, "distance": "kl"}, "distance, layers: no effect with setting=2"),
+        ("cd-clip", {"setting": 3, "box_threshold": 0.3}, "box_threshold: no effect with setting=3"),
+        ("cd-clip", {"setting": 5, "structure": "clip"}, "structure: no effect with setting=5"),
+        ("cd-clip", {"setting": 3, "compared": "classes", "superclasses": "kind"}, "superclasses: no effect with"),
+        ("cd-clip", {"boundary_gate": "never", "boundary_source": "texts"}, "boundary_source, structure: no effect"),
+        ("cd-clip", {"distance": "cos", "temperature": 2.0}, "temperature: no effect with distance=cos"),
+        ("cd-clip", {"side": "leaving"}, "side: no effect with place=before"),
+        ("cd-clip", {"sure": 0.5}, "sure: no effect with no replace_at"),
         ("cd-clip", {"variant": "released"}, "no code of CD-CLIP was released"),
         ("cd-clip", {"distance": "jsd"}, "known: js, kl"),
         ("cd-clip", {"superclasses": "seven"}, "set of super-classes of 'toy'"),
@@ -432,3 +451,15 @@ def test_features_of_clip_as_structure(clip):
     assert features.shape == (2, 48, 4, 4)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(2, 4, 4))
     assert F.cosine_similarity(features[:, :, 0, 0], features[:, :, 2, 2]).abs().max() < 1
+
+
+def test_another_fit_is_taken_with_its_own_words_alone(clip, tmp_path):
+    """What was said to CLIP while the decoder learned is said while it labels."""
+    data = make_data(tmp_path / "images", count=2)
+    data.classes = WORLD
+    label(data, weclip(clip, steps=1), tmp_path / "fit", fit_only=True, progress=False)
+    for said in (replace(WORDS, names=("red", "dog", "cat")), replace(WORDS, background=("the", "photo"))):
+        data.classes = replace(WORLD, texts={"clip-es": said})
+        method = make_method("weclip", data.classes, clip=clip, **{**SMALL, "steps": 1})
+        with pytest.raises(UserError, match=r"other settings: texts.clip-es.(names|background)"):
+            label(data, method, tmp_path / "other", fitted=tmp_path / "fit", progress=False)

@@ -25,11 +25,11 @@ from tag2mask.methods.pot import POT_FILE
 from tag2mask.methods.pot_options import POTOptions, make_recipe
 from tag2mask.methods.protocol import EarlierRun
 from tag2mask.models.backbone import Layout, ResNet
-from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier, save_classifier
+from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.models.pot import POTNetwork, build_pot
 from tag2mask.ops import pot as maps_of_pot
 from tag2mask.ops import pot_batch
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.masks import class_probabilities
 from tag2mask.ops.pot import Prototypes, activate, max_scaled
 from tag2mask.ops.pot_batch import Groups, classifier_maps, mean_prototype_maps, transported_maps
@@ -703,11 +703,14 @@ def test_labelling_before_a_fit(weights):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "released", "marginal": "uniform"}, "marginal: of the transport, which variant released"),
-        ({"variant": "released", "threshold": 0.6}, "threshold: of the transport"),
-        ({"variant": "released", "adaptive": True}, "adaptive: of the transport"),
-        ({"temperature": 0.5}, "temperature is of marginal=softmax"),
-        ({"checkpoint": "final.pth", "steps": 3, "size": 64}, "size, steps: used only while learning"),
+        (
+            {"variant": "released", "marginal": "uniform"},
+            "marginal: no effect with variant=released, which has no transport",
+        ),
+        ({"variant": "released", "threshold": 0.6}, "threshold: no effect with variant=released"),
+        ({"variant": "released", "adaptive": True}, "adaptive: no effect with variant=released"),
+        ({"temperature": 0.5}, "temperature: no effect without marginal=softmax"),
+        ({"checkpoint": "final.pth", "steps": 3, "size": 64}, "size, steps: no effect with checkpoint"),
         ({"seeds": "classifier", "fuse": True}, "fuse takes an earlier run's maps"),
         ({"seeds": "classifier", "consistency": "fused"}, "consistency takes an earlier run's maps"),
         ({"steps": 3, "epochs": 2}, "both say how long"),

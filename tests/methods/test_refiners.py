@@ -17,8 +17,8 @@ from tag2mask.config import LabelConfig, RefineConfig
 from tag2mask.data import read_dataset
 from tag2mask.methods import make_method
 from tag2mask.methods.fitting.affinity import PriorMaps, decision
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.ops.cam_fusion import cell_means
+from tag2mask.ops.image import MEAN, STD
 from tag2mask.ops.masks import class_probabilities
 from tag2mask.run.folder import Run
 from tag2mask.run.settings import plain

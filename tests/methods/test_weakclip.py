@@ -31,7 +31,10 @@ KNOWN = replace(CLASSES, texts={"weakclip": TextSet(("red", "cat", "dog"), ("{}"
 
 
 def weakclip(classes=KNOWN, **options) -> WeakCLIP:
-    return make_method("weakclip", classes, clip=random_clip(), **{**FITS["weakclip"], **options})
+    small = FITS["weakclip"]
+    if "checkpoint" in options:  # which learns nothing and brings its sizes
+        small = {name: small[name] for name in ("heads", "view", "window", "stride", "scales", "flip")}
+    return make_method("weakclip", classes, clip=random_clip(), **{**small, **options})
 
 
 @pytest.fixture
@@ -124,6 +127,14 @@ def test_a_folder_of_seeds_and_then_labels_without_any(data, tmp_path):
     assert read_saved(tmp_path / "fit").supervision == "tags+masks(seeds)"
     summary = label(data, weakclip(), tmp_path / "run", fitted=tmp_path / "fit", progress=False)
     assert (summary.done, summary.failed) == (len(data), 0)
+    run = Run.open(tmp_path / "run")
+    assert run.settings["supervision"] == "tags+masks(seeds)"  # the fit's, which this run took
+    said = data.classes.texts["weakclip"]
+    for texts in (replace(said, names=("dog", "cat", "red")), replace(said, templates=("a {}",))):
+        data.classes = others = replace(KNOWN, texts={"weakclip": texts})
+        with pytest.raises(UserError, match=r"was fitted with other settings: .*(names|templates|texts)"):
+            label(data, weakclip(others), tmp_path / "others", fitted=tmp_path / "fit", progress=False)
+    data.classes = KNOWN
     with pytest.raises(UserError, match=r"starts from an earlier run's masks"):
         label(data, weakclip(), tmp_path / "none", progress=False)
 
@@ -323,8 +334,12 @@ def test_a_released_checkpoint_labels_as_it_is(data, tmp_path):
     picture = torch.rand(1, 3, 32, 48) * 255
     with torch.no_grad():
         torch.testing.assert_close(method.net(picture), trained(picture))
+    assert Run.open(tmp_path / "run").settings["supervision"] == "tags+pixels(weights: iter_8000.pth)"
     with pytest.raises(UserError, match="variant=released"):
         weakclip(checkpoint=str(path))
+    for idle in ({"steps": 3}, {"seed": 0}, {"lr": 1e-4}, {"width": 8}, {"encoders": "frozen"}, {"crop": 32}):
+        with pytest.raises(UserError, match=f"weakclip: {next(iter(idle))}: no effect with checkpoint"):
+            weakclip(variant="released", checkpoint=str(path), **idle)
 
 
 def test_runs_of_any_method_are_seeds(data, tmp_path):
@@ -339,3 +354,72 @@ def test_a_crop_that_parts_cells_is_refused():
     clip = SimpleNamespace(patch=16, name="storybook-clip", device=torch.device("cpu"))
     with pytest.raises(UserError, match=r"crop 100 is no multiple of \d+, .*--set crop="):
         WeakCLIP(load_classes("voc12"), WeakCLIPOptions(crop=100), clip=clip)
+
+
+def test_the_recipe_says_what_runs():
+    """The optimiser goes by it, and the network that is kept says it."""
+    method = weakclip()
+    before = method.resolved
+    method.precision = "bfloat16"
+    assert method.recipe.precision == "bfloat16"
+    assert method.resolved == before  # run.yaml has fit_precision for it
+    assert "precision" not in before["recipe"]
+
+
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        ({"match": "direct", "heads": 2}, "heads, width"),
+        ({"decoder": "none"}, "channels"),
+        ({"drop_path": 0.1}, "drop_path"),
+    ],
+)
+def test_choices_that_others_leave_without_effect(options, idle):
+    with pytest.raises(UserError, match=f"weakclip: {idle}: no effect with"):
+        weakclip(**options)
+
+
+def test_train_refuses_the_crops_that_the_method_refuses(tmp_path):
+    """One check for both; without it labels would not lie on the pixels that the network answers for."""
+    from methods.test_conformance import clip_folder
+    from tag2mask.segment.network import NetworkConfig, build_network
+
+    texts = ["photo", "red", "cat", "dog"]
+    net = build_network(NetworkConfig.of("weakclip", KNOWN, clip=clip_folder().name, texts=texts, prompts=2))
+    net.check_crop(32)
+    with pytest.raises(UserError, match=r"crop 40 is no multiple of \d+") as refused:
+        net.check_crop(40)
+    with pytest.raises(UserError) as too:
+        weakclip(crop=40)
+    assert str(refused.value) == str(too.value)
+
+
+def test_a_picture_that_is_too_large_for_a_network_names_options_of_the_command(monkeypatch):
+    """``label`` has no --tile: it names the command that has."""
+    from tag2mask.stages import label as stage
+    from tag2mask.stages.label import LabelSettings
+
+    class Full(Given):
+        align_corners = False
+
+        def forward(self, images):
+            raise torch.OutOfMemoryError
+
+    method = weakclip()
+    monkeypatch.setattr(stage, "find_network", lambda path: path)
+    monkeypatch.setattr(stage, "load_network", lambda path, device: Full())
+    fitted = SimpleNamespace(path=Path("runs/fit"))
+    mine = stage._worker(method, method.mask_rule, None, LabelSettings(masks_of="network"), fitted)
+    theirs = Predictor(Full(), torch.device("cpu"), TestTime(), MaskRule(), None, use_tags=True)
+    said = []
+    for predictor in (mine, theirs):
+        sample = SimpleNamespace(id="a", tags=(1,))
+        loaded = SimpleNamespace(
+            batch=SimpleNamespace(samples=[sample], todo={"a"}),
+            images={"a": torch.zeros(3, 4, 8, dtype=torch.uint8)},
+            errors={},
+            seconds={"a": 0.0},
+        )
+        said.append(next(iter(predictor(loaded))).error)
+    assert "`tag2mask predict runs/fit IMAGES --use-tags` with --tile 1024" in said[0]
+    assert said[1].endswith("give --tile 1024, --longest 2000 or fewer --scales")

@@ -22,10 +22,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.dino import HUB_POSITIONS, load_dino
 from tag2mask.models.tower import Each, Positions, resample_positions
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.types import UserError
 from tiny_clips import shake
 

@@ -12,10 +12,10 @@ from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTC
 
 from mctformers import NAMES, TINY, random_network, save_timm, timm_state
 from tag2mask.methods.fitting.mctformer import losses
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.mctformer_files import build_mctformer, read_start, save_mctformer
 from tag2mask.models.tower import BILINEAR
 from tag2mask.models.weights import load_clip
+from tag2mask.ops.image import MEAN, STD
 from tag2mask.types import UserError
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}

@@ -10,6 +10,7 @@ from tag2mask.ops import refiners
 from tag2mask.ops.crf import wrap_bgr
 from tag2mask.ops.masks import (
     background_score,
+    cam_confidence,
     class_probabilities,
     normalise_maps,
     pseudo_mask,
@@ -236,3 +237,19 @@ def test_wrapped_bgr_changes_the_posteriors():
     plain = refine(ramp, probs, MaskRule(refiner="clip-es"))
     wrapped = refine(ramp, probs, MaskRule(refiner="clip-es", refiner_image="wrapped-bgr"))
     assert (plain - wrapped).abs().max() > 0.01
+
+
+def test_confidence_knows_a_background_of_the_methods_own():
+    """Eq. 8 of the share m / (m + b): sure where either is alone, unsure where they are level, at any scale."""
+    maps = torch.tensor([[[0.8, 0.4, 0.0, 0.1, 0.3, 0.0]], [[0.1, 0.0, 0.0, 0.0, 0.2, 0.0]]])
+    own = torch.tensor([[0.2, 0.4, 0.5, 0.9, 0.1, 0.0]])
+    wanted = torch.tensor([[0.8, 0.5, 1.0, 0.9, 0.75, 0.5]])
+    for factor in (1.0, 0.5):
+        scores = Scores(torch.tensor([4, 6]), factor * maps, (1, 6), background=factor * own)
+        _, confidence = pseudo_mask(scores, picture(1, 6), MaskRule(background=Own()))
+        torch.testing.assert_close(confidence, wanted)
+    mask, _ = pseudo_mask(scores, picture(1, 6), MaskRule(background=Own(), mu=0.8))
+    assert mask.tolist() == [[4, IGNORE, 0, 0, IGNORE, IGNORE]]
+    rest = Scores(scores.tags, maps, (1, 6), background=1 - maps.amax(0))
+    _, same = pseudo_mask(rest, picture(1, 6), MaskRule(background=Own()))
+    torch.testing.assert_close(same, cam_confidence(maps))  # where b is 1 - m, it is Eq. 8 as it stands

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tag2mask.classes import load_classes, plain_classes
+from tag2mask.ops.par import par
 from tag2mask.ops.superclasses import (
     boundary_scores,
     dice_loss,
@@ -166,3 +167,17 @@ def test_dice_is_finite_where_there_is_nothing():
         assert torch.isfinite(loss)
         (grad,) = torch.autograd.grad(loss, logits)
         assert torch.isfinite(grad).all()
+
+
+def test_a_background_that_never_wins_does_not_win_after_par_nor_touch_the_others():
+    """Its score, -1, is below every map, also where all are 0; PAR keeps signs and mixes no maps."""
+    features, maps = F.normalize(random(5, 63), dim=0), random(3, 63, seed=1).abs()
+    maps[:, :9] = 0
+    scores = boundary_scores(features, maps, "none").view(1, 4, 7, 9)
+    scores[:, 1:, :3] = 0
+    image = random(1, 3 * 63, seed=2).view(1, 3, 7, 9)
+    refined = par(image, scores)[0]
+    assert (refined.argmax(0) != 0).all()
+    assert (refined[0] < 0).all()
+    scores[:, 0] = 7
+    assert torch.equal(par(image, scores)[0, 1:], refined[1:])

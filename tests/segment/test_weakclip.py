@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from golden_weakclip import recorded_network
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.weakclip import TEMPERATURE
 from tag2mask.models.weakclip_files import released_name
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.segment.examples import Batch
 from tag2mask.segment.losses import auxiliary_loss, balanced_seed_loss, boundary_loss, refine, shrink_to_corners
 from tag2mask.segment.network import NetworkConfig, build_network, load_network, save_network

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.models.backbone import Layout
-from tag2mask.models.classifier import MEAN, SCALES, STD, Classifier, class_maps
-from tag2mask.ops.image import standardise
+from tag2mask.models.classifier import SCALES, Classifier, class_maps
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.metrics import BackgroundSweep, average_precision, metrics
 from tag2mask.run.progress import Advance, no_progress

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tag2mask.lab.cache import SceneCache
-from tag2mask.models.classifier import MEAN, STD, Classifier, load_classifier
+from tag2mask.models.classifier import Classifier, load_classifier
 from tag2mask.ops.cam_fusion import max_normalise, scaled_size, strided_size
-from tag2mask.ops.image import shrink_images, standardise
+from tag2mask.ops.image import MEAN, STD, shrink_images, standardise
 from tag2mask.ops.masks import pseudo_mask
 from tag2mask.process import tune_process
 from tag2mask.run.files import make_array, write_atomic

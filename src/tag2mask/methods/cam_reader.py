@@ -41,6 +41,18 @@ class CAMOptions(MethodOptions):
         return scales
 
 
+def tags_of(item: Item, classes: int) -> Tensor:
+    """An item's tags, (K,) on the processor, of which class maps can be made.
+
+    Raises:
+        ValueError: it has none, or one that is not of 1 .. ``classes``.
+    """
+    tags = [] if item.tags is None else item.tags.tolist()
+    if item.tags is None or not tags or not all(1 <= tag <= classes for tag in tags):
+        raise ValueError(f"{item.id} has tags {tags}; class maps need at least one of 1..{classes}")
+    return item.tags.cpu()
+
+
 @dataclass(frozen=True)
 class CAMReader:
     """Reads score maps of single images.
@@ -78,15 +90,13 @@ class CAMReader:
         Raises:
             ValueError: it has no tags, or one that is no class.
         """
-        tags = [] if item.tags is None else item.tags.tolist()
-        if item.tags is None or not tags or not all(1 <= tag <= len(self.channels) for tag in tags):
-            raise ValueError(f"{item.id} has tags {tags}; class maps need at least one of 1..{len(self.channels)}")
+        tags = tags_of(item, len(self.channels))
         size = (item.image.shape[1], item.image.shape[2])
         within = self._within(size)
         maps = class_maps(
             self.network,
             resize_bicubic(item.image.cpu(), within),
-            self.channels[item.tags.cpu() - 1],
+            self.channels[tags - 1],
             scales=self._scales(within),
             flip=self.options.flip,
             grid=self.grid(size),
@@ -100,7 +110,7 @@ class CAMReader:
             math.ceil(h * self.stride * size[0] / within[0]),
             math.ceil(w * self.stride * size[1] / within[1]),
         )
-        return Scores(item.tags.cpu(), maps.cpu(), size, frame=frame)
+        return Scores(tags, maps.cpu(), size, frame=frame)
 
     def _within(self, size: tuple[int, int]) -> tuple[int, int]:
         return working_size(size, self.options.max_pixels)

@@ -31,9 +31,12 @@ padding of crops                 ignored; WeCLIP labels it
 ===============================  ==================================================================================
 
 ``setting`` is a row of the paper's Table 3: 0 none, 1 CAA, 2 RFM, 3 CDA, 4 CDA + CAA, 5 CDA + RFM, 6 CDA +
-boundaries. With ``setting=1`` a step is WeCLIP's before its switch. ``replace_at``, ``feedback``, ``dice_weight`` are
-WeCLIP+'s, and off here; in WeCLIP+ the replacement begins at 18 000 of 30 000 steps on VOC, at 40 000 of 80 000 on
-COCO. Boundaries only teach: at test time the decoder and its CLIP are all that is needed.
+boundaries. An option that a row leaves without effect is refused. With ``setting=1`` a step is WeCLIP's before its
+switch. In rows 2 and 5 the attention is multiplied by the decoder's affinity from step 0 on, when the decoder has
+learned nothing: WeCLIP waits with RFM for its switch, what is known of the paper names none for these rows.
+``replace_at``, ``feedback``, ``dice_weight`` are WeCLIP+'s, and off here; in WeCLIP+ the replacement begins at 18 000
+of 30 000 steps on VOC, at 40 000 of 80 000 on COCO. Boundaries only teach: at test time the decoder and its CLIP are
+all that is needed.
 """
 
 from __future__ import annotations
@@ -51,10 +54,10 @@ from tag2mask.methods.online.boundaries import Boundaries, BoundarySettings
 from tag2mask.methods.online.method import Online, OnlineOptions
 from tag2mask.methods.online.recipe import OnlineRecipe
 from tag2mask.methods.online.teacher import Feature
-from tag2mask.methods.weclip import tuned
+from tag2mask.methods.weclip import tuned, without_effect
 from tag2mask.ops.affinity import AFFINITIES, Affinity
 from tag2mask.ops.class_distributions import ClassDistributions
-from tag2mask.ops.divergences import DISTANCES
+from tag2mask.ops.divergences import CONTROLS, DISTANCES
 from tag2mask.ops.superclasses import superclass_values
 from tag2mask.run.warn import warn
 from tag2mask.types import ClassSet, UserError
@@ -75,11 +78,15 @@ SETTINGS: dict[int, tuple[str, bool]] = {
 """Rows of the paper's Table 3: the affinity, and whether boundaries are taught."""
 
 
+_OF_BOUNDARIES = ("boundary_weight", "boundary_gate", "boundary_source", "boundary_background", "structure")
+
+
 class CDCLIPOptions(OnlineOptions):
     """What `--set` can change."""
 
     setting: int = Field(6, ge=0, le=6, description="row of Table 3: 0 none, 1 CAA, 2 RFM, 3 CDA, 4 CDA+CAA, 5 "
                          "CDA+RFM, 6 CDA and boundaries")  # fmt: skip
+    batch: int | None = Field(None, ge=1, description="images at a time; default 4, for coco14 8")
     distance: str = Field("js", description=f"of class distributions: {', '.join(DISTANCES)}")
     shares_over: Literal["text", "patch", "all"] = Field(
         "text", description="over what similarities are brought to 0..1: each text, each patch, or all"
@@ -192,6 +199,29 @@ class CDCLIP(Online):
             replace_at=options.replace_at,
             sure=options.sure,
         )
+
+    def idle(self) -> dict[str, set[str]]:
+        """Of the row of Table 3, and of options that switch others off."""
+        options, (_, bounded) = self.options, SETTINGS[self.options.setting]
+        row = without_effect(self.recipe.late)
+        if self.recipe.late.distributions is None:
+            row |= {"distance", "shares_over", "temperature", "tau", "tau_of", "combine", "place", "side"}
+            row |= {"feature", "compared"}
+        if not bounded:
+            row |= set(_OF_BOUNDARIES)
+        found = {f"setting={options.setting}": row}
+        if not self.groups:
+            found[f"setting={options.setting} and compared={options.compared}"] = {"superclasses"}
+        if bounded and (not options.boundary_weight or options.boundary_gate == "never"):
+            off = "boundary_gate" if options.boundary_gate == "never" else "boundary_weight"
+            found[f"{off}={getattr(options, off)}"] = {*_OF_BOUNDARIES} - {off}
+        if options.distance in CONTROLS:
+            found[f"distance={options.distance}"] = {"shares_over", "temperature", "compared"}
+        if self.recipe.late.distributions is not None and options.place == "before":
+            found["place=before, after which the affinity is made symmetric"] = {"side"}
+        if options.replace_at is None:
+            found["no replace_at"] = {"sure"}
+        return found
 
     def spreading(self) -> Affinity:
         """The affinity of the setting, with the options in it."""

@@ -36,6 +36,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from tag2mask.methods.cam_reader import CAMOptions, CAMReader
 from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
 from tag2mask.methods.fitting.tagged import TaggedImages
+from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import (
     RANDOM,
@@ -98,11 +99,8 @@ class ClassifierCAMOptions(CAMOptions, FitOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> ClassifierCAMOptions:
-        idle = sorted(name for name in self.model_fields_set & _LEARNING if getattr(self, name) is not None)
-        if not self.learns and idle:
-            raise ValueError(
-                f"{', '.join(idle)}: used only while learning; give epochs or steps too, or leave them out"
-            )
+        if not self.learns:
+            refuse_idle("classifier-cam", self, _LEARNING, "without epochs or steps; give one too, or leave it out")
         if not self.learns and self.weights == RANDOM:
             raise ValueError("random weights know nothing; give epochs or steps to learn from the tags")
         if self.epochs is not None and self.steps is not None:

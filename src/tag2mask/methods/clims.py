@@ -52,6 +52,7 @@ from tag2mask.methods.classifier_cam import SCENES
 from tag2mask.methods.fitting.clims_critic import CLIMSFit, CLIMSRecipe
 from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
 from tag2mask.methods.fitting.weights import keep_weights
+from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import warn_of_weights
 from tag2mask.models.clims import CLIMSNetwork, build_clims
@@ -218,6 +219,8 @@ class CLIMS(Trainable):
         super().__init__(classes, options, clip=clip)
         self.clip = clip
         options = self.options
+        if not options.finetune_clip:
+            refuse_idle("clims", options, ("finetune_lr",), "without finetune_clip; give it, too, or leave this out")
         warn_of_weights(options.weights)
         network, unknown = self.start()
         self.recipe = make_recipe(
@@ -228,6 +231,9 @@ class CLIMS(Trainable):
             native_size=_native_size(clip),
             patch=clip.patch,
         )
+        if not self.recipe.baseline_epochs:
+            why = "where no classifier is learned first (baseline_epochs is 0); leave it out"
+            refuse_idle("clims", options, ("baseline_lr",), why)
         self._read_with(network)
         self.ready = False
 

@@ -35,12 +35,12 @@ from torch import Tensor
 from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
-from tag2mask.models.classifier import MEAN, STD, load_backbone
+from tag2mask.models.classifier import load_backbone
 from tag2mask.models.irn import GRID, IRNHeads, boundary_map
 from tag2mask.models.state import state_sha256
 from tag2mask.ops.affinity_labels import irn_labels, shrink_labels
 from tag2mask.ops.cam_fusion import cell_means, strided_size
-from tag2mask.ops.image import standardise, working_size
+from tag2mask.ops.image import MEAN, STD, standardise, working_size
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.pairs import reach
 from tag2mask.ops.random_walk import refine_with_boundary

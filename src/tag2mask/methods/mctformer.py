@@ -46,15 +46,16 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from tag2mask.methods.cam_reader import tags_of
 from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
 from tag2mask.methods.fitting.tagged import TaggedImages
+from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.protocol import Trainable
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.find_clip import STORYBOOK
 from tag2mask.models.mctformer import MCTformer, Reading, read_maps
 from tag2mask.models.mctformer_files import RANDOM, Version, build_mctformer, read_start, save_mctformer
 from tag2mask.ops.cam_fusion import scaled_size, sum_at
-from tag2mask.ops.image import resize_bicubic, standardise, working_size
+from tag2mask.ops.image import MEAN, STD, resize_bicubic, standardise, working_size
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.mctformer import MapKind
 from tag2mask.segment.deit_augment import DeiTAugment
@@ -230,12 +231,16 @@ class MCTformerMethod(Trainable):
         given = self.options.weights
         self.begin = None if given == RANDOM else read_start(given)
         self.ready = not self.learns
-        idle = sorted({*_LEARNING, "lr", "weight_decay", "seed"} & self.options.model_fields_set)
-        if self.ready and idle:
-            raise UserError(
-                f"{', '.join(idle)}: used only while learning, and {given} is a MCTformer that labels as it "
-                "is; give epochs or steps to train it further, or leave them out"
+        if self.ready:
+            refuse_idle(
+                "mctformer",
+                self.options,
+                (*_LEARNING, "lr", "weight_decay", "seed"),
+                f"with weights={given}, a MCTformer that labels as it is; give epochs or steps to learn on from it, "
+                "or leave it out",
             )
+        if self.options.maps == "patchcam":
+            refuse_idle("mctformer", self.options, ("layers",), "with maps=patchcam; leave it out")
         self._read_with(self.start())
 
     @property
@@ -270,8 +275,9 @@ class MCTformerMethod(Trainable):
 
     @property
     def weights(self) -> str:
-        """What it starts from."""
-        return self.options.weights
+        """What it starts from: the file, where one was found by another name."""
+        found = None if self.begin is None else self.begin.path
+        return str(found) if found is not None and found.is_file() else self.options.weights
 
     def to(self, device: torch.device) -> None:
         """Compute on that device."""
@@ -372,17 +378,15 @@ class MCTformerMethod(Trainable):
     @torch.inference_mode()
     def _scores(self, item: Item) -> Scores:
         """Raises ValueError where the item has no tags, or one that is no class."""
-        tags = [] if item.tags is None else item.tags.tolist()
-        if item.tags is None or not tags or not all(1 <= tag <= self.network.classes for tag in tags):
-            raise ValueError(f"{item.id} has tags {tags}; maps need at least one of 1..{self.network.classes}")
+        tags = tags_of(item, self.network.classes)
         size = (item.image.shape[1], item.image.shape[2])
         within, found = self._within(size), []
         most = math.sqrt(self.options.max_cells * self.network.patch**2 / (within[0] * within[1]))
-        channels = (item.tags - 1).to(self.device)
+        channels = (tags - 1).to(self.device)
         for scale in self.options.chosen("scales"):
             image = resize_bicubic(item.image.cpu(), self._side(within, min(scale, most)))
             pixels = standardise(image[None].to(self.device), *self.statistics)
             found.append(read_maps(self.network, pixels, channels, self.reading))
         maps: Tensor = sum_at(found, self.grid(size)).cpu()  # (K, h, w)
         peak = upsample(maps, size).amax((1, 2), keepdim=True)  # the mask rule's min-max sees the same pixels
-        return Scores(item.tags.cpu(), maps / peak.clamp_min(1e-30) * (peak > 0), size)
+        return Scores(tags, maps / peak.clamp_min(1e-30) * (peak > 0), size)

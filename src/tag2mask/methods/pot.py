@@ -34,6 +34,10 @@ Faults of the code that are kept nowhere: the gradients are never set to zero (h
 whose k-means loses a cluster never ends; its Sinkhorn can give NaN, and then crashes; clusters and classes are mixed
 up in the plan. Checkpoints were compared on masks by hand; the last one, which its labelling takes, is kept here.
 
+Confidence (``--mu``) is a class's share of its own and the background's score (``ops.masks.map_confidence``). Under
+``released``, whose background is never below 0.4 where a class has at most 2, no class is surer than 0.83 without a
+refiner and without ``fuse``.
+
 Earlier maps may be any method's: CLIP-ES with CAA, as in the paper, CLIMS's, IRN-refined ones, another POT's.
 """
 
@@ -48,19 +52,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tag2mask.methods.cam_reader import CAMOptions
+from tag2mask.methods.cam_reader import CAMOptions, tags_of
 from tag2mask.methods.fitting.affinity import PriorMaps
-from tag2mask.methods.fitting.pot_recipe import maps_of
+from tag2mask.methods.fitting.pot_recipe import finite_maps, maps_of
 from tag2mask.methods.fitting.settings import ALL, FitSettings
 from tag2mask.methods.fitting.weights import keep_weights
 from tag2mask.methods.pot_options import POTOptions, make_recipe
 from tag2mask.methods.protocol import EarlierRun, Trainable
-from tag2mask.models.classifier import MEAN, STD, warn_of_weights
+from tag2mask.models.classifier import warn_of_weights
 from tag2mask.models.find_classifier import weights_sha256
 from tag2mask.models.pot import POTNetwork, build_pot, load_released
 from tag2mask.models.state import fit_state, read_state, state_sha256
 from tag2mask.ops.cam_fusion import flip_sum, scaled_size, strided_size
-from tag2mask.ops.image import resize_bicubic, standardise, working_size
+from tag2mask.ops.image import MEAN, STD, resize_bicubic, standardise, working_size
 from tag2mask.ops.masks import upsample
 from tag2mask.ops.pot import fuse, less_background, max_scaled
 from tag2mask.ops.pot_batch import classifier_maps, mean_prototype_maps, transported_maps, with_rest
@@ -185,18 +189,16 @@ class POT(Trainable):
     @torch.inference_mode()
     def look(self, item: Item) -> Scores:
         """One image: the maps of all scales, summed."""
-        tags = [] if item.tags is None else item.tags.tolist()
-        if item.tags is None or not tags or not all(1 <= tag < len(self.classes) for tag in tags):
-            raise ValueError(f"{item.id} has tags {tags}; class maps need at least one of 1..{len(self.classes) - 1}")
+        tags = tags_of(item, len(self.classes) - 1)
         size = (item.image.shape[1], item.image.shape[2])
         grid, within = self.grid(size), self._within(size)
         earlier = self._earlier(item, within)
         labels = torch.zeros(1, len(self.classes) - 1, dtype=torch.bool, device=self.device)
-        labels[0, item.tags.to(self.device) - 1] = True
+        labels[0, tags.to(self.device) - 1] = True
         dice = torch.Generator().manual_seed(zlib.crc32(item.id.encode()) + self.options.seed)
         total = torch.zeros(1 + len(tags), *grid)
         fused = torch.zeros_like(total)
-        channels = torch.tensor([0, *tags], device=self.device)  # background first
+        channels = torch.cat([tags.new_zeros(1), tags]).to(self.device)  # background first
         for scale in self.options.scales:
             maps, joined = self._at(
                 item.image, scaled_size(within, self._capped(scale, within)), labels, earlier, dice
@@ -205,7 +207,7 @@ class POT(Trainable):
             if joined is not None and scale == 1:
                 fused += upsample(joined[0, channels].cpu(), grid)
         maps, background = self._finished(total, max_scaled(fused) if self.options.fuses else None)
-        return Scores(item.tags.cpu(), maps, size, background=background)
+        return Scores(tags, maps, size, background=background)
 
     def _at(
         self, image: Tensor, size: tuple[int, int], labels: Tensor, earlier: Tensor | None, dice: torch.Generator
@@ -258,12 +260,7 @@ class POT(Trainable):
         if self.maps is None or item.prior is None or item.tags is None:
             raise UserError(f"{item.id} comes without an earlier run's maps; give that run as the prior")
         size = (item.image.shape[1], item.image.shape[2])
-        scores = item.prior.scores()
-        if tuple(scores.size) != size:
-            raise UserError(f"the earlier run saw {item.id} at {scores.size}, but it is {size}; label it again")
-        maps = self.maps.read(scores, item.tags.cpu(), within)  # (K, H, W)
-        if not torch.isfinite(maps).all():
-            raise UserError(f"the earlier run's maps of {item.id} are not finite; label it again there")
+        maps = finite_maps(self.maps, item.prior.scores(), item.tags.cpu(), size, within, item.id)  # (K, H, W)
         out = torch.zeros(1, len(self.classes) - 1, *within, device=self.device)
         out[0, item.tags.to(self.device) - 1] = maps.to(self.device)
         return out

@@ -11,6 +11,7 @@ from tag2mask.methods.cam_reader import CAMOptions
 from tag2mask.methods.classifier_cam import SCENES
 from tag2mask.methods.fitting.pot_recipe import POTRecipe
 from tag2mask.methods.fitting.settings import FitOptions
+from tag2mask.methods.idle import refuse_idle
 from tag2mask.models.find_classifier import STORYBOOK_RESNET
 from tag2mask.ops.pot import Prototypes
 
@@ -127,18 +128,13 @@ class POTOptions(CAMOptions, FitOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> POTOptions:
-        idle = [name for name in (*_PAPER_ONLY, "adaptive") if getattr(self, name) not in (None, False)]
-        if self.variant == "released" and idle:
-            raise ValueError(
-                f"{', '.join(idle)}: of the transport, which variant released does not use; leave them out"
-            )
-        if self.temperature is not None and self.marginal != "softmax":
-            raise ValueError("temperature is of marginal=softmax; give that too, or leave temperature out")
-        learning = sorted(name for name in self.model_fields_set & _LEARNING if getattr(self, name) is not None)
-        if self.checkpoint is not None and learning:
-            raise ValueError(
-                f"{', '.join(learning)}: used only while learning, and checkpoint learns nothing; leave out"
-            )
+        if self.variant == "released":
+            of_transport = (*_PAPER_ONLY, "adaptive")
+            refuse_idle("pot", self, of_transport, "with variant=released, which has no transport; leave it out")
+        if self.marginal != "softmax":
+            refuse_idle("pot", self, ("temperature",), "without marginal=softmax; give that, too, or leave it out")
+        if self.checkpoint is not None:
+            refuse_idle("pot", self, _LEARNING, "with checkpoint, which labels as it is; leave it out")
         needing = [
             name for name, found in (("fuse", self.fuse), ("consistency", self.consistency == "fused")) if found
         ]

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from tag2mask.run.folder import Run
+from tag2mask.segment.test_time import PRESETS, Preset
 from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Scores
 
 __all__ = ["EarlierRun", "Machine", "Method", "MethodOptions", "NamedTower", "Trainable"]
@@ -155,6 +156,8 @@ class Trainable(Method):
     ``segment.network.save_network`` into ``folder / INSIDE``. ``predict`` and ``export`` then find it in the run, and
     ``label`` can make the masks by it.
 
+    network_test: how that network is tested: its views, and the refiner of its masks. ``label`` makes masks by it so,
+    and ``predict``, unless somebody says otherwise, where it is saved with ``noted={"test": self.network_test}``.
     label_options: options that do not touch what is learned. fit_heeds: which of "devices", "workers", "minutes"
     (of ``machine``) and "precision" its fit goes by; where another one is given, ``label`` refuses it.
     precision: the numbers that the fit computes in, where these are not the weights' float32. machine, precision:
@@ -165,6 +168,7 @@ class Trainable(Method):
     fit_heeds: ClassVar[tuple[str, ...]] = ()
     machine: Machine = Machine()
     precision: str = "float32"
+    network_test: Preset = PRESETS["plain"]
 
     @property
     def learns(self) -> bool:

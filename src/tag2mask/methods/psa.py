@@ -35,12 +35,11 @@ from torch import Tensor
 from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.psa import CELL, AffinityNet, load_affinity_net
 from tag2mask.models.state import state_sha256
 from tag2mask.ops.affinity_labels import psa_labels, psa_scores
 from tag2mask.ops.cam_fusion import cell_means, strided_frame, strided_size
-from tag2mask.ops.image import standardise, working_size
+from tag2mask.ops.image import MEAN, STD, standardise, working_size
 from tag2mask.ops.pairs import reach
 from tag2mask.ops.random_walk import refine_with_features
 from tag2mask.run.folder import Run

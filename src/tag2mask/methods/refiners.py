@@ -167,12 +167,10 @@ def working(item: Item, maps: PriorMaps, max_pixels: int) -> tuple[Tensor, Tenso
     """
     if item.prior is None or item.tags is None:
         raise UserError(f"{item.id} comes without an earlier run's maps or without tags")
-    scores = item.prior.scores()
     size = (item.image.shape[1], item.image.shape[2])
-    if tuple(scores.size) != size:
-        raise UserError(f"the earlier run saw {item.id} at {scores.size}, but it is {size}; label it again")
     within = working_size(size, max_pixels)
-    return resize_bicubic(item.image.cpu(), within), maps.read(scores, item.tags.cpu(), within)
+    found = maps.of_image(item.prior.scores(), item.tags.cpu(), size, within, item.id)
+    return resize_bicubic(item.image.cpu(), within), found
 
 
 def frame_of(size: tuple[int, int], grid: tuple[int, int], cell: int, max_pixels: int) -> tuple[int, int]:

@@ -29,7 +29,9 @@ checkpoint [stop]        the last                            the best by ground 
                                                              20000, 29000 (COCO) of 40000
 =======================  ==================================  ==================================================
 
-A checkpoint is chosen by ground truth nowhere here: ``stop`` repeats the released choice, by its number.
+No checkpoint is chosen by ground truth here: ``stop`` repeats the released choice, by its number. A released file was
+chosen so: a run that labels with one (``checkpoint``) says ``tags+pixels(weights: NAME)``, as do runs with other
+weights that saw true masks.
 
 Where the paper is silent both take the released value. Its Eq. 13 sums over the image's classes without background,
 which is no divergence; here, as in the code, the sum is over all channels. Faults that are kept nowhere: "frozen"
@@ -42,6 +44,7 @@ The seeds are the masks of any run, or a folder of label maps. They are needed f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,16 +52,17 @@ import torch
 from pydantic import Field
 
 from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
+from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.protocol import EarlierRun, Trainable
-from tag2mask.models.weakclip_parts import coarsest
 from tag2mask.models.weights import STORYBOOK as STORYBOOK_CLIP
 from tag2mask.ops.image import shrink_images, working_size
 from tag2mask.ops.masks import best_others
 from tag2mask.run.files import file_sha256
+from tag2mask.run.settings import plain
 from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network, load_network
 from tag2mask.segment.recipe import TrainRecipe, check
-from tag2mask.segment.test_time import PRESETS, TestTime, predict
-from tag2mask.segment.weakclip import WeakCLIPChoices
+from tag2mask.segment.test_time import PRESETS, Preset, TestTime, predict
+from tag2mask.segment.weakclip import OF_CHECKPOINT, WeakCLIPChoices, idle_choices, refuse_parted
 from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Scores, UserError
 
 if TYPE_CHECKING:
@@ -99,9 +103,19 @@ _PUBLISHED: dict[str, Any] = {
 }
 
 
+_MAY_BE_NONE = ("resolution", "view", "window", "stride")
+"""Options of which None is a value."""
+
+_LEARNING = (
+    *("batch", "steps", "lr", "weight_decay", "stop", "warmup", "lr_floor", "crop", "size", "loss_stride"),
+    *("auxiliary", "repeated", "seed"),
+)
+"""Options that a checkpoint, which learns nothing, leaves without effect."""
+
+
 class WeakCLIPOptions(WeakCLIPChoices, FitOptions):
     """What the network is, how it learns, and how a picture is shown to it. What is left out follows the variant, the
-    class set and the CLIP; ``none`` is a value of its own.
+    class set and the CLIP. ``none`` is a value of resolution, view, window and stride; elsewhere it leaves out.
     """
 
     batch: int | None = Field(None, ge=1, description="images a step; default 16 (coco14: 24)")
@@ -126,10 +140,14 @@ class WeakCLIPOptions(WeakCLIPChoices, FitOptions):
     scales: tuple[float, ...] | None = Field(None, description="scales of the views while labelling")
     flip: bool = Field(True, description="also look at mirrored views")
     view: tuple[int, int] | None = Field(
-        None, description="longest and shortest side that a view of scale 1 fits; default 2048, 512"
+        None, description="longest and shortest side that a view of scale 1 fits, or none; default 2048, 512"
     )
-    window: int | None = Field(None, ge=32, description="side of the windows that views are cut into; default 512")
-    stride: int | None = Field(None, ge=1, description="pixels from one window to the next; default 341")
+    window: int | None = Field(
+        None, ge=32, description="side of the windows that views are cut into, or none: views as a whole; default 512"
+    )
+    stride: int | None = Field(
+        None, ge=1, description="pixels from one window to the next, or none: the window's side; default 341"
+    )
     max_pixels: int = Field(1_000_000, ge=1, description="an image with more pixels gets maps of this many cells")
 
 
@@ -153,10 +171,14 @@ class WeakCLIP(Trainable):
         defaults = {**_PUBLISHED, **(_COCO if coco else _VOC), "auxiliary": 0.4 if released else 0.0}
         if clip.name == STORYBOOK_CLIP:
             defaults |= STORYBOOK
-        given = self.options.model_fields_set
-        self.chosen = {k: getattr(self.options, k) if k in given else value for k, value in defaults.items()}
-        self.recipe = self._recipe()
-        check(self.recipe)
+        if not self.learns:
+            why = "with checkpoint, which labels as it is and brings its own sizes; leave it out"
+            refuse_idle("weakclip", self.options, {*_LEARNING, *OF_CHECKPOINT}, why)
+        for setting, names in idle_choices(self.options).items():
+            refuse_idle("weakclip", self.options, names, f"with {setting}; leave it out")
+        self.chosen = {name: self._choice(name, default) for name, default in defaults.items()}
+        self._recipe = self._make_recipe()
+        check(self._recipe)
         self.test = TestTime(
             self.chosen["scales"],
             flip=self.options.flip,
@@ -164,12 +186,9 @@ class WeakCLIP(Trainable):
             window=self.chosen["window"],
             stride=self.chosen["stride"],
         )
-        cell = coarsest(clip.patch)
-        if self.learns and self.chosen["crop"] % cell:
-            raise UserError(
-                f"weakclip: crop {self.chosen['crop']} is no multiple of {cell}, the coarsest cell of this CLIP, and "
-                f"labels would not lie on their pixels; give --set crop={max(1, self.chosen['crop'] // cell) * cell}"
-            )
+        self.network_test = Preset(self.test, self.mask_rule.refiner)
+        if self.learns:
+            refuse_parted(self.chosen["crop"], clip.patch)
         self.net: SegmentationNet | None = None
         if not self.learns:
             self.net = self.start().to(self.device).eval()
@@ -186,18 +205,31 @@ class WeakCLIP(Trainable):
 
     @property
     def weights(self) -> str | None:
-        """No file: a released checkpoint learned from seeds, and was chosen by ground truth."""
-        return None
+        """The released checkpoint, which learned from seeds and was chosen by true masks."""
+        return self.options.checkpoint
 
     @property
     def resolved(self) -> dict[str, Any]:
         """What decides the results beside the options."""
         files = {"weights_sha256": self.options.checkpoint, "repeated_sha256": self.options.repeated}
         found = {name: Path(file) for name, file in files.items() if file and Path(file).is_file()}
-        return {"recipe": self.recipe, **{name: file_sha256(path) for name, path in found.items()}}
+        recipe = plain(self._recipe)
+        del recipe["precision"]  # run.yaml says it of all methods alike, as fit_precision
+        return {"recipe": recipe, **{name: file_sha256(path) for name, path in found.items()}}
 
-    def _recipe(self) -> TrainRecipe:
-        """The training as the segmentation room knows it."""
+    @property
+    def recipe(self) -> TrainRecipe:
+        """The training as the segmentation room knows it, in the numbers in which it computes."""
+        numbers: Any = self.precision
+        return replace(self._recipe, precision=numbers)
+
+    def _choice(self, name: str, default: Any) -> Any:
+        """An option as given, or the default where it is not; None is a value of some."""
+        given = getattr(self.options, name)
+        taken = name in self.options.model_fields_set and (given is not None or name in _MAY_BE_NONE)
+        return given if taken else default
+
+    def _make_recipe(self) -> TrainRecipe:
         options, chosen = self.options, self.chosen
         names = WeakCLIPChoices.model_fields.keys()
         network = {name: chosen.get(name, getattr(options, name)) for name in names}
@@ -229,7 +261,6 @@ class WeakCLIP(Trainable):
             auxiliary=chosen["auxiliary"],
             resize="labels",
             clip_norm=None,
-            precision="float32",
             seed=options.seed,
         )
 
@@ -252,7 +283,8 @@ class WeakCLIP(Trainable):
         recipe, twice = self.recipe, self.options.repeated
         settings = FitSettings.of(self, steps=recipe.steps, batch=recipe.batch, lr=recipe.lr)
         net = self.start()
-        train(net, recipe, settings, data, folder, earlier, None if twice is None else Path(twice))
+        again = None if twice is None else Path(twice)
+        train(net, recipe, settings, data, folder, earlier, test=self.network_test, twice=again)
         self.net = net
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:

@@ -41,7 +41,6 @@ from torch import Tensor
 from tag2mask.methods.online.method import VOC_STEPS, Online, OnlineOptions
 from tag2mask.methods.online.recipe import OnlineRecipe
 from tag2mask.ops.affinity import AFFINITIES, Affinity, Choose
-from tag2mask.types import UserError
 
 _RELEASED_SWITCH = 9_145 / VOC_STEPS
 
@@ -72,8 +71,6 @@ class WeCLIP(Online):
         early = self.spreading("caa" if options.affinity in ("rfm", "caa") else options.affinity)
         share = _RELEASED_SWITCH if self.released and not self.coco else 0.5
         switch = round(share * steps) if options.switch is None else options.switch
-        if options.affinity != "rfm" and options.switch is not None:
-            raise UserError(f"weclip: affinity {options.affinity} has no switch; leave switch out, or take rfm")
         return OnlineRecipe(
             steps=steps,
             batch=options.batch or 4,
@@ -88,6 +85,15 @@ class WeCLIP(Online):
             affinity_weight=options.affinity_weight,
         )
 
+    def idle(self) -> dict[str, set[str]]:
+        """Of the affinity, and of a half of the training that never comes."""
+        recipe, chosen = self.recipe, self.options.affinity
+        setting = f"affinity={chosen}"
+        if chosen != "rfm":
+            return {setting: {"switch", *without_effect(recipe.late)}}
+        used = [*([recipe.early] if recipe.switch else []), *([recipe.late] if recipe.switch < recipe.steps else [])]
+        return {f"{setting} and switch={recipe.switch} of {recipe.steps} steps": without_effect(*used)}
+
     def spreading(self, name: str) -> Affinity:
         """The affinity of that name with this method's numbers in it."""
         return tuned(self, AFFINITIES[name])
@@ -95,6 +101,19 @@ class WeCLIP(Online):
     def compared_texts(self) -> Tensor:
         """None: WeCLIP compares no distributions."""
         return self.say(self.text_set.names)[:0]
+
+
+def without_effect(*used: Affinity) -> set[str]:
+    """The options of ``tuned`` that none of these affinities, all that a training has, goes by."""
+    spreading = [each for each in used if each.steps]
+    heeded = {
+        "spread_steps": bool(spreading),
+        "layers": any(not each.decoder for each in spreading),
+        "late_layers": any(each.decoder for each in spreading),
+        "choose": any(each.decoder for each in spreading),
+        "box_threshold": any(each.boxes is not None for each in spreading),
+    }
+    return {name for name, there in heeded.items() if not there}
 
 
 def tuned(method: Online, affinity: Affinity) -> Affinity:

@@ -22,15 +22,13 @@ from tag2mask.models.public_resnet import OWN, outside, read_resnet
 from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.cam_fusion import flip_sum, max_normalise, scaled_size, strided_size, sum_at
-from tag2mask.ops.image import resize_bicubic, standardise
+from tag2mask.ops.image import MEAN, STD, resize_bicubic, standardise
 from tag2mask.run.files import file_sha256, write_atomic
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
 RANDOM = "random"
 """In the place of weights: those of a ResNet-50 are drawn."""
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of red, green and blue in 0..1
-STD = (0.229, 0.224, 0.225)
 SCALES = (1.0, 0.5, 1.5, 2.0)
 """Of IRN's and CLIMS's class maps, each with its mirror image."""
 

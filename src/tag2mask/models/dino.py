@@ -27,12 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.containers import read_weights
 from tag2mask.models.find_dino import find_dino, read_config, weight_file
 from tag2mask.models.tower import Positions, patch_tokens, resample_positions, walk
 from tag2mask.models.transformer import Block
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.types import UserError
 

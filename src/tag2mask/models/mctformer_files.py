@@ -19,7 +19,6 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.clip_files import read_clip
 from tag2mask.models.containers import prefix_of, read_weights
@@ -29,6 +28,7 @@ from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.models.state import fit_state
 from tag2mask.models.vit_names import TIMM, TRANSFORMERS, from_timm, from_transformers
+from tag2mask.ops.image import MEAN, STD
 from tag2mask.run.files import write_atomic
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError

@@ -30,6 +30,10 @@ def shrink_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     return small.round().clamp(0, 255).to(torch.uint8)
 
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's, of red, green and blue in 0..1."""
+
+
 def standardise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(B, 3, H, W) uint8 -> float32 with the given mean and standard deviation of values in [0, 1]."""
     centre = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)

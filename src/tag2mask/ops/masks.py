@@ -20,7 +20,7 @@ from torch import Tensor
 from tag2mask.ops.crf import unary_from_labels, wrap_bgr
 from tag2mask.ops.image import shrink_images
 from tag2mask.ops.refiners import find_refiner
-from tag2mask.types import BACKGROUND, IGNORE, Background, Constant, MaskRule, Others, Power, Scores, UserError
+from tag2mask.types import BACKGROUND, IGNORE, Background, Constant, MaskRule, Others, Own, Power, Scores, UserError
 
 
 def upsample(maps: Tensor, size: tuple[int, int], frame: tuple[int, int] | None = None) -> Tensor:
@@ -145,6 +145,20 @@ def cam_confidence(maps: Tensor) -> Tensor:
     return torch.maximum(1 - top, top)
 
 
+def map_confidence(probs: Tensor, background: Background) -> Tensor:
+    """How sure maps are at each pixel: Eq. 8 of CLIP-ES; (K + 1, H, W), background first -> (H, W) in [0, 1].
+
+    A background b that a method scores itself is a rival like the classes, so Eq. 8 is of the share that the highest
+    class m has of both, m / (m + b). Where b is 1 - m, that is m; where both are 0, nothing is known: 0.5.
+    """
+    maps = probs[1:]
+    if not isinstance(background, Own):
+        return cam_confidence(maps)
+    both = probs[:1] + maps.amax(0, keepdim=True)  # (1, H, W)
+    share = maps.amax(0, keepdim=True) / both.clamp_min(torch.finfo(both.dtype).tiny)
+    return cam_confidence(torch.where(both > 0, share, 0.5))
+
+
 def keep_tagged(probs: Tensor, tags: Sequence[int]) -> Tensor:
     """Probabilities without the classes that an image cannot hold; background can always be there.
 
@@ -192,14 +206,14 @@ def pseudo_mask(
 
     image: (3, H, W) uint8, of ``scores.size``. Returns ((H, W) uint8 of 0, the tags, under ``rule.others`` other
     classes or IGNORE and, under ``rule.mu``, IGNORE; (H, W) float32 in [0, 1], of whatever wins). Without a refiner
-    the confidence is Eq. 8's. Raises as ``full_maps``.
+    the confidence is that of ``map_confidence``. Raises as ``full_maps``.
     """
     if tuple(image.shape[1:]) != tuple(scores.size):
         raise ValueError(f"the image is {tuple(image.shape[1:])}, but the scores are of size {scores.size}")
     if scores.tags.numel() == 0:
         return torch.zeros(scores.size, dtype=torch.uint8), torch.ones(scores.size)
     probs = class_probabilities(scores, rule)  # (K + 1, H, W), or with the untagged map (K + 2, H, W)
-    confidence = cam_confidence(probs[1:])
+    confidence = map_confidence(probs, rule.background)
     if rule.refiner is not None:
         probs = refine(image.to(probs.device), probs, rule, refine_max_pixels)
         if rule.confidence == "posterior":

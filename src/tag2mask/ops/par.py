@@ -44,8 +44,9 @@ def par(images: Tensor, maps: Tensor, settings: PARSettings = PAR) -> Tensor:
 
     Args:
         images: (B, 3, H, W), standardised.
-        maps: (B, K, H, W) >= 0, at the size of the images. Maps of an image do not touch each other: where images
-            have fewer than K, any numbers may fill the rest.
+        maps: (B, K, H, W), at the size of the images. Maps of an image do not touch each other: where images have
+            fewer than K, any numbers may fill the rest. Means keep the sign: a map that is below 0 everywhere stays
+            below one that is nowhere.
         settings: see there.
 
     Returns:

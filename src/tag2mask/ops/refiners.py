@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 
 from tag2mask.ops.crf import CRF, PRESETS, dense_crf, engine, unary_from_probs
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.par import par
 from tag2mask.words import named
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, of red, green and blue in 0..1: how PAR sees a picture."""
 
 Refiner = Callable[[Tensor, Tensor], Tensor]
 """(picture (3, H, W) uint8 RGB, scores (C, H, W) in [0, 1], background first) -> posteriors (C, H, W) float32.

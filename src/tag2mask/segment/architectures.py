@@ -13,13 +13,7 @@ from torch import Tensor, nn
 
 from tag2mask.config import explain
 from tag2mask.models.backbone import Layout, ResNet
-from tag2mask.models.classifier import (
-    MEAN,
-    STD,
-    load_backbone,
-    load_classifier,
-    warn_of_weights,
-)
+from tag2mask.models.classifier import load_backbone, load_classifier, warn_of_weights
 from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.decoders import CCT_RESNET50, CCTNet
 from tag2mask.models.deeplab import CAFFE_RESNET101, SCALES, DeepLabV2, MultiScale, caffe_pixels, load_deeplab
@@ -29,12 +23,13 @@ from tag2mask.models.small import SmallNet
 from tag2mask.models.tower import Positions
 from tag2mask.models.weclip import WeCLIPNet
 from tag2mask.models.wideresnet import DeepLabV1, load_wideresnet
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.run.warn import warn
 from tag2mask.segment.options import LATER, RANDOM, WITH_HEAD, Names, Options
 from tag2mask.segment.weakclip import (
     WeakCLIPOptions,
     build_weakclip,
+    refuse_parted,
     weakclip_held,
     weakclip_pixels,
     weakclip_towers,
@@ -126,6 +121,7 @@ class Architecture:
         those at hand, too. A function where the options decide.
     held: from the options, parts of "even" whose rate is 0, so that a floor of the schedule alone moves them.
     matches: in training a second output is matching scores, for the recipe's auxiliary loss alone.
+    check_crop: (side of the training images, the bare network): raises UserError where they do not fit.
     """
 
     options: type[Options]
@@ -136,6 +132,7 @@ class Architecture:
     towers: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     held: Callable[[Any], tuple[str, ...]] = lambda options: ()
     matches: bool = False
+    check_crop: Callable[[int, Any], None] = lambda crop, network: None
 
     def towers_of(self, options: Any) -> tuple[str, ...]:
         """The frozen towers of a network with these options."""
@@ -331,6 +328,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         towers=weakclip_towers,
         held=weakclip_held,
         matches=True,
+        check_crop=lambda crop, network: refuse_parted(crop, network.tower.patch),
     ),
 }
 _HUB = Architecture(HubOptions, _build_hub, _own_pixels, "adamw", "pretrained")

@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from tag2mask.ops.image import MEAN
 from tag2mask.segment.distort import Distort, distort, shift_hue
 from tag2mask.segment.losses import resize_labels
 from tag2mask.types import IGNORE, UserError
 
-IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGENET_MEAN = (MEAN[0] * 255, MEAN[1] * 255, MEAN[2] * 255)
 """Of red, green and blue, in grey levels."""
 
 _LUMA = (0.2989, 0.587, 0.114)

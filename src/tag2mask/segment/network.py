@@ -26,6 +26,7 @@ from tag2mask.run.settings import plain
 from tag2mask.segment.architectures import ARCHITECTURES, Architecture, find_architecture, read_options
 from tag2mask.segment.options import LATER, RANDOM, Options
 from tag2mask.segment.schedule import conv_groups, even_groups
+from tag2mask.segment.test_time import PRESETS, Preset
 from tag2mask.types import MAX_CLASSES, ClassSet, Color, UserError
 
 __all__ = [
@@ -77,7 +78,8 @@ class SavedNetwork:
     """What a network's folder says beside its weights.
 
     path: of the folder that holds config.json. supervision: "tags", or "tags+pixels(n)" where n masks drawn by hand
-    were used. noted: whatever its maker wrote down. sha256: of model.safetensors.
+    were used. noted: whatever its maker wrote down; under "test" a ``Preset``, how the network is tested.
+    sha256: of model.safetensors.
     """
 
     path: Path
@@ -85,6 +87,23 @@ class SavedNetwork:
     supervision: str
     noted: Mapping[str, Any]
     sha256: str
+
+    @property
+    def test(self) -> Preset:
+        """How it is tested unless somebody says otherwise: as its maker noted, or plainly.
+
+        Raises:
+            UserError: what is noted is no such thing.
+        """
+        if "test" not in self.noted:
+            return PRESETS["plain"]
+        try:
+            return Preset.from_plain(self.noted["test"])
+        except (KeyError, TypeError, AttributeError, UserError) as error:
+            raise UserError(
+                f"{self.path / CONFIG}: says how the network is tested in a way that is not understood ({error}); "
+                "say it yourself (predict --test plain), or train again"
+            ) from error
 
 
 class SegmentationNet(nn.Module):
@@ -114,6 +133,10 @@ class SegmentationNet(nn.Module):
     def matches(self) -> bool:
         """Whether a second output in training is matching scores."""
         return self._kind.matches
+
+    def check_crop(self, crop: int) -> None:
+        """Raises UserError where training images of that side do not fit the network."""
+        self._kind.check_crop(crop, self.network)
 
     def forward(self, images: Tensor) -> Any:
         """Logits of pictures.
@@ -208,7 +231,7 @@ def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, 
         net: its weights and buffers are kept bit by bit, counters of batch norms included; of frozen towers only
             what its options say.
         supervision: "tags", or "tags+pixels(n)".
-        noted: of its making, such as the recipe and the step; plain values.
+        noted: of its making, such as the recipe and the step, and its ``SavedNetwork.test``; what ``plain`` takes.
 
     Raises:
         OSError: the disk is full or read-only.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,14 @@ class Preset:
 
     test: TestTime
     refiner: str | None = None
+
+    @classmethod
+    def from_plain(cls, kept: Mapping[str, Any]) -> Preset:
+        """From what ``run.settings.plain`` made of it. Raises KeyError, TypeError or UserError for anything else."""
+        test: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in kept["test"].items()
+        }
+        return cls(TestTime(**test), kept["refiner"])
 
 
 _FIVE = (0.5, 0.75, 1.0, 1.25, 1.5)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 from torch import Tensor
 
-from tag2mask.models.classifier import MEAN as IMAGENET_MEAN
-from tag2mask.models.classifier import STD as IMAGENET_STD
 from tag2mask.models.clip_files import MEAN as CLIP_MEAN
 from tag2mask.models.clip_files import STD as CLIP_STD
 from tag2mask.models.weakclip import TOWERS, WeakCLIPNet, WeakCLIPSettings, default_taps
+from tag2mask.models.weakclip_parts import coarsest
+from tag2mask.ops.image import MEAN as IMAGENET_MEAN
+from tag2mask.ops.image import STD as IMAGENET_STD
 from tag2mask.ops.image import standardise
 from tag2mask.segment.options import LATER, RANDOM, WITH_HEAD, Names, Options
 from tag2mask.types import UserError
@@ -90,12 +91,14 @@ class WeakCLIPChoices(BaseModel):
     channels: int = Field(256, ge=1, description="channels of the decoder")
     allow_unknown: bool = Field(False, description="go on where a name has words that the tokenizer does not know")
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _follow_the_variant(cls, values: Any) -> Any:
+    def _follow_the_variant(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         known = _VARIANTS.get(values.get("variant", "paper"), {}) if isinstance(values, Mapping) else {}
         given = {name: value for name, value in values.items() if name not in known or value is not None}
-        return {**known, **given}
+        made = handler({**known, **given})
+        made.model_fields_set.difference_update(known.keys() - given.keys())  # nobody gave what the variant says
+        return made
 
 
 class WeakCLIPOptions(WeakCLIPChoices, Options):
@@ -132,6 +135,35 @@ class WeakCLIPOptions(WeakCLIPChoices, Options):
             raise UserError(f"weakclip: width {self.width} for {self.heads} heads: expected a multiple of them")
         names = WeakCLIPSettings.__dataclass_fields__.keys() & type(self).model_fields.keys()
         return WeakCLIPSettings(**{**{name: getattr(self, name) for name in names}, "taps": taps})
+
+
+OF_CHECKPOINT = ("resolution", "prompts", "width", "channels", "encoders", "adapter", "drop_path", "scale")
+"""Choices that a released checkpoint makes itself, or that are about learning alone."""
+
+
+def idle_choices(options: WeakCLIPChoices) -> dict[str, tuple[str, ...]]:
+    """Choices that others leave without effect, by the one that does."""
+    found = {
+        "match=direct": ("width", "heads", "layers", "chained", "scale"),
+        "decoder=none": ("channels", "adapter"),
+        "encoders=frozen": ("drop_path",),
+    }
+    taken = {f"{name}={getattr(options, name)}" for name in ("match", "decoder", "encoders")}
+    return {setting: names for setting, names in found.items() if setting in taken}
+
+
+def refuse_parted(crop: int, patch: int) -> None:
+    """Refuse crops that part the coarsest cell of a CLIP with such patches, in pixels.
+
+    Raises:
+        UserError: labels would not lie on the pixels that the network answers for.
+    """
+    cell = coarsest(patch)
+    if crop % cell:
+        raise UserError(
+            f"weakclip: crop {crop} is no multiple of {cell}, the coarsest cell of this CLIP, and labels would not "
+            f"lie on their pixels; give --set crop={max(1, crop // cell) * cell}"
+        )
 
 
 def weakclip_towers(options: WeakCLIPOptions) -> tuple[str, ...]:

@@ -28,15 +28,15 @@ from tag2mask.run.mask_folder import MaskFolder
 from tag2mask.run.processes import helping
 from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.settings import plain
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
 from tag2mask.segment.network import find_network, load_network
-from tag2mask.segment.test_time import TestTime
 from tag2mask.stages.machinery.changes import Changes, Removed, left_over
 from tag2mask.stages.machinery.fit import check_machine, help_to_fit, make_ready, open_fitted
 from tag2mask.stages.machinery.labeller import Labeller
 from tag2mask.stages.machinery.plan import load, plan, survey
-from tag2mask.stages.machinery.predictor import Predictor
+from tag2mask.stages.machinery.predictor import Predictor, rule_of, tested_by
 from tag2mask.stages.machinery.work import Summary, Work, describe
 from tag2mask.types import ClassSet, Dataset, MaskRule, Sample, UserError
 
@@ -55,7 +55,8 @@ class LabelSettings:
     fitted: another run whose fit the method takes, instead of learning from these images.
     keep_scores: store the score maps, which evaluation, report and refinement need.
     refine_max_pixels: images with more are refined at this size; None: at full size.
-    masks_of: "maps", or "network": by the network that the method has trained, of the tagged classes alone.
+    masks_of: "maps", or "network": by the network that the method has trained, of the tagged classes alone, in the
+        views that the method says (``Trainable.network_test``).
     shard: (index, count): the images with ``crc32(id) % count == index``.
     batch_size: images a call of the method. Default: 8 on a GPU; 1 on a processor, where more is hardly quicker and
         one makes an image's result independent of its neighbours and of the sharding, to the byte.
@@ -111,7 +112,7 @@ def label(
     settings = replace(settings or LabelSettings(), **changes)
     if isinstance(method, str):
         method = make_method(method, data.classes)
-    rule = settings.rule or method.mask_rule
+    rule = settings.rule or rule_of(method, settings.masks_of)
     _check_rule(rule, method, settings)
     batch_size = _batch_size(settings, method.device)
     use = method.earlier_run(method.options)
@@ -181,7 +182,10 @@ def _worker(
     if find_network(fitted.path) is None:
         raise UserError(f"{_name_of(method)} trains no network; make the masks of its maps (--masks-of maps)")
     net = load_network(fitted.path, str(method.device))
-    return Predictor(net, method.device, TestTime(), rule, settings.refine_max_pixels, use_tags=True)
+    test = tested_by(method).test
+    test = replace(test, align_output=test.align_output or net.align_corners)
+    smaller = f"`tag2mask predict {fitted.path} IMAGES --use-tags` with --tile 1024 or --longest 2000 can do it"
+    return Predictor(net, method.device, test, rule, settings.refine_max_pixels, use_tags=True, smaller=smaller)
 
 
 def _batch_size(settings: LabelSettings, device: torch.device) -> int:
@@ -197,6 +201,14 @@ def _check_rule(rule: MaskRule, method: Method, settings: LabelSettings) -> None
     """Raises UserError where a mask rule cannot work, before any work."""
     if rule.refiner is not None:
         find_refiner(rule.refiner)
+    if settings.masks_of == "network":
+        names = ("background", "normalise", "mu", "confidence")
+        idle = [f"masks.{name}" for name in names if getattr(rule, name) != getattr(method.mask_rule, name)]
+        if idle:
+            raise UserError(
+                f"{', '.join(idle)}: of masks that are made of maps, and a network makes these; leave it out, or "
+                "take --masks-of maps"
+            )
     if rule.others != "never" and settings.masks_of == "maps" and not method.scores_others:
         raise UserError(
             f"{_name_of(method)} scores the tags alone, so untagged classes never win; it cannot "
@@ -216,7 +228,8 @@ class _Fit:
     def of(cls, method: Method, settings: LabelSettings, classes: ClassSet) -> _Fit:
         found = cls(method.learns)
         if settings.fitted is not None:
-            found = cls(False, *open_fitted(settings.fitted, method, classes, _named(method)))
+            said = {**_named(method), "texts": _classes_of(classes, method).get("texts")}
+            found = cls(False, *open_fitted(settings.fitted, method, classes, said))
         if (settings.fit_only or settings.refit) and not found.here:
             option = "fit_only (--fit-only)"
             if settings.refit:
@@ -246,11 +259,17 @@ def _deciding(
         "prior": None if before is None else before.digest,
         **fit.kept,
         **_precision(method, fit),
-        **({} if settings.masks_of == "maps" else {"masks_of": settings.masks_of}),
+        **({} if settings.masks_of == "maps" else _of_network(method)),
         "keep_scores": settings.keep_scores and settings.masks_of == "maps",
         "refine_max_pixels": settings.refine_max_pixels,
-        "supervision": _supervision(before, method),
+        "supervision": _supervision(before, method, fit.elsewhere),
     }
+
+
+def _of_network(method: Method) -> dict[str, Any]:
+    """That the masks are its network's, and in which views, for run.yaml."""
+    test = plain(tested_by(method).test)
+    return {"masks_of": "network", "test": {name: value for name, value in test.items() if name != "batch"}}
 
 
 def _noted(method: Method, before: Run | None, fit: _Fit, by: str | None) -> dict[str, Any]:
@@ -306,9 +325,11 @@ def _known(out: Path) -> KnownInputs | None:
         return None
 
 
-def _supervision(before: Run | None, method: Method) -> str:
-    """What people gave: to the earlier run, and to the weights that the method starts with."""
-    parts = ["tags"] if before is None else str(before.settings.get("supervision", "tags")).split("+")
+def _supervision(before: Run | None, method: Method, fitted: Run | None) -> str:
+    """What people gave: to the earlier run, to the fit of another run, and to the weights that it starts with."""
+    runs = [run for run in (before, fitted) if run is not None]
+    said = [part for run in runs for part in str(run.settings.get("supervision", "tags")).split("+")]
+    parts = list(dict.fromkeys(said or ["tags"]))
     if method.weights is None:
         return "+".join(parts)
     try:

@@ -40,9 +40,10 @@ MOST_SCALE = 8.0
 class PredictSettings:
     """How ``predict`` goes about its work.
 
-    test: how an image is shown to the network. Its ``batch`` changes no result beyond rounding; logits are enlarged
-        with ``align_corners`` also where the network says so itself.
-    refiner: of the masks, by the picture: a name in ``ops.refiners.REFINERS``, or None.
+    test: how an image is shown to the network; None: as it is noted with the network (that of a method's fit), or
+        plainly. Its ``batch`` changes no result beyond rounding; logits are enlarged with ``align_corners`` also
+        where the network says so itself.
+    refiner: of the masks, by the picture: a name in ``ops.refiners.REFINERS``, or "none"; None: as ``test``.
     use_tags: masks of images whose tags are known are made with these; that makes better pseudo masks for another
         round of training, but such masks are no test of the network.
     others: with ``use_tags``, what becomes of pixels where an untagged class wins: as ``MaskRule.others``. The
@@ -56,7 +57,7 @@ class PredictSettings:
     progress: show it on stderr.
     """
 
-    test: TestTime = TestTime()  # noqa: RUF009  # frozen
+    test: TestTime | None = None
     refiner: str | None = None
     use_tags: bool = False
     others: Literal["never", "ignore", "keep"] = "never"
@@ -86,14 +87,16 @@ def predict(
         KeyboardInterrupt: as the user asked; the message says what is saved.
     """
     how = replace(settings or PredictSettings(), **changes)
-    _check(how)
     saved = read_saved(network)
+    test = _test_of(saved, how)
+    how = replace(how, test=test, refiner=_refiner_of(saved, how))
+    _check(test, how)
     _check_network(network, saved, data, how)
     total = survey(data, how.shard, tags=how.use_tags).total
     net = load_network(saved, how.device)
     where = next(net.parameters()).device
     by = crf_engine(how.refiner, where)
-    test = replace(how.test, align_output=how.test.align_output or net.align_corners)
+    test = replace(test, align_output=test.align_output or net.align_corners)
     run = Run.create(
         out,
         _deciding(saved, test, how),
@@ -132,7 +135,17 @@ def predict(
         return work.through(loaded, show_progress(total, "predict", enabled=how.progress))
 
 
-def _check(how: PredictSettings) -> None:
+def _test_of(saved: SavedNetwork, how: PredictSettings) -> TestTime:
+    return saved.test.test if how.test is None else how.test
+
+
+def _refiner_of(saved: SavedNetwork, how: PredictSettings) -> str | None:
+    if how.refiner is None:
+        return saved.test.refiner
+    return None if how.refiner == "none" else how.refiner
+
+
+def _check(test: TestTime, how: PredictSettings) -> None:
     """Raises UserError where settings cannot work, whatever the network is."""
     if how.refiner is not None:
         find_refiner(how.refiner)
@@ -140,8 +153,8 @@ def _check(how: PredictSettings) -> None:
         raise UserError(
             f"others={how.others} (--others) is about classes that are not among the tags; give --use-tags too"
         )
-    if max(how.test.scales) > MOST_SCALE:
-        raise UserError(f"scale {max(how.test.scales):g}: expected at most {MOST_SCALE:g} times an image's own size")
+    if max(test.scales) > MOST_SCALE:
+        raise UserError(f"scale {max(test.scales):g}: expected at most {MOST_SCALE:g} times an image's own size")
 
 
 def _check_network(network: Path | str, saved: SavedNetwork, data: Dataset, how: PredictSettings) -> None:

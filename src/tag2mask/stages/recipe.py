@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tag2mask.config import LabelConfig, MaskConfig, RefineConfig, dump_config
 from tag2mask.data.columns import Columns
@@ -14,6 +14,7 @@ from tag2mask.ops.refiners import find_refiner
 from tag2mask.run.artefacts import SEEDS
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.folder import Run
+from tag2mask.stages.machinery.predictor import rule_of
 from tag2mask.stages.run_data import absolute, in_run_order, open_data
 from tag2mask.types import MaskRule, Own, UserError
 
@@ -42,10 +43,17 @@ class Recipe:
         return {"config": dump_config(self.config)}
 
 
-def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = None) -> Recipe:
+def prepare(
+    config: LabelConfig,
+    *,
+    device: str = "auto",
+    out: Path | None = None,
+    masks_of: Literal["maps", "network"] = "maps",
+) -> Recipe:
     """Read the data, load the weights, make the method. Cheap checks come first, so bad settings stop at once.
 
     out: the run folder that is to be resumed, whose classes keep their order; None: a new one.
+    masks_of: as ``LabelSettings`` has it.
     """
     steps: list[LabelConfig | RefineConfig] = [config] if config.refine is None else [config, config.refine]
     for step in steps:
@@ -87,7 +95,7 @@ def prepare(config: LabelConfig, *, device: str = "auto", out: Path | None = Non
     for method in takers:
         if isinstance(method, Trainable):
             method.precision = config.precision
-    rules = [_rule(step.method, method, step.masks) for step, method in zip(steps, made, strict=True)]
+    rules = [_rule(step.method, method, step.masks, masks_of) for step, method in zip(steps, made, strict=True)]
     refine = None if config.refine is None else Refine(made[1], rules[1])
     return Recipe(data, made[0], rules[0], config, refine)
 
@@ -97,8 +105,8 @@ def _begun(out: Path) -> Run | None:
     return next((Run.open(folder) for folder in (out, out / SEEDS) if (folder / "run.yaml").is_file()), None)
 
 
-def _rule(name: str, method: Method, masks: MaskConfig) -> MaskRule:
-    rule = masks.rule(method.mask_rule)
+def _rule(name: str, method: Method, masks: MaskConfig, masks_of: Literal["maps", "network"]) -> MaskRule:
+    rule = masks.rule(rule_of(method, masks_of))
     if isinstance(rule.background, Own) and not isinstance(method.mask_rule.background, Own):
         raise UserError(f"{name} scores no background of its own; give power:A or constant:T instead of own")
     if masks.refiner_on is not None and rule.refiner is None:

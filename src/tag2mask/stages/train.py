@@ -136,6 +136,7 @@ def train(
         init=recipe.start,
         seed=recipe.seed,
     )
+    net.check_crop(recipe.crop)
     if first_process() and not (out / "run.yaml").exists():
         check_own(out, "recipe.json")
     with locked(out, f"The training in {out}") if first_process() else nullcontext():

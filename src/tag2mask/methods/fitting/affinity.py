@@ -86,6 +86,18 @@ class PriorMaps:
             return 1.0
         return math.log(self.threshold) / math.log(min(max(decision(self.rule.background), 0.01), 0.99))
 
+    def of_image(
+        self, scores: Scores, tags: Tensor, size: tuple[int, int], within: tuple[int, int], called: str = "it"
+    ) -> Tensor:
+        """As ``read`` at ``within``, of an image that has ``size`` and is ``called`` so in messages.
+
+        Raises:
+            UserError: it had another size when the earlier run saw it; or as ``read``.
+        """
+        if tuple(scores.size) != tuple(size):
+            raise UserError(f"the earlier run saw {called} at {scores.size}, but it is {size}; label it again")
+        return self.read(scores, tags, within)
+
     def read(self, scores: Scores, tags: Tensor, size: tuple[int, int]) -> Tensor:
         """The maps of ``tags`` at ``size`` (H, W): (K, H, W) float32 in [0, 1].
 
@@ -214,10 +226,7 @@ def _label_of(sample: Sample, prior: Run, maps: PriorMaps, label: Label, max_pix
     within = (image.shape[1], image.shape[2])
     if not len(tags):
         return label(image, torch.zeros(0, *within), tags)
-    scores = prior.scores(sample.id)
-    if tuple(scores.size) != size:
-        raise UserError(f"the earlier run saw it at {scores.size}, but it is {size}; label it again")
-    return label(image, maps.read(scores, tags, within), tags)
+    return label(image, maps.of_image(prior.scores(sample.id), tags, size, within), tags)
 
 
 def label_path(folder: Path, id: str) -> Path:

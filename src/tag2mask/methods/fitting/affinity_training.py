@@ -16,11 +16,10 @@ from tag2mask.methods.fitting.affinity import AffinityExamples, open_image
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.fitting.training import train_to_end
 from tag2mask.models.backbone import ResNet
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.irn import IRNHeads
 from tag2mask.models.psa import AffinityNet
 from tag2mask.ops.affinity_losses import irn_loss, psa_loss
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.run.sampling import step_dice
 from tag2mask.segment.schedule import conv_groups
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.fitting.tagged import PictureBatch, tag_targets
-from tag2mask.models.classifier import MEAN, STD, Classifier
+from tag2mask.models.classifier import Classifier
 from tag2mask.models.clims import CLIMSNetwork
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.run.tag_training import TagBatch, TagTraining
 from tag2mask.segment.schedule import conv_groups
 

@@ -26,12 +26,11 @@ from tag2mask.methods.fitting.clims_critic import CLIMSFit, CLIMSRecipe, Critic,
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.fitting.tagged import PictureBatch, TaggedImages
 from tag2mask.methods.fitting.training import train_to_end
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.clims import CLIMSNetwork, activation, embed_images
 from tag2mask.models.text import FeatureCache
 from tag2mask.models.weights import CLIP
 from tag2mask.ops.clims import caption_loss, tag_caption
-from tag2mask.ops.image import standardise
+from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.run.checkpoint import steps_done
 from tag2mask.segment.augment import Augment, LongSide
 from tag2mask.types import Dataset, UserError

@@ -16,7 +16,6 @@ from torch import Tensor
 from tag2mask.data.image import BadImage
 from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.fitting.settings import FitSettings
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.clims import CLIMSNetwork, embed_images
 from tag2mask.models.weights import CLIP
 from tag2mask.ops.calibration import calibrate_threshold
@@ -31,7 +30,7 @@ from tag2mask.ops.clims import (
     positive_pairs,
     suppression_weights,
 )
-from tag2mask.ops.image import resize_bicubic, standardise
+from tag2mask.ops.image import MEAN, STD, resize_bicubic, standardise
 from tag2mask.run.files import write_atomic
 from tag2mask.run.warn import warn
 from tag2mask.types import ClassSet, Dataset, TextSet, UserError

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.methods.fitting.affinity import PriorMaps, check_finished
-from tag2mask.methods.fitting.pot_recipe import POTRecipe, maps_of
+from tag2mask.methods.fitting.pot_recipe import POTRecipe, finite_maps, maps_of
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.fitting.training import train_to_end
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.pot import POTNetwork
-from tag2mask.ops.image import resize_bicubic, standardise
+from tag2mask.ops.image import MEAN, STD, resize_bicubic, standardise
 from tag2mask.ops.pot import Activation, consistency_loss, fuse_in_training, max_scaled
 from tag2mask.ops.pot_batch import Groups, classifier_maps, mean_prototype_maps, transported_maps, with_rest
 from tag2mask.run.current import STALE, Current
@@ -147,13 +146,8 @@ class POTExamples:
         """The earlier maps of its tags at the image's size."""
         if self.earlier is None or self.maps is None:
             return None
-        scores, size = self.earlier.scores(sample.id), (image.shape[1], image.shape[2])
-        if tuple(scores.size) != size:
-            raise UserError(f"the earlier run saw it at {scores.size}, but it is {size}; label it again")
-        maps = self.maps.read(scores, torch.tensor(sample.tags, dtype=torch.int64), size)
-        if not torch.isfinite(maps).all():
-            raise UserError("its maps in the earlier run are not finite; label it again there")
-        return maps
+        size, tags = (image.shape[1], image.shape[2]), torch.tensor(sample.tags, dtype=torch.int64)
+        return finite_maps(self.maps, self.earlier.scores(sample.id), tags, size, size)
 
     def _square(
         self, image: Tensor, maps: Tensor | None, cells: int, dice: torch.Generator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,24 @@ import torch
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.run.checkpoint import LAST, steps_done
 from tag2mask.run.training import Stopped, first_process, fit
+from tag2mask.segment.network import INSIDE, SegmentationNet, read_saved, save_network
+from tag2mask.types import UserError
+
+
+def keep_network(
+    folder: Path, net: SegmentationNet, steps: int, *, supervision: str, noted: Mapping[str, Any]
+) -> None:
+    """Leave the network that a fit has trained for so many steps in ``folder``, if it is not there already."""
+    if first_process() and not _is_kept(folder / INSIDE, steps):
+        save_network(folder / INSIDE, net, supervision=supervision, noted={**noted, "step": steps})
+
+
+def _is_kept(folder: Path, steps: int) -> bool:
+    """Whether the network in a folder is the one after so many steps."""
+    try:
+        return read_saved(folder).noted.get("step") == steps
+    except UserError:  # none yet, or half of one
+        return False
 
 
 def train_to_end(

@@ -12,16 +12,16 @@ import numpy as np
 
 from tag2mask.data.lists import read_list
 from tag2mask.methods.fitting.settings import FitSettings
-from tag2mask.methods.fitting.training import train_to_end
+from tag2mask.methods.fitting.training import keep_network, train_to_end
 from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.folder import Run
 from tag2mask.run.settings import plain
-from tag2mask.run.training import first_process
 from tag2mask.run.warn import warn
 from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
-from tag2mask.segment.network import INSIDE, SegmentationNet, read_saved, save_network
+from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.recipe import TrainRecipe
 from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.segment.test_time import Preset
 from tag2mask.types import Dataset, UserError
 
 
@@ -32,6 +32,8 @@ def train(
     data: Dataset,
     folder: Path,
     seeds: Run,
+    *,
+    test: Preset,
     twice: Path | None = None,
 ) -> None:
     """Train from wherever an earlier call was stopped; leaves the network in ``folder``.
@@ -42,6 +44,7 @@ def train(
         data: images and tags.
         folder: of the fit.
         seeds: a run, or a folder of label maps.
+        test: how the network is tested, to be kept with it.
         twice: a list of images that are drawn twice as often.
 
     Raises:
@@ -62,18 +65,9 @@ def train(
         targets = repeated(targets, twice)
     module = SupervisedTraining(recipe, net)
     train_to_end(module, Examples(targets, recipe.augment, recipe.seed), settings, folder, "weakclip")
-    if first_process() and not _is_kept(folder / INSIDE, recipe.steps):
-        noted = {"recipe": plain(recipe), "examples": len(targets), "step": recipe.steps}
-        save_network(folder / INSIDE, net, supervision=targets.supervision, noted=noted)
+    noted = {"recipe": plain(recipe), "examples": len(targets), "test": test}
+    keep_network(folder, net, recipe.steps, supervision=targets.supervision, noted=noted)
     net.to(settings.device).eval()
-
-
-def _is_kept(folder: Path, steps: int) -> bool:
-    """Whether the network in a folder is the one after so many steps."""
-    try:
-        return read_saved(folder).noted.get("step") == steps
-    except UserError:  # none yet, or half of one
-        return False
 
 
 def repeated(targets: Targets, path: Path) -> Targets:

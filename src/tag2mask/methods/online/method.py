@@ -15,25 +15,23 @@ from torch import Tensor
 
 from tag2mask.methods.clip_es import fit_grid
 from tag2mask.methods.fitting.settings import FitOptions, FitSettings
+from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.online.teacher import Feature, Teacher, Texts
 from tag2mask.methods.protocol import Trainable
-from tag2mask.models.classifier import MEAN, STD
 from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.tower import Positions
 from tag2mask.models.weights import STORYBOOK
 from tag2mask.ops.decoder_affinity import decoder_affinity
-from tag2mask.ops.image import resize_bicubic
+from tag2mask.ops.image import MEAN, STD, resize_bicubic
 from tag2mask.segment.architectures import WeCLIPOptions, find_architecture, read_options, weclip_net
 from tag2mask.segment.network import (
-    INSIDE,
-    WEIGHTS,
     NetworkConfig,
     SegmentationNet,
     check_network_classes,
     fill_network,
     read_saved,
-    save_network,
 )
+from tag2mask.segment.test_time import PRESETS
 from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Power, Scores, TextSet, UserError
 
 if TYPE_CHECKING:
@@ -119,8 +117,14 @@ class Online(Trainable):
         if not 0 < self.options.scales[0] <= self.options.scales[1] < math.inf:
             raise UserError(f"{self.name}: scales {list(self.options.scales)}: expected the smaller first, above 0")
         self.recipe = self.make_recipe()
+        for setting, names in self.idle().items():
+            refuse_idle(self.name, self.options, names, f"with {setting}; leave it out")
         self.teacher = self.make_teacher()
         self.net: SegmentationNet | None = None
+        published = PRESETS[self.name]
+        if self.scenes:  # which the published views would enlarge several times
+            published = replace(published, test=replace(published.test, fit=None))
+        self.network_test = published
 
     # --- what the methods differ in ---
 
@@ -131,6 +135,10 @@ class Online(Trainable):
     @abstractmethod
     def compared_texts(self) -> Tensor:
         """(T, E): the texts that class distributions range over."""
+
+    @abstractmethod
+    def idle(self) -> dict[str, set[str]]:
+        """Options that a setting leaves without effect, by that setting."""
 
     @property
     def feature(self) -> Feature:
@@ -249,7 +257,7 @@ class Online(Trainable):
             UserError: no image has a tag.
         """
         from tag2mask.methods.fitting.tagged import TaggedImages
-        from tag2mask.methods.fitting.training import train_to_end
+        from tag2mask.methods.fitting.training import keep_network, train_to_end
         from tag2mask.methods.online.training import OnlineTraining
         from tag2mask.segment.augment import Augment, Uniform
 
@@ -267,9 +275,8 @@ class Online(Trainable):
         settings = replace(settings, accumulate=options.accumulate)
         module = OnlineTraining(bare, self.teacher, recipe, settings, self.make_boundaries())
         train_to_end(module, images, settings, folder, self.name)
-        if not (folder / INSIDE / WEIGHTS).exists():  # which is written last
-            noted = {"method": self.name, "steps": recipe.steps}
-            save_network(folder / INSIDE, net, supervision="tags", noted=noted)
+        noted = {"method": self.name, "steps": recipe.steps, "test": self.network_test}
+        keep_network(folder, net, recipe.steps, supervision="tags", noted=noted)
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Take up the decoder that ``fit`` left.

@@ -246,7 +246,8 @@ def open_fitted(
 ) -> tuple[Run, str]:
     """Another run whose fit this method may take, and the sha256 of what was learned there.
 
-    named: "method", "options", "resolved" and the towers ("clip", ...) of this method, as run.yaml keeps them.
+    named: "method", "options", "resolved" and the towers ("clip", ...) of this method, as run.yaml keeps them, and
+        the "texts" that it may say to its CLIP.
         Options that the method lists in ``label_options`` may differ, and the precision of towers.
 
     Raises:
@@ -270,15 +271,17 @@ def open_fitted(
         )
     free = method.label_options
 
-    def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    def deciding(settings: Mapping[str, Any], texts: Any) -> dict[str, Any]:
         options = settings.get("options") or {}
         return {
             "options": {key: value for key, value in options.items() if key not in free},
             **{name: (settings.get(name) or {}).get("sha256") for name in ("clip", *method.towers)},
             "resolved": settings.get("resolved"),
+            "texts": texts,
         }
 
-    differences = describe_differences(deciding(without_machine(run.settings)), deciding(plain(named)))
+    there = deciding(without_machine(run.settings), run.settings["classes"].get("texts"))
+    differences = describe_differences(there, deciding(plain(named), plain(named.get("texts"))))
     if differences:
         raise UserError(f"{run.path} was fitted with other settings: {differences}; give these, or fit again")
     return run, digest

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tag2mask.methods.protocol import Method, Trainable
 from tag2mask.ops.masks import ignore_untagged, keep_tagged, refine
 from tag2mask.segment.network import SegmentationNet
-from tag2mask.segment.test_time import TestTime, predict_labels
+from tag2mask.segment.test_time import PRESETS, Preset, TestTime, predict_labels
 from tag2mask.stages.machinery.plan import Loaded
 from tag2mask.stages.machinery.store import Outcome
 from tag2mask.stages.machinery.work import describe
 from tag2mask.types import MaskRule, Sample
+
+
+def tested_by(method: Method) -> Preset:
+    """How the network that a method trains is tested."""
+    return method.network_test if isinstance(method, Trainable) else PRESETS["plain"]
+
+
+def rule_of(method: Method, masks_of: Literal["maps", "network"]) -> MaskRule:
+    """The method's own mask rule, with the refiner that goes with its network where that makes the masks."""
+    own = method.mask_rule
+    return own if masks_of == "maps" else replace(own, refiner=tested_by(method).refiner)
 
 
 class Predictor:
@@ -25,6 +39,7 @@ class Predictor:
         device: where it computes.
         test, refine_max_pixels, use_tags: as ``predict`` takes them.
         rule: its refiner, what that starts from, and what becomes of untagged classes under ``use_tags``.
+        smaller: what the user can do where an image is too large for the memory.
     """
 
     steps = ("decode", "network", "write")
@@ -37,7 +52,9 @@ class Predictor:
         rule: MaskRule,
         refine_max_pixels: int | None,
         use_tags: bool,
+        smaller: str = "give --tile 1024, --longest 2000 or fewer --scales",
     ):
+        self.smaller = smaller
         self.net, self.device, self.test = net, device, test
         self.rule = rule
         self.refine_max_pixels, self.use_tags = refine_max_pixels, use_tags
@@ -69,9 +86,7 @@ class Predictor:
                 torch.cuda.empty_cache()
             said = describe(error)
             if isinstance(error, torch.OutOfMemoryError):
-                said = (
-                    f"too large for the memory of {self.device}; give --tile 1024, --longest 2000 or fewer --scales"
-                )
+                said = f"too large for the memory of {self.device}; {self.smaller}"
             return Outcome(sample.id, "failed", seconds, error=said)
         seconds["network"] = perf_counter() - start
         return Outcome(sample.id, "ok", seconds, mask, sure)
