@@ -83,3 +83,10 @@ def many(count: int, noun: str) -> str:
 def counted(what: str, names: Sequence[object]) -> list[str]:
     """A note "what: how many (which)", or none where there is nothing to say."""
     return [f"{what}: {len(names)} ({listing(names)})"] if names else []
+
+
+def duration(seconds: float) -> str:
+    """A length of time for a message: "40 s", "14 min", "3.2 h"."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

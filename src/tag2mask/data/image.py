@@ -32,6 +32,7 @@ from tag2mask.data.repair import completed_jpeg, readable_png
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "UNREAD_SUFFIXES",
     "BadImage",
     "image_size",
     "is_image",
@@ -45,6 +46,15 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"},
 )
 """What readers take for an image, in any case."""
+
+UNREAD_SUFFIXES = frozenset(
+    {
+        *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".raw"),  # as a camera's sensor saw them
+        *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".tga", ".ppm", ".pgm", ".psd", ".xcf", ".svg"),
+        *(".mp4", ".mov", ".avi", ".mkv", ".webm"),
+    }
+)
+"""Of pictures and films that readers leave out, and name."""
 
 MAX_PIXELS = 150_000_000
 """Larger images are refused before they are decoded: a few kilobytes can claim to be terabytes."""
