@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 from pathlib import Path
 
+from tag2mask.models.hub import why_unreachable
 from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.types import UserError
 from tag2mask.words import did_you_mean
@@ -41,6 +42,13 @@ def fetch(repository: str, *, revision: str | None = None) -> Path:
     """
     import huggingface_hub
 
+    trouble = why_unreachable()
+    if trouble is not None:
+        raise UserError(
+            f"{repository} could not be fetched: {trouble}. Set HF_ENDPOINT to a mirror of the hub that this machine "
+            f"reaches, or copy {', '.join(SMALL_FILES[:2])}, {TOKENIZERS[0]} (or vocab.json and merges.txt) and "
+            f"{WEIGHTS[0]} of that repository into a folder by hand and name the folder (--clip FOLDER)"
+        )
     try:
         listing = set(huggingface_hub.HfApi().list_repo_files(repository, revision=revision))
         weights = [name for name in WEIGHTS if name in listing and "config.json" in listing][:1]
