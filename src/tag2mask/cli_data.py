@@ -20,7 +20,8 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     "split": (str, "voc: a list under ImageSets, such as train or val; coco: an annotations file, such as val2017."),
     "tags": (
         Path,
-        "CSV, TSV, JSON, JSONL or .npy of images and labels, or the word 'folders': an image's folder is its class. "
+        "CSV, TSV, JSON, JSONL or .npy of images and labels, or the word 'folders': an image's folder is its class; "
+        "of one image its labels: 'dog;person'. "
         "Default: tags.csv, tags.jsonl, labels.csv, metadata.jsonl and the like in the folder.",
     ),
     "images": (Path, "coco: the folder of the images."),

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -145,6 +146,21 @@ def quiet(data):
     return TinyData(samples, data.root)
 
 
+def test_a_jpeg_that_lacks_its_end_is_named_by_check_and_by_label(tmp_path):
+    data = quiet(make_data(tmp_path / "images", 3))
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(whole, "JPEG")
+    data.samples[1].image.write_bytes(whole.getvalue()[:-2])
+    found = tag2mask.check(data, measure=False, progress=False)
+    assert (found.lacks_end.count, found.lacks_end.first, found.failed) == (1, (data[1].id,), False)
+    note = f"JPEGs whose last bytes are missing, read all the same: 1 ({data[1].id})"
+    assert note in found.text()
+    for noted in (True, False):  # what was done before is not read again
+        summary = label(data, TrainingFree(CLASSES, TrainingFree.Options()), tmp_path / "run", progress=False)
+        assert summary.failed == 0
+        assert (note in summary.notes) is noted
+
+
 # --- the estimate ------------------------------------------------------------------------------------------------
 
 
@@ -156,14 +172,14 @@ def test_the_estimate_takes_the_median_and_the_largest_and_counts_all(tmp_path):
         made.append([sample.id for sample in part])
         return label(part, TrainingFree(CLASSES, TrainingFree.Options()), out, progress=False)
 
-    found = estimate(data, np.arange(7), make, "cpu_")
+    found = estimate(data, np.arange(7), make, torch.device("cpu"))
     ids = [sample.id for sample in data]
     assert made[1:] == [[made[0][0]], [ids[3]]]
     assert made[0][0] in (ids[1], ids[4], ids[5])
     assert found.images == 7
     assert found.seconds == pytest.approx(7 * found.per_image)
     data.samples[3].image.write_bytes(b"")
-    assert estimate(data, np.arange(7), make, "cpu_").measured_on[1] == ids[6]
+    assert estimate(data, np.arange(7), make, torch.device("cpu")).measured_on[1] == ids[6]
 
 
 def test_no_estimate_where_nothing_can_be_read_or_the_stage_refuses(tmp_path):
@@ -173,10 +189,10 @@ def test_no_estimate_where_nothing_can_be_read_or_the_stage_refuses(tmp_path):
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        estimate(data, np.arange(3), refuse, "cpu")
+        estimate(data, np.arange(3), refuse, torch.device("cpu"))
     for sample in data:
         sample.image.write_bytes(b"")
-    assert estimate(data, np.arange(3), refuse, "cpu") is None
+    assert estimate(data, np.arange(3), refuse, torch.device("cpu")) is None
 
 
 # --- the command -------------------------------------------------------------------------------------------------
@@ -189,7 +205,7 @@ def test_the_command_says_what_to_do_and_how_long_it_takes(photos, monkeypatch):
     assert done.exit_code == 3, done.output
     assert "label on this machine: about" in done.output
     assert "for 4 images" in done.output
-    assert done.output.splitlines()[-1].split("next: ")[1] == (
+    assert done.stdout.splitlines()[-1].split("next: ")[1] == (
         "tag2mask label photos --separator none --clip storybook-clip -o runs/photos"
     )
 

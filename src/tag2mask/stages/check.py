@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tag2mask.data.agreement import Agreement
 from tag2mask.data.columns import Columns
-from tag2mask.data.image import BadImage, is_image, read_image, stored_form
+from tag2mask.data.image import BadImage, decode_image, is_image, stored_form
 from tag2mask.data.truth import read_truth, reading_notes, refuses
 from tag2mask.data.truth_turn import Read, settle_turn
 from tag2mask.methods import make_method
@@ -32,6 +32,7 @@ from tag2mask.stages.label import label
 from tag2mask.stages.machinery.estimate import Estimate, estimate
 from tag2mask.stages.machinery.work import describe
 from tag2mask.types import Dataset, Sample, UserError
+from tag2mask.words import Some
 
 KEPT_FAULTS = 1000
 """So many files that cannot be used are named, each with its reason."""
@@ -73,9 +74,7 @@ def check(
         for index, seen in enumerate(side_by_side(_look, samples, min(8, os.cpu_count() or 1))):
             count.add(index, seen)
             bar.advance()
-    found, why = (None, "not measured, as asked") if not measure else (None, None)
-    if measure:
-        found, why = _measured(data, clip, device, clip_options)
+    found, why = _measured(data, clip, device, clip_options) if measure else (None, "not measured, as asked")
     truth = count.truth_check(turn_problem, turn_notes)
     return Check(
         data=str(data.root),
@@ -83,15 +82,16 @@ def check(
         notes=tuple(getattr(data, "notes", ())),
         tagged=count.tagged,
         background=count.background,
-        untagged=count.untagged.few,
+        untagged=_few(count.untagged),
         classes=count.classes(),
-        missing=count.missing.few,
+        missing=_few(count.missing),
         unreadable=count.unreadable,
         faults=tuple(count.faults),
+        lacks_end=_few(count.lacks_end),
         turned=dict(count.turned),
         sizes=count.sizes(),
         twins=_twins(data, count.rows),
-        same_name=count.same_name.few,
+        same_name=_few(count.same_name),
         truth=truth,
         estimate=found,
         no_estimate=why,
@@ -118,6 +118,7 @@ class _Seen:
     size: tuple[int, int] | None = None
     digest: bytes = b""
     orientation: int = 1
+    lacks_end: bool = False
     missing: bool = False
     fault: str | None = None
     truth: Read | None = None
@@ -127,11 +128,11 @@ class _Seen:
 def _look(sample: Sample) -> _Seen:
     seen = _Seen(sample)
     try:
-        pixels = read_image(sample.image)  # (H, W, 3)
+        pixels, lacks_end = decode_image(sample.image)  # (H, W, 3)
         size = (pixels.shape[0], pixels.shape[1])
         digest = hashlib.blake2b(repr(size).encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(pixels))
-        seen = _Seen(sample, size, digest.digest(), stored_form(sample.image)[0])
+        digest.update(np.ascontiguousarray(pixels).data)
+        seen = _Seen(sample, size, digest.digest(), stored_form(sample.image)[0], lacks_end)
     except Exception as error:  # one bad file never stops it
         missing = isinstance(error, BadImage) and not sample.image.exists()
         seen = _Seen(sample, missing=missing, fault=error.reason if isinstance(error, BadImage) else describe(error))
@@ -141,22 +142,6 @@ def _look(sample: Sample) -> _Seen:
         return replace(seen, truth=read_truth(sample))
     except Exception as error:  # nor does a bad true mask
         return replace(seen, truth_fault=describe(error))
-
-
-class _Named:
-    """Counts names and keeps the first."""
-
-    def __init__(self) -> None:
-        self.count, self.first = 0, list[str]()
-
-    def add(self, name: str) -> None:
-        self.count += 1
-        if self.count <= _FIRST:
-            self.first.append(name)
-
-    @property
-    def few(self) -> Few:
-        return Few(self.count, tuple(self.first))
 
 
 @dataclass
@@ -172,10 +157,11 @@ class _Count:
     with_truth: int = 0
     truth_read: int = 0
     turned_truth: int = 0
-    untagged: _Named = field(default_factory=_Named)
-    missing: _Named = field(default_factory=_Named)
-    same_name: _Named = field(default_factory=_Named)
-    other_size: _Named = field(default_factory=_Named)
+    untagged: Some = field(default_factory=Some)
+    missing: Some = field(default_factory=Some)
+    same_name: Some = field(default_factory=Some)
+    lacks_end: Some = field(default_factory=Some)
+    other_size: Some = field(default_factory=Some)
     faults: list[Fault] = field(default_factory=list)
     truth_faults: list[Fault] = field(default_factory=list)
     turned: Counter[int] = field(default_factory=Counter)
@@ -203,6 +189,8 @@ class _Count:
             _keep(self.faults, sample.id, seen.fault)
         else:
             self.rows[index] = (np.frombuffer(seen.digest, "<u8"), *seen.size)
+            if seen.lacks_end:
+                self.lacks_end.add(sample.id)
             if seen.orientation != 1:
                 self.turned[seen.orientation] += 1
         if sample.truth is not None:
@@ -253,7 +241,7 @@ class _Count:
             images=self.with_truth,
             read=self.truth_read,
             faults=tuple(self.truth_faults),
-            other_size=self.other_size.few,
+            other_size=_few(self.other_size),
             checked=self.agreement.checked,
             tags=int(self.agreement.tagged.sum()),
             in_truth=int(np.diagonal(self.agreement.together)[1 : len(self.data.classes)].sum()),
@@ -262,6 +250,10 @@ class _Count:
             refused=problem is not None or refuses(found, self.data),
             notes=(*notes, *reading_notes(self.read_by, self.turned_truth)),
         )
+
+
+def _few(some: Some) -> Few:
+    return Few(some.count, tuple(some.first))
 
 
 def _keep(faults: list[Fault], id: str, why: str | None) -> None:

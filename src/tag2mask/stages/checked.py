@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from tag2mask.stages.machinery.estimate import Estimate
+from tag2mask.stages.machinery.work import LACKS_END
 from tag2mask.words import listing, many
 
 __all__ = ["Check", "ClassCount", "Fault", "Few", "Sizes", "TruthCheck", "Twins"]
@@ -121,9 +122,9 @@ class Check:
     tagged: images with at least one class. background: images that are known to hold none. untagged: images whose
     tags are not known, which ``label`` skips. classes: without background.
     missing: images that are named but not there. unreadable: how many others cannot be read, and faults: the first
-    thousand of both. turned: images by their EXIF orientation, where it is not 1. sizes: None where no image can be
-    read. twins: the same picture under several names. same_name: images that are called alike but for the suffix
-    ("a.jpg", "a.png"), which keep it in their ids.
+    thousand of both. lacks_end: JPEGs whose last bytes are missing, which are read. turned: images by their EXIF
+    orientation, where it is not 1. sizes: None where no image can be read. twins: the same picture under several
+    names. same_name: images that are called alike but for the suffix ("a.jpg", "a.png"), which keep it in their ids.
     truth: None where there is none. estimate: what ``label`` would take on this machine; else no_estimate says why
     that is not known. next: what to do, a line each; the last is the command.
     """
@@ -138,6 +139,7 @@ class Check:
     missing: Few
     unreadable: int
     faults: tuple[Fault, ...]
+    lacks_end: Few
     turned: Mapping[int, int]
     sizes: Sizes | None
     twins: Twins
@@ -187,7 +189,8 @@ class Check:
             lines.append(f"images that cannot be read: {self.unreadable}")
         lines += [f"  {fault.id}: {fault.why}" for fault in self.faults[:_SHOWN]]
         more = self.missing.count + self.unreadable - _SHOWN
-        return lines + ([f"  and {more} more; --json names them"] if more > 0 else [])
+        lines += [f"  and {more} more; --json names them"] if more > 0 else []
+        return lines + ([f"{LACKS_END}: {self.lacks_end}"] if self.lacks_end.count else [])
 
     def _pictures(self) -> list[str]:
         lines = []

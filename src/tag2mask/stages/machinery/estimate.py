@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tag2mask.data.image import BadImage, image_size, read_image
 from tag2mask.run.device import peak_device_memory, peak_memory
@@ -56,7 +57,7 @@ class Estimate:
 
 
 def estimate(
-    data: Dataset, todo: np.ndarray, make: Callable[[Dataset, Path], Summary], device: object
+    data: Dataset, todo: np.ndarray, make: Callable[[Dataset, Path], Summary], device: torch.device
 ) -> Estimate | None:
     """Measure a stage on two images of a data set; None where none of them can be read.
 
@@ -85,7 +86,7 @@ def estimate(
         seconds=each * len(todo),
         per_image=each,
         memory=peak_memory(),
-        device_memory=peak_device_memory(device),  # type: ignore[arg-type]
+        device_memory=peak_device_memory(device),
         device=str(device),
         measured_on=tuple(sample.id for sample, _ in samples),
     )
