@@ -294,7 +294,10 @@ def test_fetch_says_what_went_wrong(monkeypatch) -> None:
     assert "\n" not in str(caught.value)
 
 
-OFFLINE = r"^some/clip could not be fetched: .*HF_ENDPOINT.*config\.json.*model\.safetensors.*--clip FOLDER\)$"
+OFFLINE = (
+    r"^some/clip could not be fetched: .*HF_ENDPOINT.*config\.json.*model\.safetensors.*"
+    r"--clip FOLDER; of a DINO --dino FOLDER\)$"
+)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tag2mask.cli import app
 from tag2mask.data import read_folder
 from tag2mask.stages.checked import Few, Twins
 from tag2mask.stages.label import label
-from tag2mask.stages.machinery.estimate import estimate
+from tag2mask.stages.machinery.estimate import _at, estimate
 from tag2mask.types import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -180,6 +180,20 @@ def test_the_estimate_takes_the_median_and_the_largest_and_counts_all(tmp_path):
     assert found.seconds == pytest.approx(7 * found.per_image)
     data.samples[3].image.write_bytes(b"")
     assert estimate(data, np.arange(7), make, torch.device("cpu")).measured_on[1] == ids[6]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "seconds", "expected"),
+    [
+        (50, [(10, 1.0), (100, 10.0)], 5.0),  # on the line between the two
+        (5, [(10, 1.0), (100, 10.0)], 0.5),  # most images are smaller than the median one
+        (50, [(10, 3.0), (100, 2.0)], 3.0),  # a larger one is never taken to be quicker
+        (10, [(10, 1.0), (10, 3.0)], 2.0),
+        (10, [(10, 1.5)], 1.5),
+    ],
+)
+def test_seconds_of_an_image_by_its_pixels(pixels, seconds, expected):
+    assert _at(pixels, seconds) == pytest.approx(expected)
 
 
 def test_no_estimate_where_nothing_can_be_read_or_the_stage_refuses(tmp_path):

@@ -6,23 +6,27 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from methods.toys import CLASSES, FittedOnTags, Neighbourly, TrainingFree, make_data
+from methods.toys import CLASSES, FittedOnTags, Neighbourly, Refiner, TrainingFree, make_data
 from run_folders import artefacts
 from stages.networks import photographs, tiny_network
 from stages.small_run import small_run, toys
 from tag2mask.classes import classes_json
 from tag2mask.cli import app
+from tag2mask.config import LabelConfig, RefineConfig
 from tag2mask.data import read_dataset
 from tag2mask.run.folder import Run
 from tag2mask.run.shard import in_shard
 from tag2mask.segment.recipe import TrainRecipe
-from tag2mask.stages.dry_run import dry_label, dry_predict, dry_train
+from tag2mask.stages.dry_run import dry_label, dry_predict, dry_refined, dry_train
 from tag2mask.stages.export import export
 from tag2mask.stages.label import LabelSettings, label
 from tag2mask.stages.predict import PredictSettings, predict
+from tag2mask.stages.recipe import Recipe, Refine
+from tag2mask.stages.refine import label_refined
 from tag2mask.stages.train import train
 from tag2mask.types import Sample, UserError
 
@@ -172,6 +176,19 @@ def test_a_dry_run_of_a_method_that_learns_does_not_learn(data, tmp_path):
     found = dry_label(data, toy(FittedOnTags), tmp_path / "run", LabelSettings())
     assert "learns first" in found.time
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_two_methods_and_their_limit(data, tmp_path):
+    config = LabelConfig(refine=RefineConfig(method="irn"))
+    recipe = Recipe(data, toy(), toy().mask_rule, config, Refine(toy(Refiner), toy(Refiner).mask_rule))
+    data.known = np.array([sample.tags is not None for sample in data])
+    first, second = dry_refined(recipe, tmp_path / "run", LabelSettings())
+    assert (first.out, first.todo) == (str(tmp_path / "run" / "seeds"), 11)
+    assert (second.out, second.todo, second.settings["method"]) == (str(tmp_path / "run"), 11, "irn")
+    assert not (tmp_path / "run").exists()
+    for made in (dry_refined, label_refined):
+        with pytest.raises(UserError, match="--limit would leave it with too few"):
+            made(recipe, tmp_path / "run", LabelSettings(limit=2))
 
 
 def test_a_dry_run_of_predict(network, photos, tmp_path):

@@ -46,8 +46,9 @@ def fetch(repository: str, *, revision: str | None = None) -> Path:
     if trouble is not None:
         raise UserError(
             f"{repository} could not be fetched: {trouble}. Set HF_ENDPOINT to a mirror of the hub that this machine "
-            f"reaches, or copy {', '.join(SMALL_FILES[:2])}, {TOKENIZERS[0]} (or vocab.json and merges.txt) and "
-            f"{WEIGHTS[0]} of that repository into a folder by hand and name the folder (--clip FOLDER)"
+            f"reaches, or copy {', '.join(SMALL_FILES[:2])}, {WEIGHTS[0]} and, of a CLIP, {TOKENIZERS[0]} (or "
+            "vocab.json and merges.txt) of that repository into a folder by hand and name the folder (--clip FOLDER; "
+            "of a DINO --dino FOLDER)"
         )
     try:
         listing = set(huggingface_hub.HfApi().list_repo_files(repository, revision=revision))

@@ -282,7 +282,7 @@ def _measured(
     data: Dataset, clip: str | Path | None, device: str, options: dict[str, Any]
 ) -> tuple[Estimate | None, str | None]:
     """What labelling would take, or why that is not known."""
-    todo = np.array([index for index in range(len(data)) if data[index].tags], np.int64)
+    todo = np.fromiter((index for index in range(len(data)) if data[index].tags), np.int64)
     if not len(todo):
         return None, "not measured: no image is tagged with a class"
     if clip is None and cached_clip(DEFAULT_CLIP) is None:
