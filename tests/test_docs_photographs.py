@@ -36,7 +36,7 @@ def test_the_commands_run_and_each_leaves_what_the_page_says(tmp_path, monkeypat
         if words[0] == "label" or (words[0] == "check" and "--no-measure" not in words):
             given += ["--clip", "storybook-clip", "--set", "allow_unknown=true"][: None if words[0] == "label" else 2]
         if words[0] == "train":
-            given += ["--set", "steps=2", "--set", "batch=2", "--set", "options={width: 4, blocks: [1, 1, 1, 1]}"]
+            given += ["--set", "steps=2", "--set", "batch=2"]
         done = CliRunner().invoke(app, given)
         assert done.exit_code == 0, f"{shlex.join(given)}\n{done.output}"
         said[shlex.join(words)] = done.output
