@@ -28,6 +28,8 @@ PARTS = (
     ("What the public names take and give", {
         "types": ["UserError", "TextSet", "Prior", "Others", "Background", "Power", "Constant", "Own"],
         "data.columns": ["Columns"],
+        "stages.checked": ["Check", "Few", "Fault", "ClassCount", "Sizes", "Twins", "TruthCheck"],
+        "stages.machinery.estimate": ["Estimate"],
         "stages.label": ["LabelSettings"],
         "stages.machinery.work": ["Summary"],
         "segment.recipe": ["TrainRecipe"],

@@ -25,6 +25,7 @@ _PUBLIC = {
     "read_folder": "data",
     "load_clip": "models.weights",
     "make_method": "methods",
+    "check": "stages.check",
     "label": "stages.label",
     "train": "stages.train",
     "predict": "stages.predict",

@@ -18,6 +18,8 @@ from tag2mask.cli_options import (
     ClipOption,
     DeviceOption,
     DinoOption,
+    DryRunOption,
+    LimitOption,
     OthersOption,
     RemovedOption,
     RunFolder,
@@ -27,6 +29,7 @@ from tag2mask.cli_options import (
     images_if_there,
     label_config,
     named_value,
+    next_steps,
     one_of,
 )
 from tag2mask.cli_segment import segment_app
@@ -199,6 +202,8 @@ def label(
             "--refit", help="Fit the method and label all images again, for example after tags have changed."
         ),
     ] = False,
+    limit: LimitOption = None,
+    dry_run: DryRunOption = False,
     removed: RemovedOption = "keep",
     overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start over.")] = False,
 ) -> None:
@@ -212,7 +217,7 @@ def label(
     Examples: `tag2mask label photos -o runs/photos` · `tag2mask label VOC2012 --split train --classes voc12
     -o runs/voc` · `tag2mask label photos --set affinity=mhsa --mask-refiner none -o runs/mhsa` ·
     `tag2mask label photos --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos
-    -o runs/irn`
+    -o runs/irn` · one image: `tag2mask label dog.jpg --tags "dog;person" -o runs/dog`
     """
     from tag2mask.methods.protocol import Machine
     from tag2mask.run.processes import helping
@@ -257,6 +262,7 @@ def label(
         keep_scores=scores,
         masks_of=makes,
         shard=shard_,
+        limit=limit,
         batch_size=batch,
         overwrite=overwrite,
         refit=refit,
@@ -265,6 +271,13 @@ def label(
         removed=one_of("--removed", removed, "keep", "drop"),
         noted=recipe.noted,
     )
+    if dry_run:
+        from tag2mask.stages.dry_run import dry_label, dry_refined
+
+        alone = recipe.refine is None
+        for plan in [dry_label(recipe.data, recipe.method, out, how)] if alone else dry_refined(recipe, out, how):
+            typer.echo(plan.text())
+        return
     if recipe.refine is None:
         summaries = [run_label(recipe.data, recipe.method, out, how)]
     else:
@@ -275,6 +288,9 @@ def label(
         return
     for summary in summaries:
         typer.echo(summary.text())
+    if not summaries[-1].empty:
+        measured = [["eval", out]] if recipe.data.has_truth.any() else []
+        next_steps(*measured, ["report", out], ["train", out, "-o", Path("nets") / out.name])
     # of a shard alone, images without tags may be all there are
     if any(summary.failed or (summary.empty and shard_ == WHOLE) for summary in summaries):
         raise typer.Exit(SOME_FAILED)

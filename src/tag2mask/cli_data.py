@@ -24,7 +24,8 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     ),
     "tags": (
         Path,
-        "File of images and labels (CSV, TSV, JSON, JSONL or .npy), or the word folders: each folder is a class. "
+        "File of images and labels (CSV, TSV, JSON, JSONL or .npy); the word folders: each folder is a class; or the "
+        "labels of one image, 'dog;person'. "
         "Default: tags.csv, tags.jsonl, labels.csv, metadata.jsonl and the like in the folder.",
     ),
     "images": (Path, "Folder of the images, for coco."),
@@ -55,6 +56,15 @@ _FLAGS = {"path": "--data"}
 """Those that are not called as their keys are."""
 
 
+def as_flags(where: dict[str, Any]) -> list[str]:
+    """The words of the command line that give these options, as ``data_options`` took them."""
+    return [word for key, value in where.items() for word in (_flag(key), str(value))]
+
+
+def _flag(key: str) -> str:
+    return _FLAGS.get(key, f"--{key.replace('_', '-')}")
+
+
 def data_options(*without: str, **other: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command all these options, in the place of its parameter ``where``: a dict of those that were given.
 
@@ -65,7 +75,7 @@ def data_options(*without: str, **other: Any) -> Callable[[Callable[..., None]],
     kinds: dict[str, Any] = {}
     for key, (kind, words) in _OPTIONS.items():
         if key not in without:
-            option = typer.Option(_FLAGS.get(key, f"--{key.replace('_', '-')}"), help=other.get(key, words))
+            option = typer.Option(_flag(key), help=other.get(key, words))
             kinds[key] = Annotated[kind | None, option]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

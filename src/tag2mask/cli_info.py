@@ -1,15 +1,72 @@
-"""The commands that say what there is: formats, methods, this installation. They stand among the others."""
+"""The commands that say what there is: your data, formats, methods, this installation; among the others."""
 
 from __future__ import annotations
 
+import shlex
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from tag2mask.cli_options import show_options
+from tag2mask.cli_data import Data, as_flags, data_options
+from tag2mask.cli_options import (
+    SOME_FAILED,
+    ActivationOption,
+    ClipOption,
+    DeviceOption,
+    TokenizerOption,
+    label_config,
+    show_options,
+)
 
 info_app = typer.Typer()
+
+
+@info_app.command()
+@data_options("path")
+def check(
+    *,
+    data: Data,
+    where: dict[str, Any],
+    clip: ClipOption = None,
+    tokenizer: TokenizerOption = None,
+    activation: ActivationOption = None,
+    device: DeviceOption = "auto",
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Label two images, to tell how long all would take.")
+    ] = True,
+    json_: Annotated[bool, typer.Option("--json", help="All of it as JSON, with more names.")] = False,
+) -> None:
+    """Look through a data set before labelling it; nothing is written.
+
+    It says what `label` would find: images, classes, files that cannot be used and why, the same picture under two
+    names, sizes, true masks against tags; how long `label` takes on this machine (two images are labelled by
+    clip-es); and the command to give next. It takes the same data and the same options of data as `label`.
+    Exit code 3: some images cannot be used.
+
+    Examples: `tag2mask check photos` · `tag2mask check VOC2012 --split train --no-measure`
+    """
+    from tag2mask.stages.check import check as run_check
+    from tag2mask.stages.run_data import absolute, open_data
+
+    flags = {"data.path": data, **{f"data.{key}": value for key, value in where.items()}, "activation": activation}
+    config = absolute(label_config(None, flags, []))
+    clips = {"--clip": clip, "--tokenizer": tokenizer, "--activation": activation}
+    words = [word for flag, value in clips.items() if value is not None for word in (flag, value)]
+    out = str(Path("runs") / data.resolve().stem)
+    result = run_check(
+        open_data(config.data),
+        clip=clip,
+        tokenizer=tokenizer,
+        activation=activation,
+        device=device,
+        measure=measure,
+        command=shlex.join(["tag2mask", "label", str(data), *as_flags(where), *words, "-o", out]),
+    )
+    typer.echo(result.as_json() if json_ else result.text())
+    if result.failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 @info_app.command(name="formats")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -35,6 +37,13 @@ DeviceOption = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cu
 ShardOption = Annotated[
     str | None,
     typer.Option(help="Do one part only: i/n is part i of n, from 0; default: from torchrun or SLURM, else all."),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Try the first images only, so many; the same command without it does the others."),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, with which settings and how long; write nothing.")
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` or `predict` wrote.")]
 SetOption = Annotated[
@@ -106,6 +115,12 @@ def one_of(option: str, word: str, *words: Word) -> Word:
         if word == known:
             return known
     raise UserError(f"{option} {word}: expected {' or '.join(words)}")
+
+
+def next_steps(*commands: Sequence[object]) -> None:
+    """Print the commands that come next, each given by its words after ``tag2mask``."""
+    for words in commands:
+        typer.echo(f"next: {shlex.join(['tag2mask', *map(str, words)])}")
 
 
 def images_if_there(run: Any, where: dict[str, Any]) -> Any:

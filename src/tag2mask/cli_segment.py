@@ -12,10 +12,13 @@ from tag2mask.cli_data import data_options
 from tag2mask.cli_options import (
     SOME_FAILED,
     DeviceOption,
+    DryRunOption,
+    LimitOption,
     OthersOption,
     RemovedOption,
     ShardOption,
     list_settings,
+    next_steps,
     one_of,
 )
 from tag2mask.formats import READERS, said
@@ -75,6 +78,7 @@ def train(
     save_steps: Annotated[
         int, typer.Option(min=1, help="Steps between checkpoints; one is also kept every 5 minutes.")
     ] = 1000,
+    dry_run: DryRunOption = False,
     list_: Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")] = False,
 ) -> None:
     """Train a segmentation network on the masks of a run.
@@ -112,6 +116,11 @@ def train(
         raise UserError("nothing to train on: give a run folder, or --data and --pixel-labels for true masks alone")
     else:
         dataset = open_data(parse_data(where))
+    if dry_run:
+        from tag2mask.stages.dry_run import dry_train
+
+        typer.echo(dry_train(opened, out, recipe, data=dataset, pixel_labels=pixel_labels).text())
+        return
     result = run_train(
         opened,
         out,
@@ -126,6 +135,9 @@ def train(
     )
     if first_process():
         typer.echo(result.text())
+        if result.step >= result.steps:
+            images = where.get("path") or dataset.root
+            next_steps(["predict", out, images, "-o", Path("runs") / f"{out.name}-predicted"])
 
 
 @segment_app.command()
@@ -179,6 +191,8 @@ def predict(
     where: dict[str, Any],
     device: DeviceOption = "auto",
     shard: ShardOption = None,
+    limit: LimitOption = None,
+    dry_run: DryRunOption = False,
     removed: RemovedOption = "keep",
     overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start over.")] = False,
 ) -> None:
@@ -191,7 +205,8 @@ def predict(
 
     Examples: `tag2mask predict runs/net photos -o runs/predicted` · `tag2mask predict runs/net VOC2012 --split val
     --test deeplabv2 -o runs/val` and `tag2mask eval runs/val` · VOC's server: `tag2mask predict runs/net VOC2012
-    --split test -o runs/test` and `tag2mask export runs/test --to voc-test -o results.tgz`
+    --split test -o runs/test` and `tag2mask export runs/test --to voc-test -o results.tgz` · one image:
+    `tag2mask predict runs/net dog.jpg`
     """
     from tag2mask.run.shard import find_shard
     from tag2mask.segment.network import read_saved
@@ -214,12 +229,20 @@ def predict(
         others=one_of("--others", others or "never", "never", "ignore", "keep"),
         device=device,
         shard=find_shard(shard),
+        limit=limit,
         overwrite=overwrite,
         removed=one_of("--removed", removed, "keep", "drop"),
         noted=noted,
     )
+    if dry_run:
+        from tag2mask.stages.dry_run import dry_predict
+
+        typer.echo(dry_predict(network, images, out, how).text())
+        return
     summary = run_predict(network, images, out, how)
     typer.echo(summary.text())
+    if not summary.empty:
+        next_steps(*([["eval", out]] if images.has_truth.any() else []), ["report", out])
     if summary.failed or summary.empty:
         raise typer.Exit(SOME_FAILED)
 

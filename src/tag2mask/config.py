@@ -24,7 +24,7 @@ class DataConfig(_Settings):
     path: str | None = Field(None, description="data of a kind that tag2mask.formats has a reader for")
     kind: str | None = Field(None, description="a reader of tag2mask.formats; default: detected")
     split: str | None = Field(None, description="a list under ImageSets/Segmentation (VOC)")
-    tags: str | None = Field(None, description='a tag file, or "folders"; default: found in the folder')
+    tags: str | None = Field(None, description='a tag file, "folders", or the labels of one image; default: found')
     images: str | None = Field(None, description="folder of the images (COCO)")
     truth: str | None = Field(None, description="folder of ground-truth masks, for evaluation only")
     truth_values: str | None = Field(None, description="as-is, from-0, from-2, coco-ids, 255=NAME, or a file")

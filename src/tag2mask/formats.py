@@ -25,6 +25,7 @@ READERS = {
     "voc": Format("tag2mask.data.voc:READER", "a VOC devkit, or images with XML files like its own"),
     "coco": Format("tag2mask.data.coco:READER", "a COCO annotations file (.json), or its folder"),
     "folder": Format("tag2mask.data.folder:READER", "a folder of images, with or without a tags file"),
+    "image": Format("tag2mask.data.one_image:READER", "one image (say what is in it: --tags 'dog;person')"),
 }
 """By name, as ``--kind`` takes it. Of data that two are sure of, the first one's."""
 

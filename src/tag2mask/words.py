@@ -83,3 +83,32 @@ def many(count: int, noun: str) -> str:
 def counted(what: str, names: Sequence[object]) -> list[str]:
     """A note "what: how many (which)", or none where there is nothing to say."""
     return [f"{what}: {len(names)} ({listing(names)})"] if names else []
+
+
+def duration(seconds: float) -> str:
+    """A length of time for a message: "40 s", "14 min", "3.2 h"."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Some:
+    """Counts names and keeps the first of them."""
+
+    def __init__(self, most: int = 20) -> None:
+        self.count, self.first, self._most = 0, list[str](), most
+
+    def add(self, name: str) -> None:
+        """Count one."""
+        self.count += 1
+        if self.count <= self._most:
+            self.first.append(name)
+
+    def __str__(self) -> str:
+        shown = self.first[:5]
+        more = self.count - len(shown)
+        return f"{self.count} ({', '.join(shown)}{f' and {more} more' if more else ''})"
+
+    def note(self, what: str) -> list[str]:
+        """A note "what: how many (which)", or none where there is nothing to say."""
+        return [f"{what}: {self}"] if self.count else []

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import pickle
 import struct
+import sys
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from tag2mask.data.image import MAX_PIXELS, BadImage, image_size, read_image
+from tag2mask.data.image import MAX_PIXELS, BadImage, image_size, is_image, read_image, without_suffix
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)  # H 6, W 9
@@ -274,3 +276,77 @@ def test_an_orientation_after_the_pixels_of_a_png_does_not_count(tmp_path):
     (tmp_path / "y.png").write_bytes(content.replace(chunk, b"").replace(content[-12:], chunk + content[-12:]))
     check(tmp_path / "x.png", UPRIGHT[6](RGB))
     check(tmp_path / "y.png", RGB)
+
+
+# --- HEIC and AVIF
+
+
+def box(*brands: bytes) -> bytes:
+    """The first box of such a file: size, kind, major brand, version, compatible brands."""
+    body = b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
+    return (len(body) + 4).to_bytes(4) + body + bytes(40)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_avif_is_read_upright(tmp_path, orientation):
+    pixels = np.zeros((24, 40, 3), np.uint8)
+    pixels[:12, :20] = (250, 20, 20)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.avif", quality=100, subsampling="4:4:4", exif=exif)
+    upright = {1: pixels, 3: pixels[::-1, ::-1], 6: np.rot90(pixels, -1)}[orientation]
+    read = read_image(tmp_path / "a.avif")
+    assert image_size(tmp_path / "a.avif") == read.shape[:2] == upright.shape[:2]
+    assert np.abs(read.astype(int) - upright).max() < 20
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.avif").read_bytes())  # by content, whatever it is called
+    assert (read_image(tmp_path / "b.jpg") == read).all()
+
+
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "b.heif", "c.hif", "d.avif", "e.jfif", "f.GIF"])
+def test_readers_take_them_for_images(name):
+    assert is_image(name)
+    assert without_suffix(name) == name.split(".")[0]
+
+
+@pytest.mark.parametrize("brands", [(b"heic", b"mif1"), (b"mif1", b"heic"), (b"msf1", b"hevc"), (b"heix",)])
+def test_heic_without_its_package_names_it(tmp_path, monkeypatch, brands):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("tag2mask.data.heif._ready", [])
+    (tmp_path / "a.heic").write_bytes(box(*brands))
+    with pytest.raises(BadImage, match=r'is HEIC.*pillow-heif: pip install "tag2mask\[heif\]", or save it as JPEG$'):
+        read_image(tmp_path / "a.heic")
+
+
+def test_avif_without_support_names_pillow_and_other_containers_are_no_images(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("tag2mask.data.heif._ready", [])
+    monkeypatch.setattr("tag2mask.data.heif.features.check", lambda name: False)
+    (tmp_path / "a.avif").write_bytes(box(b"mif1", b"avif"))
+    with pytest.raises(BadImage, match="is AVIF, which this Pillow cannot read: pip install --upgrade pillow"):
+        read_image(tmp_path / "a.avif")
+    (tmp_path / "film.jpg").write_bytes(box(b"isom", b"mp42"))
+    with pytest.raises(BadImage, match="is not an image"):
+        read_image(tmp_path / "film.jpg")
+
+
+def test_the_package_is_asked_once_and_only_for_such_files(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: asked.append(1)))
+    monkeypatch.setattr("tag2mask.data.heif._ready", [])
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    read_image(tmp_path / "a.png")
+    assert not asked
+    (tmp_path / "a.heic").write_bytes(box(b"heic"))
+    for _ in range(2):
+        with pytest.raises(BadImage):  # it is but a box
+            read_image(tmp_path / "a.heic")
+    assert asked == [1]
+
+
+def test_heic_as_the_package_reads_it(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:16] = (250, 20, 20)
+    heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "a.heic", quality=100, chroma=444)
+    assert np.abs(read_image(tmp_path / "a.heic").astype(int) - pixels).max() < 20

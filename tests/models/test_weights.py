@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from tag2mask.models import weights
+from tag2mask.models import hub, weights
 from tag2mask.models.convert import from_hf_state, from_openai_state
 from tag2mask.models.tower import Positions
 from tag2mask.models.untrained import untrained
@@ -246,6 +247,12 @@ def test_hub_repositories_come_from_the_cache_alone(hf_folder, tmp_path, monkeyp
     assert asked == []
 
 
+@pytest.fixture(autouse=True)
+def reachable(monkeypatch):
+    """The hub answers, whatever network there is: no test downloads anything."""
+    monkeypatch.setattr("tag2mask.models.find_clip.why_unreachable", lambda: None)
+
+
 @pytest.mark.parametrize(
     ("listing", "expected"),
     [
@@ -285,6 +292,52 @@ def test_fetch_says_what_went_wrong(monkeypatch) -> None:
     with pytest.raises(UserError, match=r"could not be fetched: no route to host; check") as caught:
         fetch("some/clip")
     assert "\n" not in str(caught.value)
+
+
+OFFLINE = (
+    r"^some/clip could not be fetched: .*HF_ENDPOINT.*config\.json.*model\.safetensors.*"
+    r"--clip FOLDER; of a DINO --dino FOLDER\)$"
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda: "[Errno -3] Temporary failure in name resolution", "name resolution"),
+        (lambda: time.sleep(3), "no answer within 0.05 s"),
+    ],
+)
+def test_fetch_without_a_network_says_what_to_do_and_does_not_wait(monkeypatch, answer, reason) -> None:
+    """Also where the network neither answers nor refuses; the hub's own client is not asked."""
+    monkeypatch.undo()
+    monkeypatch.setattr("tag2mask.models.hub._ask", lambda address: answer())
+    monkeypatch.setattr("tag2mask.models.hub.SECONDS", 0.05 if "answer within" in reason else 20)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(UserError, match=OFFLINE) as caught:
+        fetch("some/clip")
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_fetch_asks_the_mirror_and_any_answer_will_do(monkeypatch) -> None:
+    asked = []
+
+    class Session:
+        def head(self, address, timeout):
+            asked.append((address, timeout))
+            if address.endswith("gone"):
+                raise OSError("no route to host\nlong trace")
+            return "503"
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://mirror.example")
+    assert hub.why_unreachable() is None
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://mirror.example/gone")
+    assert hub.why_unreachable() == "https://mirror.example/gone cannot be reached (no route to host)"
+    assert asked == [("https://mirror.example", hub.SECONDS), ("https://mirror.example/gone", hub.SECONDS)]
+    assert hub.SECONDS < 5
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+    assert "HF_HUB_OFFLINE" in hub.why_unreachable()
 
 
 def test_storybook_clip_warns(hf_folder, tmp_path, monkeypatch) -> None:

@@ -98,7 +98,7 @@ def test_killed_before_a_given_file_is_there(whole, tmp_path, die_at):
     left = artefacts(tmp_path / "run")
     assert {name: data for name, data in left.items() if not name.endswith(".tmp")}.items() <= expected.items()
     masks = list((tmp_path / "run").glob("masks/*/*.png"))
-    assert len(masks) == max(0, die_at - 2) // 3  # the first file is run.yaml, then three an image, the mask last
+    assert len(masks) == max(0, die_at - 3) // 3  # run.yaml and classes.json, then three an image, the mask last
     assert finish(images, tmp_path / "run") == 0
     assert artefacts(tmp_path / "run") == expected
 

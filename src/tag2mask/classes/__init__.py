@@ -10,6 +10,7 @@ or as long as the built-in ones beside this file: ``id``, ``names``, ``palette``
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -21,12 +22,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tag2mask.safe_yaml import parse_yaml
-from tag2mask.types import MAX_CLASSES, ClassSet, Color, TextSet, UserError
+from tag2mask.types import IGNORE, MAX_CLASSES, ClassSet, Color, TextSet, UserError
 from tag2mask.words import did_you_mean, fold, plain
 
 __all__ = [
     "BUILT_IN",
+    "CLASSES_FILE",
+    "CLASSES_MARK",
     "class_index",
+    "classes_json",
     "color_map",
     "find_class",
     "fold",
@@ -37,6 +41,12 @@ __all__ = [
 ]
 
 BUILT_IN = ("voc12", "coco14")
+
+CLASSES_FILE = "classes.json"
+"""Says what the values in masks stand for: beside the masks of a run, and in every export."""
+
+CLASSES_MARK = '"made_by": "tag2mask"'
+"""Stands at the beginning of every such file."""
 
 _ALWAYS = ("clip-es", "clims", "clims-released")
 """The text sets that every class set has, whether its file gives them or not."""
@@ -310,3 +320,13 @@ def _background(phrases: tuple[str, ...], index: Mapping[str, str]) -> tuple[str
     """
     taken = set(index) | {fold(name.split()[-1]) for name in index.values()}
     return tuple(phrase for phrase in phrases if fold(phrase) not in taken)
+
+
+def classes_json(names: Sequence[str], palette: Sequence[Sequence[int]]) -> bytes:
+    """What ``CLASSES_FILE`` holds: index, name and colour (red, green, blue) of each mask value, background first."""
+    rows = [
+        {"index": index, "name": name, "color": [int(channel) for channel in color]}
+        for index, (name, color) in enumerate(zip(names, palette, strict=False))
+    ]
+    lines = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in rows)
+    return f'{{{CLASSES_MARK}, "ignore": {IGNORE}, "classes": [\n{lines}\n]}}\n'.encode()

@@ -9,7 +9,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from tag2mask.data.columns import Columns, ColumnsBuilder
-from tag2mask.data.image import IMAGE_SUFFIXES, is_image, without_suffix
+from tag2mask.data.image import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_image, without_suffix
 from tag2mask.data.protocol import Asked, Reader, Sign
 from tag2mask.data.tags import (
     FOLDERS,
@@ -145,6 +145,7 @@ def walk_images(root: Path, notes: list[str], without: Iterable[Path] = ()) -> I
     again: list[str] = []
     misnamed: list[str] = []
     closed: list[str] = []
+    unread: list[str] = []
 
     def walk(folder: Path, prefix: str) -> Iterator[str]:
         here = _identity(folder)
@@ -163,8 +164,9 @@ def walk_images(root: Path, notes: list[str], without: Iterable[Path] = ()) -> I
         except OSError:
             closed.append(prefix.rstrip("/") or ".")
             return
-        images = sorted(name for name, is_dir, _ in listed if not is_dir and is_image(name))
-        yield from (prefix + name for name in images)
+        files = sorted(name for name, is_dir, _ in listed if not is_dir)
+        unread.extend(prefix + name for name in files if Path(name).suffix.lower() in UNREAD_SUFFIXES)
+        yield from (prefix + name for name in files if is_image(name))
         # Links last: a folder that is reached both ways goes by its own name.
         for _, name in sorted((linked, name) for name, is_dir, linked in listed if is_dir):
             if is_image(name):
@@ -175,6 +177,7 @@ def walk_images(root: Path, notes: list[str], without: Iterable[Path] = ()) -> I
     notes += counted("linked folders that lead to what was read already", again)
     notes += counted("run folders, left out", runs)
     notes += counted("folders named like images, read as folders", misnamed)
+    notes += counted("files of kinds that are not read, left out (save pictures as JPEG or PNG)", unread)
     notes += counted("folders that could not be read, left out", closed)
 
 

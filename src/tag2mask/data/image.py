@@ -11,6 +11,8 @@ methods. Beyond that:
   0-1, 0-255 or 0-65535; anything else is refused.
 * A picture that is transparent everywhere is refused: on white it would be blank, whatever colours it hides.
 * Of several pages or frames the first is read.
+* HEIC and HEIF are read where the package pillow-heif is installed (``tag2mask[heif]``), AVIF where Pillow or that
+  package can.
 * A JPEG that lacks its end is read where at most a hundredth of the picture is missing (grey, in the lower right
   corner): the end marker alone, or the last few bytes. One that is cut further up is refused.
 * What a PNG says besides its pixels is left out where it is too large (profiles, texts).
@@ -21,18 +23,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from tag2mask.data.heif import prepare_heif
 from tag2mask.data.repair import completed_jpeg, readable_png
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "UNREAD_SUFFIXES",
     "BadImage",
+    "Decoded",
+    "decode_image",
     "image_size",
     "is_image",
     "open_image",
@@ -42,9 +49,19 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"},
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    | {".heic", ".heif", ".hif", ".avif"},
 )
 """What readers take for an image, in any case."""
+
+UNREAD_SUFFIXES = frozenset(
+    {
+        *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".raw"),  # as a camera's sensor saw them
+        *(".jxl", ".jp2", ".tga", ".ppm", ".pgm", ".psd", ".xcf", ".svg"),
+        *(".mp4", ".mov", ".avi", ".mkv", ".webm"),
+    }
+)
+"""Of pictures and films that readers leave out, and name."""
 
 MAX_PIXELS = 150_000_000
 """Larger images are refused before they are decoded: a few kilobytes can claim to be terabytes."""
@@ -86,20 +103,36 @@ def without_suffix(path: str) -> str:
     return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else path
 
 
+class Decoded(NamedTuple):
+    """An image, (H, W, 3) uint8, RGB, upright, and whether its file lacks its last bytes, and no more."""
+
+    pixels: NDArray[np.uint8]
+    lacks_end: bool
+
+
 def read_image(path: Path | str) -> NDArray[np.uint8]:
     """Decodes an image to (H, W, 3) uint8, RGB, upright. The array is the caller's own.
+
+    Raises:
+        BadImage: as :func:`decode_image`.
+    """
+    return decode_image(path).pixels
+
+
+def decode_image(path: Path | str) -> Decoded:
+    """Decodes an image. The array is the caller's own.
 
     Raises:
         BadImage: missing, a folder, empty, no image, truncated, too large, transparent everywhere, or of a kind that
             has no colours.
     """
     with open_image(path) as opened:
-        image = _loaded(opened, Path(path))
+        image, lacks_end = _loaded(opened, Path(path))
         orientation = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow itself turns TIFF
         rgb = _to_rgb(image)
         if orientation in _TURNS:
             rgb = rgb.transpose(_TURNS[orientation])
-        return np.array(rgb)  # (H, W, 3)
+        return Decoded(np.array(rgb), lacks_end)
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
@@ -134,11 +167,16 @@ def open_image(path: Path | str) -> Iterator[Image.Image]:
     try:
         if path.stat().st_size == 0:
             raise BadImage(path, "is empty (0 bytes)")
-        with path.open("rb") as file, Image.open(readable_png(file)) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadImage(path, _too_large(f"{width} x {height} pixels"))
-            yield image
+        with path.open("rb") as file:
+            trouble = prepare_heif(file)
+            if trouble is not None:
+                raise BadImage(path, trouble)
+            file.seek(0)
+            with Image.open(readable_png(file)) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise BadImage(path, _too_large(f"{width} x {height} pixels"))
+                yield image
     except BadImage:
         raise
     except FileNotFoundError as error:
@@ -152,18 +190,18 @@ def open_image(path: Path | str) -> Iterator[Image.Image]:
         raise BadImage(path, f"cannot be decoded: {reason}") from error
 
 
-def _loaded(image: Image.Image, path: Path) -> Image.Image:
-    """The image; a JPEG with its pixels decoded, also where it only lacks its end."""
+def _loaded(image: Image.Image, path: Path) -> tuple[Image.Image, bool]:
+    """The image, a JPEG with its pixels decoded; and whether it lacks its end."""
     if image.format not in ("JPEG", "MPO"):
-        return image  # to decode a PNG here would find an orientation that stands after the pixels
+        return image, False  # to decode a PNG here would find an orientation that stands after the pixels
     try:
         image.load()
     except OSError:
         completed = completed_jpeg(path.read_bytes())
         if completed is None:
             raise
-        return completed
-    return image
+        return completed, True
+    return image, False
 
 
 def _too_large(what: str) -> str:

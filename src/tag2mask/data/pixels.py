@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tag2mask.data.image import read_image
+from tag2mask.data.image import decode_image
 
-__all__ = ["read_pixels"]
+__all__ = ["decode_pixels", "read_pixels"]
 
 
 def read_pixels(path: Path | str) -> Tensor:
@@ -18,4 +18,10 @@ def read_pixels(path: Path | str) -> Tensor:
     Raises:
         BadImage: as ``read_image``.
     """
-    return torch.from_numpy(read_image(path)).permute(2, 0, 1)
+    return decode_pixels(path)[0]
+
+
+def decode_pixels(path: Path | str) -> tuple[Tensor, bool]:
+    """The same, and whether the file lacks its end (see ``data.image``)."""
+    pixels, lacks_end = decode_image(path)
+    return torch.from_numpy(pixels).permute(2, 0, 1), lacks_end

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,10 @@ from tag2mask.data.truth_values import Values, find_label_list, known_colours, p
 from tag2mask.types import IGNORE, ClassSet, Color, Dataset, Sample, UserError
 from tag2mask.words import listing
 
-__all__ = ["MaskFolders", "read_truth", "reading_notes", "values_are_chosen"]
+if TYPE_CHECKING:
+    from tag2mask.data.agreement import Finding
+
+__all__ = ["MaskFolders", "read_truth", "reading_notes", "refuses"]
 
 OWN_COLOURS = "the colours of their own palettes"
 
@@ -271,9 +275,13 @@ def reading_notes(read_by: Mapping[str, int], turned: int) -> list[str]:
     return notes
 
 
-def values_are_chosen(data: Dataset) -> bool:
-    """Whether the user said what the numbers in the true masks stand for."""
-    return isinstance(data, Columns) and isinstance(data.truth, MaskFolders) and data.truth.values.chosen
+def refuses(found: Finding | None, data: Dataset) -> bool:
+    """Whether truth must not be used: it does not fit, and the user did not say what its numbers stand for.
+
+    found: by ``data.agreement``. Numbers that are no class at all are refused whatever was said of them.
+    """
+    chosen = isinstance(data, Columns) and isinstance(data.truth, MaskFolders) and data.truth.values.chosen
+    return found is not None and found.refuse and (found.outside or not chosen)
 
 
 def _unpacked(code: int) -> Color:

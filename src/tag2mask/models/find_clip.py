@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 from pathlib import Path
 
+from tag2mask.models.hub import why_unreachable
 from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.types import UserError
 from tag2mask.words import did_you_mean
@@ -29,6 +30,13 @@ TOKENIZER_REPOSITORIES = (
     "openai/clip-vit-large-patch14-336",
 )
 
+_OTHERWISE = (
+    "Set HF_ENDPOINT to a mirror of the hub that this machine reaches, or copy "
+    f"{', '.join(SMALL_FILES[:2])}, {WEIGHTS[0]} and, of a CLIP, {TOKENIZERS[0]} (or vocab.json and merges.txt) of "
+    "that repository into a folder by hand and name the folder (--clip FOLDER; of a DINO --dino FOLDER)"
+)
+"""What to do where a repository cannot be fetched."""
+
 
 def fetch(repository: str, *, revision: str | None = None) -> Path:
     """Download a CLIP repository into the Hugging Face cache: settings, tokenizer and weights, nothing else.
@@ -41,6 +49,9 @@ def fetch(repository: str, *, revision: str | None = None) -> Path:
     """
     import huggingface_hub
 
+    trouble = why_unreachable()
+    if trouble is not None:
+        raise UserError(f"{repository} could not be fetched: {trouble}. {_OTHERWISE}")
     try:
         listing = set(huggingface_hub.HfApi().list_repo_files(repository, revision=revision))
         weights = [name for name in WEIGHTS if name in listing and "config.json" in listing][:1]
@@ -62,8 +73,7 @@ def fetch(repository: str, *, revision: str | None = None) -> Path:
     except Exception as error:  # the hub client raises what its HTTP library raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{repository} could not be fetched: {reason}; check the name and the network, or copy the repository's "
-            "folder to this machine and give its path"
+            f"{repository} could not be fetched: {reason}; check the name and the network. {_OTHERWISE}"
         ) from error
 
 

@@ -1,12 +1,15 @@
-"""Work done ahead of its use, in a thread, a bounded number of steps."""
+"""Work done ahead of its use, in threads, a bounded number of steps."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar, cast
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _END = object()
@@ -53,3 +56,21 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
     finally:
         stop.set()
         thread.join()
+
+
+def side_by_side(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+    """``work`` of each item, in order, computed by so many threads; few results wait in memory.
+
+    An exception of ``work`` is raised here, in its place; what was not begun is then dropped.
+    """
+    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="side by side")
+    waiting: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

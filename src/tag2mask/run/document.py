@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 
 from tag2mask import __version__
+from tag2mask.classes import CLASSES_FILE, classes_json, color_map
 from tag2mask.run.files import write_atomic
 from tag2mask.run.renamed import as_today
 from tag2mask.run.settings import added_classes, describe_differences, without_machine
 from tag2mask.types import UserError
 
-__all__ = ["LAYOUT", "may_resume", "read_document", "write_document"]
+__all__ = ["LAYOUT", "may_resume", "read_document", "write_classes", "write_document"]
 
 LAYOUT = 2
 """Of the run folder. In the first a run was of one list of images, and its manifest did not say what masks are of."""
@@ -48,6 +49,18 @@ def write_document(folder: Path, images: int | None, settings: Mapping[str, Any]
     head |= {"settings": dict(settings), "noted": dict(noted)}
     text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
     write_atomic(folder / "run.yaml", text.encode(), token="setup", sync=True)
+
+
+def write_classes(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write what the mask values stand for, where the settings say it and no file there does."""
+    classes = settings.get("classes") or {}
+    names = classes.get("names")
+    if not names:
+        return
+    content = classes_json(names, classes.get("palette") or color_map(len(names)))
+    path = folder / CLASSES_FILE
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomic(path, content, token="setup")
 
 
 def may_resume(document: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 ::
 
     run.yaml                          settings (compared when the run goes on) and circumstances (only noted)
+    classes.json                      index, name and colour of the mask values
     masks/<id>.png                    the pseudo mask; written last, so it says that the image is done
     confidence/<id>.png
     scores/<id>.npz
@@ -29,7 +30,7 @@ from typing import Any, Literal
 
 from tag2mask import __version__
 from tag2mask.run.artefacts import CHECKPOINTS, CONFIDENCE, KINDS, MASKS, SCORES, SEEDS, artefact, ids_of
-from tag2mask.run.document import may_resume, read_document, write_document
+from tag2mask.run.document import may_resume, read_document, write_classes, write_document
 from tag2mask.run.files import cannot_write, write_atomic
 from tag2mask.run.inputs import Inputs, KnownInputs
 from tag2mask.run.lock import Lock
@@ -136,22 +137,28 @@ class Run:
         images = document.get("images", old.get("images") if isinstance(old, dict) else None)
         return cls(path, document["settings"], document["noted"], images)
 
+    @classmethod
+    def begun(cls, path: Path | str, settings: Mapping[str, Any], *, afresh: bool = False) -> Run | None:
+        """The run that ``create`` would go on with, to read; None where it would begin a new one. Nothing is written.
+
+        settings: as for ``create``. afresh: what is there would be removed.
+
+        Raises:
+            UserError: other settings, or files that are no run of ours.
+        """
+        path = Path(path)
+        document = _document(path) if path.is_dir() else None
+        differences, _ = may_resume(document, plain(settings))
+        if differences and not afresh:
+            raise _other_settings(path, differences)
+        return None if document is None or afresh else cls.open(path)
+
     def _set_up(self, shard: Shard, overwrite: bool, refit: bool, may_grow: bool) -> None:
-        document = read_document(self.path)
-        if document is None:
-            foreign = sorted(name for name in os.listdir(self.path) if not name.startswith(".") and name != SEEDS)
-            if foreign:
-                shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-                raise UserError(
-                    f"{self.path} is not empty and is no run of ours (it holds {shown}); choose a new or empty folder"
-                )
+        document = _document(self.path)
         self._lock = self._lock_shard(shard)
         differences, added = may_resume(document, self.settings)
         if differences and not (overwrite or refit):
-            raise UserError(
-                f"{self.path} was made {differences}. "
-                "Choose another folder, or pass --overwrite to remove what is there and start over"
-            )
+            raise _other_settings(self.path, differences)
         afresh = bool(differences) or refit
         if added and not (may_grow or afresh):
             raise UserError(
@@ -184,6 +191,7 @@ class Run:
             )
         ):
             write_document(self.path, self.images, self.settings, self.noted)
+        write_classes(self.path, self.settings)
         self._shard = shard
         self._manifest = Manifest(self.path / f"manifest.{shard_name(shard)}.jsonl")
 
@@ -385,3 +393,23 @@ class Run:
 
     def _manifests(self) -> Iterator[Path]:
         return self.path.glob("manifest.*.jsonl")
+
+
+def _document(path: Path) -> dict[str, Any] | None:
+    """What run.yaml of a folder holds, None in an empty one. Raises UserError where the folder is no run of ours."""
+    document = read_document(path)
+    if document is None:
+        foreign = sorted(name for name in os.listdir(path) if not name.startswith(".") and name != SEEDS)
+        if foreign:
+            shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+            raise UserError(
+                f"{path} is not empty and is no run of ours (it holds {shown}); choose a new or empty folder"
+            )
+    return document
+
+
+def _other_settings(path: Path, differences: str) -> UserError:
+    return UserError(
+        f"{path} was made {differences}. "
+        "Choose another folder, or pass --overwrite to remove what is there and start over"
+    )

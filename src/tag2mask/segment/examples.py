@@ -30,7 +30,7 @@ from tag2mask.data.image import BadImage, image_size
 from tag2mask.data.lists import read_list
 from tag2mask.data.pixels import read_pixels
 from tag2mask.data.png import read_confidence, read_mask
-from tag2mask.data.truth import read_truth, reading_notes, values_are_chosen
+from tag2mask.data.truth import read_truth, reading_notes, refuses
 from tag2mask.data.truth_turn import settle_turn
 from tag2mask.run.current import STALE, Current
 from tag2mask.run.folder import Run
@@ -296,7 +296,7 @@ class _TrueMasks:
             UserError: the masks number the classes otherwise than the tags.
         """
         found = self.agreement.finding()
-        if found is not None and found.refuse and (found.outside or not values_are_chosen(self.data)):
+        if refuses(found, self.data):
             raise UserError(f"nothing is trained: {found}")
         return [*reading_notes(self.read_by, self.turned), *([] if found is None else [str(found)])]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tag2mask import formats
-from tag2mask.classes import load_classes
+from tag2mask.classes import CLASSES_FILE, CLASSES_MARK, classes_json, load_classes
 from tag2mask.config import explain
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_mask
@@ -47,7 +47,8 @@ def export(
 
     Only images of ``data`` that have a mask are written, and only masks that are of what ``data`` is now
     (``run.current``); a warning says what was left out. Memory does not grow with their number. Nothing is replaced
-    but what an earlier export wrote.
+    but what an earlier export wrote. ``classes.json`` says what the mask values stand for: in the folder, or beside
+    the file ("masks.classes.json" of "masks.json").
 
     Args:
         run: the run, or its folder.
@@ -78,6 +79,7 @@ def export(
         _refuse_folder(out, run, data)
     else:
         refuse_foreign_file(out, exporter.mark, exporter.called, exporter.example)
+        refuse_foreign_file(_classes_beside(out), CLASSES_MARK, "list of classes of tag2mask", CLASSES_FILE)
     masks = _run_masks(run, progress) if data is None else _masks(run, data, exporter.whole, progress)
     first = next(masks, None)
     if first is None:
@@ -113,13 +115,21 @@ def _check_names(run: Run, to: str, exporter: Exporter) -> None:
 
 
 def _write(exporter: Exporter, masks: Export, out: Path) -> None:
+    classes = classes_json(masks.classes.names, masks.classes.palette)
     if isinstance(exporter, FolderExporter):
         write_atomic(out / MARKER, b"")
+        write_atomic(out / CLASSES_FILE, classes)
         for name, content in exporter.files(masks):
             write_atomic(out / name, content)
         return
     with atomic_path(out) as path, path.open("wb") as file:
         exporter.write(masks, cast(BinaryIO, file))
+    write_atomic(_classes_beside(out), classes)
+
+
+def _classes_beside(file: Path) -> Path:
+    """Where the classes of an export that is one file stand: "masks.classes.json" beside "masks.json"."""
+    return file.with_name(f"{file.stem}.{CLASSES_FILE}")
 
 
 def refuse_foreign_file(path: Path, mark: str, kind: str, example: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,11 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import plain
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
-from tag2mask.segment.network import SavedNetwork, load_network, read_saved
+from tag2mask.segment.network import SavedNetwork, SegmentationNet, load_network, read_saved
 from tag2mask.segment.test_time import TestTime
-from tag2mask.stages.label import REFINE_MAX_PIXELS
+from tag2mask.stages.machinery.asked import REFINE_MAX_PIXELS
 from tag2mask.stages.machinery.changes import Changes, Removed, left_over
+from tag2mask.stages.machinery.limit import first_images
 from tag2mask.stages.machinery.plan import SampleBatch, load, survey
 from tag2mask.stages.machinery.predictor import Predictor
 from tag2mask.stages.machinery.work import Summary, Work, describe
@@ -51,6 +53,7 @@ class PredictSettings:
     refine_max_pixels: larger images, or tiles, are refined at this size; None: at full size.
     device: where the network computes.
     shard: (index, count): the images with ``crc32(id) % count == index``.
+    limit: so many images alone, from the first on, of all shards together; None: all.
     overwrite: remove an earlier run in the folder instead of going on with it.
     removed: what becomes of the masks of images that are not in the data any more.
     noted: circumstances to be kept in run.yaml, such as where the data came from.
@@ -64,6 +67,7 @@ class PredictSettings:
     refine_max_pixels: int | None = REFINE_MAX_PIXELS
     device: str = "auto"
     shard: Shard = WHOLE
+    limit: int | None = None
     overwrite: bool = False
     removed: Removed = "keep"
     noted: Mapping[str, Any] = field(default_factory=dict)
@@ -87,19 +91,14 @@ def predict(
         KeyboardInterrupt: as the user asked; the message says what is saved.
     """
     how = replace(settings or PredictSettings(), **changes)
-    saved = read_saved(network)
-    test = _test_of(saved, how)
-    how = replace(how, test=test, refiner=_refiner_of(saved, how))
-    _check(test, how)
-    _check_network(network, saved, data, how)
+    asked = ask_network(network, data, how)
+    how, saved, net, test = asked.how, asked.saved, asked.net, asked.test
     total = survey(data, how.shard, tags=how.use_tags).total
-    net = load_network(saved, how.device)
     where = next(net.parameters()).device
     by = crf_engine(how.refiner, where)
-    test = replace(test, align_output=test.align_output or net.align_corners)
     run = Run.create(
         out,
-        _deciding(saved, test, how),
+        asked.deciding,
         noted={
             "data_root": Path(data.root).absolute(),
             "network": saved.path.absolute(),
@@ -120,23 +119,46 @@ def predict(
     with run:
         changed = Changes(run, tags=how.use_tags, untagged=True)
         left = left_over(run, data, how.shard, how.removed, tags=False)
-        samples = (sample for sample in data if in_shard(sample.id, how.shard))
+        limit = first_images(data, how.shard, how.limit, total, tags=False)
+        samples = islice((sample for sample in data if in_shard(sample.id, how.shard)), limit.images)
         # each image alone, so that its neighbours cannot matter
         batches = (SampleBatch((each,), frozenset(() if changed.finished(each) else (each.id,))) for each in samples)
         work = Work(
-            *(run, ClassSet(saved.config.classes, saved.config.names, saved.config.palette), predictor, total),
+            *(run, ClassSet(saved.config.classes, saved.config.names, saved.config.palette), predictor, limit.images),
             did="predicted",
             steps=predictor.steps,
             device=where,
             made=changed.made,
-            notes=lambda: [*changed.notes(), *left],
+            notes=lambda: [*changed.notes(), *left, *limit.notes(run)],
         )
         loaded = ahead(load(batches, describe, changed.inputs, untagged=True))
-        return work.through(loaded, show_progress(total, "predict", enabled=how.progress))
+        return work.through(loaded, show_progress(limit.images, "predict", enabled=how.progress))
 
 
-def _test_of(saved: SavedNetwork, how: PredictSettings) -> TestTime:
-    return saved.test.test if how.test is None else how.test
+@dataclass(frozen=True)
+class AskedNetwork:
+    """A call of ``predict`` that can work; nothing is written yet. deciding: what decides the masks, for run.yaml.
+
+    how: with the views and the refiner that the network says where nobody else did.
+    """
+
+    how: PredictSettings
+    saved: SavedNetwork
+    net: SegmentationNet
+    test: TestTime
+    deciding: dict[str, Any]
+
+
+def ask_network(network: Path | str, data: Dataset, how: PredictSettings) -> AskedNetwork:
+    """Check what is asked of ``predict`` and load the network. Raises UserError where it cannot work."""
+    saved = read_saved(network)
+    test = saved.test.test if how.test is None else how.test
+    how = replace(how, test=test, refiner=_refiner_of(saved, how))
+    _check(test, how)
+    _check_network(network, saved, data, how)
+    net = load_network(saved, how.device)
+    test = replace(test, align_output=test.align_output or net.align_corners)
+    return AskedNetwork(how, saved, net, test, _deciding(saved, test, how))
 
 
 def _refiner_of(saved: SavedNetwork, how: PredictSettings) -> str | None:
@@ -153,6 +175,8 @@ def _check(test: TestTime, how: PredictSettings) -> None:
         raise UserError(
             f"others={how.others} (--others) is about classes that are not among the tags; give --use-tags too"
         )
+    if how.limit is not None and how.limit < 1:
+        raise UserError(f"limit {how.limit}: expected 1 or more images")
     if max(test.scales) > MOST_SCALE:
         raise UserError(f"scale {max(test.scales):g}: expected at most {MOST_SCALE:g} times an image's own size")
 

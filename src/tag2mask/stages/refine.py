@@ -40,13 +40,32 @@ def label_refined(
     """
     began = time.monotonic()
     settings = replace(settings or LabelSettings(), **changes)
+    check_refined(recipe, settings)
+    seeds = Path(out) / SEEDS
+    made = label(recipe.data, recipe.method, seeds, first_of(recipe, settings))
+    machine = replace(settings.machine, minutes=minutes_left(settings.machine.minutes, began))
+    assert recipe.refine is not None
+    second = replace(settings, rule=recipe.refine.rule, prior=seeds, machine=machine)
+    return [made, label(recipe.data, recipe.refine.method, out, second)]
+
+
+def check_refined(recipe: Recipe, settings: LabelSettings) -> None:
+    """Raises UserError where the two runs cannot both be made."""
     if recipe.refine is None:
         raise UserError("nothing to refine with; name a refiner, such as --refine irn")
+    if settings.limit is not None:
+        raise UserError(
+            "--refine fits a second method on the maps of all images, so --limit would leave it with too few: try "
+            "the first method alone (without --refine), or give --refine without --limit"
+        )
     if settings.fitted is not None or not settings.keep_scores:
         raise UserError("--refine makes its own seeds, with maps; for --fitted or --no-scores label in two commands")
-    seeds = Path(out) / SEEDS
+
+
+def first_of(recipe: Recipe, settings: LabelSettings) -> LabelSettings:
+    """The settings of the first run, which makes the seeds."""
     learns = recipe.method.learns
-    first = replace(
+    return replace(
         settings,
         rule=recipe.rule,
         fit_only=False,
@@ -54,7 +73,3 @@ def label_refined(
         overwrite=settings.overwrite or (settings.refit and not learns),
         refit=settings.refit and learns,
     )
-    made = label(recipe.data, recipe.method, seeds, first)
-    machine = replace(settings.machine, minutes=minutes_left(settings.machine.minutes, began))
-    second = replace(settings, rule=recipe.refine.rule, prior=seeds, machine=machine)
-    return [made, label(recipe.data, recipe.refine.method, out, second)]

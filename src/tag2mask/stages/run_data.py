@@ -11,7 +11,7 @@ from tag2mask.classes import BUILT_IN, fold, load_classes, plain_classes, with_m
 from tag2mask.config import DataConfig, LabelConfig, parse_config, parse_data
 from tag2mask.data import TagReading, is_file_of_data, read_dataset
 from tag2mask.data.columns import Columns
-from tag2mask.data.tags import FOLDERS
+from tag2mask.data.one_image import is_one_image, names_a_file
 from tag2mask.formats import READERS, said
 from tag2mask.run.about import is_predicted, stored_classes
 from tag2mask.run.folder import Run
@@ -58,7 +58,7 @@ def absolute(config: LabelConfig) -> LabelConfig:
         key: str(Path(value).absolute())
         for key in ("path", "tags", "images", "truth")
         if (value := getattr(config.data, key)) is not None
-        and not (key == "tags" and value == FOLDERS and not Path(value).is_file())
+        and (key != "tags" or names_a_file(value, config.data.path))
     }
     if config.data.classes is not None and config.data.classes.endswith((".yaml", ".yml")):
         paths["classes"] = str(Path(config.data.classes).absolute())
@@ -105,7 +105,7 @@ def _moved(before: dict[str, Any], path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in ("tags", "images", "truth"):
         value = before.get(key)
-        if value is None or value == FOLDERS:
+        if value is None or (key == "tags" and not names_a_file(value, old)):
             continue
         place = Path(value)
         place = here / place.relative_to(there) if place.is_relative_to(there) else place
@@ -119,9 +119,12 @@ def _where_to_say(config: DataConfig) -> str:
     gone = [
         option
         for key, option in options.items()
-        if (value := getattr(config, key)) is not None and value != FOLDERS and not Path(value).exists()
+        if (value := getattr(config, key)) is not None
+        and (key != "tags" or names_a_file(value, config.path))
+        and not Path(value).exists()
     ]
-    if gone == [] and config.path is not None and is_file_of_data(Path(config.path)):
+    file = None if config.path is None or is_one_image(config.path) else Path(config.path)
+    if gone == [] and file is not None and is_file_of_data(file):
         gone = ["--images FOLDER"] if config.images is None else []
     return f". If the data has moved, say where it is now: {' '.join(gone)}" if gone else ""
 

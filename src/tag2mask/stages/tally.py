@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tag2mask.data.agreement import Agreement
-from tag2mask.data.truth import reading_notes, values_are_chosen
+from tag2mask.data.truth import reading_notes, refuses
 from tag2mask.ops.masks import class_probabilities, full_maps, mask_of, other_values
 from tag2mask.ops.metrics import BackgroundSweep, boundary_counts, boundary_iou, confusion_matrix, metrics
 from tag2mask.stages.confidence import ConfidenceTally
@@ -114,9 +114,7 @@ class Tally:
     def refuse_other_numbers(self) -> None:
         """Raises UserError where the truth numbers the classes otherwise than the run."""
         found = self.agreement.finding()
-        if found is None or not found.refuse:
-            return
-        if found.outside or (self.check_truth and not values_are_chosen(self.data)):
+        if found is not None and refuses(found, self.data) and (found.outside or self.check_truth):
             raise UserError(f"nothing is scored: {found}")
 
 

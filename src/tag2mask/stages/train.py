@@ -128,7 +128,7 @@ def train(
     check(recipe)
     where = find_device(device)
     find_precision(recipe.precision, where)
-    targets = _targets(run, data, pixel_labels, recipe)
+    targets = find_masks(run, data, pixel_labels, recipe)
     supervision, start = _supervision(targets, recipe)
     drawn = (Mixed if recipe.semi else Examples)(targets, recipe.augment, recipe.seed, recipe.mu is not None)
     net = build_network(
@@ -167,7 +167,7 @@ def train(
     return result
 
 
-def _targets(
+def find_masks(
     run: Run | Path | str | None, data: Dataset | None, pixel_labels: Path | None, recipe: TrainRecipe
 ) -> Targets:
     """The masks to train on."""
@@ -240,22 +240,50 @@ def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, s
     if not first_process():
         return
     recipe_file = out / "recipe.json"
+    _refuse_run(out)
+    if _nothing_learned(out):
+        recipe_file.unlink()  # a corrected command may begin here
+    settings = _deciding(recipe, targets, supervision, start)
+    _same_examples(recipe_file, settings["examples"])
+    claim(recipe_file, settings)
+
+
+def find_out(out: Path, recipe: TrainRecipe, targets: Targets) -> tuple[int, str]:
+    """How many steps are done in a training's folder, and the supervision of its network. Nothing is written.
+
+    Raises:
+        UserError: the folder holds other things, or another training.
+    """
+    _refuse_run(out)
+    check_own(out, "recipe.json")
+    supervision, start = _supervision(targets, recipe)
+    if (out / "recipe.json").is_file() and not _nothing_learned(out):
+        settings = _deciding(recipe, targets, supervision, start)
+        _same_examples(out / "recipe.json", settings["examples"])
+        claim(out / "recipe.json", settings)  # which is there, so that it only compares
+    return steps_done(out), supervision
+
+
+def _refuse_run(out: Path) -> None:
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out}: is a run of masks; choose a folder of its own for the network")
-    if not (out / LAST).exists() and not (out / INSIDE).exists() and _is_own(recipe_file):
-        recipe_file.unlink()  # nothing was learned yet: a corrected command may begin here
+
+
+def _nothing_learned(out: Path) -> bool:
+    return not (out / LAST).exists() and not (out / INSIDE).exists() and _is_own(out / "recipe.json")
+
+
+def _deciding(recipe: TrainRecipe, targets: Targets, supervision: str, start: str | None) -> dict[str, Any]:
+    """All that decides what a training ends in."""
     classes = targets.data.classes
-    examples = {"images": len(targets), "fingerprint": targets.fingerprint}
-    settings = {
+    return {
         **plain(recipe),
         "init_sha256": start,
         "supervision": supervision,
         "classes": {"id": classes.id, "names": list(classes.names)},
-        "examples": examples,
+        "examples": {"images": len(targets), "fingerprint": targets.fingerprint},
         "run": None if targets.run is None else targets.run.digest,
     }
-    _same_examples(recipe_file, examples)
-    claim(recipe_file, settings)
 
 
 def _same_examples(recipe_file: Path, now: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tag2mask.data.image import image_size
-from tag2mask.data.pixels import read_pixels
+from tag2mask.data.pixels import decode_pixels
 from tag2mask.run.artefacts import check_id
 from tag2mask.run.inputs import Inputs, KnownInputs, content_of
 from tag2mask.run.shard import Shard, in_shard
@@ -39,23 +39,27 @@ Grid = tuple[int, int]
 class SampleBatch:
     """Samples for one call of a method; ``todo`` are those whose artefacts are not there yet.
 
-    Samples without tags, and with none (``()``), are in batches of their own, since no method sees them.
+    Samples without tags, and with none (``()``), are in batches of their own, since no method sees them. ``beyond``:
+    neighbours that are not to be done in this call, finished or not.
     """
 
     samples: tuple[Sample, ...]
     todo: frozenset[str]
+    beyond: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A batch with its images decoded: id -> (3, H, W) uint8, or in ``errors`` why not.
 
-    seconds: id -> decoding. inputs: id -> what is decoded there, of those that are not finished.
+    lacks_end: ids of files whose last bytes are missing, and no more. seconds: id -> decoding. inputs: id -> what is
+    decoded there, of those that are not finished.
     """
 
     batch: SampleBatch
     images: dict[str, Tensor] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    lacks_end: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, Inputs] = field(default_factory=dict)
 
@@ -68,6 +72,7 @@ def plan(
     *,
     size: Callable[[Path], tuple[int, int]] = image_size,
     window: int = WINDOW,
+    most: int | None = None,
 ) -> Iterator[SampleBatch]:
     """Every sample in exactly one batch, in an order that depends on the samples and the headers alone.
 
@@ -79,23 +84,55 @@ def plan(
             header is read.
         size: (H, W) of an image file.
         window: the number of samples among which batches are gathered.
+        most: only this many samples, from the first on, are to be done; each in the batch that it has without that.
     """
     samples = iter(samples)
+    left = most
     while chunk := list(islice(samples, window)):
-        todo = frozenset(sample.id for sample in chunk if not finished(sample))
-        work = any(sample.tags and sample.id in todo for sample in chunk)
-        waiting: dict[Grid, list[Sample]] = {}
-        for sample in chunk:
-            where = _grid_of(sample, grid, size) if work and sample.tags else None
-            if where is None:
-                yield _batch([sample], todo)
-                continue
-            group = waiting.setdefault(where, [])
-            group.append(sample)
-            if len(group) == batch_size:
-                yield _batch(waiting.pop(where), todo)
-        for group in waiting.values():
-            yield _batch(group, todo)
+        inside = chunk if left is None else chunk[:left]
+        if not inside:
+            return
+        left = None if left is None else left - len(inside)
+        yield from _within(chunk, inside, grid, batch_size, finished, size)
+
+
+def _within(
+    chunk: list[Sample],
+    inside: list[Sample],
+    grid: Callable[[tuple[int, int]], Grid],
+    batch_size: int,
+    finished: Callable[[Sample], bool],
+    size: Callable[[Path], tuple[int, int]],
+) -> Iterator[SampleBatch]:
+    """The batches of a window that hold a sample of ``inside``, which are the first of ``chunk``."""
+    todo = frozenset(sample.id for sample in inside if not finished(sample))
+    beyond = frozenset(sample.id for sample in chunk[len(inside) :])
+    for gathered in _gather(chunk, grid, batch_size, size, work=any(s.tags and s.id in todo for s in inside)):
+        ids = frozenset(sample.id for sample in gathered)
+        if not ids <= beyond:
+            yield SampleBatch(tuple(gathered), todo & ids, beyond & ids)
+
+
+def _gather(
+    chunk: list[Sample],
+    grid: Callable[[tuple[int, int]], Grid],
+    batch_size: int,
+    size: Callable[[Path], tuple[int, int]],
+    *,
+    work: bool,
+) -> Iterator[list[Sample]]:
+    """Samples of a window by their grid. work: there is some, so headers are read."""
+    waiting: dict[Grid, list[Sample]] = {}
+    for sample in chunk:
+        where = _grid_of(sample, grid, size) if work and sample.tags else None
+        if where is None:
+            yield [sample]
+            continue
+        group = waiting.setdefault(where, [])
+        group.append(sample)
+        if len(group) == batch_size:
+            yield waiting.pop(where)
+    yield from waiting.values()
 
 
 def survey(
@@ -161,10 +198,6 @@ def load(
         yield loaded
 
 
-def _batch(samples: list[Sample], todo: frozenset[str]) -> SampleBatch:
-    return SampleBatch(tuple(samples), todo & {sample.id for sample in samples})
-
-
 def _grid_of(
     sample: Sample, grid: Callable[[tuple[int, int]], Grid], size: Callable[[Path], tuple[int, int]]
 ) -> Grid | None:
@@ -178,7 +211,10 @@ def _grid_of(
 def _decode(sample: Sample, loaded: Loaded, describe: Callable[[Exception], str]) -> None:
     start = time.perf_counter()
     try:
-        loaded.images[sample.id] = read_pixels(sample.image).contiguous()  # (3, H, W)
+        pixels, lacks_end = decode_pixels(sample.image)
+        loaded.images[sample.id] = pixels.contiguous()  # (3, H, W)
+        if lacks_end:
+            loaded.lacks_end.add(sample.id)
     except Exception as error:  # one bad image never stops a run
         loaded.errors[sample.id] = describe(error)
     loaded.seconds[sample.id] = time.perf_counter() - start

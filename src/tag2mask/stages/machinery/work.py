@@ -25,6 +25,9 @@ from tag2mask.run.progress import Bar
 from tag2mask.stages.machinery.plan import Loaded
 from tag2mask.stages.machinery.store import CannotWrite, Outcome, Store
 from tag2mask.types import ClassSet, UserError
+from tag2mask.words import Some
+
+LACKS_END = "JPEGs whose last bytes are missing, read all the same"
 
 _SHOWN_ERRORS = 10
 
@@ -124,6 +127,7 @@ class Work:
         self.store = Store(run, classes.palette, describe, self._count)
         self.summary = Summary(str(run.path), did, total)
         self.seconds = dict.fromkeys(steps, 0.0)
+        self.lacks_end = Some()
         self.start = perf_counter()
 
     def through(self, batches: Iterator[Loaded], bar: Bar[Any]) -> Summary:
@@ -134,7 +138,10 @@ class Work:
                 for loaded in batches:
                     for outcome in self.outcomes(loaded):
                         self.store.put(self._make(outcome, loaded.inputs))
-                    done_before = len(loaded.batch.samples) - len(loaded.batch.todo)
+                    batch = loaded.batch
+                    for id in sorted(loaded.lacks_end & batch.todo):
+                        self.lacks_end.add(id)
+                    done_before = len(batch.samples) - len(batch.todo) - len(batch.beyond)
                     self._add(skipped=done_before)
                     bar.advance(done_before, worked=False)
                 self.store.finish()
@@ -207,7 +214,7 @@ class Work:
             seconds=self.seconds,
             peak_memory=peak_memory(),
             peak_device_memory=peak_device_memory(self.device),
-            notes=tuple(self.notes()),
+            notes=(*self.notes(), *self.lacks_end.note(LACKS_END)),
         )
         with suppress(OSError):  # the summary can be made again from the manifest
             self.run.write_summary(json.dumps(asdict(self.summary), indent=1).encode())
