@@ -285,7 +285,12 @@ def report(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the run folder.")] = None,
     where: dict[str, Any],
-    worst: Annotated[int, typer.Option(min=0, help="How many images are shown, worst first.")] = 24,
+    worst: Annotated[
+        int, typer.Option(min=0, help="How many images are shown large: the least sure, and with truth the worst.")
+    ] = 24,
+    gallery: Annotated[
+        bool, typer.Option("--gallery/--no-gallery", help="Also pages of small pictures of all images, beside it.")
+    ] = True,
 ) -> None:
     """Write one HTML file that shows a run: overlays, numbers, settings; with truth, classes and threshold curve."""
     from tag2mask.run.folder import Run
@@ -293,7 +298,7 @@ def report(
 
     opened = Run.open(run)
     dataset = images_if_there(opened, where)
-    typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
+    typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst, gallery=gallery)}")
 
 
 @app.command()

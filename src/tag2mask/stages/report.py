@@ -228,9 +228,10 @@ def _tiles(
     floors: Mapping[str, float],
 ) -> list[Tile]:
     records = run.records()
-    failed = len(_with_status(records, "failed"))
+    failed, skipped = (len(_with_status(records, status)) for status in ("failed", "skipped"))
     done = "images predicted" if is_predicted(run) else "images labelled"
-    tiles = [Tile(f"{images:,}", done, f"{failed:,} failed" if failed else "none failed")]
+    without = (f"{failed:,} failed" if failed else "none failed") + (f", {skipped:,} skipped" if skipped else "")
+    tiles = [Tile(f"{images:,}", done, without)]
     if evaluation is not None:
         note = ", ".join(f"{name} {percent(value)}" for name, value in floors.items())
         left_out = f"on {evaluation.images:,} images" if evaluation.images != images else "100 is perfect"

@@ -99,10 +99,10 @@ def jpeg_within(pixels: Pixels, most: int) -> bytes:
     while True:
         for quality in _QUALITIES:
             buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+            image.save(buffer, "JPEG", quality=quality, subsampling=0)  # optimize=True fails on large noise
             if buffer.tell() <= most or (quality == _QUALITIES[-1] and max(image.size) <= 16):
                 return buffer.getvalue()
-        image = _shrunk(image, Image.Resampling.BOX)
+        image = _shrunk(image, most / buffer.tell(), Image.Resampling.BOX)
 
 
 def layer_within(mask: Pixels, classes: ClassSet, most: int) -> bytes:
@@ -117,12 +117,14 @@ def layer_within(mask: Pixels, classes: ClassSet, most: int) -> bytes:
         _layer(np.asarray(image), classes).save(buffer, "PNG", optimize=True)
         if buffer.tell() <= most or max(image.size) <= 16:
             return buffer.getvalue()
-        image = _shrunk(image, Image.Resampling.NEAREST)
+        image = _shrunk(image, most / buffer.tell(), Image.Resampling.NEAREST)
 
 
-def _shrunk(image: Image.Image, how: Image.Resampling) -> Image.Image:
+def _shrunk(image: Image.Image, share: float, how: Image.Resampling) -> Image.Image:
+    """An image of about that share of the pixels, at most 4 of 5."""
+    side = min(0.9, share**0.5)
     width, height = image.size
-    return image.resize((max(1, round(width * 0.8)), max(1, round(height * 0.8))), how)
+    return image.resize((max(1, round(width * side)), max(1, round(height * side))), how)
 
 
 def _layer(mask: Pixels, classes: ClassSet) -> Image.Image:
