@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated
 
@@ -43,12 +44,11 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show this method's 
 
 
 @info_app.command()
-def doctor() -> None:
+def doctor(json_: Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")] = False) -> None:
     """Look at this installation: versions, devices, precision, weights at hand, and known traps."""
     from tag2mask.stages.doctor import doctor as run_doctor
 
-    lines, healthy = run_doctor()
-    for line in lines:
-        typer.echo(line)
-    if not healthy:
+    found = run_doctor()
+    typer.echo(json.dumps(found.as_dict(), indent=2) if json_ else "\n".join(found.lines()))
+    if not found.healthy:
         raise typer.Exit(1)
