@@ -123,8 +123,8 @@ def _refuse_what_cannot_be_compared(runs: Sequence[Run]) -> None:
         )
         raise UserError(
             f"{first[0].path} has masks of {many(len(first[1]), 'class')} and {run.path} of {len(names)}: value "
-            f"{place} is {_called(one)} in the one and {_called(other)} in the other. Masks of other classes cannot be "
-            "compared; make both with the same --classes"
+            f"{place} is {_called(one)} in the one and {_called(other)} in the other. Masks of other classes cannot "
+            "be compared; make both with the same --classes"
         )
 
 
