@@ -98,7 +98,7 @@ def read_image(path: Path | str, least: int | None = None) -> NDArray[np.uint8]:
     """
     with open_image(path) as opened:
         if least is not None:
-            opened.draft(None, (least, least))  # type: ignore[arg-type]  # None keeps the mode
+            opened.draft(None, (least, least))  # None keeps the mode
         image = _loaded(opened, Path(path))
         orientation = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow itself turns TIFF
         rgb = _to_rgb(image)
