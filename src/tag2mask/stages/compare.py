@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 from pathlib import Path
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_mask
-from tag2mask.data.truth import Read, read_truth
+from tag2mask.data.truth import read_truth
+from tag2mask.data.truth_turn import Read
 from tag2mask.ops.metrics import confusion_matrix, metrics
 from tag2mask.run.about import check_classes, stored_classes
 from tag2mask.run.ahead import ahead
@@ -244,7 +245,7 @@ def _differing(id: str, truths: Sequence[tuple[_Entry, Tensor, Read]]) -> list[s
 
 
 def _load(
-    entries: Sequence[_Entry], ids: Sequence[str]
+    entries: Sequence[_Entry], ids: Iterable[str]
 ) -> Iterator[tuple[str, list[tuple[_Entry, Tensor, Read]], list[Tensor]]]:
     for id in ids:
         try:

@@ -91,7 +91,7 @@ def report(
     classes = data.classes if data is not None else stored_classes(run)
     title = title or run.path.resolve().name
     small = Gallery(path.with_name(f"{path.stem}-images"), run, images, classes) if gallery else None
-    found = survey(run, images, classes, STRIP, worst, small and small.add, progress=progress)
+    found = survey(run, images, classes, STRIP, worst, None if small is None else small.add, progress=progress)
     pages = None if small is None or not found.ids else small.write(found, title, path)
     best, listed = _chosen(found, evaluation, worst)
     page = render(

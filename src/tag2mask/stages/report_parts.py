@@ -46,7 +46,8 @@ def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
 
 def label_thumbnail(mask: Pixels, longest: int = LONGEST_SIDE) -> Pixels:
     """(H, W) -> (h, w), nearest: a label between two labels is none."""
-    height, width = thumbnail_size(*mask.shape, longest)
+    height, width = mask.shape
+    height, width = thumbnail_size(height, width, longest)
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
