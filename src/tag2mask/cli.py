@@ -22,7 +22,6 @@ from tag2mask.cli_options import (
     LimitOption,
     OthersOption,
     RemovedOption,
-    RunFolder,
     SetOption,
     ShardOption,
     TokenizerOption,
@@ -32,6 +31,7 @@ from tag2mask.cli_options import (
     next_steps,
     one_of,
 )
+from tag2mask.cli_results import results_app
 from tag2mask.cli_segment import segment_app
 from tag2mask.cli_storybook import storybook_app
 from tag2mask.formats import EXPORTERS, READERS, said
@@ -41,7 +41,6 @@ from tag2mask.types import UserError
 app = typer.Typer(
     cls=OneLineErrors,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,6 +55,7 @@ app = typer.Typer(
     while a method was being fitted (the same command resumes it).""",
 )
 app.add_typer(storybook_app, name="storybook")
+app.add_typer(results_app)
 app.add_typer(segment_app)  # without a name: its commands stand among the others
 app.add_typer(info_app)
 
@@ -294,51 +294,6 @@ def label(
     # of a shard alone, images without tags may be all there are
     if any(summary.failed or (summary.empty and shard_ == WHOLE) for summary in summaries):
         raise typer.Exit(SOME_FAILED)
-
-
-@app.command(name="eval")
-@data_options()
-def evaluate(
-    *,
-    run: RunFolder,
-    where: dict[str, Any],
-    boundary: Annotated[bool, typer.Option(help="Also measure boundary IoU (slower).")] = True,
-    thresholds: Annotated[
-        bool, typer.Option(help="Also try every background threshold and power on the score maps.")
-    ] = True,
-    confidence: Annotated[
-        bool, typer.Option("--confidence", help="Also count pixels by confidence, with mIoU at mu 0.7, 0.8, 0.95.")
-    ] = False,
-) -> None:
-    """Measure a run's masks and score maps against ground truth: mIoU, accuracy, precision, recall, boundary IoU."""
-    from tag2mask.run.folder import Run
-    from tag2mask.stages.evaluate import evaluate as run_evaluate
-    from tag2mask.stages.run_data import data_for
-
-    opened = Run.open(run)
-    dataset = data_for(opened, where)
-    result = run_evaluate(opened, dataset, boundary=boundary, thresholds=thresholds, confidence=confidence)
-    typer.echo(result.text())
-
-
-@app.command()
-@data_options()
-def report(
-    *,
-    run: RunFolder,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write; default: report.html in the run folder.")
-    ] = None,
-    where: dict[str, Any],
-    worst: Annotated[int, typer.Option(min=0, help="Number of images to show, worst first.")] = 24,
-) -> None:
-    """Write one HTML file about a run: overlays, settings, numbers; with ground truth also scores and their curve."""
-    from tag2mask.run.folder import Run
-    from tag2mask.stages.report import report as run_report
-
-    opened = Run.open(run)
-    dataset = images_if_there(opened, where)
-    typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst)}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -100,12 +101,11 @@ def methods(name: Annotated[str | None, typer.Argument(help="A method, to show i
 
 
 @info_app.command()
-def doctor() -> None:
+def doctor(json_: Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")] = False) -> None:
     """Check this installation: versions, devices, precision, weights on this machine, and known problems."""
     from tag2mask.stages.doctor import doctor as run_doctor
 
-    lines, healthy = run_doctor()
-    for line in lines:
-        typer.echo(line)
-    if not healthy:
+    found = run_doctor()
+    typer.echo(json.dumps(found.as_dict(), indent=2) if json_ else "\n".join(found.lines()))
+    if not found.healthy:
         raise typer.Exit(1)

@@ -12,6 +12,7 @@
     checkpoints/                      what a method learned
     seeds/                            the run whose maps were refined, where it was made together with this one
     metrics.json, report.html         what later stages say of the run
+    report-images/                    the report's pages of small pictures
 
 An id may hold "/": the artefacts lie in folders like the images did.
 
@@ -29,7 +30,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tag2mask import __version__
-from tag2mask.run.artefacts import CHECKPOINTS, CONFIDENCE, KINDS, MASKS, SCORES, SEEDS, artefact, ids_of
+from tag2mask.run.artefacts import (
+    CHECKPOINTS,
+    CONFIDENCE,
+    KINDS,
+    MASKS,
+    REPORT_IMAGES,
+    SCORES,
+    SEEDS,
+    artefact,
+    ids_of,
+    remove_report_images,
+)
 from tag2mask.run.document import may_resume, read_document, write_classes, write_document
 from tag2mask.run.files import cannot_write, write_atomic
 from tag2mask.run.inputs import Inputs, KnownInputs
@@ -239,8 +251,12 @@ class Run:
         pattern = "*" if shard is None else shard_name(shard)
         for path in [*self.path.glob(f"manifest.{pattern}.jsonl"), *self.path.glob(f"summary.{pattern}.json")]:
             path.unlink()
+        self._remove_about()
+
+    def _remove_about(self) -> None:
         for name in _ABOUT:
             (self.path / name).unlink(missing_ok=True)
+        remove_report_images(self.path / REPORT_IMAGES)
 
     # --- writing ---------------------------------------------------------------------------------------------
 
@@ -274,8 +290,7 @@ class Run:
     def _forget_figures(self) -> None:
         """Remove what was measured and shown of masks that are about to be others."""
         if not self._forgot:
-            for name in _ABOUT:
-                (self.path / name).unlink(missing_ok=True)
+            self._remove_about()
             self._forgot = True
 
     def record(

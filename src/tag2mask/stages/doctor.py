@@ -6,13 +6,13 @@ import importlib
 import importlib.util
 import platform
 import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tag2mask import __version__
-
-if TYPE_CHECKING:
-    import torch
 
 _PACKAGES = (
     "torch",
@@ -27,23 +27,94 @@ _PACKAGES = (
 )
 
 
-def doctor() -> tuple[list[str], bool]:
-    """Lines to show, and whether everything that tag2mask needs works."""
-    lines = [f"tag2mask {__version__}, Python {platform.python_version()}, {platform.platform()}"]
-    healthy = True
-    for name in _PACKAGES:
-        try:
-            lines.append(f"  {name} {version(name)}")
-        except PackageNotFoundError:
-            healthy = False
-            lines.append(f"  {name}: missing; run: pip install {name}")
-    if not healthy:
-        return lines, False
-    trouble = broken_torchvision()
-    if trouble:
-        lines.append(f"PROBLEM: {trouble}")
-        healthy = False
-    return [*lines, *_devices(), *_weights()], healthy
+@dataclass(frozen=True)
+class Finding:
+    """What ``doctor`` found.
+
+    packages: version by name, None where it is missing. problem: what is broken and how to fix it. device, weights:
+    None where a package is missing, without which they cannot be looked at; weights: whether they are at hand, by
+    name.
+    """
+
+    version: str
+    python: str
+    platform: str
+    packages: Mapping[str, str | None]
+    problem: str | None = None
+    device: Device | None = None
+    weights: Mapping[str, bool] | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether everything that tag2mask needs works."""
+        return self.problem is None and None not in self.packages.values()
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = [f"tag2mask {self.version}, Python {self.python}, {self.platform}"]
+        for name, found in self.packages.items():
+            lines.append(f"  {name}: missing; run: pip install {name}" if found is None else f"  {name} {found}")
+        if self.problem is not None:
+            lines.append(f"PROBLEM: {self.problem}")
+        if self.device is not None:
+            lines += self.device.lines()
+        if self.weights is not None:
+            from tag2mask.models.find_clip import DEFAULT_CLIP
+
+            embedded = ", ".join(name for name in self.weights if name != DEFAULT_CLIP)
+            lines.append(f"weights: {embedded} (embedded; they know no photographs)")
+            here = "in the cache" if self.weights[DEFAULT_CLIP] else f"not here; run: tag2mask fetch {DEFAULT_CLIP}"
+            lines.append(f"  {DEFAULT_CLIP}: {here}")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"healthy": self.healthy, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computes. gpus: their names, in CUDA's order.
+
+    crf: the dense CRF's engine, "loops" (compiled, by that numba) or "torch". crf_slow: why it is the slow one, on a
+    processor. bfloat16: what should be known of it, None where it is native.
+    """
+
+    name: str
+    threads: int
+    gpus: tuple[str, ...]
+    crf: str
+    numba: str | None
+    crf_slow: str | None
+    bfloat16: str | None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        loops = f"compiled loops (numba {self.numba})"
+        torch = "torch" + (f", several times slower: {self.crf_slow}" if self.crf_slow else "")
+        return [
+            f"device: {self.name} ({self.threads} threads)",
+            *(f"  cuda:{i} {gpu}" for i, gpu in enumerate(self.gpus)),
+            f"  dense CRF: {loops if self.crf == 'loops' else torch}",
+            f"  bfloat16: {self.bfloat16 or 'native'}",
+        ]
+
+
+def doctor() -> Finding:
+    """What this installation has."""
+    found = Finding(
+        __version__, platform.python_version(), platform.platform(), {name: _version(name) for name in _PACKAGES}
+    )
+    if not found.healthy:
+        return found
+    return replace(found, problem=broken_torchvision(), device=_device(), weights=_weights())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def broken_torchvision() -> str | None:
@@ -66,40 +137,30 @@ def broken_torchvision() -> str | None:
     return None
 
 
-def _devices() -> list[str]:
+def _device() -> Device:
     import torch
 
-    from tag2mask.run.device import find_device, find_precision
-
-    lines = [f"device: {find_device('auto')} ({torch.get_num_threads()} threads)"]
-    if torch.cuda.is_available():
-        lines += [f"  cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
-    lines.append(_crf(find_device("auto")))
-    import warnings
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        find_precision("bfloat16", find_device("auto"))
-    lines += [f"  bfloat16: {caught[0].message}" if caught else "  bfloat16: native"]
-    return lines
-
-
-def _crf(device: torch.device) -> str:
     from tag2mask.ops.compiled import trouble
     from tag2mask.ops.crf import engine
+    from tag2mask.run.device import find_device, find_precision
 
-    if engine(device) == "loops":
-        return f"  dense CRF: compiled loops (numba {version('numba')})"
-    why = trouble() if device.type == "cpu" else None
-    return "  dense CRF: torch" + (f", several times slower: {why}" if why else "")
+    device = find_device("auto")
+    crf = engine(device)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        find_precision("bfloat16", device)
+    return Device(
+        name=str(device),
+        threads=torch.get_num_threads(),
+        gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+        crf=crf,
+        numba=version("numba") if crf == "loops" else None,
+        crf_slow=trouble() if crf != "loops" and device.type == "cpu" else None,
+        bfloat16=str(caught[0].message) if caught else None,
+    )
 
 
-def _weights() -> list[str]:
+def _weights() -> dict[str, bool]:
     from tag2mask.models.weights import DEFAULT_CLIP, cached_clip
 
-    lines = ["weights: storybook-clip, storybook-resnet (embedded; they know no photographs)"]
-    if cached_clip(DEFAULT_CLIP) is None:
-        lines.append(f"  {DEFAULT_CLIP}: not here; run: tag2mask fetch {DEFAULT_CLIP}")
-    else:
-        lines.append(f"  {DEFAULT_CLIP}: in the cache")
-    return lines
+    return {"storybook-clip": True, "storybook-resnet": True, DEFAULT_CLIP: cached_clip(DEFAULT_CLIP) is not None}

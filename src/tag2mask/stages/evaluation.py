@@ -185,11 +185,11 @@ class Evaluation:
             out["confidence"] = self.confidence.as_dict()
         if self.curves:
             out["thresholds"]["note"] = CHOSEN_WITH_TRUTH
-        return _without_nan(out)
+        return without_nan(out)
 
 
 def _rule_dict(rule: Background) -> dict[str, Any]:
-    return {"background": rule.kind, "value": rule.number}  # not a number: see _without_nan
+    return {"background": rule.kind, "value": rule.number}  # not a number: see without_nan
 
 
 def describe_rule(rule: Background) -> str:
@@ -202,9 +202,10 @@ def percent(share: float | None) -> str:
     return "–" if share is None or share != share else f"{100 * share:.1f}"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The same with None for every NaN, which JSON has no word for."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and value != value else value

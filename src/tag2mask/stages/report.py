@@ -2,59 +2,37 @@
 
 from __future__ import annotations
 
-import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-import jinja2
-import markupsafe
-import numpy as np
-import torch
 import yaml
 
-from tag2mask.data.image import BadImage, read_image
-from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.ops.crf import PRESETS
 from tag2mask.run.about import check_classes, is_predicted, stored_classes
 from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
-from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.manifest import Record
 from tag2mask.stages import report_parts as parts
 from tag2mask.stages.confidence import span
 from tag2mask.stages.evaluate import evaluate, settle_truth
 from tag2mask.stages.evaluation import CHOSEN_WITH_TRUTH, Evaluation, percent
 from tag2mask.stages.export import refuse_foreign_file
+from tag2mask.stages.pages import GENERATOR, render
+from tag2mask.stages.report_cards import Chosen, cards, room_for_each, strip
+from tag2mask.stages.report_gallery import Gallery
+from tag2mask.stages.report_survey import Images, Survey, survey
 from tag2mask.stages.report_weights import weights_of
-from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Dataset, Sample, Scores, UserError
+from tag2mask.types import Dataset, UserError
+from tag2mask.words import listing
 
 STRIP = 6
 SHOWN_FAILURES = 50
-GENERATOR = '<meta name="generator" content="tag2mask">'
-"""By this a page is known as one of ours, which may be replaced."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One thumbnail with its name."""
-
-    name: str
-    uri: str
-
-
-@dataclass(frozen=True)
-class Card:
-    """One image of the report. legend: (class name, CSS colour). score: mIoU or mean confidence."""
-
-    id: str
-    score: float
-    legend: tuple[tuple[str, str], ...]
-    pictures: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -75,56 +53,62 @@ def report(
     evaluation: Evaluation | None = None,
     floors: Mapping[str, float] | None = None,
     title: str | None = None,
+    gallery: bool = True,
     progress: bool = True,
 ) -> Path:
     """Write the report of a run and return its path.
 
     The page opens without a network: pictures, styles and the few lines of script are inside, and its policy
-    forbids the browser to load anything else.
+    forbids the browser to load anything else. Beside it, in the folder ``report-images`` (named as the page), stand
+    pages with a small picture of every image, which open the photographs and masks where they lie.
 
     Args:
         run: the run, or its folder.
         data: the images and, where there is any, the ground truth; without it, no photographs are shown.
         out: the HTML file; default ``report.html`` in the run folder.
-        worst: how many images are shown at full length; the page grows by about 80 kB each.
+        worst: how many images are shown large: of the least sure, and with truth as many of the worst. The page stays
+            below 3 MB up to 24; each more adds about 110 kB.
         evaluation: what ``evaluate`` found for this run; by default it is called where there is truth.
         floors: mIoU (a fraction) of what needs no skill, by name, to be read beside the run's own.
         title: the headline; default: the run folder's name.
+        gallery: write the pages of small pictures.
         progress: show it on stderr.
 
     Raises:
         UserError: the run is of other classes than ``data``, has no mask, or a damaged run.yaml; the truth has no
-            pixel to score, or numbers the classes otherwise; ``out`` is a file that is no report.
+            pixel to score, or numbers the classes otherwise; ``out`` is a file that is no report, or the folder of
+            small pictures holds what no report wrote.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     path = run.path / "report.html" if out is None else Path(out)
     if out is not None:
         refuse_foreign_file(path, GENERATOR, "report of tag2mask", "report.html")
-    ids, stale = _current_masks(run, data)
+    images, stale = _current_masks(run, data)
     if data is not None and _has_truth(data):
         if evaluation is None:
             evaluation = evaluate(run, data, confidence=True, progress=progress)
         data, _ = settle_truth(run, data)
-    best, listed, confidence = _by_confidence(run, ids, worst, progress)
-    if evaluation is not None:
-        best, listed = _by_miou(evaluation, worst)
     classes = data.classes if data is not None else stored_classes(run)
-    page = _template().render(
-        **_about_the_run(run),
-        title=title or run.path.resolve().name,
-        unfinished=_unfinished(run, data),
+    title = title or run.path.resolve().name
+    small = Gallery(path.with_name(f"{path.stem}-images"), run, images, classes) if gallery else None
+    found = survey(run, images, classes, STRIP, worst, None if small is None else small.add, progress=progress)
+    pages = None if small is None or not found.ids else small.write(found, title, path)
+    best, listed = _chosen(found, evaluation, worst)
+    page = render(
+        "report.html.j2",
+        **_about_the_run(run, data),
+        **_about_the_masks(found, evaluation),
+        title=title,
         stale=stale,
         classes=classes,
         colours=[parts.css(colour) for colour in classes.palette],
-        images=len(ids),
-        tiles=_tiles(run, ids, evaluation, confidence, floors or {}),
-        strip=_cards(run, best, data, classes, full=False),
-        cards=_cards(run, listed, data, classes, full=True),
-        evaluation=evaluation,
-        panels=parts.panels(evaluation.curves) if evaluation else (),
+        images=len(images),
+        tiles=_tiles(run, len(images), evaluation, found.confidence, floors or {}),
+        strip=strip(run, best, data, classes),
+        cards=cards(run, listed, data, classes, room_for_each(len(listed.ids), worst)),
+        gallery=None if pages is None else f"{quote(pages.parent.name)}/{pages.name}",
     )
-    # a file name that is no Unicode arrives as lone surrogates
-    write_atomic(path, page.encode("utf-8", "replace"))
+    write_atomic(path, page)
     return path
 
 
@@ -133,169 +117,104 @@ def _has_truth(data: Dataset) -> bool:
     return any(sample.truth for sample in islice(data, 1000))
 
 
-def _about_the_run(run: Run) -> dict[str, Any]:
-    """What the template shows of a run, whatever its images are."""
+def _about_the_run(run: Run, data: Dataset | None) -> dict[str, Any]:
+    """What the template shows of a run, whatever its masks are."""
+    records = run.records()
     return {
         # a method that was handed over as an object is noted as "module:Class"
         "method": str(run.settings.get("method", "A method")).rpartition(":")[2],
         "settings": run.settings,
+        "refiner": _refiner(run),
         "weights": weights_of(run),
         "predicted": is_predicted(run),
-        "stages": _stages(run),
+        "unfinished": _unfinished(run, data, records),
+        "stages": _stages(records),
         "peak_memory": _peak_memory(run),
-        "failures": _failures(run),
-        "yaml": yaml.safe_dump({"settings": run.settings, "noted": run.noted}, sort_keys=False, allow_unicode=True),
+        "failures": _with_status(records, "failed"),
+        "skipped": _skipped(records),
+        "shown_failures": SHOWN_FAILURES,
+        "yaml": _yaml(run),
     }
 
 
-def _current_masks(run: Run, data: Dataset | None) -> tuple[list[str], str]:
-    """The ids of the masks that the report is of, sorted, and what it says of the others.
+def _about_the_masks(found: Survey, evaluation: Evaluation | None) -> dict[str, Any]:
+    """What the template shows of the masks."""
+    return {
+        "rows": found.rows(),
+        "nowhere": found.nowhere(),
+        "unreadable": found.unreadable,
+        "evaluation": evaluation,
+        "columns": _columns(evaluation) if evaluation else (),
+        "panels": parts.panels(evaluation.curves) if evaluation else (),
+        "span": span,
+        "chosen_with_truth": CHOSEN_WITH_TRUTH,
+    }
+
+
+def _columns(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """(head, attribute of a row) of the figures that some class has, after IoU."""
+    known = (("Precision", "precision"), ("Recall", "recall"), ("Boundary IoU", "boundary_iou"))
+    rows = evaluation.per_class
+    return [(head, name) for head, name in known if any(getattr(row, name) == getattr(row, name) for row in rows)]
+
+
+def _current_masks(run: Run, data: Dataset | None) -> tuple[Images, str]:
+    """The images that the report is of, sorted by id, and what it says of the others.
 
     Raises:
         UserError: there is none, or the run is of other classes than the data.
     """
     if data is None:
-        ids, stale = run.ids(), ""
+        images, stale = Images(run.ids()), ""
     else:
         check_classes(run, data)
         current = Current(run)
-        ids = sorted(sample.id for sample in data if current.why_none(sample) is None)
-        others = sum(1 for _ in run.mask_ids()) - len(ids) - current.stale.counts.total()
+        kept = sorted((sample.id, place) for place, sample in enumerate(data) if current.why_none(sample) is None)
+        images = Images([id for id, _ in kept], data, [place for _, place in kept])
+        others = sum(1 for _ in run.mask_ids()) - len(images) - current.stale.counts.total()
         notes = [f"masks of images that are not in {data.root} ({others:,})"] if others else []
         stale = "; ".join([*notes, *([current.note() or ""] if current.stale.counts else [])])
-    if not ids:
+    if not len(images):
         why = f"of these images: {stale}" if stale else "yet; label images first, then make the report"
         raise UserError(f"{run.path} has no mask {why}")
-    return ids, stale
+    return images, stale
 
 
-def _unfinished(run: Run, data: Dataset | None) -> int:
+def _unfinished(run: Run, data: Dataset | None, records: Mapping[str, Record]) -> int:
     """Images that the run has not come to yet."""
-    records = run.records()
     if data is None:
         return max(0, (run.images or 0) - len(records))
     return sum(sample.id not in records and not run.mask_path(sample.id).exists() for sample in data)
 
 
-def _template() -> jinja2.Template:
-    text = resources.files(__package__).joinpath("templates/report.html.j2").read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["percent"] = percent
-    environment.globals |= {
-        "span": span,
-        "chosen_with_truth": CHOSEN_WITH_TRUTH,
-        "confidence_css": parts.confidence_css(),
-        "shown_failures": SHOWN_FAILURES,
-        "generator": markupsafe.Markup(GENERATOR),
-    }
-    return environment.from_string(text)
-
-
-def _by_confidence(
-    run: Run, ids: Sequence[str], worst: int, progress: bool
-) -> tuple[list[tuple[str, float]], list[tuple[str, float]], float]:
-    """The surest images that hold a class, the least sure of all, and the mean confidence of the run."""
-
-    def means() -> Iterator[tuple[str, float, bool]]:
-        for id in show_progress(ids, "report", enabled=progress):
-            try:
-                confidence = float(read_confidence(run.confidence_path(id)).mean())
-                mask = read_mask(run.mask_path(id))
-            except BadImage:
-                continue
-            yield id, confidence, bool(((mask != BACKGROUND) & (mask != IGNORE)).any())
-
-    sure: list[tuple[float, str]] = []
-    unsure: list[tuple[float, str]] = []
-    total, count = 0.0, 0
-    for id, confidence, foreground in means():
-        total, count = total + confidence, count + 1
-        for heap, key, most in ((sure, confidence, STRIP if foreground else 0), (unsure, -confidence, worst)):
-            if most:
-                heapq.heappush(heap, (key, id))
-            if len(heap) > max(most, 1) and most:
-                heapq.heappop(heap)
-    return (
-        [(id, key) for key, id in sorted(sure, reverse=True)],
-        [(id, -key) for key, id in sorted(unsure, reverse=True)],
-        total / count if count else float("nan"),
-    )
-
-
-def _by_miou(evaluation: Evaluation, worst: int) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-    """The best images and the worst."""
-    best = [(score.id, score.miou) for score in evaluation.best[:STRIP]]
-    return best, [(score.id, score.miou) for score in evaluation.worst[:worst]]
-
-
-def _cards(
-    run: Run, chosen: Sequence[tuple[str, float]], data: Dataset | None, classes: ClassSet, full: bool
-) -> list[Card]:
-    """Those of some images (id, score), in their order."""
-    wanted = {id for id, _ in chosen}
-    samples = {sample.id: sample for sample in data or () if sample.id in wanted}
-    return [_card(run, id, samples.get(id), score, classes, full) for id, score in chosen]
-
-
-def _card(run: Run, id: str, sample: Sample | None, score: float, classes: ClassSet, full: bool) -> Card:
-    """The pictures of one image; what cannot be read is left out."""
-    mask = read_mask(run.mask_path(id))
-    small = parts.label_thumbnail(mask)
-    photo = _photo(sample, small.shape)
-    blank = np.full((*small.shape, 3), 110, np.uint8)
-    ground = blank if photo is None else photo
-    present = {int(value) for value in np.unique(mask)}
-    overlay = parts.mask_overlay(ground, small, classes)
-    if not full:
-        pictures = [("mask", overlay)]
+def _chosen(found: Survey, evaluation: Evaluation | None, worst: int) -> tuple[Chosen, Chosen]:
+    """The best images, and those to look at: by mIoU where there is truth, and then the least sure; each once."""
+    doubtful = [id for id, _ in found.doubtful]
+    if evaluation is None:
+        best, listed, miou = [id for id, _ in found.best], doubtful, {}
     else:
-        pictures = [] if photo is None else [("photograph", photo)]
-        scores = _scores(run, id)
-        if scores is not None:
-            present |= set(scores.tags.tolist())
-            for name, maps in (("initial CAM", scores.initial), ("refined map", scores.maps)):
-                if maps is not None and (name == "refined map" or scores.initial is not None):
-                    name = name if scores.initial is not None else "map"
-                    pictures.append((name, _map(ground, maps, scores, classes)))
-        pictures.append(("mask", overlay))
-        pictures.append(("confidence", parts.confidence_thumbnail(read_confidence(run.confidence_path(id)))))
-        if sample is not None and sample.truth is not None:
-            truth = sample.truth()
-            present |= {int(value) for value in np.unique(truth)}
-            pictures.append(("ground truth", parts.mask_overlay(ground, parts.label_thumbnail(truth), classes)))
-    legend = tuple(
-        (classes.names[value], parts.css(classes.palette[value])) for value in sorted(present - {BACKGROUND, IGNORE})
-    )
-    return Card(id, score, legend, tuple(Picture(name, parts.data_uri(pixels)) for name, pixels in pictures))
+        best = [score.id for score in evaluation.best[:STRIP]]
+        listed = [*dict.fromkeys([*(score.id for score in evaluation.worst[:worst]), *doubtful])]
+        miou = {score.id: score.miou for score in (*evaluation.best, *evaluation.worst)}
+    wanted = {*best, *listed}
+    sure = {id: each for id, each in zip(found.ids, found.confidences, strict=True) if id in wanted}
+    # what cannot be read is named elsewhere
+    best, listed = ([id for id in ids if id in sure] for ids in (best, listed))
+    return Chosen(best, sure, miou), Chosen(listed, sure, miou)
 
 
-def _photo(sample: Sample | None, shape: tuple[int, ...]) -> parts.Pixels | None:
-    """The photograph as a thumbnail, or None if it is gone or no longer the one that was labelled."""
-    if sample is None:
-        return None
-    try:
-        photo = parts.photo_thumbnail(read_image(sample.image))
-    except BadImage:
-        return None
-    return photo if photo.shape[:2] == shape else None
+def _refiner(run: Run) -> str | None:
+    """What made the masks of the scores after their maps: "CRF", "refiner", or None."""
+    name = (run.settings if is_predicted(run) else run.settings.get("mask_rule") or {}).get("refiner")
+    return None if name is None else "CRF" if name in PRESETS else "refiner"
 
 
-def _scores(run: Run, id: str) -> Scores | None:
-    try:
-        return run.scores(id)
-    except UserError:
-        return None
-
-
-def _map(ground: parts.Pixels, maps: torch.Tensor, scores: Scores, classes: ClassSet) -> parts.Pixels:
-    if scores.frame is not None and scores.frame != scores.size and len(scores.tags):
-        # the grid spans more than the image: cut the rest, to the nearest cell
-        rows = round(maps.shape[1] * scores.size[0] / scores.frame[0])
-        columns = round(maps.shape[2] * scores.size[1] / scores.frame[1])
-        maps = maps[:, : max(1, rows), : max(1, columns)]
-    return parts.map_overlay(ground, maps, scores.tags, classes)
+def _yaml(run: Run) -> str:
+    """The settings and circumstances as run.yaml has them; which CRF would have run is said where one may have."""
+    noted = dict(run.noted)
+    if _refiner(run) != "CRF" and "crf" not in str(run.settings.get("options")):
+        noted.pop("crf_engine", None)
+    return yaml.safe_dump({"settings": run.settings, "noted": noted}, sort_keys=False, allow_unicode=True)
 
 
 # --- figures
@@ -303,17 +222,19 @@ def _map(ground: parts.Pixels, maps: torch.Tensor, scores: Scores, classes: Clas
 
 def _tiles(
     run: Run,
-    ids: Sequence[str],
+    images: int,
     evaluation: Evaluation | None,
     confidence: float,
     floors: Mapping[str, float],
 ) -> list[Tile]:
-    failed = len(_failures(run))
+    records = run.records()
+    failed, skipped = (len(_with_status(records, status)) for status in ("failed", "skipped"))
     done = "images predicted" if is_predicted(run) else "images labelled"
-    tiles = [Tile(f"{len(ids):,}", done, f"{failed} failed" if failed else "none failed")]
+    without = (f"{failed:,} failed" if failed else "none failed") + (f", {skipped:,} skipped" if skipped else "")
+    tiles = [Tile(f"{images:,}", done, without)]
     if evaluation is not None:
         note = ", ".join(f"{name} {percent(value)}" for name, value in floors.items())
-        left_out = f"on {evaluation.images:,} images" if evaluation.images != len(ids) else "100 is perfect"
+        left_out = f"on {evaluation.images:,} images" if evaluation.images != images else "100 is perfect"
         tiles.append(Tile(percent(evaluation.miou), "mIoU", f"floor: {note}" if note else left_out))
         if evaluation.boundary == evaluation.boundary:
             tiles.append(Tile(percent(evaluation.boundary), "boundary IoU", "how well outlines fit"))
@@ -323,11 +244,7 @@ def _tiles(
         else:
             tiles.append(Tile(percent(evaluation.metrics.pixel_accuracy), "pixel accuracy", "per cent"))
     else:
-        predicted = is_predicted(run)
-        rule = run.settings if predicted else run.settings.get("mask_rule") or {}
-        who = "network" if predicted else "method"
-        if rule.get("refiner") is not None:
-            who = "CRF" if rule["refiner"] in PRESETS else "refiner"
+        who = _refiner(run) or ("network" if is_predicted(run) else "method")
         tiles.append(Tile(percent(confidence), "mean confidence", f"per cent: how sure the {who} is, not how right"))
     speed = sum(float(each.get("images_per_second") or 0) for each in _summaries(run))
     if speed:
@@ -353,11 +270,11 @@ def _peak_memory(run: Run) -> float | None:
     return max((float(each.get("peak_memory") or 0) for each in _summaries(run)), default=0) / 1e9 or None
 
 
-def _stages(run: Run) -> list[tuple[str, float, float]]:
+def _stages(records: Mapping[str, Record]) -> list[tuple[str, float, float]]:
     """(stage, seconds in all, ms an image), the longest first."""
     total: dict[str, float] = {}
     count: dict[str, int] = {}
-    for record in run.records().values():
+    for record in records.values():
         for stage, seconds in record.seconds.items():
             total[stage] = total.get(stage, 0) + seconds
             count[stage] = count.get(stage, 0) + 1
@@ -365,6 +282,14 @@ def _stages(run: Run) -> list[tuple[str, float, float]]:
     return [(stage, total[stage], 1000 * total[stage] / count[stage]) for stage in longest]
 
 
-def _failures(run: Run) -> list[tuple[str, str]]:
-    records = sorted(run.records().values(), key=lambda record: record.id)
-    return [(record.id, record.error or "") for record in records if record.status == "failed"]
+def _with_status(records: Mapping[str, Record], status: str) -> list[tuple[str, str]]:
+    """(id, why) by id."""
+    return sorted((record.id, record.error or "") for record in records.values() if record.status == status)
+
+
+def _skipped(records: Mapping[str, Record]) -> list[tuple[str, int, str]]:
+    """(why, how many, some of their ids), the most first."""
+    by_reason: dict[str, list[str]] = {}
+    for id, why in _with_status(records, "skipped"):
+        by_reason.setdefault(why or "no reason noted", []).append(id)
+    return sorted(((why, len(ids), listing(ids)) for why, ids in by_reason.items()), key=lambda row: -row[1])

@@ -1,4 +1,4 @@
-"""The pictures of the report: thumbnails, overlays and the threshold curve, as data URIs and coordinates."""
+"""The pictures of the report: thumbnails, overlays and the threshold curve, as bytes, data URIs and coordinates."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ from tag2mask.stages.evaluation import Curve
 from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Constant, Power
 
 LONGEST_SIDE = 256
+LARGEST_SIDE = 960
+"""Of pictures that open large, if their bytes allow it."""
+
+_QUALITIES = (82, 72, 60)
 
 # five colours from dark to light, of even steps to the eye and distinguished without red and green
 _CONFIDENCE = np.array([[35, 23, 62], [70, 62, 129], [46, 117, 142], [67, 182, 138], [246, 230, 110]], float)
@@ -28,22 +32,22 @@ _UNSURE = np.array([236, 236, 240], float)
 Pixels = NDArray[np.uint8]
 
 
-def thumbnail_size(height: int, width: int) -> tuple[int, int]:
-    """(h, w) with the longest side at most ``LONGEST_SIDE``; no side vanishes."""
-    shrink = min(1.0, LONGEST_SIDE / max(height, width))
+def thumbnail_size(height: int, width: int, longest: int = LONGEST_SIDE) -> tuple[int, int]:
+    """(h, w) with the longest side at most ``longest``; no side vanishes."""
+    shrink = min(1.0, longest / max(height, width))
     return max(1, round(height * shrink)), max(1, round(width * shrink))
 
 
-def photo_thumbnail(image: Pixels) -> Pixels:
-    """(H, W, 3) -> (h, w, 3)."""
-    height, width = thumbnail_size(*image.shape[:2])
-    small = Image.fromarray(image).resize((width, height), Image.Resampling.BOX, reducing_gap=2)
+def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """(H, W, 3) -> (h, w, 3) of ``size`` (h, w)."""
+    small = Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX, reducing_gap=2)
     return np.asarray(small)
 
 
-def label_thumbnail(mask: Pixels) -> Pixels:
+def label_thumbnail(mask: Pixels, longest: int = LONGEST_SIDE) -> Pixels:
     """(H, W) -> (h, w), nearest: a label between two labels is none."""
-    height, width = thumbnail_size(*mask.shape)
+    height, width = mask.shape
+    height, width = thumbnail_size(height, width, longest)
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
@@ -90,11 +94,65 @@ def confidence_thumbnail(confidence: NDArray[np.float32]) -> Pixels:
     return _pixels(np.stack([np.interp(position, steps, channel) for channel in _CONFIDENCE.T], axis=-1))
 
 
-def data_uri(pixels: Pixels) -> str:
-    """(h, w, 3) as an embedded JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=82, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def jpeg_within(pixels: Pixels, most: int) -> bytes:
+    """(h, w, 3) as a JPEG of at most ``most`` bytes: of less quality, then smaller, down to 16 pixels a side."""
+    image = Image.fromarray(pixels)
+    while True:
+        for quality in _QUALITIES:
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=quality, subsampling=0)  # optimize=True fails on large noise
+            if buffer.tell() <= most or (quality == _QUALITIES[-1] and max(image.size) <= 16):
+                return buffer.getvalue()
+        image = _shrunk(image, most / buffer.tell(), Image.Resampling.BOX)
+
+
+def layer_within(mask: Pixels, classes: ClassSet, most: int) -> bytes:
+    """A mask to be laid on its photograph: a PNG of at most ``most`` bytes, like ``mask_overlay`` where it is.
+
+    mask: (h, w). Background darkens a little, classes have their colours, ignored pixels are hatched in white. Of a
+    mask that is larger than ``most`` the PNG is smaller; it is to be stretched over the photograph, not smoothed.
+    """
+    image = Image.fromarray(mask)
+    while True:
+        buffer = io.BytesIO()
+        _layer(np.asarray(image), classes).save(buffer, "PNG", optimize=True)
+        if buffer.tell() <= most or max(image.size) <= 16:
+            return buffer.getvalue()
+        image = _shrunk(image, most / buffer.tell(), Image.Resampling.NEAREST)
+
+
+def _shrunk(image: Image.Image, share: float, how: Image.Resampling) -> Image.Image:
+    """An image of about that share of the pixels, at most 4 of 5."""
+    side = min(0.9, share**0.5)
+    width, height = image.size
+    return image.resize((max(1, round(width * side)), max(1, round(height * side))), how)
+
+
+def _layer(mask: Pixels, classes: ClassSet) -> Image.Image:
+    """(h, w) -> a picture with a palette whose colours are more or less transparent."""
+    shown = mask.copy()
+    rows, columns = np.indices(mask.shape)
+    edge = ndimage.maximum_filter(mask, 3) != ndimage.minimum_filter(mask, 3)
+    shown[(mask == IGNORE) & ((rows + columns) % 8 >= 4)] = BACKGROUND
+    free = next((value for value in range(255, -1, -1) if value != IGNORE and not (mask == value).any()), None)
+    if free is not None:
+        shown[edge] = free
+    colours = _lookup(classes).astype(np.uint8)  # (256, 3)
+    alpha = np.full(256, 166, np.uint8)
+    colours[IGNORE], alpha[IGNORE] = _UNSURE, 190
+    colours[BACKGROUND], alpha[BACKGROUND] = 0, 70
+    if free is not None:
+        colours[free], alpha[free] = 255, 235
+    image = Image.fromarray(shown).convert("L")
+    image.putpalette(colours.tobytes())
+    image.info["transparency"] = alpha.tobytes()
+    return image
+
+
+def data_uri(picture: bytes) -> str:
+    """A JPEG or PNG as it is embedded in a page."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def confidence_css() -> str:
