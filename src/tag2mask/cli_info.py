@@ -15,17 +15,22 @@ info_app = typer.Typer()
 @info_app.command(name="formats")
 def list_formats(name: Annotated[str | None, typer.Argument(help="Show this format's options.")] = None) -> None:
     """List what data is read from (`--kind`) and what masks are written as (`export --to`), or options of one."""
-    from tag2mask.formats import exporters, readers
+    from tag2mask.formats import IMPORTERS, exporters, readers
 
     if name is not None:
         from tag2mask.stages.export import find_exporter
 
         show_options(find_exporter(name).Options)
         return
-    for head, table in (("Data, by --kind:", readers()), ("Masks, by export --to:", exporters())):
+    tables = {
+        "Data, by --kind:": readers(),
+        "Masks, by export --to:": exporters(),
+        "Corrected masks, by import --from:": IMPORTERS,
+    }
+    for head, table in tables.items():
         typer.echo(head)
         for known, entry in table.items():
-            typer.echo(f"  {known:10} {entry.what}")
+            typer.echo(f"  {known:12} {entry.what}")
 
 
 @info_app.command()

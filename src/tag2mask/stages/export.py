@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,9 +17,10 @@ from tag2mask.classes import load_classes
 from tag2mask.config import explain
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_mask
-from tag2mask.data.protocol import Export, ExportOptions, FileExporter, FolderExporter, Labelled
+from tag2mask.data.protocol import Content, Export, ExportOptions, FileExporter, FolderExporter, Labelled, Picture
 from tag2mask.run.about import check_classes, is_predicted, stored_classes
 from tag2mask.run.artefacts import CHECKPOINTS, CONFIDENCE, MASKS, SCORES
+from tag2mask.run.corrected import CORRECTED, Corrected
 from tag2mask.run.current import Current
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.folder import Run
@@ -45,9 +47,10 @@ def export(
 ) -> Path:
     """Write the masks of a run in another form and return where they are.
 
-    Only images of ``data`` that have a mask are written, and only masks that are of what ``data`` is now
-    (``run.current``); a warning says what was left out. Memory does not grow with their number. Nothing is replaced
-    but what an earlier export wrote.
+    A mask that a person corrected (``run.corrected``) is written in the place of the made one. Only images of
+    ``data`` that have a mask are written, and only masks that are of what ``data`` is now (``run.current``); a
+    warning says what was left out. Memory does not grow with their number. Nothing is replaced but what an earlier
+    export wrote.
 
     Args:
         run: the run, or its folder.
@@ -116,10 +119,26 @@ def _write(exporter: Exporter, masks: Export, out: Path) -> None:
     if isinstance(exporter, FolderExporter):
         write_atomic(out / MARKER, b"")
         for name, content in exporter.files(masks):
-            write_atomic(out / name, content)
+            _place(out / name, content)
         return
     with atomic_path(out) as path, path.open("wb") as file:
         exporter.write(masks, cast(BinaryIO, file))
+
+
+def _place(path: Path, content: Content) -> None:
+    """Put a file into an export, whole or not at all."""
+    if isinstance(content, bytes):
+        write_atomic(path, content)
+        return
+    with atomic_path(path) as temporary:
+        if isinstance(content, Picture) and content.link:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(content.path.resolve())
+        elif isinstance(content, Picture):
+            shutil.copyfile(content.path, temporary)
+        else:
+            with content, temporary.open("wb") as file:
+                shutil.copyfileobj(content, file)
 
 
 def refuse_foreign_file(path: Path, mark: str, kind: str, example: str) -> None:
@@ -154,7 +173,7 @@ def _refuse_folder(out: Path, run: Run, data: Dataset | None) -> None:
     else:
         root = run.noted.get("data_root")
         images = {Path(root)} if isinstance(root, str) and Path(root).is_dir() else set()
-    own = {run.path / name for name in (MASKS, CONFIDENCE, SCORES, CHECKPOINTS)}
+    own = {run.path / name for name in (MASKS, CONFIDENCE, SCORES, CHECKPOINTS, CORRECTED)}
     place = out.resolve()
     for what, folders in (("the images", images), ("the run's own files", own)):
         for folder in folders:
@@ -171,14 +190,15 @@ def _refuse_folder(out: Path, run: Run, data: Dataset | None) -> None:
 
 def _run_masks(run: Run, progress: bool) -> Iterator[Labelled]:
     """All masks of the run."""
+    corrected = Corrected(run)
     for id in show_progress(run.ids(), "export", enabled=progress):
-        yield Labelled(id, f"{id}.png", None, _read(run, id))
+        yield Labelled(id, f"{id}.png", None, _read(run, corrected.mask_path(id)))
 
 
 def _masks(run: Run, data: Dataset, whole: bool, progress: bool) -> Iterator[Labelled]:
     """The masks of the data's images; ``whole``: of all of them, in the order of their ids."""
     without = untagged = 0
-    current = Current(run)
+    current, corrected = Current(run), Corrected(run)
     if whole:
         _check_whole(run, data)
     images = sorted(data, key=lambda sample: sample.id) if whole else data
@@ -189,7 +209,7 @@ def _masks(run: Run, data: Dataset, whole: bool, progress: bool) -> Iterator[Lab
             continue
         inside = sample.image.is_relative_to(data.root)
         name = sample.image.relative_to(data.root).as_posix() if inside else sample.image.as_posix()
-        yield Labelled(sample.id, name, sample.image, _read(run, sample.id))
+        yield Labelled(sample.id, name, sample.image, _read(run, corrected.mask_path(sample.id)))
     if 0 < without < len(data):
         tags = f" ({untagged} of them have no tags)" if untagged else ""
         warn(
@@ -212,8 +232,8 @@ def _check_whole(run: Run, data: Dataset) -> None:
         )
 
 
-def _read(run: Run, id: str) -> NDArray[np.uint8]:
+def _read(run: Run, path: Path) -> NDArray[np.uint8]:
     try:
-        return read_mask(run.mask_path(id))
+        return read_mask(path)
     except BadImage as error:
         raise UserError(f"{error}; remove it and run {'predict' if is_predicted(run) else 'label'} again") from error
