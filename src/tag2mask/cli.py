@@ -34,7 +34,7 @@ from tag2mask.cli_options import (
 from tag2mask.cli_results import results_app
 from tag2mask.cli_segment import segment_app
 from tag2mask.cli_storybook import storybook_app
-from tag2mask.formats import EXPORTERS, READERS, said
+from tag2mask.formats import EXPORTERS, IMPORTERS, READERS, said
 from tag2mask.process import tune_process
 from tag2mask.types import UserError
 
@@ -339,6 +339,25 @@ def export(
     opened = Run.open(source)
     dataset = (images_for if find_exporter(to).needs_images else images_if_there)(opened, where)
     typer.echo(f"written: {run_export(opened, dataset, to, out, options)}")
+
+
+@app.command(name="import")
+def import_(
+    run: Annotated[Path, typer.Argument(help="The run whose masks were exported.")],
+    source: Annotated[Path, typer.Argument(help="The folder, zip archive or file that the tool wrote.")],
+    kind: Annotated[
+        str | None,
+        typer.Option("--from", help=f"The format: {', '.join(IMPORTERS)}. Default: what its files show."),
+    ] = None,
+) -> None:
+    """Take masks back that a person corrected in another tool.
+
+    They stand beside the made ones in the run, never over them; eval, export and train use them instead.
+    """
+    from tag2mask.stages.import_masks import import_masks
+
+    typer.echo(import_masks(run, source, kind).text())
+    typer.echo(f"next: tag2mask export {run} --to png -o masks, or tag2mask train {run} -o network")
 
 
 @app.command()

@@ -72,18 +72,26 @@ def check(
 
 @info_app.command(name="formats")
 def list_formats(name: Annotated[str | None, typer.Argument(help="A format, to show its options.")] = None) -> None:
-    """List the formats of data (`--kind`) and of exported masks (`export --to`), or the options of one."""
-    from tag2mask.formats import exporters, readers
+    """List the formats of data (`--kind`), exported masks (`export --to`) and corrected ones (`import --from`).
+
+    With a name, list the options of that format of export.
+    """
+    from tag2mask.formats import IMPORTERS, exporters, readers
 
     if name is not None:
         from tag2mask.stages.export import find_exporter
 
         show_options(find_exporter(name).Options)
         return
-    for head, table in (("Data, by --kind:", readers()), ("Masks, by export --to:", exporters())):
+    tables = {
+        "Data, by --kind:": readers(),
+        "Masks, by export --to:": exporters(),
+        "Corrected masks, by import --from:": IMPORTERS,
+    }
+    for head, table in tables.items():
         typer.echo(head)
         for known, entry in table.items():
-            typer.echo(f"  {known:10} {entry.what}")
+            typer.echo(f"  {known:12} {entry.what}")
 
 
 @info_app.command()

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 from tag2mask import tables
 
-__all__ = ["EXPORTERS", "EXPORTER_GROUP", "READERS", "READER_GROUP", "Format", "exporters", "readers", "said"]
+__all__ = [
+    "EXPORTERS",
+    "EXPORTER_GROUP",
+    "IMPORTERS",
+    "READERS",
+    "READER_GROUP",
+    "Format",
+    "exporters",
+    "readers",
+    "said",
+]
 
 
 @dataclass(frozen=True)
@@ -32,9 +42,35 @@ READERS = {
 EXPORTERS = {
     "png": Format("tag2mask.data.export_png:EXPORTER", "a folder of indexed PNGs with the classes' colours"),
     "coco": Format("tag2mask.data.export_coco:EXPORTER", "a COCO JSON file, with compressed RLE of each class"),
+    "voc": Format("tag2mask.data.tools.voc_folder:EXPORTER", "a folder as VOC has it, with CVAT's label map"),
+    "cvat": Format("tag2mask.data.tools.cvat:EXPORTER", "an XML file for CVAT, with a mask of each object"),
+    "label-studio": Format("tag2mask.data.tools.label_studio:EXPORTER", "tasks and a configuration for Label Studio"),
+    "labelme": Format("tag2mask.data.tools.labelme:EXPORTER", "a JSON file beside each picture, for LabelMe"),
+    "datumaro": Format("tag2mask.data.tools.datumaro:EXPORTER", "a folder for Datumaro"),
+    "fiftyone": Format("tag2mask.data.tools.fiftyone:EXPORTER", "a folder for FiftyOne"),
+    "hf": Format("tag2mask.data.tools.hugging_face:EXPORTER", "a folder for Hugging Face datasets"),
+    "ultralytics": Format("tag2mask.data.tools.ultralytics:SEMANTIC", "a folder for Ultralytics' semantic networks"),
+    "yolo-seg": Format("tag2mask.data.tools.ultralytics:YOLO", "a folder for YOLO, with an outline of each object"),
     "voc-test": Format("tag2mask.data.export_voc_test:EXPORTER", "a .tgz file for the VOC server"),
 }
 """By name, as ``export --to`` takes it."""
+
+IMPORTERS = {
+    "png": Format("tag2mask.data.export_png:IMPORTER", "a folder of indexed PNGs"),
+    "coco": Format("tag2mask.data.tools.coco:IMPORTER", "a COCO JSON file"),
+    "voc": Format(
+        "tag2mask.data.tools.voc_folder:IMPORTER", 'a folder as VOC has it, or CVAT\'s "Segmentation mask"'
+    ),
+    "cvat": Format("tag2mask.data.tools.cvat:IMPORTER", '"CVAT for images" XML, as it is or zipped'),
+    "label-studio": Format("tag2mask.data.tools.label_studio:IMPORTER", "Label Studio's JSON"),
+    "labelme": Format("tag2mask.data.tools.labelme:IMPORTER", "LabelMe's JSON files"),
+    "datumaro": Format("tag2mask.data.tools.datumaro:IMPORTER", "Datumaro's JSON"),
+    "fiftyone": Format("tag2mask.data.tools.fiftyone:IMPORTER", "a folder that was exported for FiftyOne"),
+    "hf": Format("tag2mask.data.tools.hugging_face:IMPORTER", "a folder for Hugging Face datasets"),
+    "ultralytics": Format("tag2mask.data.tools.ultralytics:READ_SEMANTIC", "Ultralytics' masks"),
+    "yolo-seg": Format("tag2mask.data.tools.ultralytics:READ_YOLO", "YOLO's outlines"),
+}
+"""Corrected masks by format, as ``import --from`` takes it."""
 
 READER_GROUP, EXPORTER_GROUP = "tag2mask.readers", "tag2mask.exporters"
 """The entry-point groups in which other packages offer more."""

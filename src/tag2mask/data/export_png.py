@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tag2mask.data.png import encode_mask
 from tag2mask.data.protocol import Export, FolderExporter
+from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, indexed_mask
 
 
 def _files(export: Export) -> Iterator[tuple[str, bytes]]:
@@ -14,3 +15,16 @@ def _files(export: Export) -> Iterator[tuple[str, bytes]]:
 
 
 EXPORTER = FolderExporter(files=_files)
+
+
+def _recognise(files: Files) -> bool:
+    """Masks, and nothing beside them."""
+    return bool(files.names) and files.names == files.ending(".png")
+
+
+def _read(files: Files, labels: Labels) -> Iterator[Correction]:
+    for name in files.ending(".png"):
+        yield Correction(name, indexed_mask(files, name, labels))
+
+
+IMPORTER = Importer(recognise=_recognise, read=_read)

@@ -17,11 +17,13 @@ from tag2mask.types import ClassSet
 
 __all__ = [
     "Asked",
+    "Content",
     "Export",
     "ExportOptions",
     "FileExporter",
     "FolderExporter",
     "Labelled",
+    "Picture",
     "Reader",
     "Sign",
 ]
@@ -89,6 +91,17 @@ class Labelled(NamedTuple):
     mask: NDArray[np.uint8]
 
 
+class Picture(NamedTuple):
+    """A file of the data set that an export holds, too: copied, or as a link to it."""
+
+    path: Path
+    link: bool = False
+
+
+Content = bytes | Picture | BinaryIO
+"""A file of an export: its bytes, one of the data's own, or what a file that is open for reading holds."""
+
+
 class ExportOptions(BaseModel):
     """The options of an exporter, as ``--set`` changes them: derive from it."""
 
@@ -142,4 +155,4 @@ class FolderExporter(_Exporter):
     files: (path inside the folder, content) of each; a file appears whole or not at all.
     """
 
-    files: Callable[[Export], Iterator[tuple[str, bytes]]]
+    files: Callable[[Export], Iterator[tuple[str, Content]]]

@@ -32,6 +32,7 @@ from tag2mask.data.pixels import read_pixels
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.data.truth import read_truth, reading_notes, refuses
 from tag2mask.data.truth_turn import settle_turn
+from tag2mask.run.corrected import Corrected
 from tag2mask.run.current import STALE, Current
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw, sample_dice
@@ -56,6 +57,7 @@ class Targets:
     data: the images. run: where the pseudo masks are; None: masks are true ones, or blank (``find_targets``).
     indices: (N,) int64, ascending, of ``data``. pixels: (N,) bool, True where the mask is the true one.
     left_out: how many images of the data are not trained on, by reason. notes: how true masks are read.
+    corrected: the run's masks that a person corrected; they take the place of the made ones.
     """
 
     data: Dataset
@@ -64,6 +66,7 @@ class Targets:
     pixels: NDArray[np.bool_]
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    corrected: Corrected | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -80,16 +83,17 @@ class Targets:
     @property
     def supervision(self) -> str:
         """What people gave to these masks: "tags", "tags+pixels(100)" or, where all are true, "pixels(100)"."""
-        count = int(self.pixels.sum())
+        count = int(self.pixels.sum()) + sum(self._by_hand(position) for position in range(len(self)))
         source = [] if self.run is None else [str(self.run.settings.get("supervision", "tags"))]
         return "+".join([*source, *([f"pixels({count})"] if count else [])])
 
     @property
     def fingerprint(self) -> str:
-        """Stands for the ids, in order, and for which of them have true masks."""
+        """Stands for the ids, in order, and for which of them have true or corrected masks."""
         digest = hashlib.sha256()
         for position, pixels in enumerate(self.pixels):
-            digest.update(f"{self.sample(position).id}\0{int(pixels)}\n".encode())
+            whose = 2 if self._by_hand(position) else int(pixels)
+            digest.update(f"{self.sample(position).id}\0{whose}\n".encode())
         return digest.hexdigest()[:16]
 
     def labels(self, position: int) -> Tensor:
@@ -112,20 +116,28 @@ class Targets:
         return labels
 
     def confidence(self, position: int, labels: Tensor) -> Tensor:
-        """How sure each pixel of the mask is, (H, W) float32 within [0, 1]; true masks are sure everywhere.
+        """How sure each pixel of the mask is, (H, W) float32 within [0, 1].
+
+        True masks and corrected ones are sure everywhere.
 
         Raises:
             BadImage: it cannot be read.
         """
-        if self.pixels[position] or self.run is None:
+        if self.pixels[position] or self.run is None or self._by_hand(position):
             return torch.ones(labels.shape)
         return torch.from_numpy(read_confidence(self.run.confidence_path(self.sample(position).id)))
 
     def mask_path(self, sample: Sample) -> Path:
-        """Where the pseudo mask of a sample is."""
+        """Where the pseudo mask of a sample is, or the corrected one."""
         if self.run is None:
             raise RuntimeError("without a run there are no pseudo masks")
-        return self.run.mask_path(sample.id)
+        return self.run.mask_path(sample.id) if self.corrected is None else self.corrected.mask_path(sample.id)
+
+    def _by_hand(self, position: int) -> bool:
+        """Whether a person corrected the mask that is trained on."""
+        if self.corrected is None or self.pixels[position]:
+            return False
+        return self.corrected.path(self.sample(position).id) is not None
 
 
 def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = None, *, blank: bool = False) -> Targets:
@@ -170,7 +182,8 @@ def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = Non
         where = pixel_labels if run is None else run.path
         raise UserError(f"{where}: no image of {data.root} has a mask to train on ({why}); label the images first")
     data, notes = _settled(data, run, sorted(true))
-    return Targets(data, run, np.array(indices), np.array(pixels), dict(left_out), notes)
+    corrected = None if run is None or not (found := Corrected(run)) else found
+    return Targets(data, run, np.array(indices), np.array(pixels), dict(left_out), notes, corrected)
 
 
 def _settled(data: Dataset, run: Run | None, true: Sequence[int]) -> tuple[Dataset, tuple[str, ...]]:

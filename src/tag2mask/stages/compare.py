@@ -18,6 +18,7 @@ from tag2mask.data.truth_turn import Read
 from tag2mask.ops.metrics import confusion_matrix, metrics
 from tag2mask.run.about import check_classes, stored_classes
 from tag2mask.run.ahead import ahead
+from tag2mask.run.corrected import counting
 from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
@@ -138,7 +139,7 @@ class _Entry:
 
     def __init__(self, run: Run, data: Dataset, boundary: bool) -> None:
         check_classes(run, data)
-        self.run = run
+        self.run = run = counting(run)
         self.data, notes = settle_truth(run, data)
         self.tally = Tally(self.data, boundary, None)
         self.tally.notes += notes

@@ -20,6 +20,7 @@ from tag2mask.data.truth import MaskFolders, read_truth
 from tag2mask.data.truth_turn import settle_turn
 from tag2mask.run.about import check_classes, rule_of
 from tag2mask.run.ahead import ahead
+from tag2mask.run.corrected import Corrected
 from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
@@ -68,13 +69,18 @@ def evaluate(
     tally = Tally(data, boundary, rule_of(run) if thresholds else None, check_truth)
     tally.notes += notes
     tally.sure = ConfidenceTally(len(data.classes)) if confidence else None
-    supervision = run.settings.get("supervision")
     result = replace(
-        _score(run, data, tally, progress), supervision=supervision, use_tags=bool(run.settings.get("use_tags"))
+        _score(run, data, tally, progress), supervision=_supervision(run), use_tags=bool(run.settings.get("use_tags"))
     )
     text = json.dumps(result.as_dict(), indent=2, allow_nan=False)
     write_atomic(run.path / "metrics.json", text.encode())
     return result
+
+
+def _supervision(run: Run) -> str | None:
+    """What people gave to the masks, corrections of the run's own masks included."""
+    made, by_hand = run.settings.get("supervision"), len(Corrected(run))
+    return f"{made or 'tags'}+pixels({by_hand})" if by_hand else made
 
 
 def settle_truth(run: Run, data: Dataset) -> tuple[Dataset, list[str]]:
@@ -166,6 +172,7 @@ def _score(run: Run, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
 
 
 def _load(run: Run, data: Dataset, tally: Tally, current: Current, progress: bool) -> Iterator[_Loaded]:
+    corrected = Corrected(run)
     for sample in show_progress(data, "evaluate", enabled=progress):
         if sample.truth is None:
             tally.without_truth += 1
@@ -178,8 +185,9 @@ def _load(run: Run, data: Dataset, tally: Tally, current: Current, progress: boo
         if reason in ("absent", "picture"):  # the truth is of what is there now
             continue
         try:
-            mask, true = torch.from_numpy(read_mask(run.mask_path(sample.id))), read_truth(sample)
-            sure = None if tally.sure is None else read_confidence(run.confidence_path(sample.id))
+            mask, true = torch.from_numpy(read_mask(corrected.mask_path(sample.id))), read_truth(sample)
+            made = corrected.path(sample.id) is None  # how sure a person is is not known
+            sure = read_confidence(run.confidence_path(sample.id)) if tally.sure is not None and made else None
         except (BadImage, OSError) as error:
             # leaving it out would change the figures in silence
             raise UserError(f"{sample.id} cannot be scored: {error}; fix or remove that file") from error

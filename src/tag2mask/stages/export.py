@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,9 +17,10 @@ from tag2mask.classes import CLASSES_FILE, CLASSES_MARK, classes_json, load_clas
 from tag2mask.config import explain
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_mask
-from tag2mask.data.protocol import Export, ExportOptions, FileExporter, FolderExporter, Labelled
+from tag2mask.data.protocol import Content, Export, ExportOptions, FileExporter, FolderExporter, Labelled, Picture
 from tag2mask.run.about import check_classes, is_predicted, stored_classes
 from tag2mask.run.artefacts import CHECKPOINTS, CONFIDENCE, MASKS, SCORES
+from tag2mask.run.corrected import CORRECTED, counting
 from tag2mask.run.current import Current
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.folder import Run
@@ -45,10 +47,11 @@ def export(
 ) -> Path:
     """Write the masks of a run in another form and return where they are.
 
-    Only images of ``data`` that have a mask are written, and only masks that are of what ``data`` is now
-    (``run.current``); a warning says what was left out. Memory does not grow with their number. Nothing is replaced
-    but what an earlier export wrote. ``classes.json`` says what the mask values stand for: in the folder, or beside
-    the file ("masks.classes.json" of "masks.json").
+    A mask that a person corrected (``run.corrected``) is written in the place of the made one. Only images of
+    ``data`` that have a mask are written, and only masks that are of what ``data`` is now (``run.current``); a
+    warning says what was left out. Memory does not grow with their number. Nothing is replaced but what an earlier
+    export wrote. ``classes.json`` says what the mask values stand for: in the folder, or beside the file
+    ("masks.classes.json" of "masks.json").
 
     Args:
         run: the run, or its folder.
@@ -64,7 +67,7 @@ def export(
             write, one that is damaged, or one missing where all are needed; ``out`` holds, or lies among, the images,
             the run's own files, or anything else that is no export.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = counting(run if isinstance(run, Run) else Run.open(run))
     out = Path(out)
     exporter = find_exporter(to)
     chosen = _options(to, exporter, options or {})
@@ -120,7 +123,7 @@ def _write(exporter: Exporter, masks: Export, out: Path) -> None:
         write_atomic(out / MARKER, b"")
         write_atomic(out / CLASSES_FILE, classes)
         for name, content in exporter.files(masks):
-            write_atomic(out / name, content)
+            _place(out / name, content)
         return
     with atomic_path(out) as path, path.open("wb") as file:
         exporter.write(masks, cast(BinaryIO, file))
@@ -130,6 +133,22 @@ def _write(exporter: Exporter, masks: Export, out: Path) -> None:
 def _classes_beside(file: Path) -> Path:
     """Where the classes of an export that is one file stand: "masks.classes.json" beside "masks.json"."""
     return file.with_name(f"{file.stem}.{CLASSES_FILE}")
+
+
+def _place(path: Path, content: Content) -> None:
+    """Put a file into an export, whole or not at all."""
+    if isinstance(content, bytes):
+        write_atomic(path, content)
+        return
+    with atomic_path(path) as temporary:
+        if isinstance(content, Picture) and content.link:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(content.path.resolve())
+        elif isinstance(content, Picture):
+            shutil.copyfile(content.path, temporary)
+        else:
+            with content, temporary.open("wb") as file:
+                shutil.copyfileobj(content, file)
 
 
 def refuse_foreign_file(path: Path, mark: str, kind: str, example: str) -> None:
@@ -164,7 +183,7 @@ def _refuse_folder(out: Path, run: Run, data: Dataset | None) -> None:
     else:
         root = run.noted.get("data_root")
         images = {Path(root)} if isinstance(root, str) and Path(root).is_dir() else set()
-    own = {run.path / name for name in (MASKS, CONFIDENCE, SCORES, CHECKPOINTS)}
+    own = {run.path / name for name in (MASKS, CONFIDENCE, SCORES, CHECKPOINTS, CORRECTED)}
     place = out.resolve()
     for what, folders in (("the images", images), ("the run's own files", own)):
         for folder in folders:

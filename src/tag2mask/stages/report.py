@@ -14,6 +14,7 @@ import yaml
 
 from tag2mask.ops.crf import PRESETS
 from tag2mask.run.about import check_classes, is_predicted, stored_classes
+from tag2mask.run.corrected import counting
 from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
@@ -79,7 +80,7 @@ def report(
             pixel to score, or numbers the classes otherwise; ``out`` is a file that is no report, or the folder of
             small pictures holds what no report wrote.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = counting(run if isinstance(run, Run) else Run.open(run))
     path = run.path / "report.html" if out is None else Path(out)
     if out is not None:
         refuse_foreign_file(path, GENERATOR, "report of tag2mask", "report.html")

@@ -1,0 +1,102 @@
+"""Datumaro: one JSON file with compressed run lengths of each class, and the pictures.
+
+::
+
+    annotations/default.json
+    images/default/<id>.jpg
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle
+
+from tag2mask.data.coco_outline import draw, read_outline
+from tag2mask.data.protocol import Content, Export, FolderExporter
+from tag2mask.data.tools.layout import ToolOptions, encoded, json_list, label_names, picture, picture_name
+from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, json_document, size_of
+from tag2mask.data.tools.shapes import Mask, fill, layers
+from tag2mask.types import UserError
+
+
+def _files(export: Export) -> Iterator[tuple[str, Content]]:
+    names = label_names(export.classes)
+    number = {value: index for index, value in enumerate(names)}  # labels count from 0
+    labels = [{"name": name, "parent": "", "attributes": []} for name in names.values()]
+    categories = {"label": {"labels": labels, "attributes": []}}
+    items = json_list(b'{"info": {}, "categories": %s, "items": [\n' % encoded(categories), b"]}\n")
+    for image in export.images:
+        yield from picture(image, "images/default", export.options)
+        annotations = []
+        for index, (value, layer) in enumerate(layers(image.mask)):
+            shape = rle.encode(np.asfortranarray(layer))
+            annotations.append(
+                {
+                    "id": index,
+                    "type": "mask",
+                    "attributes": {},
+                    "group": 0,
+                    "label_id": number[value],
+                    "rle": {"counts": shape["counts"].decode("ascii"), "size": shape["size"]},
+                    "z_order": 0,
+                }
+            )
+        size = list(image.mask.shape)
+        items.add(
+            encoded(
+                {"id": image.id, "annotations": annotations, "image": {"path": picture_name(image), "size": size}}
+            )
+        )
+    yield "annotations/default.json", items.file()
+
+
+def _recognise(files: Files) -> bool:
+    document = json_document(files)
+    return isinstance(document, dict) and {"categories", "items"} <= document.keys()
+
+
+def _read(files: Files, labels: Labels) -> Iterator[Correction]:
+    document = json_document(files)
+    known = [each.get("name") for each in document["categories"].get("label", {}).get("labels", [])]
+    for item in document["items"]:
+        name = str(item.get("id"))
+        image = item.get("image", {})
+        mask = _blank(image["size"], name) if image.get("size") else None
+        for annotation in sorted(item.get("annotations", []), key=lambda each: each.get("z_order", 0)):
+            mask = _drawn(mask, annotation, known, labels, name)
+        yield Correction(name, mask)
+
+
+def _blank(size: Any, name: str) -> Mask:
+    height, width = size if isinstance(size, list) and len(size) == 2 else (None, None)
+    return np.zeros(size_of(height, width, name), np.uint8)
+
+
+def _drawn(mask: Mask | None, annotation: dict[str, Any], known: list[Any], labels: Labels, name: str) -> Mask | None:
+    """The mask with one more annotation; a run of lengths says the size where nothing else does."""
+    kind = annotation.get("type")
+    if kind not in ("mask", "polygon"):
+        if kind == "label":  # of the whole image
+            return mask
+        raise UserError(f"{name}: an annotation of the type {kind!r}; masks and polygons can be read")
+    try:
+        label = known[annotation["label_id"]]
+        if mask is None:
+            mask = _blank(annotation["rle"]["size"], name)
+        if kind == "mask":
+            outline = read_outline(annotation["rle"])
+            shape = rle.decode(draw(outline, mask.shape)) if outline else np.zeros_like(mask)
+        else:
+            points = annotation["points"]
+            shape = fill([list(zip(points[::2], points[1::2], strict=True))], mask.shape)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{name}: a damaged annotation ({error}); export it again") from error
+    mask[shape == 1] = labels.value(label, name)
+    return mask
+
+
+EXPORTER = FolderExporter(files=_files, Options=ToolOptions, needs_images=True)
+IMPORTER = Importer(recognise=_recognise, read=_read)

@@ -1,0 +1,250 @@
+"""Masks go out to every tool's format and come back, as they were and corrected."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.small_run import CLASSES, small_run, toys
+from tag2mask import formats
+from tag2mask.data.png import encode_mask, read_mask
+from tag2mask.run.corrected import Corrected
+from tag2mask.segment.examples import find_targets
+from tag2mask.stages.evaluate import evaluate
+from tag2mask.stages.export import export
+from tag2mask.stages.import_masks import import_masks
+from tag2mask.types import IGNORE, MaskRule, UserError
+
+WAYS = [
+    ("png", {}),
+    ("coco", {}),
+    ("coco", {"shapes": "objects"}),
+    ("coco", {"shapes": "polygons"}),
+    ("voc", {}),
+    ("cvat", {}),
+    ("label-studio", {}),
+    ("labelme", {}),
+    ("labelme", {"shapes": "masks"}),
+    ("datumaro", {}),
+    ("fiftyone", {"images": "link"}),
+    ("hf", {"images": "none"}),
+    ("ultralytics", {}),
+    ("yolo-seg", {"images": "link"}),
+]
+FILES = {"coco": "masks.json", "cvat": "annotations.xml"}
+
+
+@pytest.fixture
+def data(tmp_path):
+    return toys(tmp_path / "data")
+
+
+@pytest.fixture
+def run(tmp_path, data):
+    return small_run(tmp_path / "run", data, MaskRule(mu=0.7))
+
+
+def out(run, data, kind, folder, **options):
+    return export(run, data, kind, folder / FILES.get(kind, ""), options, progress=False)
+
+
+@pytest.mark.parametrize(("kind", "options"), WAYS)
+def test_every_pixel_comes_back(run, data, tmp_path, kind, options):
+    assert kind in formats.IMPORTERS
+    place = out(run, data, kind, tmp_path / "out", **options)
+    found = import_masks(run, place, progress=False)  # it sees by itself what it is
+    assert (found.kind, found.corrected, found.equal, found.unknown) == (kind, (), len(data), ())
+    # A run whose masks are all blank gets them from the export: nothing is equal by being left alone.
+    blank = tmp_path / "blank"
+    shutil.copytree(run.path, blank)
+    for path in (blank / "masks").rglob("*.png"):
+        path.write_bytes(encode_mask(np.zeros_like(read_mask(path)), CLASSES.palette))
+    again = import_masks(blank, place, kind, progress=False)
+    assert len(again.corrected) + again.equal == len(data)
+    assert len(again.corrected) >= len(data) - 1
+    for id in run.ids():
+        mask, made = read_mask(Corrected(run.open(blank)).mask_path(id)), read_mask(run.mask_path(id))
+        whole = made if kind not in ("coco", "yolo-seg") else np.where(made == IGNORE, 0, made)
+        np.testing.assert_array_equal(mask, whole, err_msg=id)
+
+
+@pytest.mark.parametrize("kind", sorted(set(formats.IMPORTERS) - {"png"}))
+def test_pictures_and_the_same_bytes(run, data, tmp_path, kind):
+    first, second = (out(run, data, kind, tmp_path / name) for name in "ab")
+    files = [first] if first.is_file() else sorted(path for path in first.rglob("*") if path.is_file())
+    for path in files:
+        other = second if first.is_file() else second / path.relative_to(first)
+        assert path.read_bytes() == other.read_bytes()
+    if first.is_dir():
+        pictures = {path.read_bytes() for path in files}
+        assert {sample.image.read_bytes() for sample in data} <= pictures
+
+
+def changed(run, id, value=2):
+    """The made mask with a square of another class."""
+    mask = read_mask(run.mask_path(id)).copy()
+    mask[2:6, 3:9] = value
+    return mask
+
+
+def corrected_folder(run, folder, **masks):
+    folder.mkdir()
+    for id in run.ids():
+        mask = masks.get(id.replace("/", "_"), read_mask(run.mask_path(id)))
+        path = folder / f"{id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_mask(mask, CLASSES.palette))
+    return folder
+
+
+def test_corrections_count_and_nothing_is_lost(run, data, tmp_path):
+    id = run.ids()[0]
+    key, made = id.replace("/", "_"), read_mask(run.mask_path(id))
+    before = evaluate(run, data, progress=False)
+    targets = find_targets(data, run)
+    for number, value in enumerate((2, 3, 3)):
+        mask = changed(run, id, value)
+        found = import_masks(run, corrected_folder(run, tmp_path / f"{number}", **{key: mask}), progress=False)
+        assert found.corrected == ((id,) if number < 2 else ())
+        assert found.replaced == ((id,) if number == 1 else ())
+        np.testing.assert_array_equal(read_mask(Corrected(run).mask_path(id)), mask)
+    np.testing.assert_array_equal(read_mask(run.mask_path(id)), made)
+    np.testing.assert_array_equal(read_mask(run.path / "corrected" / "before" / f"{id}.1.png"), changed(run, id, 2))
+
+    exported = export(run, data, "png", tmp_path / "out", progress=False)
+    np.testing.assert_array_equal(read_mask(exported / f"{id}.png"), changed(run, id, 3))
+    after = evaluate(run, data, progress=False)
+    assert after.supervision == f"{before.supervision or 'tags'}+pixels(1)"
+    assert after.miou != before.miou
+    corrected = find_targets(data, run)
+    assert corrected.supervision == f"{targets.supervision}+pixels(1)"
+    assert corrected.fingerprint != targets.fingerprint
+    place = [corrected.sample(i).id for i in range(len(corrected))].index(id)
+    np.testing.assert_array_equal(corrected.labels(place).numpy(), changed(run, id, 3))
+    assert corrected.confidence(place, corrected.labels(place)).min() == 1
+
+
+def test_a_correction_of_a_picture_that_was_replaced_counts_no_more(run, data, tmp_path):
+    id = run.ids()[0]
+    import_masks(
+        run, corrected_folder(run, tmp_path / "a", **{id.replace("/", "_"): changed(run, id)}), progress=False
+    )
+    log = run.path / "corrected" / "corrected.jsonl"
+    row = json.loads(log.read_text())
+    log.write_text(json.dumps({**row, "picture": "0" * 32}) + "\n")
+    assert Corrected(run).mask_path(id) == run.mask_path(id)
+    assert len(Corrected(run)) == 0
+
+
+def zipped(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for each in folder.rglob("*"):
+            archive.write(each, each.relative_to(folder).as_posix())
+    return path
+
+
+def test_cvats_archive_of_colours(run, data, tmp_path):
+    """CVAT gives masks as colours by the label map, in whatever order."""
+    folder = out(run, data, "voc", tmp_path / "out", images="none")
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            colours = image.convert("RGB")
+        colours.save(path)
+    found = import_masks(run, zipped(folder, tmp_path / "task.zip"), progress=False)
+    assert (found.kind, found.corrected, found.equal) == ("voc", (), len(data))
+
+
+def label_studio(run, id, tmp_path, **task):
+    mask = read_mask(run.mask_path(id))
+    common = {"original_width": mask.shape[1], "original_height": mask.shape[0]}
+    square = {"points": [[0, 0], [50, 0], [50, 50], [0, 50]], "polygonlabels": ["dog"]}
+    result = [{"type": "polygonlabels", **common, "value": square}]
+    path = tmp_path / "tasks.json"
+    base = {"data": {"image": f"/data/local-files/?d=set/images/{id}.png"}}
+    path.write_text(json.dumps([base | {"annotations": [{"result": result}]} | task]))
+    return path
+
+
+def test_a_polygon_of_label_studio_is_in_per_cent(run, tmp_path):
+    id = run.ids()[0]
+    assert import_masks(run, label_studio(run, id, tmp_path), progress=False).corrected == (id,)
+    mask = read_mask(Corrected(run).mask_path(id))
+    height, width = mask.shape
+    expected = np.zeros_like(mask)
+    expected[: height // 2, : width // 2] = 2
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_all_labels_removed_is_background(run, tmp_path):
+    id = run.ids()[0]
+    import_masks(run, label_studio(run, id, tmp_path, annotations=[{"result": []}]), progress=False)
+    assert not read_mask(Corrected(run).mask_path(id)).any()
+
+
+def test_what_has_two_meanings_is_asked(run, data, tmp_path):
+    two = label_studio(run, run.ids()[0], tmp_path, annotations=[{"result": []}, {"result": []}])
+    with pytest.raises(UserError, match="2 annotations: keep the one that holds"):
+        import_masks(run, two, progress=False)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "notes.md").write_text("nothing")
+    with pytest.raises(UserError, match=r"is none of png, coco.*--from png"):
+        import_masks(run, tmp_path / "odd", progress=False)
+
+
+def broken(kind, folder, text):
+    for path in folder.rglob("*") if folder.is_dir() else [folder]:
+        if path.suffix in (".json", ".xml", ".txt", ".yaml") and path.is_file():
+            path.write_text(text(path.read_text()))
+
+
+@pytest.mark.parametrize("kind", ["coco", "cvat", "label-studio", "labelme", "datumaro", "fiftyone", "yolo-seg"])
+def test_an_unknown_class_is_named(run, data, tmp_path, kind):
+    place = out(run, data, kind, tmp_path / "out")
+    broken(kind, place, lambda text: text.replace('"dog"', '"dgo"').replace(": dog", ": dgo"))
+    with pytest.raises(UserError, match=r"dgo"):
+        import_masks(run, place, kind, progress=False)
+    assert not (run.path / "corrected" / "before").exists()
+
+
+@pytest.mark.parametrize("kind", ["coco", "cvat", "label-studio", "labelme", "datumaro", "fiftyone"])
+def test_damaged_files(run, data, tmp_path, kind):
+    place = out(run, data, kind, tmp_path / "out")
+    broken(kind, place, lambda text: text[: len(text) // 2])
+    with pytest.raises(UserError, match=r"damaged|no file of LabelMe"):
+        import_masks(run, place, kind, progress=False)
+
+
+def test_other_sizes_names_and_values(run, data, tmp_path):
+    id = run.ids()[0]
+    folder = corrected_folder(run, tmp_path / "size", **{id.replace("/", "_"): np.zeros((5, 7), np.uint8)})
+    with pytest.raises(UserError, match=r"is 7 x 5 \(width x height\), the run's is 64 x 48"):
+        import_masks(run, folder, progress=False)
+    folder = corrected_folder(run, tmp_path / "value", **{id.replace("/", "_"): changed(run, id, 9)})
+    with pytest.raises(UserError, match="the value 9 is no class"):
+        import_masks(run, folder, progress=False)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "else.png").write_bytes(encode_mask(np.zeros((5, 7), np.uint8), CLASSES.palette))
+    with pytest.raises(UserError, match=r"no mask of an image of .*; its names are else.png"):
+        import_masks(run, tmp_path / "none", progress=False)
+
+
+def test_xml_with_entities_is_not_read(run, tmp_path):
+    path = tmp_path / "annotations.xml"
+    path.write_text('<!DOCTYPE a [<!ENTITY b "c">]><annotations><image name="&b;"/></annotations>')
+    with pytest.raises(UserError, match="declares a document type"):
+        import_masks(run, path, "cvat", progress=False)
+
+
+def test_links_out_of_the_folder_are_not_followed(run, data, tmp_path):
+    folder = corrected_folder(run, tmp_path / "a")
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(encode_mask(np.zeros((48, 64), np.uint8), CLASSES.palette))
+    id = run.ids()[0]
+    (folder / f"{id}.png").unlink()
+    (folder / f"{id}.png").symlink_to(secret)
+    assert import_masks(run, folder, progress=False).equal == len(data) - 1
