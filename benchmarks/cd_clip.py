@@ -410,8 +410,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kept = Kept(args.work)
-        root = args.work / f"scenes-{args.n}-{args.seed}"
+        work = args.work / f"n{args.n}-lr{args.lr:g}-seed{args.seed}"  # rows of other scenes are other rows
+        kept = Kept(work)
+        root = work / "scenes"
         if not root.exists():
             render(root, args.n, split="val", seed=args.seed)
         data = read_voc(root, split="val", classes="voc12")
