@@ -26,6 +26,7 @@ _PUBLIC = {
     "load_clip": "models.weights",
     "make_method": "methods",
     "label": "stages.label",
+    "mask": "stages.mask",
     "train": "stages.train",
     "predict": "stages.predict",
     "load_network": "segment.network",

@@ -1,13 +1,26 @@
-"""The commands that say what there is: formats, methods, this installation. They stand among the others."""
+"""The commands that say what there is: formats, methods, this installation, what may be in images without tags.
+
+They stand among the others.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from tag2mask.cli_options import show_options
+from tag2mask.cli_data import Data, data_options
+from tag2mask.cli_options import (
+    SOME_FAILED,
+    ActivationOption,
+    ClipOption,
+    DeviceOption,
+    TokenizerOption,
+    label_config,
+    show_options,
+)
 
 info_app = typer.Typer()
 
@@ -52,3 +65,67 @@ def doctor() -> None:
         typer.echo(line)
     if not healthy:
         raise typer.Exit(1)
+
+
+@info_app.command()
+@data_options("path", classes="What may be in the images: voc12, coco14, or a YAML file (names: [cat, dog]).")
+def suggest(
+    *,
+    data: Data,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The table; default: tags.suggested.csv beside the data.")
+    ] = None,
+    where: dict[str, Any],
+    least: Annotated[float, typer.Option(min=0, max=1, help="A class with this score or more is suggested.")] = 0.2,
+    top: Annotated[int, typer.Option(min=1, help="So many scores are shown for each image.")] = 5,
+    template: Annotated[
+        list[str] | None, typer.Option(help="A sentence with {}; may be repeated: the mean over all counts.")
+    ] = None,
+    clip: ClipOption = None,
+    tokenizer: TokenizerOption = None,
+    activation: ActivationOption = None,
+    device: DeviceOption = "auto",
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at a time; default 1, on a GPU 8.")] = None,
+    allow_unknown: Annotated[
+        bool, typer.Option("--allow-unknown", help="Go on where the CLIP does not know a class's words.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a table that was edited, and scores made otherwise.")
+    ] = False,
+) -> None:
+    """Suggest tags for images that have none: the classes ranked by CLIP's score, for you to look over.
+
+    The score of a class is how likely CLIP takes it to be what is shown, among all classes and what CLIP-ES calls
+    background, half of it in the whole image and half in the crop that shows it best. It is no probability that
+    the class is there. Nothing is labelled by the table, and `label` refuses to read it, until you have looked it
+    over and called its column `suggested` `labels`; saved as tags.csv, it is then a tag file like any other.
+    Stop it whenever you like: the same command resumes it. Where tags or true masks are there, it says how good the
+    scores are (mAP).
+
+    Example: `tag2mask suggest photos --classes voc12`
+    """
+    from tag2mask.methods.zero_shot import ZeroShot
+    from tag2mask.models.weights import load_clip
+    from tag2mask.stages.run_data import open_data
+    from tag2mask.stages.suggest import NAME
+    from tag2mask.stages.suggest import suggest as run_suggest
+
+    flags = {
+        "data.path": data,
+        **{f"data.{key}": value for key, value in where.items()},
+        "clip": clip,
+        "tokenizer": tokenizer,
+        "activation": activation,
+    }
+    given = label_config(None, flags, [])
+    images = open_data(given.data)
+    for note in images.notes:
+        typer.echo(f"note: {note}", err=True)
+    model = load_clip(given.clip, device=device, tokenizer=given.tokenizer, activation=given.activation)
+    scorer = ZeroShot(images.classes, model, template, allow_unknown=allow_unknown)
+    place = (data if data.is_dir() else data.parent) / NAME if out is None else out
+    size = batch or (1 if model.device.type == "cpu" else 8)
+    done = run_suggest(images, scorer, place, least=least, top=top, batch_size=size, overwrite=overwrite)
+    typer.echo(done.text())
+    if done.failed or not done.images:
+        raise typer.Exit(SOME_FAILED)

@@ -38,6 +38,7 @@ __all__ = [
     "open_image",
     "read_image",
     "stored_form",
+    "upright_pixels",
     "without_suffix",
 ]
 
@@ -94,12 +95,20 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
             has no colours.
     """
     with open_image(path) as opened:
-        image = _loaded(opened, Path(path))
-        orientation = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow itself turns TIFF
-        rgb = _to_rgb(image)
-        if orientation in _TURNS:
-            rgb = rgb.transpose(_TURNS[orientation])
-        return np.array(rgb)  # (H, W, 3)
+        return upright_pixels(_loaded(opened, Path(path)))
+
+
+def upright_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """A picture that Pillow has opened as (H, W, 3) uint8, RGB, upright, as :func:`read_image` gives its file.
+
+    Raises:
+        ValueError: it is transparent everywhere, or grey of an unknown range. OSError: its pixels cannot be decoded.
+    """
+    orientation = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow itself turns TIFF
+    rgb = _to_rgb(image)
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
+    return np.array(rgb)  # (H, W, 3)
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
