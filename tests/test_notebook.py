@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, in one process and offline, and holds nothing of the machine it was made on."""
+"""The notebook runs from top to bottom, in one process and offline, and holds nothing of a machine."""
 
 from __future__ import annotations
 

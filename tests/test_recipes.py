@@ -90,6 +90,9 @@ def test_there_are_recipes():
         ("- a", "holds a list"),
         ("a: [", "not readable YAML"),
         ("precision: float8", "precision = 'float8'"),
+        ("data: small", "data is 'small', a single value: expected keys with values (path, kind,"),
+        ("data: small", "such as data: {path: small}"),
+        ("options: caa", "options is 'caa', a single value: expected keys with values, such as options: {NAME: caa}"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, text, message):

@@ -21,6 +21,7 @@ from tag2mask.cli_options import (
     label_config,
     show_options,
 )
+from tag2mask.types import UserError
 
 info_app = typer.Typer()
 
@@ -42,8 +43,14 @@ def list_formats(name: Annotated[str | None, typer.Argument(help="Show this form
 
 
 @info_app.command()
-def methods(name: Annotated[str | None, typer.Argument(help="Show this method's options.")] = None) -> None:
-    """List the methods, or the options of one."""
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show this method's options.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A recipe of the method: its values stand beside the defaults.")
+    ] = None,
+) -> None:
+    """List the methods, or the options of one; with `--config recipes/voc12_pot.yaml` beside the published values."""
+    from tag2mask.config import read_config
     from tag2mask.methods import known_methods, method_class
 
     if name is None:
@@ -52,7 +59,14 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show this method's 
             typer.echo(f"{known:10} {line}")
         typer.echo("\nOptions of one: tag2mask methods clip-es")
         return
-    show_options(method_class(name).Options)
+    published = None
+    if config is not None:
+        given = read_config(config)
+        steps = [given, *([] if given.refine is None else [given.refine])]
+        published = next((step.options for step in steps if step.method == name), None)
+        if published is None:
+            raise UserError(f"{config} is of {' and '.join(step.method for step in steps)}, not of {name}")
+    show_options(method_class(name).Options, published)
 
 
 @info_app.command()
@@ -96,8 +110,8 @@ def suggest(
     """Suggest tags for images that have none: the classes ranked by CLIP's score, for you to look over.
 
     The score of a class is how likely CLIP takes it to be what is shown, among all classes and what CLIP-ES calls
-    background, half of it in the whole image and half in the crop that shows it best. It is no probability that
-    the class is there. Nothing is labelled by the table, and `label` refuses to read it, until you have looked it
+    background, seen in the whole image and in the crop that is most like it. It is no probability that the class is
+    there. Nothing is labelled by the table, and `label` refuses to read it, until you have looked it
     over and called its column `suggested` `labels`; saved as tags.csv, it is then a tag file like any other.
     Stop it whenever you like: the same command resumes it. Where tags or true masks are there, it says how good the
     scores are (mAP).

@@ -201,6 +201,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             known = _fields_at(model, item["loc"][:-1])
             hint = did_you_mean(str(item["loc"][-1]), known) or f"; known are {', '.join(sorted(known))}"
             parts.append(f"unknown key {place!r}{hint}")
+        elif item["type"] in ("model_type", "dict_type", "model_attributes_type"):
+            inner = _fields_at(model, item["loc"])
+            example = f"{item['loc'][-1]}: {{{inner[0] if inner else 'NAME'}: {item['input']}}}"
+            known_ = f" ({', '.join(inner)})" if inner else ""
+            parts.append(
+                f"{place} is {item['input']!r}, a single value: expected keys with values{known_}, such as {example}"
+            )
         else:
             message = item["msg"].removeprefix("Value error, ")
             parts.append(f"{place} = {item['input']!r}: {message[:1].lower()}{message[1:]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.ops.image import resize_bicubic, standardise
-from tag2mask.ops.zero_shot import VIEWS, class_scores, crop_views
+from tag2mask.ops.zero_shot import VIEWS, class_scores, crop_views, view_grid
 from tag2mask.types import ClassSet, UserError
 
 if TYPE_CHECKING:
@@ -59,15 +60,26 @@ class ZeroShot:
         if len(self.classes) + len(self.others) < 2:
             raise UserError("a single class without background words has no rival: name two classes or more")
         h, w = clip.model.vision.native_grid
-        self._side = (h * clip.patch, w * clip.patch)
+        self._tokens = h * w
 
     def scores(self, images: Sequence[Tensor]) -> Tensor:
         """(3, H, W) uint8 each -> (B, C) within 0 and 1, see ``ops.zero_shot.class_scores``."""
-        views = [resize_bicubic(view.cpu(), self._side) for image in images for view in crop_views(image)]
-        vision = self.clip.model.vision
+        by_grid: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for place, image in enumerate(images):
+            by_grid[view_grid((image.shape[1], image.shape[2]), self._tokens)].append(place)
+        found = torch.empty(len(images), len(self.classes))
+        scale = float(self.clip.model.logit_scale.exp())
         with torch.inference_mode():
-            pixels = standardise(torch.stack(views).to(self.clip.device), self.clip.mean, self.clip.std)
-            found = vision.embedding(pixels, readout="class" if vision.blocks else "patches")  # (B V, E)
-            unit = F.normalize(found.float(), dim=-1).unflatten(0, (len(images), VIEWS))
-            scale = float(self.clip.model.logit_scale.exp())
-            return class_scores(unit, self.classes, self.others, scale).cpu()
+            for grid, places in by_grid.items():
+                unit = F.normalize(self._embeddings([images[place] for place in places], grid).float(), dim=-1)
+                unit = unit.unflatten(0, (len(places), VIEWS))  # (B, V, E)
+                found[places] = class_scores(unit, self.classes, self.others, scale).cpu()
+        return found
+
+    def _embeddings(self, images: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Of all views of all images, (B V, E), not normalised."""
+        clip = self.clip
+        side = (grid[0] * clip.patch, grid[1] * clip.patch)
+        views = [resize_bicubic(view.cpu(), side) for image in images for view in crop_views(image)]
+        pixels = standardise(torch.stack(views).to(clip.device), clip.mean, clip.std)
+        return clip.model.vision.embedding(pixels, readout="class" if clip.model.vision.blocks else "patches")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,11 +26,21 @@ def crop_views(image: Tensor) -> list[Tensor]:
     return [image, *(image[:, y : y + h, x : x + w] for y, x in places)]
 
 
-def class_scores(embeddings: Tensor, classes: Tensor, others: Tensor, scale: float) -> Tensor:
-    """How likely CLIP takes each class to be what is shown, among all classes and the other texts.
+def view_grid(size: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """The grid (h, w) of patches that a picture (H, W) is seen on: its shape kept, and at most ``tokens`` of them.
 
-    In each view the scores of classes and other texts together are 1 (a softmax); of the views counts half the whole
-    picture and half the crop that shows the class best.
+    A small picture is enlarged: a CLIP knows pictures of the size that it was trained on.
+    """
+    height, width = size
+    h = min(tokens, max(1, math.isqrt(tokens * height // width)))
+    w = min(tokens, max(1, math.isqrt(tokens * width // height)))
+    return h, max(1, min(w, tokens // h))
+
+
+def class_scores(embeddings: Tensor, classes: Tensor, others: Tensor, scale: float) -> Tensor:
+    """How likely CLIP takes each class to be what is shown, among all classes and the other texts: a softmax.
+
+    The likeness (cosine) of a picture to a text is half that of the whole and half that of the view most like it.
 
     Args:
         embeddings: (B, V, E) unit rows of each image's views, the whole picture first.
@@ -36,8 +48,8 @@ def class_scores(embeddings: Tensor, classes: Tensor, others: Tensor, scale: flo
         scale: CLIP's temperature, as a factor.
 
     Returns:
-        (B, C) within 0 and 1.
+        (B, C) within 0 and 1; with the scores of the other texts they are 1 together.
     """
-    logits = scale * embeddings @ torch.cat([classes, others]).T  # (B, V, C + M)
-    shares = logits.double().softmax(-1)[..., : len(classes)]  # (B, V, C)
-    return ((shares[:, 0] + shares.amax(1)) / 2).float()
+    likeness = embeddings.double() @ torch.cat([classes, others]).double().T  # (B, V, C + M)
+    joined = (likeness[:, 0] + likeness.amax(1)) / 2  # (B, C + M)
+    return (scale * joined).softmax(-1)[:, : len(classes)].float()

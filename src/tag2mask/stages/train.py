@@ -120,8 +120,8 @@ def train(
     """Train a network on a run's masks; called again, it resumes where it was.
 
     A training with more steps than before goes on from its last checkpoint, too. Where the learning rate and the
-    loss do not depend on how many steps there are (``schedule_steps`` is set), it ends in the same weights as one that
-    was asked for at once; else a warning says what differs.
+    loss do not depend on how many steps there are (``schedule_steps`` is set), it ends in the same weights as one
+    that was asked for at once; else a warning says what differs.
 
     Args:
         run: a run with masks; None: true masks alone, of ``data`` and ``pixel_labels`` (the upper bound).
@@ -183,15 +183,8 @@ def train(
         )
         unit = "pairs" if recipe.semi else "images"
         try:
-            trainer = fit(
-                module,
-                drawn,
-                training,
-                out,
-                unit=unit,
-                callbacks=[*([] if watch is None else [watch]), keep],
-                show=progress,
-            )
+            watching = [keep] if watch is None else [watch, keep]
+            trainer = fit(module, drawn, training, out, unit=unit, callbacks=watching, show=progress)
         finally:
             result = _result(module, keep, targets, recipe, supervision, where)
             if watch is not None and watch.miou is not None:

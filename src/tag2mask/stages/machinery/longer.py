@@ -60,9 +60,9 @@ def _depends_on_steps(recipe: TrainRecipe, before: int, done: int) -> str:
     if recipe.schedule_steps is None:
         old = replace(recipe, steps=before)
         parts.append(
-            f"its learning rate fell towards step {before}, to {rate(min(done, before) - 1, old):.2g} of its height, "
-            f"and goes on at {rate(done, recipe):.2g}, falling towards step {recipe.steps} (it would not depend on the "
-            "number of steps, had schedule_steps been set from the start)"
+            f"its learning rate fell towards step {before}, to {rate(done - 1, old):.2g} of its height, and goes on "
+            f"at {rate(done, recipe):.2g}, falling towards step {recipe.steps} (it would not depend on the number of "
+            "steps, had schedule_steps been set from the start)"
         )
     if recipe.loss == "bootstrapped":
         parts.append("its loss left out what was sure by a threshold that rose with the share of all steps")

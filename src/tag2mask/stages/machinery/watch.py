@@ -64,8 +64,8 @@ def validation_samples(validation: Validation, targets: Targets) -> list[Sample]
     data = targets.data if validation.data is None else validation.data
     if tuple(data.classes.names) != tuple(targets.data.classes.names):
         raise UserError(
-            f"validation: {data.root} is read as {data.classes.id} with {len(data.classes)} mask values, the training "
-            f"has {len(targets.data.classes)} and other names; give images with true masks in the training's classes"
+            f"validation: {data.root} is read as {data.classes.id} with {len(data.classes)} mask values, the "
+            f"training has {len(targets.data.classes)}, or other names; give images with true masks in its classes"
         )
     trained = set(targets.indices.tolist()) if validation.data is None else set()
     with_truth = [n for n in range(len(data)) if n not in trained and data[n].truth is not None]
