@@ -15,7 +15,7 @@ from tag2mask.cli import app
 from tag2mask.storybook import render
 
 ROOT = Path(__file__).parents[1]
-SMALLER = {"steps=200": "steps=2", "steps=300": "steps=3", "100": "1", "60": "2"}
+SMALLER = {"steps=200": "steps=2", "steps=300": "steps=3", "100": "1", "30": "2"}
 
 
 def blocks(page, language):

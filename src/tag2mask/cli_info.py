@@ -90,7 +90,7 @@ def suggest(
         Path | None, typer.Option("--out", "-o", help="The table; default: tags.suggested.csv beside the data.")
     ] = None,
     where: dict[str, Any],
-    least: Annotated[float, typer.Option(min=0, max=1, help="A class with this score or more is suggested.")] = 0.2,
+    least: Annotated[float, typer.Option(min=0, max=1, help="A class with this score or more is suggested.")] = 0.1,
     top: Annotated[int, typer.Option(min=1, help="So many scores are shown for each image.")] = 5,
     template: Annotated[
         list[str] | None, typer.Option(help="A sentence with {}; may be repeated: the mean over all counts.")
@@ -110,9 +110,9 @@ def suggest(
     """Suggest tags for images that have none: the classes ranked by CLIP's score, for you to look over.
 
     The score of a class is how likely CLIP takes it to be what is shown, among all classes and what CLIP-ES calls
-    background, seen in the whole image and in the crop that is most like it. It is no probability that the class is
-    there. Nothing is labelled by the table, and `label` refuses to read it, until you have looked it
-    over and called its column `suggested` `labels`; saved as tags.csv, it is then a tag file like any other.
+    background: the geometric mean of that in the whole image and in the crop that shows it best. It is no probability
+    that the class is there. Nothing is labelled by the table, and `label` refuses to read it, until you have looked
+    it over and called its column `suggested` `labels`; saved as tags.csv, it is then a tag file like any other.
     Stop it whenever you like: the same command resumes it. Where tags or true masks are there, it says how good the
     scores are (mAP).
 

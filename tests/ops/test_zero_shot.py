@@ -32,18 +32,19 @@ def test_views_are_the_whole_the_corners_and_the_centre(size):
 
 
 @pytest.mark.parametrize("others", [0, 3])
-def test_likeness_is_half_the_whole_and_half_the_best_view(others):
+def test_scores_are_the_geometric_mean_of_the_whole_and_the_best_view(others):
     dice = torch.Generator().manual_seed(0)
     unit = torch.nn.functional.normalize(torch.randn(2 * 4 + 5 + others, 7, generator=dice), dim=-1)
     views, classes, rest = unit[:8].view(2, 4, 7), unit[8:13], unit[13:]
     found = class_scores(views, classes, rest, 9.0)
     for image in range(2):
-        likeness = []
-        for text in [*classes, *rest]:
-            each = [float(view @ text) for view in views[image]]
-            likeness.append(math.exp(9 * (each[0] + max(each)) / 2))
+        shares = []
+        for view in views[image]:
+            each = [math.exp(9 * float(view @ text)) for text in [*classes, *rest]]
+            shares.append([value / sum(each) for value in each[:5]])
         for c in range(5):
-            assert float(found[image, c]) == pytest.approx(likeness[c] / sum(likeness), abs=1e-6)
+            wanted = math.sqrt(shares[0][c] * max(share[c] for share in shares))
+            assert float(found[image, c]) == pytest.approx(wanted, abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [(192, 256), (3000, 4000), (30, 40), (1, 5000), (7000, 2), (196, 196)])

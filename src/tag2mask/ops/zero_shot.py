@@ -38,9 +38,10 @@ def view_grid(size: tuple[int, int], tokens: int) -> tuple[int, int]:
 
 
 def class_scores(embeddings: Tensor, classes: Tensor, others: Tensor, scale: float) -> Tensor:
-    """How likely CLIP takes each class to be what is shown, among all classes and the other texts: a softmax.
+    """How likely CLIP takes each class to be what is shown, among all classes and the other texts.
 
-    The likeness (cosine) of a picture to a text is half that of the whole and half that of the view most like it.
+    In each view the scores of classes and other texts are 1 together (a softmax). The score of a class is the
+    geometric mean of that in the whole picture and that in the crop that shows it best: both have to speak for it.
 
     Args:
         embeddings: (B, V, E) unit rows of each image's views, the whole picture first.
@@ -48,8 +49,8 @@ def class_scores(embeddings: Tensor, classes: Tensor, others: Tensor, scale: flo
         scale: CLIP's temperature, as a factor.
 
     Returns:
-        (B, C) within 0 and 1; with the scores of the other texts they are 1 together.
+        (B, C) within 0 and 1.
     """
     likeness = embeddings.double() @ torch.cat([classes, others]).double().T  # (B, V, C + M)
-    joined = (likeness[:, 0] + likeness.amax(1)) / 2  # (B, C + M)
-    return (scale * joined).softmax(-1)[:, : len(classes)].float()
+    shares = (scale * likeness).softmax(-1)[..., : len(classes)]  # (B, V, C)
+    return (shares[:, 0] * shares.amax(1)).sqrt().float()

@@ -49,7 +49,7 @@ class SuggestSettings:
     progress: show it on stderr.
     """
 
-    least: float = 0.2
+    least: float = 0.1
     top: int = 5
     batch_size: int = 1
     overwrite: bool = False
