@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -99,6 +100,23 @@ def test_a_stopped_call_goes_on_and_ends_the_same(photos, tmp_path):
     suggest(data, third, out, **QUIET)
     assert [shape[2] for shape in third.seen] == [40]
     assert table(out)[1]["suggested"] == "dog"
+
+
+def test_few_images_are_in_memory_at_a_time(tmp_path):
+    class Counts(Colours):
+        alive, most = weakref.WeakSet(), 0
+
+        def scores(self, images):
+            self.alive.update(images)
+            self.most = max(self.most, len(self.alive))
+            return super().scores(images)
+
+    for number in range(12):
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{number}.png")
+    scorer = Counts()
+    suggest(read_folder(tmp_path, classes=CLASSES), scorer, tmp_path / "s.csv", batch_size=2, **QUIET)
+    assert len(scorer.seen) == 12
+    assert scorer.most <= 6
 
 
 def test_what_a_person_edited_is_not_overwritten(photos):

@@ -45,12 +45,10 @@ from tag2mask.segment.options import WITH_HEAD
 from tag2mask.segment.recipe import TrainRecipe, check
 from tag2mask.segment.semi import CrossConsistency, Mixed
 from tag2mask.segment.supervised import SupervisedTraining
-from tag2mask.stages.machinery.longer import clear, lengthen, lengthened
+from tag2mask.stages.machinery.longer import RECIPE, SUMMARY, clear, lengthen, lengthened
 from tag2mask.stages.machinery.watch import Validation, Watch, held_out, validation_samples
 from tag2mask.stages.run_data import data_for
 from tag2mask.types import Dataset, UserError
-
-SUMMARY = "train.json"
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def train(
         seed=recipe.seed,
     )
     if first_process() and not (out / "run.yaml").exists():
-        check_own(out, "recipe.json")
+        check_own(out, RECIPE)
     with locked(out, f"The training in {out}") if first_process() else nullcontext():
         if overwrite and first_process():
             clear(out)
@@ -268,7 +266,7 @@ def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, s
     """See that the folder is that of this very training."""
     if not first_process():
         return
-    recipe_file = out / "recipe.json"
+    recipe_file = out / RECIPE
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out}: is a run of masks; choose a folder of its own for the network")
     if not (out / LAST).exists() and not (out / INSIDE).exists() and _is_own(recipe_file):
