@@ -50,7 +50,7 @@ def methods(
     ] = None,
 ) -> None:
     """List the methods, or the options of one; with `--config recipes/voc12_pot.yaml` beside the published values."""
-    from tag2mask.config import read_config
+    from tag2mask.config import LabelConfig, RefineConfig, read_config
     from tag2mask.methods import known_methods, method_class
 
     if name is None:
@@ -62,7 +62,8 @@ def methods(
     published = None
     if config is not None:
         given = read_config(config)
-        steps = [given, *([] if given.refine is None else [given.refine])]
+        steps: list[LabelConfig | RefineConfig] = [given]
+        steps += [] if given.refine is None else [given.refine]
         published = next((step.options for step in steps if step.method == name), None)
         if published is None:
             raise UserError(f"{config} is of {' and '.join(step.method for step in steps)}, not of {name}")

@@ -155,7 +155,7 @@ def test_nobody_takes_suggestions_for_tags_until_they_are_confirmed(photos):
 
 
 def test_how_good_it_is_by_masks_before_tags(photos, tmp_path):
-    (photos / "tags.csv").write_text("image,labels\na, b/0.png,dog\n".replace("a, b/0.png", '"a, b/0.png"'))
+    (photos / "tags.csv").write_text('image,labels\n"a, b/0.png",dog\n"a, b/1.png",cat\n')  # a dog, by its mask
     truth = tmp_path / "truth" / "a, b"
     truth.mkdir(parents=True)
     for number, value in ((1, 2), (2, 3)):
