@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,13 @@ def test_training_runs_dry(path):
     assert all(parameter.isfinite().all() for parameter in net.parameters())
 
 
+@pytest.mark.parametrize("path", [*RECIPES, *TRAININGS], ids=lambda path: path.stem)
+def test_files_that_nobody_has_yet_are_said_to_come_from_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for name in set(re.findall(r"^ *\w+: (\S+\.(?:pth|params|npy|pt))$", text, re.MULTILINE)):
+        assert re.search(rf"^# {re.escape(name)}: .*https://", text, re.MULTILINE), name
+
+
 def test_there_are_recipes():
     assert len(RECIPES) >= 5
     assert len(TRAININGS) >= 10
@@ -90,6 +98,10 @@ def test_there_are_recipes():
         ("- a", "holds a list"),
         ("a: [", "not readable YAML"),
         ("precision: float8", "precision = 'float8'"),
+        ("data: small", "data is 'small', a single value: expected keys with values (path, kind,"),
+        ("data: small", "such as data: {path: small}"),
+        ("refine: irn", "such as refine: {method: irn}"),
+        ("options: caa", "options is 'caa', a single value: expected keys with values, such as options: {NAME: caa}"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, text, message):

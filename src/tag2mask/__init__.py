@@ -27,6 +27,7 @@ _PUBLIC = {
     "make_method": "methods",
     "check": "stages.check",
     "label": "stages.label",
+    "mask": "stages.mask",
     "train": "stages.train",
     "predict": "stages.predict",
     "load_network": "segment.network",

@@ -1,4 +1,7 @@
-"""The commands that say what there is: your data, formats, methods, this installation; among the others."""
+"""The commands that say what there is: your data, formats, methods, this installation, tags that may fit.
+
+They stand among the others.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from tag2mask.cli_options import (
     label_config,
     show_options,
 )
+from tag2mask.types import UserError
 
 info_app = typer.Typer()
 
@@ -95,8 +99,14 @@ def list_formats(name: Annotated[str | None, typer.Argument(help="A format, to s
 
 
 @info_app.command()
-def methods(name: Annotated[str | None, typer.Argument(help="A method, to show its options.")] = None) -> None:
-    """List the methods, or the options of one."""
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, to show its options.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A recipe of the method: its values stand beside the defaults.")
+    ] = None,
+) -> None:
+    """List the methods, or the options of one; with `--config recipes/voc12_pot.yaml` beside the published values."""
+    from tag2mask.config import LabelConfig, RefineConfig, read_config
     from tag2mask.methods import known_methods, method_class
 
     if name is None:
@@ -105,7 +115,15 @@ def methods(name: Annotated[str | None, typer.Argument(help="A method, to show i
             typer.echo(f"{known:10} {line}")
         typer.echo("\nOptions of one: tag2mask methods clip-es")
         return
-    show_options(method_class(name).Options)
+    published = None
+    if config is not None:
+        given = read_config(config)
+        steps: list[LabelConfig | RefineConfig] = [given]
+        steps += [] if given.refine is None else [given.refine]
+        published = next((step.options for step in steps if step.method == name), None)
+        if published is None:
+            raise UserError(f"{config} is of {' and '.join(step.method for step in steps)}, not of {name}")
+    show_options(method_class(name).Options, published)
 
 
 @info_app.command()
@@ -117,3 +135,67 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="As JSON, for othe
     typer.echo(json.dumps(found.as_dict(), indent=2) if json_ else "\n".join(found.lines()))
     if not found.healthy:
         raise typer.Exit(1)
+
+
+@info_app.command()
+@data_options("path", classes="What may be in the images: voc12, coco14, or a YAML file (names: [cat, dog]).")
+def suggest(
+    *,
+    data: Data,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The table; default: tags.suggested.csv beside the data.")
+    ] = None,
+    where: dict[str, Any],
+    least: Annotated[float, typer.Option(min=0, max=1, help="A class with this score or more is suggested.")] = 0.1,
+    top: Annotated[int, typer.Option(min=1, help="So many scores are shown for each image.")] = 5,
+    template: Annotated[
+        list[str] | None, typer.Option(help="A sentence with {}; may be repeated: the mean over all counts.")
+    ] = None,
+    clip: ClipOption = None,
+    tokenizer: TokenizerOption = None,
+    activation: ActivationOption = None,
+    device: DeviceOption = "auto",
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at a time; default 1, on a GPU 8.")] = None,
+    allow_unknown: Annotated[
+        bool, typer.Option("--allow-unknown", help="Go on where the CLIP does not know a class's words.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a table that was edited, and scores made otherwise.")
+    ] = False,
+) -> None:
+    """Suggest tags for images that have none: the classes ranked by CLIP's score, for you to look over.
+
+    The score of a class is how likely CLIP takes it to be what is shown, among all classes and what CLIP-ES calls
+    background: the geometric mean of that in the whole image and in the crop that shows it best. It is no probability
+    that the class is there. Nothing is labelled by the table, and `label` refuses to read it, until you have looked
+    it over and called its column `suggested` `labels`; saved as tags.csv, it is then a tag file like any other.
+    Stop it whenever you like: the same command resumes it. Where tags or true masks are there, it says how good the
+    scores are (mAP).
+
+    Example: `tag2mask suggest photos --classes voc12`
+    """
+    from tag2mask.methods.zero_shot import ZeroShot
+    from tag2mask.models.weights import load_clip
+    from tag2mask.stages.run_data import open_data
+    from tag2mask.stages.suggest import NAME
+    from tag2mask.stages.suggest import suggest as run_suggest
+
+    flags = {
+        "data.path": data,
+        **{f"data.{key}": value for key, value in where.items()},
+        "clip": clip,
+        "tokenizer": tokenizer,
+        "activation": activation,
+    }
+    given = label_config(None, flags, [])
+    images = open_data(given.data)
+    for note in images.notes:
+        typer.echo(f"note: {note}", err=True)
+    model = load_clip(given.clip, device=device, tokenizer=given.tokenizer, activation=given.activation)
+    scorer = ZeroShot(images.classes, model, template, allow_unknown=allow_unknown)
+    place = (data if data.is_dir() else data.parent) / NAME if out is None else out
+    size = batch or (1 if model.device.type == "cpu" else 8)
+    done = run_suggest(images, scorer, place, least=least, top=top, batch_size=size, overwrite=overwrite)
+    typer.echo(done.text())
+    if done.failed or not done.images:
+        raise typer.Exit(SOME_FAILED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -150,16 +150,60 @@ def spell(annotation: Any) -> str:
     return " | ".join(spell(part) for part in get_args(annotation) if part is not type(None))
 
 
-def show_options(options: Any) -> None:
-    """Print the options that a pydantic model has."""
-    for field, info in options.model_fields.items():
-        typer.echo(f"{field}: {spell(info.annotation)}, default {info.default!r}\n    {info.description}")
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def list_settings(recipe: Any) -> None:
-    """Print what a recipe's class says of its settings, then each as `--set` takes it."""
+def show_options(options: Any, published: Mapping[str, Any] | None = None) -> None:
+    """Print the options that a pydantic model has, in groups: those of the class itself first.
+
+    published: the values of a recipe, shown beside the defaults.
+    """
+    own = [kind for kind in options.__mro__ if hasattr(kind, "model_fields")]
+    place = {name: kind for kind in reversed(own) for name in inspect.get_annotations(kind)}
+    head = ["option", "default", *(["in the recipe"] if published is not None else []), "takes"]
+    rows, names = [head], list(options.model_fields)
+    for name in names:
+        info = options.model_fields[name]
+        default = (
+            "required" if info.is_required() else json.dumps(_plain(info.get_default(call_default_factory=True)))
+        )
+        value = [] if published is None else [json.dumps(_plain(published[name])) if name in published else "-"]
+        rows.append([name, default, *value, spell(info.annotation)])
+    lines = dict(zip(names, aligned(rows)[1:], strict=True))
+    typer.echo(aligned(rows)[0])
+    for kind in own:
+        inner = [name for name in names if place.get(name) is kind]
+        if inner:
+            typer.echo(f"\n{(inspect.getdoc(kind) or kind.__name__).splitlines()[0]}")
+        for name in inner:
+            typer.echo(f"{lines[name]}\n    {options.model_fields[name].description}")
+
+
+def _plain(value: Any) -> Any:
     from tag2mask.run.settings import plain
 
+    return plain(value)
+
+
+def list_settings(recipe: Any, groups: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Print what a recipe's class says of its settings, then each as `--set` takes it, beside its default.
+
+    groups: settings by heading.
+    """
     typer.echo(f"{inspect.getdoc(type(recipe))}\n")
-    for name, value in vars(recipe).items():
-        typer.echo(f"{name}={json.dumps(plain(value))}")
+    usual = type(recipe)()
+    rows = [
+        [f"{name}={json.dumps(_plain(value))}", f"default {json.dumps(_plain(getattr(usual, name)))}"]
+        for name, value in vars(recipe).items()
+    ]
+    lines = dict(zip(vars(recipe), aligned(rows), strict=True))
+    if groups is None:
+        typer.echo("\n".join(lines.values()))
+        return
+    for heading, names in groups.items():
+        typer.echo(f"{heading}:")
+        for name in names:
+            typer.echo(f"  {lines[name]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -201,6 +201,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             known = _fields_at(model, item["loc"][:-1])
             hint = did_you_mean(str(item["loc"][-1]), known) or f"; known are {', '.join(sorted(known))}"
             parts.append(f"unknown key {place!r}{hint}")
+        elif item["type"] in ("model_type", "dict_type", "model_attributes_type"):
+            inner = [] if item["type"] == "dict_type" else _fields_at(model, item["loc"])
+            example = f"{item['loc'][-1]}: {{{inner[0] if inner else 'NAME'}: {item['input']}}}"
+            known_ = f" ({', '.join(inner)})" if inner else ""
+            parts.append(
+                f"{place} is {item['input']!r}, a single value: expected keys with values{known_}, such as {example}"
+            )
         else:
             message = item["msg"].removeprefix("Value error, ")
             parts.append(f"{place} = {item['input']!r}: {message[:1].lower()}{message[1:]}")
@@ -210,6 +217,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for step in location:
         annotation = model.model_fields[str(step)].annotation
+        annotation = next(iter(get_args(annotation)), annotation)  # of "RefineConfig | None"
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     return list(model.model_fields)

@@ -311,3 +311,25 @@ def test_a_class_needs_more_than_signs():
     for name in ("-", "_", "- _"):
         with pytest.raises(UserError, match="is no name"):
             plain_classes([name], "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: oak pine", "names is the text 'oak pine': write a list, such as names: [oak, pine]"),
+        ("names: [cat]\ncolours: [[0, 0, 0], [1, 2, 3]]", "unknown key 'colours': it is called 'palette' here"),
+        ("names: [cat]\npalette: red", "palette is the text 'red'"),
+        ("names: [cat]\npalette: 3", "palette is 3: expected a list, [red, green, blue] from 0 to 255"),
+        ("names: [cat]\naliases: [kitty]", "aliases is ['kitty']: expected keys with values, such as"),
+        ("names: [cat]\naliases: {cat: kitty}", "word: class, and 'cat' is the class of the two: write kitty: cat"),
+        ("names: [cat]\naliases: {cat: [kitty, tom]}", "such as aliases: {kitty: cat, tom: cat}"),
+        ("names: [cat]\naliases: {kitty: cta}", "did you mean 'cat'"),
+    ],
+)
+def test_usual_mistakes_are_answered_with_what_to_write(tmp_path, text, message):
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_classes(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ or as long as the built-in ones beside this file: ``id``, ``names``, ``palette``
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -193,9 +194,38 @@ def _explained(problems: Sequence[Mapping]) -> list[str]:
     return [_explain(group[0]) + more[key] for key, group in groups.items()]
 
 
+_OTHER_WORDS = {
+    **dict.fromkeys(("colours", "colors", "colour", "color", "colormap", "colourmap"), "palette"),
+    **dict.fromkeys(("classes", "labels", "class_names", "categories"), "names"),
+    **dict.fromkeys(("synonyms", "alias"), "aliases"),
+    "prompts": "texts",
+}
+"""What other programs call the keys of a class set."""
+
+_HINTS = {
+    "palette": ", [red, green, blue] from 0 to 255 for each mask value, background first: [[0, 0, 0], [128, 0, 0]]",
+    "aliases": ", such as aliases: {puppy: dog}",
+    "texts": ", such as texts: {clip-es: {names: {oak: oak tree}}}",
+    "names": ", such as names: [cat, dog]",
+}
+
+
 def _explain(problem: Mapping) -> str:
     """One pydantic complaint in the user's terms."""
     where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden" and str(problem["loc"][-1]) in _OTHER_WORDS and len(problem["loc"]) == 1:
+        return f"unknown key {where!r}: it is called '{_OTHER_WORDS[str(problem['loc'][-1])]}' here"
+    if problem["type"] in ("tuple_type", "list_type") and isinstance(problem["input"], str):
+        words = re.split(r"[,;\s]+", problem["input"].strip())
+        return f"{where} is the text {problem['input']!r}: write a list, such as {where}: [{', '.join(words)}]"
+    if problem["type"] in ("tuple_type", "list_type"):
+        return f"{where} is {problem['input']!r}: expected a list{_HINTS.get(where, '')}"
+    if problem["type"] == "dict_type":
+        return f"{where} is {problem['input']!r}: expected keys with values{_HINTS.get(where, '')}"
+    if problem["type"] == "string_type" and problem["loc"][0] == "aliases" and isinstance(problem["input"], list):
+        name, words = problem["loc"][1], [str(word) for word in problem["input"]]
+        turned = ", ".join(f"{word}: {name}" for word in words)
+        return f"aliases are written the other way round, word: class; such as aliases: {{{turned}}}"
     if problem["type"] == "extra_forbidden":
         known = _Texts.model_fields if len(problem["loc"]) > 1 else _File.model_fields
         return f"unknown key {where!r}" + (
@@ -293,6 +323,11 @@ def _check_names(names: tuple[str, ...], aliases: Mapping[str, str], source: str
         index[key] = name
     classes = dict(index)
     for alias, target in aliases.items():
+        if fold(target) not in classes and fold(alias) in classes:
+            raise UserError(
+                f"{source}: aliases are written word: class, and {alias!r} is the class of the two: write "
+                f"{target}: {alias}"
+            )
         if fold(target) not in classes:
             raise UserError(
                 f"{source}: the alias {alias!r} stands for {target!r}, which is no class{did_you_mean(target, names)}"

@@ -45,6 +45,7 @@ __all__ = [
     "open_image",
     "read_image",
     "stored_form",
+    "upright_pixels",
     "without_suffix",
 ]
 
@@ -133,11 +134,20 @@ def decode_image(path: Path | str, least: int | None = None) -> Decoded:
         if least is not None:
             opened.draft(None, (least, least))  # None keeps the mode
         image, lacks_end = _loaded(opened, Path(path))
-        orientation = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow itself turns TIFF
-        rgb = _to_rgb(image)
-        if orientation in _TURNS:
-            rgb = rgb.transpose(_TURNS[orientation])
-        return Decoded(np.array(rgb), lacks_end)
+        return Decoded(upright_pixels(image), lacks_end)
+
+
+def upright_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """A picture that Pillow has opened as (H, W, 3) uint8, RGB, upright, as :func:`read_image` gives its file.
+
+    Raises:
+        ValueError: it is transparent everywhere, or grey of an unknown range. OSError: its pixels cannot be decoded.
+    """
+    orientation = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow itself turns TIFF
+    rgb = _to_rgb(image)
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
+    return np.array(rgb)  # (H, W, 3)
 
 
 def image_size(path: Path | str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from tag2mask.data.tag_cells import Words, cell_text
 from tag2mask.data.tag_marks import kind_of
 from tag2mask.types import UserError
 
-__all__ = ["LABELS", "Row", "Rows", "label_columns", "numbered_labels", "shown"]
+__all__ = ["LABELS", "SUGGESTED", "Row", "Rows", "label_columns", "numbered_labels", "shown"]
 
 Row = tuple[str, str, Words]
 
@@ -21,6 +21,8 @@ LABELS = (
     "tagnames categoryname categorynames keywords choice choices",
 )
 """What programs call the column of labels, folded."""
+SUGGESTED = "suggested"
+"""The column of tags that `tag2mask suggest` writes, which no person has confirmed."""
 _NUMBERED = re.compile(r"(.*?[^\W\d])[.#(\[]?\d{1,3}[)\]]?")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from tag2mask.classes import plain
 from tag2mask.data.image import is_image
 from tag2mask.data.tag_cells import cell_text, words_of
-from tag2mask.data.tag_columns import LABELS, Row, Rows, label_columns, numbered_labels, shown
+from tag2mask.data.tag_columns import LABELS, SUGGESTED, Row, Rows, label_columns, numbered_labels, shown
 from tag2mask.data.tag_one_hot import one_hot
 from tag2mask.types import UserError
 from tag2mask.words import counted, listing, many
@@ -185,6 +185,11 @@ def table_rows(
     image = named if image is None else image
     assert image is not None
     labels = several if several else [] if found is None or found == image else [found]
+    if not labels and SUGGESTED in map(plain, map(cell_text, header)):
+        raise UserError(
+            f"{source} holds tags that `tag2mask suggest` has suggested, and nobody has confirmed them: look them "
+            f"over, then call the column {SUGGESTED!r} 'labels' in the first line"
+        )
     notes: list[str] = []
     if (several and found is None) or not labels:
         rows = list(rows)

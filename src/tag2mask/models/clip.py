@@ -29,6 +29,11 @@ class ImageTower(Tower, Protocol):
         """As ``Tower`` has it; all are CLIP's own."""
         ...
 
+    @property
+    def native_grid(self) -> tuple[int, int]:
+        """The grid (h, w) that it was trained on."""
+        ...
+
     def embedding(self, pixels: Tensor, *, readout: Readout, positions: Positions = BILINEAR) -> Tensor:
         """(B, 3, H, W) standardised -> image embeddings (B, E), not normalised.
 

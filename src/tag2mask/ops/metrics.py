@@ -119,6 +119,16 @@ def average_precision(scores: Tensor, present: Tensor) -> Tensor:
     return (hit.cumsum(0) / rank * hit).sum(0) / hit.sum(0)
 
 
+def chosen_right(chosen: Tensor, present: Tensor) -> tuple[float, float]:
+    """Precision and recall of chosen classes, of all images together; NaN where there is nothing to divide by.
+
+    Args:
+        chosen, present: (n, C) bool.
+    """
+    hit = (chosen & present).sum().double()
+    return (hit / chosen.sum()).item(), (hit / present.sum()).item()
+
+
 def boundary_band(labels: Tensor, width: int) -> Tensor:
     """Pixels within ``width`` (chessboard distance) of another label or of the image's edge.
 

@@ -152,6 +152,18 @@ class TrainRecipe:
         )
 
 
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "network": ("architecture", "options", "init", "init_pixels"),
+    "how much": ("steps", "batch", "accumulate", "precision", "seed"),
+    "images": ("crop", "scale", "flip", "colour", "share", "place", "resample", "fill"),
+    "optimiser": ("optimiser", "lr", "weight_decay", "momentum", "decay_as_momentum", "clip_norm", "ema"),
+    "learning rate": ("schedule", "lr_floor", "power", "hold", "warmup", "schedule_steps"),
+    "loss": ("loss", "loss_stride", "auxiliary", "mu", "divide", "resize"),
+    "unlabelled images": ("semi", "cct"),
+}
+"""The settings of ``TrainRecipe`` by what they are about, as `train --list` shows them."""
+
+
 def _colour(given: tuple[float, float, float, float] | str | None) -> Colour | Distort | None:
     if given is None:
         return None

@@ -22,10 +22,12 @@ from tag2mask.stages.label import label
 from tag2mask.stages.machinery.asked import LabelSettings, ask
 from tag2mask.stages.machinery.estimate import estimate
 from tag2mask.stages.machinery.limit import first_images
+from tag2mask.stages.machinery.longer import SUMMARY
+from tag2mask.stages.machinery.watch import held_out
 from tag2mask.stages.predict import PredictSettings, ask_network, predict
 from tag2mask.stages.recipe import Recipe
 from tag2mask.stages.refine import check_refined, first_of
-from tag2mask.stages.train import SUMMARY, find_masks, find_out
+from tag2mask.stages.train import find_masks, find_out
 from tag2mask.types import Dataset, Sample, UserError
 from tag2mask.words import duration, many
 
@@ -101,12 +103,22 @@ def dry_refined(recipe: Recipe, out: Path, settings: LabelSettings) -> list[DryR
 
 
 def dry_train(
-    run: Run | None, out: Path, recipe: TrainRecipe, *, data: Dataset | None = None, pixel_labels: Path | None = None
+    run: Run | None,
+    out: Path,
+    recipe: TrainRecipe,
+    *,
+    data: Dataset | None = None,
+    pixel_labels: Path | None = None,
+    hold_out: int = 0,
+    afresh: bool = False,
 ) -> DryTraining:
-    """What ``train`` would do with the same arguments. Raises UserError as that would before any work."""
+    """What ``train`` would do with the same arguments. Raises UserError as that would before any work.
+
+    hold_out: as ``Validation`` has it. afresh: the training in ``out`` would be removed.
+    """
     check(recipe)
-    targets = find_masks(run, data, pixel_labels, recipe)
-    done, supervision = find_out(out, recipe, targets)
+    targets = held_out(find_masks(run, data, pixel_labels, recipe), hold_out)
+    done, supervision = find_out(out, recipe, targets, afresh=afresh)
     return DryTraining(
         str(out), len(targets), dict(targets.left_out), supervision, done, recipe.steps, plain(recipe), _speed(out)
     )

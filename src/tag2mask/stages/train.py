@@ -9,11 +9,12 @@ train.json    what the last call did: steps, images a second, losses, supervisio
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,10 @@ from tag2mask.segment.options import WITH_HEAD
 from tag2mask.segment.recipe import TrainRecipe, check
 from tag2mask.segment.semi import CrossConsistency, Mixed
 from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.stages.machinery.longer import RECIPE, SUMMARY, clear, lengthen, lengthened, may_lengthen
+from tag2mask.stages.machinery.watch import Validation, Watch, held_out, validation_samples
 from tag2mask.stages.run_data import data_for
 from tag2mask.types import Dataset, UserError
-
-SUMMARY = "train.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Trained:
     step, steps: done, and in all. network: its folder. supervision: what people gave: "tags", "tags+pixels(100)".
     examples: images trained on; left_out: how many were not, by reason; replaced: {id: why} of those that could not
     be read. images_per_second, seconds, loss (mean of the last batches): of this call; None where it had no step.
+    validation: the last mIoU that was measured, in words. log: the folder of the logs.
     """
 
     step: int
@@ -69,6 +71,8 @@ class Trained:
     seconds: float
     images_per_second: float | None
     loss: float | None
+    validation: str | None = None
+    log: Path | None = None
     machine: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
@@ -81,6 +85,12 @@ class Trained:
             f"trained on {self.examples} images, supervision: {self.supervision}"
             + (f"; left out: {left}" if left else "")
         )
+        if self.validation is not None:
+            lines.append(f"{self.validation}; measured alone: nothing was learned from it or chosen by it")
+        if self.log is not None:
+            board = importlib.util.find_spec("tensorboard") is not None
+            how = f"tensorboard --logdir {self.log.parent}" if board else "pip install 'tag2mask[logs]'"
+            lines.append(f"logs: {self.log}; for TensorBoard: {how}")
         if self.replaced:
             lines.append(f"could not be read, others stood in: {len(self.replaced)} images (train.json names them)")
         if self.step < self.steps:
@@ -101,9 +111,15 @@ def train(
     minutes: float | None = None,
     save_steps: int = 1000,
     log_steps: int = 20,
+    validation: Validation | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Trained:
     """Train a network on a run's masks; called again, it resumes where it was.
+
+    A training with more steps than before goes on from its last checkpoint, too. Where the learning rate and the
+    loss do not depend on how many steps there are (``schedule_steps`` is set), it ends in the same weights as one
+    that was asked for at once; else a warning says what differs.
 
     Args:
         run: a run with masks; None: true masks alone, of ``data`` and ``pixel_labels`` (the upper bound).
@@ -117,6 +133,8 @@ def train(
         workers: processes that prepare batches.
         minutes: stop so long after the call, saved; one step is done in any case. None runs to the end.
         save_steps: a checkpoint every so many steps, and every five minutes. log_steps: a line of the log.
+        validation: measure mIoU while it runs, on ground truth that nothing is learned from. It changes no weights.
+        overwrite: remove the training in the folder, and start over.
         progress: show it on stderr.
 
     Raises:
@@ -129,6 +147,11 @@ def train(
     where = find_device(device)
     find_precision(recipe.precision, where)
     targets = find_masks(run, data, pixel_labels, recipe)
+    watch = None
+    if validation is not None:
+        targets = held_out(targets, validation.hold_out)
+        samples = validation_samples(validation, targets)
+        watch = Watch(samples, validation.every, recipe.accumulate, progress)
     supervision, start = _supervision(targets, recipe)
     drawn = (Mixed if recipe.semi else Examples)(targets, recipe.augment, recipe.seed, recipe.mu is not None)
     net = build_network(
@@ -138,14 +161,16 @@ def train(
     )
     net.check_crop(recipe.crop)
     if first_process() and not (out / "run.yaml").exists():
-        check_own(out, "recipe.json")
+        check_own(out, RECIPE)
     with locked(out, f"The training in {out}") if first_process() else nullcontext():
+        if overwrite and first_process():
+            clear(out)
         _claim(out, recipe, targets, supervision, start)
         done = steps_done(out)
         if not done:
             _check_masks(targets, recipe, progress)
         module = (CrossConsistency if recipe.semi else SupervisedTraining)(recipe, net)
-        noted = {"recipe": plain(recipe), "examples": len(targets)}
+        noted = {"recipe": plain(recipe), "examples": len(targets), **lengthened(out)}
         keep = _Keep(out / INSIDE, supervision, noted, done)
         training = recipe.training(
             device=device,
@@ -157,9 +182,12 @@ def train(
         )
         unit = "pairs" if recipe.semi else "images"
         try:
-            trainer = fit(module, drawn, training, out, unit=unit, callbacks=[keep], show=progress)
+            watching = [keep] if watch is None else [watch, keep]
+            trainer = fit(module, drawn, training, out, unit=unit, callbacks=watching, show=progress)
         finally:
             result = _result(module, keep, targets, recipe, supervision, where)
+            if watch is not None and watch.miou is not None:
+                result = replace(result, validation=f"{watch.text()} at step {watch.at}")
             if first_process() and (keep.batches or not (out / SUMMARY).exists()):
                 write_atomic(out / SUMMARY, (json.dumps(asdict(result), indent=2, default=str) + "\n").encode())
         if trainer.is_global_zero and not (out / INSIDE).exists():
@@ -239,28 +267,34 @@ def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, s
     """See that the folder is that of this very training."""
     if not first_process():
         return
-    recipe_file = out / "recipe.json"
+    recipe_file = out / RECIPE
     _refuse_run(out)
     if _nothing_learned(out):
         recipe_file.unlink()  # a corrected command may begin here
     settings = _deciding(recipe, targets, supervision, start)
     _same_examples(recipe_file, settings["examples"])
-    claim(recipe_file, settings)
+    lengthen(out, settings, recipe)
+    claim(recipe_file, {**settings, **lengthened(out)})
 
 
-def find_out(out: Path, recipe: TrainRecipe, targets: Targets) -> tuple[int, str]:
+def find_out(out: Path, recipe: TrainRecipe, targets: Targets, *, afresh: bool = False) -> tuple[int, str]:
     """How many steps are done in a training's folder, and the supervision of its network. Nothing is written.
+
+    afresh: what is there would be removed.
 
     Raises:
         UserError: the folder holds other things, or another training.
     """
     _refuse_run(out)
-    check_own(out, "recipe.json")
+    check_own(out, RECIPE)
     supervision, start = _supervision(targets, recipe)
-    if (out / "recipe.json").is_file() and not _nothing_learned(out):
+    if afresh:
+        return 0, supervision
+    if (out / RECIPE).is_file() and not _nothing_learned(out):
         settings = _deciding(recipe, targets, supervision, start)
-        _same_examples(out / "recipe.json", settings["examples"])
-        claim(out / "recipe.json", settings)  # which is there, so that it only compares
+        _same_examples(out / RECIPE, settings["examples"])
+        if not may_lengthen(out, settings, recipe):
+            claim(out / RECIPE, {**settings, **lengthened(out)})  # which is there, so that it only compares
     return steps_done(out), supervision
 
 
@@ -270,7 +304,7 @@ def _refuse_run(out: Path) -> None:
 
 
 def _nothing_learned(out: Path) -> bool:
-    return not (out / LAST).exists() and not (out / INSIDE).exists() and _is_own(out / "recipe.json")
+    return not (out / LAST).exists() and not (out / INSIDE).exists() and _is_own(out / RECIPE)
 
 
 def _deciding(recipe: TrainRecipe, targets: Targets, supervision: str, start: str | None) -> dict[str, Any]:
@@ -330,6 +364,7 @@ def _result(
         seconds=round(keep.seconds, 3),
         images_per_second=round(images / keep.seconds, 3) if keep.seconds else None,
         loss=module.last_loss(),
+        log=keep.folder.parent / "log",
         machine={
             "device": where.type,
             "name": torch.cuda.get_device_name(where)

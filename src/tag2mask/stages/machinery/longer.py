@@ -1,0 +1,102 @@
+"""A training's folder that is to hold more steps than it was made for, or another training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tag2mask.run.checkpoint import LAST, steps_done
+from tag2mask.run.files import write_atomic
+from tag2mask.run.settings import describe_differences
+from tag2mask.run.warn import warn
+from tag2mask.segment.network import INSIDE
+from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.supervised import rate
+from tag2mask.types import UserError
+
+RECIPE, SUMMARY = "recipe.json", "train.json"
+_KEY = "lengthened"
+
+
+def lengthened(out: Path) -> dict[str, list[int]]:
+    """{"lengthened": [the steps that the training in a folder was to end at before]}, or {} where it never changed.
+
+    It is written down only where the weights are not those of a training that was asked for at once.
+    """
+    there = _read(out)
+    return {_KEY: there[_KEY]} if there is not None and _KEY in there else {}
+
+
+def may_lengthen(out: Path, settings: dict[str, Any], recipe: TrainRecipe) -> bool:
+    """Whether the training in a folder is the one of ``settings`` but for its number of steps, of which there are more.
+
+    settings: of the training that is asked for, as recipe.json keeps them.
+    """
+    there = _read(out)
+    if there is None or not steps_done(out):
+        return False
+    before = there.get("steps")
+    known = {key: value for key, value in there.items() if key != _KEY}
+    if not isinstance(before, int) or before >= recipe.steps:
+        return False
+    return not describe_differences({**known, "steps": recipe.steps}, settings)
+
+
+def lengthen(out: Path, settings: dict[str, Any], recipe: TrainRecipe) -> None:
+    """Let the training in a folder have the steps of ``settings``, where it may (:func:`may_lengthen`)."""
+    there = _read(out)
+    if there is None or not may_lengthen(out, settings, recipe):
+        return
+    more, before, done = dict(lengthened(out)), int(there["steps"]), steps_done(out)
+    if told := _depends_on_steps(recipe, before, done):
+        more[_KEY] = [*more.get(_KEY, []), before]
+        warn(
+            f"{out} goes on from step {done} to {recipe.steps} instead of {before}: {told}. So the weights will "
+            f"differ from those of {recipe.steps} steps asked for at once; network/config.json says so"
+        )
+    write_atomic(out / RECIPE, (json.dumps({**settings, **more}, indent=2) + "\n").encode())
+
+
+def _depends_on_steps(recipe: TrainRecipe, before: int, done: int) -> str:
+    """What of the steps that were taken was set by how many there were to be; empty where nothing was."""
+    parts = []
+    if recipe.schedule_steps is None:
+        old = replace(recipe, steps=before)
+        parts.append(
+            f"its learning rate fell towards step {before}, to {rate(done - 1, old):.2g} of its height, and goes on "
+            f"at {rate(done, recipe):.2g}, falling towards step {recipe.steps} (it would not depend on the number of "
+            "steps, had schedule_steps been set from the start)"
+        )
+    if recipe.loss == "bootstrapped":
+        parts.append("its loss left out what was sure by a threshold that rose with the share of all steps")
+    if recipe.semi is not None:
+        parts.append(f"the weight of CCT's losses rose over a share of {before} steps")
+    return ", and ".join(parts)
+
+
+def clear(out: Path) -> None:
+    """Remove the training in a folder, and nothing else there.
+
+    Raises:
+        UserError: the folder holds something that is no training.
+    """
+    if _read(out) is None:
+        if (out / RECIPE).exists() or (out / LAST).exists() or (out / INSIDE).exists():
+            raise UserError(f"--out {out}: holds no training that can be told from other things; remove it by hand")
+        return
+    for name in (LAST, RECIPE, SUMMARY):
+        (out / name).unlink(missing_ok=True)
+    for name in (INSIDE, "log", "tensorboard"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _read(out: Path) -> dict[str, Any] | None:
+    """The settings of the training in a folder; None where there is none, or it is of another kind or damaged."""
+    try:
+        there = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return there if isinstance(there, dict) and "examples" in there else None
