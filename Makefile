@@ -1,5 +1,7 @@
 # make demo: install into .venv, label picture-book scenes, print mIoU, write a report
 # make test: install with the development tools, then lint, types and tests
+# make docs: build the documentation into site/ (index.html opens in a browser); a warning is an error
+# make wheel: build the package into dist/, install it into an empty environment, run a small demo from there
 #
 #   PYTHON=python3.12        another Python, 3.11 or newer
 #   TORCH_INDEX=URL          take PyTorch from this package index (the CPU build, or a certain CUDA)
@@ -12,10 +14,10 @@ DEMO ?= demo
 ARGS ?=
 PY := .venv/bin/python
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs wheel clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 demo: .venv/.installed
 	@$(PY) -m tag2mask demo --out "$(DEMO)"
@@ -28,6 +30,21 @@ lint: .venv/.installed-dev
 	@$(PY) -m ruff format --check .
 	@.venv/bin/lint-imports
 	@$(PY) -m mypy
+
+docs: .venv/.installed-docs
+	@NO_MKDOCS_2_WARNING=true $(PY) -m mkdocs build --quiet
+	@echo "written: site/index.html"
+
+wheel: .venv/.python
+	@rm -rf build/wheel && mkdir -p build/wheel dist
+	@$(PY) -m pip wheel -q --no-deps --wheel-dir build/wheel .
+	@echo "Installing the wheel into build/wheel/venv: as much as make demo downloads."
+	@"$(PYTHON)" -m venv build/wheel/venv
+	@if [ -n "$(TORCH_INDEX)" ]; then build/wheel/venv/bin/python -m pip install -q -c constraints.txt --index-url "$(TORCH_INDEX)" torch; fi
+	@build/wheel/venv/bin/python -m pip install -q -c constraints.txt build/wheel/*.whl
+	@cd build/wheel && env -u PYTHONPATH venv/bin/tag2mask demo -n 12 --out demo
+	@for wheel in build/wheel/*.whl; do mv "$$wheel" dist/ && echo "written: dist/$${wheel##*/}"; done
+	@rm -rf build/wheel
 
 .venv/.python:
 	@command -v "$(PYTHON)" >/dev/null || { \
@@ -54,5 +71,10 @@ endef
 	$(call install,[dev])
 	@touch .venv/.installed
 
+.venv/.installed-docs: .venv/.installed pyproject.toml constraints.txt
+	@echo "Installing what builds the documentation into .venv: 30 MB to download."
+	@$(PY) -m pip install -q -c constraints.txt -e ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv demo site build dist .mypy_cache .pytest_cache .ruff_cache

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from typer.testing import CliRunner
 
 from tag2mask.cli import SOME_FAILED, app
 from tag2mask.data.png import read_mask
-from tag2mask.models.classifier import load_backbone
 from tag2mask.ops.crf import engine
 from tag2mask.run.folder import Run
 from tag2mask.storybook import embedded_clip, render
@@ -283,98 +281,3 @@ def test_every_public_name_is_there():
         assert getattr(tag2mask, name) is not None
     with pytest.raises(AttributeError, match="lable"):
         tag2mask.lable  # noqa: B018
-
-
-PAGES = ("README.md", "docs/storybook.md")
-
-
-def blocks(language):
-    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def commands():
-    """Every ``tag2mask`` line of the shell blocks of README and docs, continuation lines joined, comments cut."""
-    text = "\n".join(blocks("sh")).replace("\\\n", " ")
-    return [line for line in text.splitlines() if line.startswith("tag2mask ")]
-
-
-def test_the_readme_has_commands():
-    assert len(commands()) >= 15
-    assert all("make demo" in block or "make" not in block for block in blocks("sh"))
-
-
-def test_every_command_of_the_readme_runs(scenes, tmp_path, monkeypatch):
-    """In order, in a folder that holds what the README names; small scenes, and storybook-clip in OpenAI's place."""
-    monkeypatch.chdir(tmp_path)
-    folder_of_photos(scenes, tmp_path / "photos")
-    shutil.copytree(scenes / "SegmentationClass", "photos-masks/holiday")
-    shutil.copytree(scenes, "VOC2012")
-    os.rename("VOC2012/ImageSets/Segmentation/val.txt", "VOC2012/ImageSets/Segmentation/train.txt")
-    shutil.copytree(ROOT / "recipes", "recipes")
-    torch.save(load_backbone("storybook-resnet").state_dict(), "resnet50-19c8e357.pth")
-    shutil.copytree(scenes / "JPEGImages", "train2014")
-    instances = {
-        "images": [
-            {"id": i, "file_name": p.name, "width": 128, "height": 96}
-            for i, p in enumerate(sorted(Path("train2014").iterdir()))
-        ],
-        "annotations": [
-            {
-                "id": i,
-                "image_id": i,
-                "category_id": 17,
-                "segmentation": [[0, 0, 9, 0, 9, 9]],
-                "area": 40,
-                "bbox": [0, 0, 9, 9],
-                "iscrowd": 0,
-            }
-            for i in range(6)
-        ],
-        "categories": [{"id": 17, "name": "cat"}],
-    }
-    Path("instances_train2014.json").write_text(json.dumps(instances))
-    for command in commands():
-        words = shlex.split(command, comments=True)[1:]
-        if words[0] == "fetch":
-            assert call("fetch", "--help").exit_code == 0  # a network is not for tests
-            continue
-        if words[0] == "label" and not {"--clip", "--config", "-m"} & set(words):
-            words += [*CLIP, "--set", "allow_unknown=true"]
-        if words[0] == "train":
-            words += ["--set", "steps=2", "--set", "batch=2"]
-        if "epochs=5" in words:
-            words[words.index("epochs=5")] = "steps=1"
-            words += ["--set", "batch=2", "--set", "crop=64"]
-        if "clims" in words:
-            words += CLIP if "--clip" not in words else []
-            words += ["--set", "steps=1", "--set", "batch=2", "--set", "allow_unknown=true"]
-        if "irn" in words and "--refine" not in words:
-            words += ["--set", "steps=2", "--set", "batch=2"]
-        if "--refine" in words:
-            words += ["--refine-set", "steps=2", "--refine-set", "batch=2"]
-        if "pot" in words:
-            words += ["--refine-set", "scales=[1]"]
-        if words[:2] == ["storybook", "render"]:
-            words += ["--width", "128", "--height", "96"]
-        if words[0] == "storybook" and "-n" in words:
-            words[words.index("-n") + 1] = "4"
-        done = call(*words)
-        assert done.exit_code == 0, f"{command}\n{done.output}"
-
-
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    render("scenes", 3, split="val", size=(96, 128))
-    (code,) = blocks("python")
-    exec(compile(code, "README.md", "exec"), {})
-    assert Path("runs/python/report.html").exists()
-
-
-def test_the_yaml_of_the_readme_is_a_class_set(tmp_path):
-    from tag2mask.classes import load_classes
-
-    (text,) = blocks("yaml")
-    (tmp_path / "plants.yaml").write_text(text)
-    classes = load_classes(tmp_path / "plants.yaml")
-    assert classes.texts["clip-es"].names == ("oak tree", "pine tree", "fern")

@@ -1,4 +1,4 @@
-"""The commands of docs/suggest.md and docs/training.md run, in order; the YAML of docs/classes.md is what it says."""
+"""The commands of docs/suggest.md and docs/watch-training.md run; the YAML of docs/classes.md is what it says."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_commands_on_training_run(photos):
     run(["label", "photos", "--classes", "voc12", "--clip", "storybook-clip", "--mu", "0", "-o", "runs/photos"])
     narrow = ["--set", "init=random", "--set", "batch=2", "--set", "crop=32", "--device", "cpu"]
     narrow += ["--set", "options={width: 4, blocks: [1, 1, 1, 1], channels: 8}"]
-    listed = commands("training.md")
+    listed = commands("watch-training.md")
     assert len(listed) == 6
     for command in listed:
         words = [SMALLER.get(word, word) for word in shlex.split(command)[1:]]

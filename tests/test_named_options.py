@@ -16,7 +16,7 @@ from tag2mask.methods import known_methods, method_class
 
 ROOT = Path(__file__).parent.parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
-OTHERS = {"--index-url", "--extra-index-url", "--upgrade"}  # pip's
+OTHERS = {"--index-url", "--extra-index-url", "--upgrade", "--build-arg"}  # pip's and docker's
 
 
 def options(command) -> set[str]:
@@ -42,7 +42,7 @@ def scripts() -> set[str]:
 
 def sources() -> list[Path]:
     found = [*(ROOT / "src").rglob("*.py"), *(ROOT / "recipes").glob("*.yaml"), *ROOT.glob("*.md")]
-    return sorted([*found, *(ROOT / "docs").glob("*.md")])
+    return sorted([*found, *(ROOT / "docs").rglob("*.md")])
 
 
 def test_every_option_that_is_named_exists() -> None:

@@ -86,9 +86,7 @@ def train(
     ] = None,
     eval_data: Annotated[
         Path | None,
-        typer.Option(
-            help="Images with true masks to measure on; default: those of the data that are not trained on."
-        ),
+        typer.Option(help="Images with true masks to measure on; default: those of the data not trained on."),
     ] = None,
     eval_split: Annotated[
         str | None, typer.Option(help="Split to measure on, of --eval-data or of the data.")
@@ -148,8 +146,8 @@ def train(
     if dry_run:
         from tag2mask.stages.dry_run import dry_train
 
-        given = {"data": dataset, "pixel_labels": pixel_labels, "hold_out": hold_out, "afresh": overwrite}
-        typer.echo(dry_train(opened, out, recipe, **given).text())
+        rest = (dataset, pixel_labels)
+        typer.echo(dry_train(opened, out, recipe, *rest, hold_out=hold_out, afresh=overwrite).text())
         return
     validation = None
     if eval_every is not None:

@@ -106,9 +106,9 @@ def dry_train(
     run: Run | None,
     out: Path,
     recipe: TrainRecipe,
-    *,
     data: Dataset | None = None,
     pixel_labels: Path | None = None,
+    *,
     hold_out: int = 0,
     afresh: bool = False,
 ) -> DryTraining:

@@ -14,7 +14,7 @@ from PIL import Image
 from tag2mask.classes import class_index, fold, load_classes, plain_classes
 from tag2mask.data.image import upright_pixels
 from tag2mask.methods import make_method
-from tag2mask.stages.label import REFINE_MAX_PIXELS
+from tag2mask.stages.machinery.asked import REFINE_MAX_PIXELS
 from tag2mask.stages.machinery.labeller import Labeller
 from tag2mask.stages.machinery.plan import Loaded, SampleBatch
 from tag2mask.stages.machinery.store import Outcome

@@ -31,7 +31,7 @@ def lengthened(out: Path) -> dict[str, list[int]]:
 
 
 def may_lengthen(out: Path, settings: dict[str, Any], recipe: TrainRecipe) -> bool:
-    """Whether the training in a folder is the one of ``settings`` but for its number of steps, of which there are more.
+    """Whether ``settings`` are the training in a folder but for the number of steps, of which they have more.
 
     settings: of the training that is asked for, as recipe.json keeps them.
     """
