@@ -28,7 +28,7 @@ def test_the_commands_of_the_page(tmp_path, monkeypatch):
     text = "\n".join(re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
     said = [run(line.removeprefix("tag2mask ")) for line in text.splitlines() if line.startswith("tag2mask ")]
     assert "labelme: 0 masks corrected, 2 as they were" in said[-1]
-    assert "shapes: " in run("formats labelme")
+    assert "polygons | masks" in run("formats labelme")
 
 
 def test_every_format_is_in_the_table():

@@ -16,7 +16,13 @@ from tag2mask.methods import known_methods, method_class
 
 ROOT = Path(__file__).parent.parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
-OTHERS = {"--index-url", "--extra-index-url", "--upgrade", "--build-arg"}  # pip's and docker's
+OTHERS = {
+    "--index-url",
+    "--extra-index-url",
+    "--upgrade",
+    "--build-arg",
+    "--logdir",
+}  # pip's, docker's, TensorBoard's
 
 
 def options(command) -> set[str]:

@@ -154,7 +154,10 @@ def train(
         measured = _eval_data(dataset, where, opened, eval_data, eval_split, eval_truth)
         validation = Validation(eval_every, measured, hold_out)
     elif hold_out or any(given is not None for given in (eval_data, eval_split, eval_truth)):
-        raise UserError("--hold-out and --eval-... say what is measured: say how often, too (--eval-every STEPS)")
+        raise UserError(
+            "--hold-out, --eval-data, --eval-split and --eval-truth say what is measured; say how often, too: "
+            "--eval-every STEPS"
+        )
     result = run_train(
         opened,
         out,
