@@ -33,6 +33,7 @@ from tag2mask import __version__
 from tag2mask.data import read_voc
 from tag2mask.data.image import read_image
 from tag2mask.methods import make_method
+from tag2mask.methods.mctformer import SCENES
 from tag2mask.models.save import save_clip
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import load_clip
@@ -61,7 +62,7 @@ FITS: dict[str, dict[str, Any]] = {
     "v2": {"version": "v2"},
     "v1": {"version": "v1"},
     "plus": {"variant": "plus", "scales": [1.0]},
-    "floor": {"version": "v2", "weights": "untrained"},
+    "floor": {"version": "v2", "weights": "untrained", **{key: SCENES[key] for key in SCENES if key != "epochs"}},
 }
 """Fits by what is given beside the number of steps; "untrained" is a tower of the same shape that learned nothing."""
 

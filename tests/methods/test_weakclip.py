@@ -21,6 +21,7 @@ from tag2mask.methods.weakclip import WeakCLIP, WeakCLIPOptions
 from tag2mask.models.weakclip_files import released_name
 from tag2mask.run.folder import Run
 from tag2mask.segment.network import load_network, read_saved
+from tag2mask.segment.supervised import make_optimizer
 from tag2mask.segment.test_time import PRESETS, TestTime
 from tag2mask.stages.label import label
 from tag2mask.stages.machinery.predictor import Predictor
@@ -119,6 +120,17 @@ def test_cocos_names_are_its_own():
 
 
 # --- seeds --------------------------------------------------------------------------------------------------
+
+
+def test_direct_matching_has_nothing_to_learn_and_labels(data, tmp_path):
+    seeds = seed_folder(data, tmp_path / "seeds")
+    small = {name: value for name, value in FITS["weakclip"].items() if name not in ("heads", "width", "channels")}
+    direct = {**small, "match": "direct", "decoder": "none", "prompts": 0}
+    method = make_method("weakclip", KNOWN, clip=random_clip(), **direct)
+    with pytest.raises(UserError, match="nothing of this weakclip learns"):
+        make_optimizer(method.start(), method.recipe)
+    summary = label(data, method, tmp_path / "run", prior=seeds, progress=False)
+    assert (summary.done, summary.failed) == (len(data), 0)
 
 
 def test_a_folder_of_seeds_and_then_labels_without_any(data, tmp_path):

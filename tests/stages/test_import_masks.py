@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from stages.small_run import CLASSES, small_run, toys
@@ -114,7 +115,7 @@ def test_corrections_count_and_nothing_is_lost(run, data, tmp_path):
         assert found.replaced == ((id,) if number == 1 else ())
         np.testing.assert_array_equal(read_mask(Corrected(run).mask_path(id)), mask)
     np.testing.assert_array_equal(read_mask(run.mask_path(id)), made)
-    np.testing.assert_array_equal(read_mask(run.path / "corrected" / "before" / f"{id}.1.png"), changed(run, id, 2))
+    np.testing.assert_array_equal(read_mask(run.path / "corrected-before" / f"{id}.1.png"), changed(run, id, 2))
 
     exported = export(run, data, "png", tmp_path / "out", progress=False)
     np.testing.assert_array_equal(read_mask(exported / f"{id}.png"), changed(run, id, 3))
@@ -139,6 +140,28 @@ def test_a_correction_of_a_picture_that_was_replaced_counts_no_more(run, data, t
     log.write_text(json.dumps({**row, "picture": "0" * 32}) + "\n")
     assert Corrected(run).mask_path(id) == run.mask_path(id)
     assert len(Corrected(run)) == 0
+
+
+def test_a_correction_of_other_classes_counts_no_more(run, data, tmp_path):
+    id = run.ids()[0]
+    import_masks(
+        run, corrected_folder(run, tmp_path / "a", **{id.replace("/", "_"): changed(run, id)}), progress=False
+    )
+    path = run.path / "run.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["settings"]["classes"]["names"][2] = "puppy"
+    path.write_text(yaml.safe_dump(document))
+    with pytest.warns(UserWarning, match="1 corrected mask of other classes than the run's, not used"):
+        assert Corrected(run.open(run.path)).mask_path(id) == run.mask_path(id)
+
+
+@pytest.mark.parametrize("corner", ["nan", "inf", "1e12"])
+def test_corners_far_away_are_refused(run, data, tmp_path, corner):
+    place = out(run, data, "yolo-seg", tmp_path / "out")
+    path = next(path for path in sorted(place.rglob("*.txt")) if path.read_text())
+    path.write_text(f"0 0.1 0.1 0.5 {corner} 0.5 0.5\n")
+    with pytest.raises(UserError, match="far outside of the image"):
+        import_masks(run, place, progress=False)
 
 
 def zipped(folder, path):
@@ -208,7 +231,7 @@ def test_an_unknown_class_is_named(run, data, tmp_path, kind):
     broken(kind, place, lambda text: text.replace('"dog"', '"dgo"').replace(": dog", ": dgo"))
     with pytest.raises(UserError, match=r"dgo"):
         import_masks(run, place, kind, progress=False)
-    assert not (run.path / "corrected" / "before").exists()
+    assert not (run.path / "corrected").exists()  # nothing is stored before all is read
 
 
 @pytest.mark.parametrize("kind", ["coco", "cvat", "label-studio", "labelme", "datumaro", "fiftyone"])

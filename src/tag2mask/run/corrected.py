@@ -3,10 +3,11 @@
 ::
 
     corrected/<id>.png                   the mask that counts now
-    corrected/corrected.jsonl            one line for each change: the image, its picture's digest, where it came from
-    corrected/before/<id>.<number>.png   masks that later corrections replaced
+    corrected/corrected.jsonl            a line a change: image, its picture's digest, classes, where it came from
+    corrected-before/<id>.<number>.png   masks that later corrections replaced
 
-A correction is of the picture that it was drawn on. Where that was replaced since, the made mask counts again.
+A correction is of the picture that it was drawn on and of the classes of that time. Where the picture was replaced
+since, or the classes are others, the made mask counts again.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from pathlib import Path
 from tag2mask.run.artefacts import check_id
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
+from tag2mask.run.warn import warn
 from tag2mask.types import UserError
+from tag2mask.words import many
 
 __all__ = ["CORRECTED", "Corrected", "counting"]
 
-CORRECTED = "corrected"
+CORRECTED, BEFORE = "corrected", "corrected-before"
 _LOG = "corrected.jsonl"
 
 
@@ -32,14 +35,24 @@ class Corrected:
         """Raises UserError where the list of corrections is damaged."""
         self._run, self._folder = run, run.path / CORRECTED
         self._drawn_on: dict[str, str | None] = {}
+        names = list(run.settings.get("classes", {}).get("names") or ())
+        other: set[str] = set()
         log = self._folder / _LOG
         if log.exists():
             for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), start=1):
                 try:
                     row = json.loads(line)
-                    self._drawn_on[row["id"]] = row["picture"]
+                    id, picture, classes = row["id"], row["picture"], row["classes"]
                 except (KeyError, TypeError, ValueError) as error:
                     raise UserError(f"{log}, line {number} is damaged ({error}); remove that line") from error
+                if classes == names[: len(classes)]:  # classes may be added at the end
+                    self._drawn_on[id] = picture
+                    other.discard(id)
+                else:
+                    self._drawn_on.pop(id, None)
+                    other.add(id)
+        if other:
+            warn(f"{self._folder}: {many(len(other), 'corrected mask')} of other classes than the run's, not used")
         self._known = run.inputs() if self._drawn_on else None
 
     def __len__(self) -> int:
@@ -64,17 +77,19 @@ class Corrected:
         """
         place, replaced = self._place(id), False
         if place.exists() and place.read_bytes() != mask:
-            before, number = self._folder / "before", 1
+            before, number = self._run.path / BEFORE, 1
             while (kept := before / f"{id}.{number}.png").exists():
                 number += 1
             write_atomic(kept, place.read_bytes(), sync=True)
             replaced = True
         write_atomic(place, mask, sync=True)
         self._known = self._known or self._run.inputs()
-        row = {"id": id, "picture": self._picture(id), "source": source}
+        names = list(self._run.settings.get("classes", {}).get("names") or ())
+        picture = self._picture(id)
+        row = {"id": id, "picture": picture, "classes": names, "source": source}
         with (self._folder / _LOG).open("a", encoding="utf-8") as log:
             log.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._drawn_on[id] = row["picture"]
+        self._drawn_on[id] = picture
         return replaced
 
     def _place(self, id: str) -> Path:

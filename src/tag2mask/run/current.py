@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from tag2mask.run.corrected import Corrected
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs
 from tag2mask.types import Sample, UserError
@@ -107,7 +108,7 @@ class Current:
         predicted = run.settings.get("stage") == "predict"
         uses_tags = not predicted or bool(run.settings.get("use_tags"))
         found = str(run.noted.get("prior_found") or "maps")
-        self.run, self.stale = run, Named()
+        self.run, self.stale, self._corrected = run, Named(), Corrected(run)
         self._compare = Comparison(run, _earlier_of(run), found, tags=uses_tags, untagged=predicted)
 
     def why_none(self, sample: Sample) -> str | None:
@@ -120,6 +121,8 @@ class Current:
         reason, _ = self._compare.look(sample)
         if reason == "unknown":
             return None
+        if reason in ("tags", "earlier") and self._corrected.path(sample.id) is not None:
+            return None  # what a person drew is of the picture alone
         if reason is not None:
             self.stale.add(reason, sample.id)
         return reason

@@ -62,8 +62,14 @@ def _rates(step: int, recipe: TrainRecipe) -> tuple[float, float]:
 def make_optimizer(
     net: SegmentationNet, recipe: TrainRecipe, more: Sequence[dict[str, Any]] = ()
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser, with the parameter groups of the network and ``more`` of them."""
+    """The recipe's optimiser, with the parameter groups of the network and ``more`` of them.
+
+    Raises:
+        UserError: nothing of the network learns.
+    """
     groups = [*net.parameter_groups(recipe.lr, recipe.weight_decay), *more]
+    if not any(group["params"] for group in groups):
+        raise UserError(f"nothing of this {recipe.architecture} learns: its options freeze or leave out every part")
     if recipe.optimiser == "adamw":
         fused = recipe.precision != "float16"  # in one pass, which cannot be while gradients are scaled and clipped
         return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tag2mask import formats
 from tag2mask.data.image import image_size
 from tag2mask.data.png import encode_mask, read_mask
-from tag2mask.data.tools.reading import Files, Importer, Labels
+from tag2mask.data.tools.reading import Correction, Files, Importer, Labels
 from tag2mask.run.about import stored_classes
 from tag2mask.run.corrected import Corrected
 from tag2mask.run.files import cannot_write
@@ -47,7 +47,7 @@ class Imported:
         if self.replaced:
             lines.append(
                 f"{len(self.replaced)} of them had been corrected before ({listing(self.replaced)}); the earlier "
-                "corrections are kept in corrected/before"
+                "corrections are kept in corrected-before"
             )
         if self.unknown:
             lines.append(
@@ -59,7 +59,7 @@ class Imported:
 def import_masks(
     run: Run | Path | str, source: Path | str, kind: str | None = None, *, progress: bool = True
 ) -> Imported:
-    """Take masks back that a person corrected in another tool.
+    """Take masks back that a person corrected in another tool. All are looked at before the first is stored.
 
     Each is stored in the run's folder beside the made one; ``eval``, ``export`` and ``train`` use it instead. Images
     that came back as they were stay as they are. Nothing is lost: a correction that is replaced is kept.
@@ -84,43 +84,56 @@ def import_masks(
         return None if id is None else image_size(run.mask_path(id))
 
     labels = Labels(stored_classes(run), size)
-    changed: list[str] = []
-    replaced: list[str] = []
-    unknown: list[str] = []
-    seen: Counter[str] = Counter()
-    equal = 0
-    for name, mask in show_progress(importer.read(files, labels), "import", enabled=progress):
+    unknown: dict[str, None] = {}
+    given = (ids, corrected, unknown, importer.ignored, str(source))
+    found: dict[str, bool] = {}  # whether the mask is another one
+    for id, _, differs in _read(show_progress(importer.read(files, labels), "read", enabled=progress), *given):
+        found[id] = differs
+    changed = [id for id, differs in found.items() if differs]
+    if not found:
+        raise UserError(
+            f"{source} has no mask of an image of {run.path}; its names are {listing(list(unknown)) or 'none'}, "
+            f"the run's {listing(run.ids())}"
+        )
+    replaced = []
+    for id, mask, differs in _read(importer.read(files, labels), *given) if changed else ():
+        if differs:
+            try:
+                if corrected.store(id, encode_mask(mask, labels.classes.palette), f"{kind}: {Path(source).name}"):
+                    replaced.append(id)
+            except OSError as error:
+                raise cannot_write(run.path, error) from error
+    return Imported(kind, tuple(changed), tuple(replaced), len(found) - len(changed), tuple(unknown))
+
+
+def _read(
+    corrections: Iterable[Correction],
+    ids: _Ids,
+    corrected: Corrected,
+    unknown: dict[str, None],
+    ignored: bool,
+    source: str,
+) -> Iterator[tuple[str, NDArray[np.uint8], bool]]:
+    """(id, mask, whether it differs from the one that counts) of each image of the run; other names go to unknown."""
+    seen: set[str] = set()
+    for name, drawn in corrections:
         id = ids.find(name)
         if id is None:
-            unknown.append(name)
+            unknown[name] = None
             continue
-        seen[id] += 1
-        if seen[id] > 1:
+        if id in seen:
             raise UserError(f"{source} has several masks of {id}; keep the one that holds")
+        seen.add(id)
         now = read_mask(corrected.mask_path(id))
-        mask = np.zeros_like(now) if mask is None else mask
+        mask = np.zeros_like(now) if drawn is None else drawn
         if mask.shape != now.shape:
             raise UserError(
                 f"{source}: the mask of {id} is {mask.shape[1]} x {mask.shape[0]} (width x height), the run's is "
                 f"{now.shape[1]} x {now.shape[0]}; export it in the size of the picture"
             )
-        if not importer.ignored:
+        if not ignored:
             mask = np.where((mask == 0) & (now == IGNORE), np.uint8(IGNORE), mask)
-        if np.array_equal(mask, now):
-            equal += 1
-            continue
-        try:
-            if corrected.store(id, encode_mask(mask, labels.classes.palette), f"{kind}: {Path(source).name}"):
-                replaced.append(id)
-        except OSError as error:
-            raise cannot_write(run.path, error) from error
-        changed.append(id)
-    if not seen:
-        raise UserError(
-            f"{source} has no mask of an image of {run.path}; its names are {listing(unknown) or 'none'}, the run's "
-            f"{listing(run.ids())}"
-        )
-    return Imported(kind, tuple(changed), tuple(replaced), equal, tuple(unknown))
+        yield id, mask, not np.array_equal(mask, now)
 
 
 def _importer(files: Files, kind: str | None) -> tuple[str, Importer]:

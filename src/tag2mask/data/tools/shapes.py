@@ -57,9 +57,12 @@ def fill(polygons: Sequence[Points], size: tuple[int, int]) -> Mask:
     """The pixels that polygons enclose, (H, W) of 0 and 1; where one crosses itself, those enclosed once.
 
     Raises:
-        ValueError: fewer than three corners.
+        ValueError: fewer than three corners, or one far outside of the image.
     """
     height, width = size
+    for x, y in (point for points in polygons for point in points):
+        if not (-width <= x <= 2 * width and -height <= y <= 2 * height):  # NaN neither; far ones take memory
+            raise ValueError(f"a corner at ({x:g}, {y:g}), far outside of the image, {width} x {height}")
     if any(len(points) < 3 for points in polygons):
         raise ValueError("a polygon has fewer than three corners, which enclose nothing")
     if not polygons:

@@ -74,15 +74,16 @@ def _read_semantic(files: Files, labels: Labels) -> Iterator[Correction]:
     check_names(_names(files), labels, _YAML)
     for name in files.ending(".png"):
         if "/masks/" in f"/{name}":
-            yield Correction(_inside(name), indexed_mask(files, name, labels))
+            yield Correction(_inside(name, "masks"), indexed_mask(files, name, labels))
 
 
 def _read_yolo(files: Files, labels: Labels) -> Iterator[Correction]:
     names = _names(files)
     for name in files.ending(".txt"):
         if "/labels/" in f"/{name}":
-            text, size = files.read(name).decode("utf-8", "replace"), labels.size(_inside(name))
-            yield Correction(_inside(name), None if size is None else _filled(text, size, names, labels, name))
+            own = _inside(name, "labels")
+            text, size = files.read(name).decode("utf-8", "replace"), labels.size(own)
+            yield Correction(own, None if size is None else _filled(text, size, names, labels, name))
 
 
 def _filled(text: str, size: tuple[int, int], names: dict[int, str], labels: Labels, where: str) -> Mask:
@@ -101,9 +102,9 @@ def _filled(text: str, size: tuple[int, int], names: dict[int, str], labels: Lab
     return mask
 
 
-def _inside(name: str) -> str:
-    """An image's name in images/train/, masks/train/ or labels/train/, without its suffix."""
-    return "/".join(name.rpartition(".")[0].split("/")[2:])
+def _inside(name: str, folder: str) -> str:
+    """An image's name within a split of that folder, "a/b" of "labels/train/a/b.txt"."""
+    return "/".join(f"/{name}".rpartition(f"/{folder}/")[2].rpartition(".")[0].split("/")[1:])
 
 
 SEMANTIC = FolderExporter(files=_semantic, Options=ToolOptions, needs_images=True)

@@ -63,8 +63,9 @@ def train(
             )
     if twice is not None:
         targets = repeated(targets, twice)
-    module = SupervisedTraining(recipe, net)
-    train_to_end(module, Examples(targets, recipe.augment, recipe.seed), settings, folder, "weakclip")
+    if any(parameter.requires_grad for parameter in net.parameters()):  # direct matching has nothing to learn
+        module = SupervisedTraining(recipe, net)
+        train_to_end(module, Examples(targets, recipe.augment, recipe.seed), settings, folder, "weakclip")
     noted = {"recipe": plain(recipe), "examples": len(targets), "test": test}
     keep_network(folder, net, recipe.steps, supervision=targets.supervision, noted=noted)
     net.to(settings.device).eval()
