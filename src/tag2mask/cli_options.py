@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -128,6 +127,8 @@ def show_options(options: Any) -> None:
 
 def list_settings(recipe: Any) -> None:
     """Print what a recipe's class says of its settings, then each as `--set` takes it."""
+    import json
+
     from tag2mask.run.settings import plain
 
     typer.echo(f"{inspect.getdoc(type(recipe))}\n")
