@@ -4,7 +4,7 @@
 #   PYTHON=python3.12        another Python, 3.11 or newer
 #   TORCH_INDEX=URL          take PyTorch from this package index (the CPU build, or a certain CUDA)
 #   DEMO=folder              where the demo writes
-#   ARGS="-k crf"            passed on to pytest
+#   ARGS="-k crf"            passed on to pytest; ARGS="-n 0" runs all tests in one process
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -21,7 +21,7 @@ demo: .venv/.installed
 	@$(PY) -m tag2mask demo --out "$(DEMO)"
 
 test: .venv/.installed-dev lint
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.installed-dev
 	@$(PY) -m ruff check .

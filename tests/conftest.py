@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tag2mask.process import tune_process
@@ -17,7 +18,7 @@ from frozen_cases import FROZEN, GOLDEN, read
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # several processes share the cores
 
 
 @pytest.fixture(scope="module")

@@ -161,6 +161,18 @@ def test_changes_of_single_values(name):
     np.testing.assert_array_equal(changed(name, GREY), POINTS[name](GREY.astype(int)))
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", dict(CHANGES))
+def test_changes_of_every_strength(name, strength):
+    """Both ends are drawn, too: one picture in 40 is changed with the full strength."""
+    out = changed(name, NOISE, strength)
+    assert out.shape == NOISE.shape
+    assert out.dtype == np.uint8
+    if name == "posterize":
+        kept = {0.0: 0b11110000, 0.5: 0b11000000, 1.0: 0}[strength]
+        np.testing.assert_array_equal(out, NOISE & kept)
+
+
 def test_changes_of_the_range_of_values():
     low = (NOISE // 4 + 20).astype(np.uint8)
     for name in ("autocontrast", "equalize"):

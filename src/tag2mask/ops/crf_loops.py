@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.ops.compiled import compiled
-from tag2mask.ops.lattice_loops import SPATIAL, TILE, Array, Lattice, absent, blur, build
-from tag2mask.ops.row_loops import dot, less, load, nothing, plus, store, width
+from tag2mask.ops.lattice_loops import SOON, SPATIAL, TILE, Array, Lattice, absent, blur, build
+from tag2mask.ops.row_loops import dot, fetch, less, load, nothing, plus, store, width
 
 if TYPE_CHECKING:
     from tag2mask.ops.crf import CRF
@@ -172,8 +172,14 @@ def _exponentials(fours, one, factor):  # type: ignore[no-untyped-def]
 def _slice(e, begin, logits, kernels, near, far):  # type: ignore[no-untyped-def]
     """Add to the energies e of the tile that begins there what the vertices' values near and far say."""
     (corner3, part3, weight3), (corner6, part6, weight6) = kernels
+    last = len(corner6) - 1
     for p in range(len(e)):
         i = begin + p
+        soon = min(i + SOON, last)
+        for j in range(3):
+            fetch(near, corner3[soon, j])
+        for j in range(6):
+            fetch(far, corner6[soon, j])
         for k in range(0, width(e), 4):
             near_sum = far_sum = nothing(logits)
             for j in range(3):
@@ -204,6 +210,9 @@ def _splat(e, begin, corners, parts, values):  # type: ignore[no-untyped-def]
     """Add the tile that begins there to the vertices around its pixels."""
     for p in range(len(e)):
         i = begin + p
+        soon = min(i + SOON, len(corners) - 1)
+        for j in range(corners.shape[1]):
+            fetch(values, corners[soon, j])
         for k in range(0, width(e), 4):
             difference = load(e, p, k)
             for j in range(corners.shape[1]):

@@ -18,12 +18,15 @@ import torch
 
 from tag2mask.ops.compiled import compiled
 from tag2mask.ops.lattice import LatticeCache
-from tag2mask.ops.row_loops import load, plus, store, width
+from tag2mask.ops.row_loops import fetch, load, plus, store, width
 
 Array = np.ndarray
 
 TILE = 256
 """Pixels whose values are kept together in the first-level cache."""
+
+SOON = 6
+"""How many pixels or vertices before they are wanted rows of scattered places are fetched."""
 
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 _GOLDEN, _HIGH, _STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(32), np.uint64(1)
@@ -39,8 +42,9 @@ class Lattice:
     vertices, weights: (N, d + 1) uint32 and float32; the simplex around each pixel and its barycentric weights,
         times the normalisation n_i = 1 / sqrt((K 1)_i) of the pixel.
     order: (V,) uint32; the pixels' number of each vertex of the blur.
-    neighbours: (d + 1, V, 2) uint32; the next and the previous vertex of the blur along each direction. Vertex V is
-        the missing neighbour: no pixel has it, and its value is always zero.
+    neighbours: (d + 1, V, 2) uint32; the next and the previous vertex of the blur along each direction; along the
+        first one by the pixels' number, for there the blur reads what the splat has left. Vertex V is the missing
+        neighbour: no pixel has it, and its value is always zero.
     """
 
     vertices: Array
@@ -81,12 +85,13 @@ def build(image: Array, sigmas: tuple[float, ...]) -> Lattice:
     order = np.argsort(keys)
     neighbours = _neighbours(keys[order], strides, span, int(np.count_nonzero(keys < d * span)))
     order = order.astype(np.uint32)
-    if (
-        d == 2
-    ):  # without colours neighbours in the lattice are neighbours in the picture: the pixels' order serves both
-        number, renumbered = np.append(order, np.uint32(len(order))), np.empty_like(neighbours)
+    number = np.append(order, np.uint32(len(order)))
+    if d == 2:  # without colours neighbours in the lattice are neighbours in the picture: one order serves both
+        renumbered = np.empty_like(neighbours)
         renumbered[:, order] = number[neighbours]
         order, neighbours = np.arange(len(order), dtype=np.uint32), renumbered
+    else:
+        neighbours[0] = number[neighbours[0]]
     _normalise(vertices, weights, order, neighbours)
     return Lattice(vertices, weights, order, neighbours)
 
@@ -297,22 +302,31 @@ def blur(values, out, free, order, neighbours):  # type: ignore[no-untyped-def]
 
     ``values`` is overwritten. Rows are as in ``row_loops``.
     """
-    count, columns = len(order), width(values)
+    count, columns, most = len(order), width(values), len(neighbours) - 1
+    values[count] = free[count] = out[count] = 0
+    near = neighbours[0]
     for v in range(count):
+        soon = min(v + SOON, count - 1)
+        fetch(values, near[soon, 0])
+        fetch(values, near[soon, 1])
+        fetch(values, order[soon])
         for k in range(0, columns, 4):
-            store(free, v, k, load(values, order[v], k))
-    values[count] = free[count] = 0
+            both = plus(load(values, near[v, 0], k), _ONE, load(values, near[v, 1], k))
+            store(free, v, k, plus(load(values, order[v], k), _HALF, both))
     here, there = free, values
-    for j in range(len(neighbours)):
+    for j in range(1, most):
         near = neighbours[j]
         for v in range(count):
             for k in range(0, columns, 4):
                 both = plus(load(here, near[v, 0], k), _ONE, load(here, near[v, 1], k))
                 store(there, v, k, plus(load(here, v, k), _HALF, both))
         here, there = there, here
+    near = neighbours[most]
     for v in range(count):
+        fetch(out, order[min(v + SOON, count - 1)])
         for k in range(0, columns, 4):
-            store(out, order[v], k, load(here, v, k))
+            both = plus(load(here, near[v, 0], k), _ONE, load(here, near[v, 1], k))
+            store(out, order[v], k, plus(load(here, v, k), _HALF, both))
 
 
 @compiled(sums=True)

@@ -19,6 +19,8 @@ from numba.np.arrayobj import make_array
 WIDTH = 4
 _FLOAT, _INDEX = ir.FloatType(), ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, WIDTH)
+_BYTES = ir.IntType(8).as_pointer()
+_PREFETCH = ir.FunctionType(ir.VoidType(), [_BYTES, _INDEX, _INDEX, _INDEX])
 
 
 class _Vector(types.Type):
@@ -134,3 +136,22 @@ def dot(typing, a, b):  # type: ignore[no-untyped-def]
         return builder.fadd(builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3]))
 
     return types.float32(a, b), code
+
+
+@intrinsic
+def fetch(typing, array, row):  # type: ignore[no-untyped-def]
+    """Ask memory for array[row], which is read or written soon, and do not wait for it."""
+
+    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        of = make_array(signature.args[0])(context, builder, args[0])
+        zero, four, line = (context.get_constant(types.intp, number) for number in (0, 4, 64))
+        size = builder.mul(four, cgutils.unpack_tuple(builder, of.shape)[1]) if signature.args[0].ndim == 2 else four
+        row = context.cast(builder, args[1], signature.args[1], types.intp)
+        start = builder.gep(builder.bitcast(of.data, _BYTES), [builder.mul(row, size)])
+        prefetch = cgutils.get_or_insert_function(builder.module, _PREFETCH, "llvm.prefetch.p0i8")
+        kind = [ir.Constant(_INDEX, number) for number in (0, 3, 1)]  # to read, into all caches, data
+        with cgutils.for_range_slice(builder, zero, size, line) as (offset, _):
+            builder.call(prefetch, [builder.gep(start, [offset]), *kind])
+        return context.get_dummy_value()
+
+    return types.void(array, row), code

@@ -161,6 +161,11 @@ def _brighten(picture: Image.Image, by: int) -> Image.Image:
     return picture.point([min(255, value + by) if value < 128 else value for value in range(256)] * 3)
 
 
+def _posterize(picture: Image.Image, bits: int) -> Image.Image:
+    """Keep so many of the 8 bits. At the full strength that is none: black, which ``ImageOps.posterize`` refuses."""
+    return picture.point([value >> 8 - bits << 8 - bits for value in range(256)] * 3)
+
+
 def _enhanced(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Change:
     return lambda picture, strength, sign, _: kind(picture).enhance(1 + sign * 0.9 * strength)
 
@@ -170,7 +175,7 @@ CHANGES: tuple[tuple[str, Change], ...] = (
     ("equalize", lambda p, m, sign, fill: ImageOps.equalize(p)),
     ("invert", lambda p, m, sign, fill: ImageOps.invert(p)),
     ("rotate", lambda p, m, sign, fill: p.rotate(sign * 30 * m, Image.Resampling.BICUBIC, fillcolor=fill)),
-    ("posterize", lambda p, m, sign, fill: ImageOps.posterize(p, 4 - int(4 * m))),
+    ("posterize", lambda p, m, sign, fill: _posterize(p, 4 - int(4 * m))),
     ("solarize", lambda p, m, sign, fill: ImageOps.solarize(p, 256 - int(256 * m))),
     ("solarize-add", lambda p, m, sign, fill: _brighten(p, int(110 * m))),
     ("colour", _enhanced(ImageEnhance.Color)),
