@@ -37,9 +37,7 @@ def page(tmp_path, monkeypatch):
         for name, where in re.findall(r'([\w-]+) = "(\w+:\w+)"', lines)
     ]
     assert len(points) == 3
-    monkeypatch.setattr(
-        "tag2mask.tables.entry_points", lambda group: [each for each in points if each.group == group]
-    )
+    monkeypatch.setattr("tag2mask.tables._points", lambda group: [each for each in points if each.group == group])
     return points
 
 

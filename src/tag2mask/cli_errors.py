@@ -9,7 +9,6 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tag2mask.run.processes import helping
 from tag2mask.types import UserError
 
 
@@ -18,6 +17,8 @@ class OneLineErrors(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the command that was asked for."""
+        from tag2mask.run.processes import helping  # here, for what it loads: --help ends before
+
         debug = bool(ctx.params.get("debug"))
         with warnings.catch_warnings():
             if helping():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tag2mask.types import UserError
 from tag2mask.words import did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["find", "offered", "packages"]
 
@@ -20,13 +23,20 @@ def offered(own: Mapping[str, str], group: str) -> dict[str, str]:
         own: the table of ours.
         group: the entry-point group in which other packages offer more, "name = module:attribute".
     """
-    others = {point.name: point.value for point in entry_points(group=group)}
+    others = {point.name: point.value for point in _points(group)}
     return {**own, **{name: where for name, where in others.items() if name not in own}}
 
 
 def packages(group: str) -> dict[str, str]:
     """Name -> the package that offers it."""
-    return {point.name: point.dist.name if point.dist else point.value for point in entry_points(group=group)}
+    return {point.name: point.dist.name if point.dist else point.value for point in _points(group)}
+
+
+@cache
+def _points(group: str) -> tuple[EntryPoint, ...]:
+    from importlib.metadata import entry_points  # not needed for help, and long to load
+
+    return tuple(entry_points(group=group))
 
 
 def find(what: str, name: str, places: Mapping[str, str]) -> Any:

@@ -336,7 +336,7 @@ def test_another_packages_method(monkeypatch, data, tmp_path):
     from importlib.metadata import EntryPoint
 
     points = [EntryPoint(name, value, "tag2mask.methods") for name, value in OTHERS.items()]
-    monkeypatch.setattr("tag2mask.tables.entry_points", lambda group: points if group == "tag2mask.methods" else [])
+    monkeypatch.setattr("tag2mask.tables._points", lambda group: points if group == "tag2mask.methods" else [])
     assert known_methods()["clip-es"] == "tag2mask.methods.clip_es:ClipES"
     assert quiet(data, tmp_path / "run", make_method("toy", CLASSES, gain=0.5)).done == 12
     assert Run.open(tmp_path / "run").settings["method"] == "toy"

@@ -6,12 +6,14 @@ parameters carry the names of OpenAI's checkpoints, under ``vision.`` and ``text
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from tag2mask.models.shapes import drawn
 from tag2mask.models.tower import BILINEAR, Mean, Positions, Tower, patch_tokens, resample_positions, walk
 from tag2mask.models.transformer import Activation, Block, Transformer
 from tag2mask.models.vjp import Readout, channel_weights, read_out, run_last_block
@@ -84,13 +86,13 @@ class VisionTransformer(nn.Module):
         self.patch = patch
         self.native_grid = native_grid
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.class_embedding = drawn(width, std=width**-0.5)
         count = 1 + native_grid[0] * native_grid[1]
-        self.positional_embedding = nn.Parameter(torch.randn(count, width) * width**-0.5)
+        self.positional_embedding = drawn(count, width, std=width**-0.5)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, activation)
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, embed) * width**-0.5)
+        self.proj = drawn(width, embed, std=width**-0.5)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -182,10 +184,10 @@ class TextTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, width)
-        self.positional_embedding = nn.Parameter(torch.randn(context, width) * 0.01)
+        self.positional_embedding = drawn(context, width, std=0.01)
         self.transformer = Transformer(width, layers, heads, activation)
         self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.randn(width, embed) * width**-0.5)
+        self.text_projection = drawn(width, embed, std=width**-0.5)
 
     @property
     def context(self) -> int:
@@ -219,4 +221,4 @@ class CLIPModel(nn.Module):
         super().__init__()
         self.vision = vision
         self.text = text
-        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

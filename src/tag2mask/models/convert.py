@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tag2mask.models.clip import CLIPModel, ImageTower, TextTransformer, VisionTransformer
 from tag2mask.models.resnet import ModifiedResNet
+from tag2mask.models.shapes import shapes_only
 from tag2mask.models.transformer import Activation
 from tag2mask.types import UserError
 
@@ -36,7 +37,7 @@ def from_openai_state(
     """
     state = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
     try:
-        with torch.device("meta"):
+        with shapes_only():
             vision = _openai_vision(state, activation, vision_heads)
             model = CLIPModel(vision, _openai_text(state, activation, text_heads))
     except (KeyError, IndexError, ValueError) as error:
@@ -122,7 +123,7 @@ def from_hf_state(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> CLI
     embed = config.get("projection_dim", 512)
     try:
         side = vision["image_size"] // vision["patch_size"]
-        with torch.device("meta"):
+        with shapes_only():
             tower = VisionTransformer(
                 **_hf_tower(vision), patch=vision["patch_size"], native_grid=(side, side), embed=embed
             )

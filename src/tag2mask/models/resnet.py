@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.clip import Cotangents
+from tag2mask.models.shapes import drawn
 from tag2mask.models.tower import BILINEAR, Mean, Positions, first_asked, resample_positions, walk
 from tag2mask.models.vjp import Readout
 from tag2mask.ops.cam import gradcam
@@ -61,7 +62,7 @@ class AttentionPool(nn.Module):
         self.native_grid = native_grid
         self.heads = heads
         count = 1 + native_grid[0] * native_grid[1]
-        self.positional_embedding = nn.Parameter(torch.randn(count, width) * width**-0.5)
+        self.positional_embedding = drawn(count, width, std=width**-0.5)
         self.k_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
