@@ -155,8 +155,35 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-import shlex
-from collections.abc import Mapping, Sequence
+def show_options(options: Any, published: Mapping[str, Any] | None = None) -> None:
+    """Print the options that a pydantic model has, in groups: those of the class itself first.
+
+    published: the values of a recipe, shown beside the defaults.
+    """
+    import json
+
+    own = [kind for kind in options.__mro__ if hasattr(kind, "model_fields")]
+    place = {name: kind for kind in reversed(own) for name in inspect.get_annotations(kind)}
+    head = ["option", "default", *(["in the recipe"] if published is not None else []), "takes"]
+    rows, names = [head], list(options.model_fields)
+    for name in names:
+        info = options.model_fields[name]
+        default = (
+            "required" if info.is_required() else json.dumps(_plain(info.get_default(call_default_factory=True)))
+        )
+        value = [] if published is None else [json.dumps(_plain(published[name])) if name in published else "-"]
+        rows.append([name, default, *value, spell(info.annotation)])
+    lines = dict(zip(names, aligned(rows)[1:], strict=True))
+    typer.echo(aligned(rows)[0])
+    for kind in own:
+        inner = [name for name in names if place.get(name) is kind]
+        if inner:
+            typer.echo(f"\n{(inspect.getdoc(kind) or kind.__name__).splitlines()[0]}")
+        for name in inner:
+            typer.echo(f"{lines[name]}\n    {options.model_fields[name].description}")
+
+
+def _plain(value: Any) -> Any:
     from tag2mask.run.settings import plain
 
     return plain(value)
@@ -167,6 +194,8 @@ def list_settings(recipe: Any, groups: Mapping[str, Sequence[str]] | None = None
 
     groups: settings by heading.
     """
+    import json
+
     typer.echo(f"{inspect.getdoc(type(recipe))}\n")
     usual = type(recipe)()
     rows = [
