@@ -298,7 +298,7 @@ def start_training(method, network, **changes):
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_the_classifier_before_it(variant, clip, weights):
     """One step by hand: the tags' own rows are the targets, a picture without tags teaches nothing."""
-    options = {"baseline_lr": 0.2, "lr": 0.01, "weight_decay": 0.03, "variant": variant}
+    options = {"baseline_epochs": 1, "baseline_lr": 0.2, "lr": 0.01, "weight_decay": 0.03, "variant": variant}
     texts = {"clims": TEXTS, "clims-released": TEXTS}
     method = make_method("clims", replace(CLASSES, texts=texts), clip=clip, weights=weights, **{**SMALL, **options})
     network, _ = method.start()
@@ -337,7 +337,7 @@ def test_what_each_part_is_cropped_to(variant, clip, weights, data, tmp_path, mo
 @pytest.mark.parametrize("part", ["start", "clims"])
 def test_the_stem_learns_nothing(part, clip, weights):
     """In both trainings, even at a rate that throws everything else; its norm still counts what it sees."""
-    method = method_of(clip, weights, lr=1.0, baseline_lr=1.0, weight_decay=0.5)
+    method = method_of(clip, weights, lr=1.0, baseline_epochs=1, baseline_lr=1.0, weight_decay=0.5)
     network, _ = method.start()
     critic = Critic(CLASSES, TEXTS, clip, method.recipe)
     if part == "start":
@@ -427,7 +427,8 @@ def test_killed_in_any_part_it_ends_in_the_same_bits(clip, weights, data, tmp_pa
         monkeypatch.setattr(part, "training_step", keep)
     got = fitted(method_of(clip, weights, **options), data, out)
     assert all(torch.equal(got[name], value) for name, value in expected.items())
-    other = fitted(method_of(clip, weights, **{**options, "finetune_clip": 0}), data, tmp_path / "untuned")
+    untuned = {name: value for name, value in options.items() if not name.startswith("finetune")}
+    other = fitted(method_of(clip, weights, **untuned), data, tmp_path / "untuned")
     assert not torch.equal(other["head.classifier.weight"], expected["head.classifier.weight"])
 
 

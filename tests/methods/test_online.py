@@ -62,7 +62,7 @@ def weclip(clip, **options):
 
 
 def cd_clip(clip, **options):
-    taught = SETTINGS[options.get("setting", 6)][1]
+    taught = SETTINGS[options.get("setting", 6)][1] and options.get("boundary_gate") != "never"
     return make_method(
         "cd-clip", WORLD, clip=clip, **{**SMALL, **({"structure": "clip"} if taught else {}), **options}
     )
@@ -219,13 +219,19 @@ def edges(method, tags):
     return found.labels(images, seen, maps, tags, method.recipe.early, ~pictures.isnan().any(1))
 
 
-@pytest.mark.parametrize(("gate", "images"), [("several", [1]), ("one", [0, 2]), ("all", [0, 1, 2]), ("never", [])])
+@pytest.mark.parametrize(("gate", "images"), [("several", [1]), ("one", [0, 2]), ("all", [0, 1, 2])])
 def test_the_gate_chooses_images_by_their_super_classes(clip, gate, images):
     found = edges(cd_clip(clip, boundary_gate=gate), ((2, 3), (1, 3), (1,)))
     assert [each.image for each in found] == images
     for each in found:
         assert set(each.labels.unique().tolist()) <= {*range(len(each.groups) + 1), IGNORE}
         assert (each.labels == IGNORE).any() == (each.image == 0)  # whose crop has padding
+
+
+def test_where_the_gate_never_opens_no_dino_is_needed(clip):
+    method = cd_clip(clip, boundary_gate="never")
+    assert method.make_boundaries() is None
+    assert "dino" not in type(method).towers_of(method.options)
 
 
 def test_one_super_class_has_no_boundary_and_no_gradient_of_it(clip):
@@ -349,7 +355,7 @@ def test_texts_that_are_compared(clip):
         ("cd-clip", {"setting": 3, "box_threshold": 0.3}, "box_threshold: no effect with setting=3"),
         ("cd-clip", {"setting": 5, "structure": "clip"}, "structure: no effect with setting=5"),
         ("cd-clip", {"setting": 3, "compared": "classes", "superclasses": "kind"}, "superclasses: no effect with"),
-        ("cd-clip", {"boundary_gate": "never", "boundary_source": "texts"}, "boundary_source, structure: no effect"),
+        ("cd-clip", {"boundary_gate": "never", "boundary_source": "texts"}, "boundary_source: no effect"),
         ("cd-clip", {"distance": "cos", "temperature": 2.0}, "temperature: no effect with distance=cos"),
         ("cd-clip", {"side": "leaving"}, "side: no effect with place=before"),
         ("cd-clip", {"sure": 0.5}, "sure: no effect with no replace_at"),

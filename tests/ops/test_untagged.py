@@ -61,7 +61,8 @@ def test_the_truth_table(others):
     assert mask.dtype == torch.uint8
     assert mask[0].tolist() == [wanted[others] for _, wanted in TRUTH_TABLE]
     top = torch.tensor([max(row[1:3] if others == "never" else row[1:4]) for row, _ in TRUTH_TABLE])
-    torch.testing.assert_close(confidence[0], torch.maximum(top, 1 - top))  # of whatever wins
+    share = top / (top + torch.tensor(background))  # the background that was scored is a rival, too
+    torch.testing.assert_close(confidence[0], torch.maximum(share, 1 - share))  # of whatever wins
     unsure, _ = pseudo_mask(scores, picture(1, len(best)), replace(rule, mu=0.85))
     assert torch.equal(unsure, torch.where(confidence < 0.85, torch.full_like(mask, IGNORE), mask))
     nothing = Scores(TAGS[:0], torch.zeros(0, 1, 1), (1, 4))  # known to hold no class: no scores are asked for

@@ -161,7 +161,7 @@ def test_of_one_run_json_and_page_are_refused_with_the_way(data: Toys, tmp_path:
         assert done.exit_code == 1
         assert said in done.stderr
     done = CliRunner().invoke(app, ["eval", one, other, "--confidence"])
-    assert "--confidence is of one run" in done.stderr
+    assert "--confidence works for one run" in done.stderr
     (tmp_path / "mine.json").write_text("{}")
     done = CliRunner().invoke(app, ["eval", one, other, "--json", str(tmp_path / "mine.json")])
     assert "exists and is no comparison" in done.stderr

@@ -126,7 +126,7 @@ def test_kill_9_and_again(made, unbroken, tmp_path):
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-import torch; torch.set_num_threads(2)
+import torch; torch.set_num_threads({torch.get_num_threads()})
 from stages.small_run import toys
 from tag2mask.segment.supervised import SupervisedTraining
 from tag2mask.stages.train import train

@@ -131,6 +131,11 @@ class CDCLIPOptions(OnlineOptions):
     sure: float = Field(0.75, ge=0, le=1, description="a prediction above this is sure")
 
 
+def _bounded(options: CDCLIPOptions) -> bool:
+    """Whether boundaries are taught."""
+    return bool(SETTINGS[options.setting][1] and options.boundary_weight and options.boundary_gate != "never")
+
+
 class CDCLIP(Online):
     """CD-CLIP, reconstructed, as a tag2mask method; fitted by ``stages.machinery.fit``, or ready after ``load``."""
 
@@ -141,8 +146,7 @@ class CDCLIP(Online):
     @classmethod
     def towers_of(cls, options: Any) -> tuple[str, ...]:
         """A DINO where boundaries are taught by one."""
-        bounded = SETTINGS[options.setting][1] and options.structure == "dino"
-        return (*cls.needs, *(("dino",) if bounded and options.boundary_weight else ()))
+        return (*cls.needs, *(("dino",) if _bounded(options) and options.structure == "dino" else ()))
 
     def __init__(
         self, classes: ClassSet, options: CDCLIPOptions | None = None, *, clip: CLIP, dino: DINO | None = None
@@ -212,7 +216,7 @@ class CDCLIP(Online):
         found = {f"setting={options.setting}": row}
         if not self.groups:
             found[f"setting={options.setting} and compared={options.compared}"] = {"superclasses"}
-        if bounded and (not options.boundary_weight or options.boundary_gate == "never"):
+        if bounded and not _bounded(options):
             off = "boundary_gate" if options.boundary_gate == "never" else "boundary_weight"
             found[f"{off}={getattr(options, off)}"] = {*_OF_BOUNDARIES} - {off}
         if options.distance in CONTROLS:
@@ -256,7 +260,7 @@ class CDCLIP(Online):
     def make_boundaries(self) -> Boundaries | None:
         """What teaches boundaries, where the setting has it."""
         options = self.options
-        if not (SETTINGS[options.setting][1] and options.boundary_weight):
+        if not _bounded(options):
             return None
         settings = BoundarySettings(
             gate=options.boundary_gate,
