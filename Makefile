@@ -1,5 +1,6 @@
 # make demo: install into .venv, label picture-book scenes, print mIoU, write a report
 # make test: install with the development tools, then lint, types and tests
+# make test-tools: install other tools' packages into .venv-tools (heavy), read what is exported with them
 # make docs: build the documentation into site/ (index.html opens in a browser); a warning is an error
 # make wheel: build the package into dist/, install it into an empty environment, run a small demo from there
 #
@@ -14,16 +15,25 @@ DEMO ?= demo
 ARGS ?=
 PY := .venv/bin/python
 
-.PHONY: help demo test lint docs wheel clean
+.PHONY: help demo test test-tools lint docs wheel clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 demo: .venv/.installed
 	@$(PY) -m tag2mask demo --out "$(DEMO)"
 
 test: .venv/.installed-dev lint
 	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-tools: .venv-tools/.installed
+	@.venv-tools/bin/python -m pytest tests_tools
+
+.venv-tools/.installed: tests_tools/requirements.txt pyproject.toml
+	@"$(PYTHON)" -m venv .venv-tools
+	@if [ -n "$(TORCH_INDEX)" ]; then .venv-tools/bin/python -m pip install -q --index-url "$(TORCH_INDEX)" torch; fi
+	@.venv-tools/bin/python -m pip install -q -e . -r tests_tools/requirements.txt
+	@touch $@
 
 lint: .venv/.installed-dev
 	@$(PY) -m ruff check .
@@ -77,4 +87,4 @@ endef
 	@touch $@
 
 clean:
-	rm -rf .venv demo site build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-tools demo site build dist .mypy_cache .pytest_cache .ruff_cache
