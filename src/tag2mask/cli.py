@@ -220,6 +220,8 @@ def label(
     -o runs/irn` · one image: `tag2mask label dog.jpg --tags "dog;person" -o runs/dog`
     """
     from tag2mask.methods.protocol import Machine
+    from tag2mask.run.corrected import CORRECTED, corrections_in
+    from tag2mask.run.folder import Run
     from tag2mask.run.processes import helping
     from tag2mask.run.shard import WHOLE, find_shard
     from tag2mask.stages.label import LabelSettings
@@ -288,6 +290,8 @@ def label(
         return
     for summary in summaries:
         typer.echo(summary.text())
+    if (out / CORRECTED).is_dir() and (corrected := corrections_in(Run.open(out))):
+        typer.echo(corrected)
     if not summaries[-1].empty:
         measured = [["eval", out]] if recipe.data.has_truth.any() else []
         next_steps(*measured, ["report", out], ["train", out, "-o", Path("nets") / out.name])
@@ -323,6 +327,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a run's masks, or a trained network, in another format."""
+    from tag2mask.run.corrected import corrections_in
     from tag2mask.run.folder import Run
     from tag2mask.stages.export import export as run_export
     from tag2mask.stages.export import find_exporter
@@ -339,6 +344,8 @@ def export(
     opened = Run.open(source)
     dataset = (images_for if find_exporter(to).needs_images else images_if_there)(opened, where)
     typer.echo(f"written: {run_export(opened, dataset, to, out, options)}")
+    if corrected := corrections_in(opened):
+        typer.echo(corrected)
 
 
 @app.command(name="import")

@@ -14,8 +14,9 @@ from PIL import Image
 from stages.small_run import CLASSES, small_run, toys
 from tag2mask import formats
 from tag2mask.data.png import encode_mask, read_mask
-from tag2mask.run.corrected import Corrected
+from tag2mask.run.corrected import Corrected, corrections_in
 from tag2mask.segment.examples import find_targets
+from tag2mask.stages.compare import compare
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.export import export
 from tag2mask.stages.import_masks import import_masks
@@ -122,6 +123,10 @@ def test_corrections_count_and_nothing_is_lost(run, data, tmp_path):
     after = evaluate(run, data, progress=False)
     assert after.supervision == f"{before.supervision or 'tags'}+pixels(1)"
     assert after.miou != before.miou
+    other = small_run(tmp_path / "other", data, MaskRule(mu=0.7))
+    assert [each.supervision for each in compare([run, other], [data, data]).runs] == [after.supervision, None]
+    assert "1 mask of" in str(corrections_in(run))
+    assert corrections_in(other) is None
     corrected = find_targets(data, run)
     assert corrected.supervision == f"{targets.supervision}+pixels(1)"
     assert corrected.fingerprint != targets.fingerprint

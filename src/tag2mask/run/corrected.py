@@ -22,7 +22,7 @@ from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 from tag2mask.words import many
 
-__all__ = ["CORRECTED", "Corrected", "counting"]
+__all__ = ["CORRECTED", "Corrected", "corrections_in", "counting"]
 
 CORRECTED, BEFORE = "corrected", "corrected-before"
 _LOG = "corrected.jsonl"
@@ -116,3 +116,13 @@ class _Counting(Run):
 def counting(run: Run) -> Run:
     """The run, to read, with corrected masks in the place of those that were made."""
     return _Counting(run)
+
+
+def corrections_in(run: Run) -> str | None:
+    """What a user should know of a run with corrected masks; None where it has none."""
+    count = len(Corrected(run))
+    if not count:
+        return None
+    return (
+        f"{many(count, 'mask')} of {run.path} {'is' if count == 1 else 'are'} corrected by a person and count as such"
+    )

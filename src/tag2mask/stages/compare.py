@@ -24,7 +24,7 @@ from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages.comparison import Compared, Pair, SideBySide
-from tag2mask.stages.evaluate import MOST_WRONG, settle_truth
+from tag2mask.stages.evaluate import MOST_WRONG, settle_truth, supervision_of
 from tag2mask.stages.export import refuse_foreign_file
 from tag2mask.stages.pages import GENERATOR, render
 from tag2mask.stages.report_parts import css
@@ -161,7 +161,7 @@ class _Entry:
         return Compared(
             path=str(self.run.path),
             evaluation=self.tally.result(),
-            supervision=settings.get("supervision"),
+            supervision=supervision_of(self.run),
             use_tags=bool(settings.get("use_tags")),
             lacks=len(lacking),
             lacking=tuple(lacking[:10]),

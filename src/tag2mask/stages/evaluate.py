@@ -70,14 +70,16 @@ def evaluate(
     tally.notes += notes
     tally.sure = ConfidenceTally(len(data.classes)) if confidence else None
     result = replace(
-        _score(run, data, tally, progress), supervision=_supervision(run), use_tags=bool(run.settings.get("use_tags"))
+        _score(run, data, tally, progress),
+        supervision=supervision_of(run),
+        use_tags=bool(run.settings.get("use_tags")),
     )
     text = json.dumps(result.as_dict(), indent=2, allow_nan=False)
     write_atomic(run.path / "metrics.json", text.encode())
     return result
 
 
-def _supervision(run: Run) -> str | None:
+def supervision_of(run: Run) -> str | None:
     """What people gave to the masks, corrections of the run's own masks included."""
     made, by_hand = run.settings.get("supervision"), len(Corrected(run))
     return f"{made or 'tags'}+pixels({by_hand})" if by_hand else made
