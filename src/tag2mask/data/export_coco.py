@@ -98,8 +98,10 @@ def _shapes(
         for shape, (top, left) in objects(layer):
             whole = np.zeros_like(layer)
             whole[top : top + shape.shape[0], left : left + shape.shape[1]] = shape
-            polygon = [number for point in outline(shape, (top, left)) for number in point]
-            yield tag, _runs(whole) | ({"segmentation": [polygon]} if shapes == "polygons" else {})
+            found = _runs(whole)
+            if shapes == "polygons":
+                found["segmentation"] = [[number for point in outline(shape, (top, left)) for number in point]]
+            yield tag, found
 
 
 def _runs(layer: NDArray[np.uint8]) -> dict[str, Any]:

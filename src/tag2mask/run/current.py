@@ -108,7 +108,7 @@ class Current:
         predicted = run.settings.get("stage") == "predict"
         uses_tags = not predicted or bool(run.settings.get("use_tags"))
         found = str(run.noted.get("prior_found") or "maps")
-        self.run, self.stale, self._corrected = run, Named(), Corrected(run)
+        self.run, self.stale, self.corrected = run, Named(), Corrected(run)
         self._compare = Comparison(run, _earlier_of(run), found, tags=uses_tags, untagged=predicted)
 
     def why_none(self, sample: Sample) -> str | None:
@@ -121,7 +121,7 @@ class Current:
         reason, _ = self._compare.look(sample)
         if reason == "unknown":
             return None
-        if reason in ("tags", "earlier") and self._corrected.path(sample.id) is not None:
+        if reason in ("tags", "earlier") and self.corrected.path(sample.id) is not None:
             return None  # what a person drew is of the picture alone
         if reason is not None:
             self.stale.add(reason, sample.id)

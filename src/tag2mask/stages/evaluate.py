@@ -174,7 +174,7 @@ def _score(run: Run, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
 
 
 def _load(run: Run, data: Dataset, tally: Tally, current: Current, progress: bool) -> Iterator[_Loaded]:
-    corrected = Corrected(run)
+    corrected = current.corrected
     for sample in show_progress(data, "evaluate", enabled=progress):
         if sample.truth is None:
             tally.without_truth += 1
