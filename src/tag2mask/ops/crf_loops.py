@@ -142,17 +142,21 @@ def _exp(x, n):  # type: ignore[no-untyped-def]
         x[i] = (series * r * r + r + _ONE) * scale if x[i] > _LEAST else _ZERO
 
 
+@compiled()
+def _any_above(x, n):  # type: ignore[no-untyped-def]
+    """Whether one of the first ``n`` values is above _MOST: bits are gathered, for vectors know no early end."""
+    above = np.int32(0)
+    for i in range(n):
+        above |= np.int32(x[i] > _MOST)
+    return above != 0
+
+
 @compiled(sums=True)
 def _exponentials(fours, one, factor):  # type: ignore[no-untyped-def]
     """exp of the energies of a tile in place, and of zero: factor (n,); all over the same number of the pixel."""
     flat = fours.reshape(-1)
-    largest = _ZERO
-    for x in flat:
-        largest = max(largest, x)
-    for x in one:
-        largest = max(largest, x)
     factor[:] = _ONE
-    if largest > _MOST:  # only under weights far above those of any preset: shift first, as softmax() does
+    if _any_above(flat, len(flat)) or _any_above(one, len(one)):  # only under weights far above those of any preset: shift first, as softmax() does
         factor[:] = _ZERO
         for p in range(len(fours)):
             for x in fours[p]:
@@ -176,8 +180,6 @@ def _slice(e, begin, logits, kernels, near, far):  # type: ignore[no-untyped-def
     for p in range(len(e)):
         i = begin + p
         soon = min(i + SOON, last)
-        for j in range(3):
-            fetch(near, corner3[soon, j])
         for j in range(6):
             fetch(far, corner6[soon, j])
         for k in range(0, width(e), 4):
@@ -206,16 +208,17 @@ def _share(e, share, taken):  # type: ignore[no-untyped-def]
 
 
 @compiled(sums=True)
-def _splat(e, begin, corners, parts, values):  # type: ignore[no-untyped-def]
+def _splat(e, begin, corners, parts, values, sides):  # type: ignore[no-untyped-def]
     """Add the tile that begins there to the vertices around its pixels."""
     for p in range(len(e)):
         i = begin + p
         soon = min(i + SOON, len(corners) - 1)
-        for j in range(corners.shape[1]):
-            fetch(values, corners[soon, j])
+        if len(sides) > 3:
+            for j in range(len(sides)):
+                fetch(values, corners[soon, j])
         for k in range(0, width(e), 4):
             difference = load(e, p, k)
-            for j in range(corners.shape[1]):
+            for j in range(len(sides)):
                 v = corners[i, j]
                 store(values, v, k, plus(load(values, v, k), parts[i, j], difference))
 
@@ -263,7 +266,7 @@ def _update(labels, kernels, blurred, splat, turn, out):  # type: ignore[no-unty
             q4[begin : begin + len(e4)] = e4
             q1[begin : begin + len(e1)] = e1
             continue
-        _splat(e4, begin, corner3, part3, splat[0][0])
-        _splat(e4, begin, corner6, part6, splat[1][0])
-        _splat(e1, begin, corner3, part3, splat[0][1])
-        _splat(e1, begin, corner6, part6, splat[1][1])
+        _splat(e4, begin, corner3, part3, splat[0][0], (0, 0, 0))
+        _splat(e4, begin, corner6, part6, splat[1][0], (0, 0, 0, 0, 0, 0))
+        _splat(e1, begin, corner3, part3, splat[0][1], (0, 0, 0))
+        _splat(e1, begin, corner6, part6, splat[1][1], (0, 0, 0, 0, 0, 0))

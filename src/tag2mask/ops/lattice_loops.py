@@ -25,7 +25,7 @@ Array = np.ndarray
 TILE = 256
 """Pixels whose values are kept together in the first-level cache."""
 
-SOON = 6
+SOON = 20
 """How many pixels or vertices before they are wanted rows of scattered places are fetched."""
 
 _HALF, _ONE = np.float32(0.5), np.float32(1)
@@ -82,9 +82,9 @@ def build(image: Array, sigmas: tuple[float, ...]) -> Lattice:
     levels = np.stack(tables[2:]) if d > 2 else np.empty((0, 256), np.float32)
     bits = max(10, (height * width - 1).bit_length())
     vertices, weights, keys = _embed(image, tables[0], tables[1], levels, low, strides, span, bits)
-    order = np.argsort(keys)
-    neighbours = _neighbours(keys[order], strides, span, int(np.count_nonzero(keys < d * span)))
-    order = order.astype(np.uint32)
+    keys, order = _sort(keys, ((d + 1) * span).bit_length())
+    second, last = np.searchsorted(keys, [span, d * span])
+    neighbours = _neighbours(keys, strides, span, second, last)
     number = np.append(order, np.uint32(len(order)))
     if d == 2:  # without colours neighbours in the lattice are neighbours in the picture: one order serves both
         renumbered = np.empty_like(neighbours)
@@ -270,11 +270,39 @@ def _embed(image, xs, ys, levels, low, strides, span, bits):  # type: ignore[no-
 
 
 @compiled()
-def _neighbours(keys, strides, span, last):  # type: ignore[no-untyped-def]
+def _sort(keys, bits):  # type: ignore[no-untyped-def]
+    """The (V,) keys ascending, below 2**bits, and where each was: digit by digit, each pass in the order of the last."""
+    passes = (bits + 11) // 12
+    width = (bits + passes - 1) // passes
+    last = np.int64((1 << width) - 1)
+    order, free_order = np.arange(len(keys)).astype(np.uint32), np.empty(len(keys), np.uint32)
+    free = np.empty_like(keys)
+    for i in range(passes):
+        shift = np.int64(i * width)
+        place = np.zeros(last + 2, np.uint32)
+        for v in range(len(keys)):
+            place[(keys[v] >> shift & last) + 1] += np.uint32(1)
+        for digit in range(last):
+            place[digit + 1] += place[digit]
+        for v in range(len(keys)):
+            digit = keys[v] >> shift & last
+            to = place[digit]
+            place[digit] = to + np.uint32(1)
+            free[to], free_order[to] = keys[v], order[v]
+        if i:
+            keys, free = free, keys
+        else:  # the caller's keys stay
+            keys, free = free, np.empty_like(keys)
+        order, free_order = free_order, order
+    return keys, order
+
+
+@compiled()
+def _neighbours(keys, strides, span, second, last):  # type: ignore[no-untyped-def]
     """(d + 1, V, 2) uint32: next and previous vertex of each along each direction, V where there is none.
 
     keys: (V,) ascending, so that the wanted ones ascend too, and one walk finds them all.
-    last: the first vertex of remainder d.
+    second, last: the first vertices of remainder 1 and of remainder d.
     """
     d, count = len(strides), len(keys)
     neighbours = np.full((d + 1, count, 2), count, np.uint32)
@@ -282,17 +310,16 @@ def _neighbours(keys, strides, span, last):  # type: ignore[no-untyped-def]
     wrap = -d * span
     for stride in strides:
         wrap += stride
-    for begin, end, step in ((0, last, span), (last, count, wrap)):
+    for begin, end, first, stop, step in ((0, last, second, count, span), (last, count, 0, second, wrap)):
         for j in range(d + 1):
             step_j = step - (strides[j] if j < d else 0)
-            near, found = neighbours[j], 0
-            for v in range(begin, end):
-                wanted = keys[v] + step_j
-                while found < count and keys[found] < wanted:
-                    found += 1
-                if found < count and keys[found] == wanted:
-                    near[v, 0] = found
-                    near[found, 1] = v
+            near, v, found = neighbours[j], begin, first
+            while v < end and found < stop:  # without a branch: which of the two goes on cannot be foretold
+                key, wanted = keys[found], keys[v] + step_j
+                near[v, 0] = found if key == wanted else count
+                near[found, 1] = v if key == wanted else count
+                v += key >= wanted
+                found += key <= wanted
     return neighbours
 
 
@@ -317,6 +344,9 @@ def blur(values, out, free, order, neighbours):  # type: ignore[no-untyped-def]
     for j in range(1, most):
         near = neighbours[j]
         for v in range(count):
+            ahead = min(v + SOON, count - 1)
+            fetch(here, near[ahead, 0])
+            fetch(here, near[ahead, 1])
             for k in range(0, columns, 4):
                 both = plus(load(here, near[v, 0], k), _ONE, load(here, near[v, 1], k))
                 store(there, v, k, plus(load(here, v, k), _HALF, both))
