@@ -17,7 +17,7 @@ quarters of a vector would be wasted on it. Either part may be missing: then its
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -54,23 +54,42 @@ def mean_field(image: Tensor, labels: Labels, crf: CRF) -> Tensor:
     others = [k for k in range(len(labels.mass)) if k != chosen]
     if not others:  # all labels are alike
         return torch.full((len(labels.row), len(labels.logits)), 1 / len(labels.row))
-    logits, still = labels.logits[:, others], labels.rest
+    logits, beside, still = labels.logits[:, others], labels.pruned, labels.rest
     if reference:
-        logits, still = logits - labels.logits[:, chosen, None], labels.mass[chosen].expand(len(logits))
-    q, factor = _iterate(
-        image.contiguous().numpy(),
-        (*_columns(logits, _NOWHERE), *_columns(labels.mass[None, others], 0), still.contiguous().numpy(), reference),
-        crf,
+        logits = logits - labels.logits[:, chosen, None]
+        beside, still = torch.ones(1, len(logits)), labels.mass[chosen].repeat(len(logits))
+    fours, one = _columns(logits, _NOWHERE)
+    mass4, mass1 = _columns(labels.mass[None, others], 0)
+    source = torch.empty(len(labels.mass) + len(labels.pruned), dtype=torch.int64)  # of each label that differs
+    source[others] = torch.arange(len(others))
+    if len(one):
+        source[others[-1]] = fours.shape[1]
+    source[chosen:][: len(beside)] = fours.shape[1] + 1 + torch.arange(len(beside))
+    table = Table(
+        fours, one, mass4, mass1, still.numpy(), beside.contiguous().numpy(), source[labels.row].numpy(), reference
     )
-    rows = torch.empty(len(labels.mass) + len(labels.pruned), len(factor))
-    rows[others] = torch.cat([torch.from_numpy(part).view(len(factor), -1).T for part in q if len(part)])[
-        : len(others)
-    ]
-    if reference:
-        rows[chosen] = torch.from_numpy(factor)
-    else:
-        torch.mul(labels.pruned, torch.from_numpy(factor), out=rows[len(labels.mass) :])
-    return rows.index_select(0, labels.row)
+    return torch.from_numpy(_iterate(image.contiguous().numpy(), table, crf))
+
+
+class Table(NamedTuple):
+    """The labels of a picture as the loops have them; C labels, of which some share a column.
+
+    fours, one: (N, a multiple of four) and (N,): -U of the columns, less the reference's; either may be missing.
+    mass4, mass1: (1, as many), (1,): how many labels each column stands for.
+    still: (N,) what the labels without a column hold of the softmax's sum.
+    beside: (B, N) exp of the labels without a column.
+    source: (C,) where a label's Q is: in that column of the fours, one further in ``one``, then in rows of ``beside``.
+    reference: whether ``beside`` is one label, the reference.
+    """
+
+    fours: Array
+    one: Array
+    mass4: Array
+    mass1: Array
+    still: Array
+    beside: Array
+    source: Array
+    reference: bool
 
 
 def _columns(table: Tensor, padding: float) -> tuple[Array, Array]:
@@ -95,22 +114,18 @@ def _lattices(image: Array, crf: CRF) -> list[tuple[float, Lattice]]:
     return pairs
 
 
-def _iterate(image: Array, labels: tuple[Any, ...], crf: CRF) -> tuple[tuple[Array, Array], Array]:
-    """Q of the columns as ``_columns`` has them, and the factor (N,) that makes exp(logit) of other labels their Q.
-
-    labels: logits and mass, both as ``_columns`` has them; what the labels without a column hold of the softmax's
-        sum (N,); and whether they are one label, the reference.
-    """
-    pixels = len(labels[4])
-    out = tuple(np.empty_like(part) for part in labels[:2]), np.empty(pixels, np.float32)
+def _iterate(image: Array, table: Table, crf: CRF) -> Array:
+    """Q of all labels, (C, N) float32."""
+    out = np.empty((len(table.source), len(table.still)), np.float32)
     lattices = _lattices(image, crf)
     kernels = tuple((lattice.vertices, lattice.weights, np.float32(weight)) for weight, lattice in lattices)
     # Of each lattice the blurred values that are read, and room for the next splat and for its blur.
     blurred, splat, free = (
-        tuple(tuple(_vertex_rows(lattice, part) for part in labels[:2]) for _, lattice in lattices) for _ in range(3)
+        tuple(tuple(_vertex_rows(lattice, part) for part in (table.fours, table.one)) for _, lattice in lattices)
+        for _ in range(3)
     )
     for i in range(crf.iterations + 1):
-        _update(labels, kernels, blurred, splat, (i == 0, i == crf.iterations), out)
+        _update(table, kernels, blurred, splat, (i == 0, i == crf.iterations), out)
         if i == crf.iterations:
             break
         for (_, lattice), *rooms in zip(lattices, splat, blurred, free, strict=True):
@@ -172,6 +187,25 @@ def _exponentials(fours, one, factor):  # type: ignore[no-untyped-def]
     _exp(one, len(one))
 
 
+@compiled()
+def _three(table, i):  # type: ignore[no-untyped-def]
+    """Row i of the near lattice's vertices or weights, read once for all columns."""
+    return table[i, 0], table[i, 1], table[i, 2]
+
+
+@compiled()
+def _six(table, i):  # type: ignore[no-untyped-def]
+    """Row i of the far lattice's."""
+    return table[i, 0], table[i, 1], table[i, 2], table[i, 3], table[i, 4], table[i, 5]
+
+
+@compiled()
+def _fetch(values, corners):  # type: ignore[no-untyped-def]
+    """Ask for the values of a pixel's far vertices; the near ones lie where those of the pixel before did."""
+    for j in range(len(corners)):
+        fetch(values, corners[j])
+
+
 @compiled(sums=True)
 def _slice(e, begin, logits, kernels, near, far):  # type: ignore[no-untyped-def]
     """Add to the energies e of the tile that begins there what the vertices' values near and far say."""
@@ -179,15 +213,15 @@ def _slice(e, begin, logits, kernels, near, far):  # type: ignore[no-untyped-def
     last = len(corner6) - 1
     for p in range(len(e)):
         i = begin + p
-        soon = min(i + SOON, last)
-        for j in range(6):
-            fetch(far, corner6[soon, j])
+        _fetch(far, _six(corner6, min(i + SOON, last)))
+        near_corners, near_parts = _three(corner3, i), _three(part3, i)
+        far_corners, far_parts = _six(corner6, i), _six(part6, i)
         for k in range(0, width(e), 4):
             near_sum = far_sum = nothing(logits)
-            for j in range(3):
-                near_sum = plus(near_sum, part3[i, j], load(near, corner3[i, j], k))
-            for j in range(6):
-                far_sum = plus(far_sum, part6[i, j], load(far, corner6[i, j], k))
+            for j in range(len(near_corners)):
+                near_sum = plus(near_sum, near_parts[j], load(near, near_corners[j], k))
+            for j in range(len(far_corners)):
+                far_sum = plus(far_sum, far_parts[j], load(far, far_corners[j], k))
             store(e, p, k, plus(plus(load(logits, i, k), weight3, near_sum), weight6, far_sum))
 
 
@@ -208,65 +242,79 @@ def _share(e, share, taken):  # type: ignore[no-untyped-def]
 
 
 @compiled(sums=True)
-def _splat(e, begin, corners, parts, values, sides):  # type: ignore[no-untyped-def]
+def _splat(e, begin, kernels, near, far):  # type: ignore[no-untyped-def]
     """Add the tile that begins there to the vertices around its pixels."""
+    (corner3, part3, _), (corner6, part6, _) = kernels
+    last = len(corner6) - 1
     for p in range(len(e)):
         i = begin + p
-        soon = min(i + SOON, len(corners) - 1)
-        if len(sides) > 3:
-            for j in range(len(sides)):
-                fetch(values, corners[soon, j])
-        for k in range(0, width(e), 4):
-            difference = load(e, p, k)
-            for j in range(len(sides)):
-                v = corners[i, j]
-                store(values, v, k, plus(load(values, v, k), parts[i, j], difference))
+        _fetch(far, _six(corner6, min(i + SOON, last)))
+        _add(e, p, _three(corner3, i), _three(part3, i), near)
+        _add(e, p, _six(corner6, i), _six(part6, i), far)
 
 
 @compiled(sums=True)
-def _update(labels, kernels, blurred, splat, turn, out):  # type: ignore[no-untyped-def]
+def _add(e, p, corners, parts, values):  # type: ignore[no-untyped-def]
+    """Add row p of e to the vertices' values, to each its part."""
+    for k in range(0, width(e), 4):
+        difference = load(e, p, k)
+        for j in range(len(corners)):
+            store(values, corners[j], k, plus(load(values, corners[j], k), parts[j], difference))
+
+
+@compiled()
+def _write(out, begin, e4, e1, factor, table):  # type: ignore[no-untyped-def]
+    """Q of all labels of the tile that begins there, from its columns and the factor of the others' exp."""
+    columns = table.fours.shape[1]
+    for label in range(len(out)):
+        source, row = table.source[label], out[label, begin : begin + len(factor)]
+        if source < columns:
+            for p in range(len(factor)):
+                row[p] = e4[p, source]
+        elif source == columns:
+            row[:] = e1
+        else:
+            exp = table.beside[source - columns - 1]
+            for p in range(len(factor)):
+                row[p] = exp[begin + p] * factor[p]
+
+
+@compiled(sums=True)
+def _update(table, kernels, blurred, splat, turn, out):  # type: ignore[no-untyped-def]
     """Slice, softmax and splat of every pixel.
 
-    labels: see ``_iterate``. kernels: vertices, weights and the kernel's weight, near and far. blurred, splat: values
-    to slice, room to splat, of both lattices as ``_columns`` has them. turn: whether it is the first one, where
-    nothing is sliced, and the last one, where Q is kept. out: Q of the columns, and the factor (N,).
+    table: a ``Table``. kernels: vertices, weights and the kernel's weight, near and far. blurred, splat: values to
+    slice, room to splat, of both lattices as ``_columns`` has them. turn: whether it is the first one, where nothing
+    is sliced, and the last one, where Q (C, N) is written to ``out``.
     """
-    fours, one, mass4, mass1, still, reference = labels
-    (corner3, part3, _), (corner6, part6, _) = kernels
+    fours, one, still = table.fours, table.one, table.still
     first, last = turn
-    (q4, q1), factor = out
-    room4, room1 = (
-        np.empty((min(TILE, len(fours)), fours.shape[1]), np.float32),
-        np.empty(min(TILE, len(one)), np.float32),
-    )
+    room4 = np.empty((min(TILE, len(fours)), fours.shape[1]), np.float32)
+    room1, room = np.empty(min(TILE, len(one)), np.float32), np.empty(TILE, np.float32)
     total, taken = np.empty(TILE, np.float32), np.zeros(TILE, np.float32)
     for begin in range(0, len(still), TILE):
         n = min(TILE, len(still) - begin)
-        e4, e1 = room4[:n], room1[:n]
+        e4, e1, factor = room4[:n], room1[:n], room[:n]
         if first:
             e4[:] = fours[begin : begin + len(e4)]
             e1[:] = one[begin : begin + len(e1)]
         else:
             _slice(e4, begin, fours, kernels, blurred[0][0], blurred[1][0])
             _slice(e1, begin, one, kernels, blurred[0][1], blurred[1][1])
-        kept = factor[begin : begin + n]
-        _exponentials(e4, e1, kept)
+        _exponentials(e4, e1, factor)
         for p in range(n):
-            total[p] = still[begin + p] * kept[p]
-        _sum(e4, mass4, total)
-        _sum(e1, mass1, total)
+            total[p] = still[begin + p] * factor[p]
+        _sum(e4, table.mass4, total)
+        _sum(e1, table.mass1, total)
         for p in range(n):
             total[p] = _ONE / total[p]
-            kept[p] *= total[p]
-            if reference and not last:
-                taken[p] = kept[p]
+            factor[p] *= total[p]
+            if table.reference and not last:
+                taken[p] = factor[p]
         _share(e4, total, taken)
         _share(e1, total, taken)
         if last:
-            q4[begin : begin + len(e4)] = e4
-            q1[begin : begin + len(e1)] = e1
-            continue
-        _splat(e4, begin, corner3, part3, splat[0][0], (0, 0, 0))
-        _splat(e4, begin, corner6, part6, splat[1][0], (0, 0, 0, 0, 0, 0))
-        _splat(e1, begin, corner3, part3, splat[0][1], (0, 0, 0))
-        _splat(e1, begin, corner6, part6, splat[1][1], (0, 0, 0, 0, 0, 0))
+            _write(out, begin, e4, e1, factor, table)
+        else:
+            _splat(e4, begin, kernels, splat[0][0], splat[1][0])
+            _splat(e1, begin, kernels, splat[0][1], splat[1][1])

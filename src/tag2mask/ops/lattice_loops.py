@@ -337,26 +337,28 @@ def blur(values, out, free, order, neighbours):  # type: ignore[no-untyped-def]
         fetch(values, near[soon, 0])
         fetch(values, near[soon, 1])
         fetch(values, order[soon])
-        for k in range(0, columns, 4):
-            both = plus(load(values, near[v, 0], k), _ONE, load(values, near[v, 1], k))
-            store(free, v, k, plus(load(values, order[v], k), _HALF, both))
+        _mix(free, v, values, order[v], near[v, 0], near[v, 1])
     here, there = free, values
     for j in range(1, most):
         near = neighbours[j]
         for v in range(count):
-            ahead = min(v + SOON, count - 1)
-            fetch(here, near[ahead, 0])
-            fetch(here, near[ahead, 1])
-            for k in range(0, columns, 4):
-                both = plus(load(here, near[v, 0], k), _ONE, load(here, near[v, 1], k))
-                store(there, v, k, plus(load(here, v, k), _HALF, both))
+            soon = min(v + SOON, count - 1)
+            fetch(here, near[soon, 0])
+            fetch(here, near[soon, 1])
+            _mix(there, v, here, v, near[v, 0], near[v, 1])
         here, there = there, here
     near = neighbours[most]
     for v in range(count):
         fetch(out, order[min(v + SOON, count - 1)])
-        for k in range(0, columns, 4):
-            both = plus(load(here, near[v, 0], k), _ONE, load(here, near[v, 1], k))
-            store(out, order[v], k, plus(load(here, v, k), _HALF, both))
+        _mix(out, order[v], here, v, near[v, 0], near[v, 1])
+
+
+@compiled(sums=True)
+def _mix(out, to, values, v, after, before):  # type: ignore[no-untyped-def]
+    """A row of the blur: that of vertex ``v`` and half of each neighbour's."""
+    for k in range(0, width(out), 4):
+        both = plus(load(values, after, k), _ONE, load(values, before, k))
+        store(out, to, k, plus(load(values, v, k), _HALF, both))
 
 
 @compiled(sums=True)
