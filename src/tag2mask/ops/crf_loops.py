@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tag2mask.ops.compiled import compiled
 from tag2mask.ops.lattice_loops import SOON, SPATIAL, TILE, Array, Lattice, absent, blur, build
-from tag2mask.ops.row_loops import dot, fetch, less, load, nothing, plus, store, width
+from tag2mask.ops.row_loops import fetch, less, load, nothing, plus, store, times, total, width
 
 if TYPE_CHECKING:
     from tag2mask.ops.crf import CRF
@@ -60,25 +60,25 @@ def mean_field(image: Tensor, labels: Labels, crf: CRF) -> Tensor:
         beside, still = torch.ones(1, len(logits)), labels.mass[chosen].repeat(len(logits))
     fours, one = _columns(logits, _NOWHERE)
     mass4, mass1 = _columns(labels.mass[None, others], 0)
-    source = torch.empty(len(labels.mass) + len(labels.pruned), dtype=torch.int64)  # of each label that differs
+    source = torch.empty(len(labels.mass) + len(labels.pruned), dtype=torch.int64)
     source[others] = torch.arange(len(others))
     if len(one):
         source[others[-1]] = fours.shape[1]
     source[chosen:][: len(beside)] = fours.shape[1] + 1 + torch.arange(len(beside))
-    table = Table(
-        fours, one, mass4, mass1, still.numpy(), beside.contiguous().numpy(), source[labels.row].numpy(), reference
-    )
-    return torch.from_numpy(_iterate(image.contiguous().numpy(), table, crf))
+    table = Table(fours, one, mass4, mass1, still.numpy(), beside.numpy(), source.numpy(), reference)
+    rows = torch.from_numpy(_iterate(image.contiguous().numpy(), table, crf))
+    in_order = torch.equal(labels.row, torch.arange(len(rows)))
+    return rows if in_order else rows.index_select(0, labels.row)
 
 
 class Table(NamedTuple):
-    """The labels of a picture as the loops have them; C labels, of which some share a column.
+    """The labels of a picture as the loops have them; A have a message, of which the reference may be one, P have not.
 
     fours, one: (N, a multiple of four) and (N,): -U of the columns, less the reference's; either may be missing.
     mass4, mass1: (1, as many), (1,): how many labels each column stands for.
     still: (N,) what the labels without a column hold of the softmax's sum.
     beside: (B, N) exp of the labels without a column.
-    source: (C,) where a label's Q is: in that column of the fours, one further in ``one``, then in rows of ``beside``.
+    source: (A + P,) where the Q of each is: in that column of the fours, one further in ``one``, then in ``beside``.
     reference: whether ``beside`` is one label, the reference.
     """
 
@@ -115,7 +115,7 @@ def _lattices(image: Array, crf: CRF) -> list[tuple[float, Lattice]]:
 
 
 def _iterate(image: Array, table: Table, crf: CRF) -> Array:
-    """Q of all labels, (C, N) float32."""
+    """Q of the labels that differ, (A + P, N) float32."""
     out = np.empty((len(table.source), len(table.still)), np.float32)
     lattices = _lattices(image, crf)
     kernels = tuple((lattice.vertices, lattice.weights, np.float32(weight)) for weight, lattice in lattices)
@@ -226,11 +226,13 @@ def _slice(e, begin, logits, kernels, near, far):  # type: ignore[no-untyped-def
 
 
 @compiled(sums=True)
-def _sum(e, mass, total):  # type: ignore[no-untyped-def]
+def _sum(e, mass, sums):  # type: ignore[no-untyped-def]
     """Add the columns of a tile, each as often as its mass says."""
     for p in range(len(e)):
+        parts = nothing(e)
         for k in range(0, width(e), 4):
-            total[p] += dot(load(mass, 0, k), load(e, p, k))
+            parts = plus(parts, _ONE, times(load(mass, 0, k), load(e, p, k)))
+        sums[p] += total(parts)
 
 
 @compiled(sums=True)
@@ -264,18 +266,18 @@ def _add(e, p, corners, parts, values):  # type: ignore[no-untyped-def]
 
 @compiled()
 def _write(out, begin, e4, e1, factor, table):  # type: ignore[no-untyped-def]
-    """Q of all labels of the tile that begins there, from its columns and the factor of the others' exp."""
+    """Q of the tile that begins there, from its columns and the factor of the others' exp."""
     columns = table.fours.shape[1]
-    for label in range(len(out)):
-        source, row = table.source[label], out[label, begin : begin + len(factor)]
+    for i in range(len(out)):
+        source, row = table.source[i], out[i, begin : begin + len(factor)]
         if source < columns:
-            for p in range(len(factor)):
+            for p in range(len(row)):
                 row[p] = e4[p, source]
         elif source == columns:
             row[:] = e1
         else:
             exp = table.beside[source - columns - 1]
-            for p in range(len(factor)):
+            for p in range(len(row)):
                 row[p] = exp[begin + p] * factor[p]
 
 
@@ -285,13 +287,13 @@ def _update(table, kernels, blurred, splat, turn, out):  # type: ignore[no-untyp
 
     table: a ``Table``. kernels: vertices, weights and the kernel's weight, near and far. blurred, splat: values to
     slice, room to splat, of both lattices as ``_columns`` has them. turn: whether it is the first one, where nothing
-    is sliced, and the last one, where Q (C, N) is written to ``out``.
+    is sliced, and the last one, where Q is written to ``out`` (A + P, N).
     """
     fours, one, still = table.fours, table.one, table.still
     first, last = turn
     room4 = np.empty((min(TILE, len(fours)), fours.shape[1]), np.float32)
     room1, room = np.empty(min(TILE, len(one)), np.float32), np.empty(TILE, np.float32)
-    total, taken = np.empty(TILE, np.float32), np.zeros(TILE, np.float32)
+    sums, taken = np.empty(TILE, np.float32), np.zeros(TILE, np.float32)
     for begin in range(0, len(still), TILE):
         n = min(TILE, len(still) - begin)
         e4, e1, factor = room4[:n], room1[:n], room[:n]
@@ -303,16 +305,16 @@ def _update(table, kernels, blurred, splat, turn, out):  # type: ignore[no-untyp
             _slice(e1, begin, one, kernels, blurred[0][1], blurred[1][1])
         _exponentials(e4, e1, factor)
         for p in range(n):
-            total[p] = still[begin + p] * factor[p]
-        _sum(e4, table.mass4, total)
-        _sum(e1, table.mass1, total)
+            sums[p] = still[begin + p] * factor[p]
+        _sum(e4, table.mass4, sums)
+        _sum(e1, table.mass1, sums)
         for p in range(n):
-            total[p] = _ONE / total[p]
-            factor[p] *= total[p]
+            sums[p] = _ONE / sums[p]
+            factor[p] *= sums[p]
             if table.reference and not last:
                 taken[p] = factor[p]
-        _share(e4, total, taken)
-        _share(e1, total, taken)
+        _share(e4, sums, taken)
+        _share(e1, sums, taken)
         if last:
             _write(out, begin, e4, e1, factor, table)
         else:

@@ -125,17 +125,26 @@ def less(typing, a, w):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def dot(typing, a, b):  # type: ignore[no-untyped-def]
-    """The sum of the products of a and b, number by number."""
+def times(typing, a, b):  # type: ignore[no-untyped-def]
+    """The products of a and b, number by number."""
 
     def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        product = builder.fmul(*args)
+        return builder.fmul(*args)
+
+    return a(a, b), code
+
+
+@intrinsic
+def total(typing, a):  # type: ignore[no-untyped-def]
+    """The sum of the numbers in a."""
+
+    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
         if a == types.float32:
-            return product
-        parts = [builder.extract_element(product, ir.Constant(_INDEX, k)) for k in range(WIDTH)]
+            return args[0]
+        parts = [builder.extract_element(args[0], ir.Constant(_INDEX, k)) for k in range(WIDTH)]
         return builder.fadd(builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3]))
 
-    return types.float32(a, b), code
+    return types.float32(a), code
 
 
 @intrinsic
