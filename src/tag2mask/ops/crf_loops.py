@@ -72,7 +72,7 @@ def mean_field(image: Tensor, labels: Labels, crf: CRF) -> Tensor:
 
 
 class Table(NamedTuple):
-    """The labels of a picture as the loops have them; A have a message, of which the reference may be one, P have not.
+    """The labels of a picture as the loops have them: A with a message, one of them the reference, or P without.
 
     fours, one: (N, a multiple of four) and (N,): -U of the columns, less the reference's; either may be missing.
     mass4, mass1: (1, as many), (1,): how many labels each column stands for.
@@ -171,7 +171,8 @@ def _exponentials(fours, one, factor):  # type: ignore[no-untyped-def]
     """exp of the energies of a tile in place, and of zero: factor (n,); all over the same number of the pixel."""
     flat = fours.reshape(-1)
     factor[:] = _ONE
-    if _any_above(flat, len(flat)) or _any_above(one, len(one)):  # only under weights far above those of any preset: shift first, as softmax() does
+    if _any_above(flat, len(flat)) or _any_above(one, len(one)):
+        # Only under weights far above those of any preset: shift first, as softmax() does.
         factor[:] = _ZERO
         for p in range(len(fours)):
             for x in fours[p]:

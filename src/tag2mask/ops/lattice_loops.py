@@ -271,14 +271,17 @@ def _embed(image, xs, ys, levels, low, strides, span, bits):  # type: ignore[no-
 
 @compiled()
 def _sort(keys, bits):  # type: ignore[no-untyped-def]
-    """The (V,) keys ascending, below 2**bits, and where each was: digit by digit, each pass in the order of the last."""
-    passes = (bits + 11) // 12
-    width = (bits + passes - 1) // passes
-    last = np.int64((1 << width) - 1)
+    """The keys (V,) ascending, and where each was: (V,) uint32. All keys are below 2**bits.
+
+    Digit by digit from the lowest, each pass in the order that the last one left.
+    """
+    passes = (bits + 11) // 12  # of at most 4,096 digits
+    step = (bits + passes - 1) // passes  # bits of a digit
+    last = np.int64((1 << step) - 1)
     order, free_order = np.arange(len(keys)).astype(np.uint32), np.empty(len(keys), np.uint32)
     free = np.empty_like(keys)
     for i in range(passes):
-        shift = np.int64(i * width)
+        shift = np.int64(i * step)
         place = np.zeros(last + 2, np.uint32)
         for v in range(len(keys)):
             place[(keys[v] >> shift & last) + 1] += np.uint32(1)
@@ -329,7 +332,7 @@ def blur(values, out, free, order, neighbours):  # type: ignore[no-untyped-def]
 
     ``values`` is overwritten. Rows are as in ``row_loops``.
     """
-    count, columns, most = len(order), width(values), len(neighbours) - 1
+    count, most = len(order), len(neighbours) - 1
     values[count] = free[count] = out[count] = 0
     near = neighbours[0]
     for v in range(count):
