@@ -181,7 +181,7 @@ def test_seeds_of_another_size(data, tmp_path):
 def test_images_that_are_drawn_twice(data, tmp_path):
     from tag2mask.methods.fitting.weakclip import repeated
     from tag2mask.run.mask_folder import MaskFolder
-    from tag2mask.segment.examples import find_targets
+    from tag2mask.segment.targets import find_targets
 
     targets = find_targets(data, MaskFolder(seed_folder(data, tmp_path / "seeds"), KNOWN))
     (tmp_path / "list.txt").write_text(f"{data[1].id}\n{data[4].id}\n")

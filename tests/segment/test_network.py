@@ -18,7 +18,7 @@ from torch import Tensor
 from tag2mask.models.classifier import load_backbone, load_classifier
 from tag2mask.models.hub_segmentation import query_logits
 from tag2mask.run import files
-from tag2mask.segment import network as module
+from tag2mask.segment import saved as module
 from tag2mask.segment.network import (
     ARCHITECTURES,
     NetworkConfig,

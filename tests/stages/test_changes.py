@@ -27,7 +27,7 @@ from tag2mask.run.inputs import Inputs, KnownInputs, Stamp
 from tag2mask.run.manifest import Manifest
 from tag2mask.run.scores import encode_scores
 from tag2mask.run.shard import in_shard
-from tag2mask.segment.examples import find_targets
+from tag2mask.segment.targets import find_targets
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.export import export
 from tag2mask.stages.label import label

@@ -23,12 +23,12 @@ from tag2mask.models.tower import Positions
 from tag2mask.models.weights import STORYBOOK
 from tag2mask.ops.decoder_affinity import decoder_affinity
 from tag2mask.ops.image import MEAN, STD, resize_bicubic
-from tag2mask.segment.architectures import WeCLIPOptions, find_architecture, read_options, weclip_net
 from tag2mask.segment.network import (
     NetworkConfig,
     SegmentationNet,
+    build_network,
     check_network_classes,
-    fill_network,
+    load_network,
     read_saved,
 )
 from tag2mask.segment.test_time import PRESETS
@@ -237,18 +237,8 @@ class Online(Trainable):
             "mean": mean,
             "std": std,
         }
-        return self._network(NetworkConfig.of(ARCHITECTURE, self.classes, **options))
-
-    def _network(self, config: NetworkConfig) -> SegmentationNet:
-        """As ``segment.network`` builds it, but over the tower that is at hand."""
-        kind = find_architecture(config.architecture)
-        options = read_options(config.architecture, config.options)
-        assert isinstance(options, WeCLIPOptions)  # for the type checker: the architecture is WeCLIP's
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.options.seed)
-            bare = weclip_net(self.vision, len(config.names), options)
-        config = replace(config, options=options.model_dump(mode="json"))
-        return SegmentationNet(config, bare, kind, options, pretrained=False)
+        config = NetworkConfig.of(ARCHITECTURE, self.classes, **options)
+        return build_network(config, seed=self.options.seed, towers={"clip": self.clip})
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
         """Train on images and tags; goes on where it was stopped. Leaves the decoder in ``folder / INSIDE``.
@@ -292,9 +282,7 @@ class Online(Trainable):
                 f"{str(saved.config.options.get('sha256'))[:12]}…), not on {self.clip.name} "
                 f"({self.clip.sha256[:12]}…); give that CLIP, or fit anew"
             )
-        net = self._network(saved.config)
-        fill_network(net, saved)
-        self.net = net.to(self.device).eval()
+        self.net = load_network(saved, str(self.device), towers={"clip": self.clip})
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) in pixels -> (h, w) in patches: each side up to a whole patch, at most ``max_tokens`` in all."""
