@@ -115,7 +115,7 @@ def methods(
         steps += [] if given.refine is None else [given.refine]
         published = next((step.options for step in steps if step.method == name), None)
         if published is None:
-            raise UserError(f"{config} is of {' and '.join(step.method for step in steps)}, not of {name}")
+            raise UserError(f"{config} is a recipe of {' and '.join(step.method for step in steps)}, not of {name}")
     show_options(method_class(name).Options, published)
 
 
@@ -140,8 +140,8 @@ def suggest(
         Path | None, typer.Option("--out", "-o", help="The table; default: tags.suggested.csv beside the data.")
     ] = None,
     where: dict[str, Any],
-    least: Annotated[float, typer.Option(min=0, max=1, help="A class with this score or more is suggested.")] = 0.1,
-    top: Annotated[int, typer.Option(min=1, help="So many scores are shown for each image.")] = 5,
+    least: Annotated[float, typer.Option(min=0, max=1, help="Score from which a class is suggested.")] = 0.1,
+    top: Annotated[int, typer.Option(min=1, help="Number of scores to show for each image.")] = 5,
     template: Annotated[
         list[str] | None, typer.Option(help="A sentence with {}; may be repeated: the mean over all counts.")
     ] = None,
@@ -149,10 +149,10 @@ def suggest(
     device: DeviceOption = "auto",
     batch: Annotated[int | None, typer.Option(min=1, help="Images at a time; default 1, on a GPU 8.")] = None,
     allow_unknown: Annotated[
-        bool, typer.Option("--allow-unknown", help="Go on where the CLIP does not know a class's words.")
+        bool, typer.Option("--allow-unknown", help="Continue even if the CLIP does not know a class's words.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a table that was edited, and scores made otherwise.")
+        bool, typer.Option("--overwrite", help="Replace a table that was edited, and scores from other settings.")
     ] = False,
 ) -> None:
     """Suggest tags for images that have none: the classes ranked by CLIP's score, for you to look over.

@@ -40,7 +40,9 @@ ShardOption = Annotated[
 ]
 LimitOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Try the first images only, so many; the same command without it does the others."),
+    typer.Option(
+        min=1, help="Process only so many images, from the first on; the same command without it does the rest."
+    ),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, with which settings and how long; write nothing.")

@@ -206,8 +206,9 @@ def predict(
     test: Annotated[
         str | None,
         typer.Option(
-            help="How a paper tests: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, "
-            "cd-clip; default: as the method says whose run it is, else plain. The options below change parts of it."
+            help="Test settings of a paper: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, "
+            "weclip, cd-clip; default: those of the method that trained the network, else plain. The options below "
+            "override parts of them."
         ),
     ] = None,
     scales: Annotated[str | None, typer.Option(help="Scales at which each image is seen, such as 0.5,1,1.5.")] = None,
@@ -229,7 +230,7 @@ def predict(
     use_tags: Annotated[
         bool,
         typer.Option(
-            "--use-tags", help="Allow only the classes in an image's tags, as for a second round of training."
+            "--use-tags", help="Allow only the classes in an image's tags, such as for another round of training."
         ),
     ] = False,
     others: OthersOption = None,

@@ -228,7 +228,7 @@ def test_another_clip_is_refused(fitted, tmp_path, dino):
     model.save_pretrained(other)
     write_tokenizer(Path(other))
     method = make_method("cd-clip", WORLD, clip=load_clip(other, cache=None), dino=dino, **SMALL)
-    with pytest.raises(UserError, match="give that CLIP, or fit anew"):
+    with pytest.raises(UserError, match="give that CLIP, or fit again"):
         method.load(fitted[0])
 
 

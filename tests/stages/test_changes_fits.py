@@ -70,7 +70,7 @@ def test_the_word_on_an_old_fit_names_what_changed(data, tmp_path):
     stored = json.loads((tmp_path / "run/checkpoints/fit_data.json").read_text())
     del stored["rows"]  # as an earlier version wrote it
     (tmp_path / "run/checkpoints/fit_data.json").write_text(json.dumps(stored))
-    with pytest.warns(UserWarning, match=r"as it was \(6 images then, 5 now\)"):
+    with pytest.warns(UserWarning, match=r"earlier data \(6 images then, 5 now\)"):
         quiet(gone, tmp_path / "run", toy(FittedOnTags), fit_only=True)
 
 

@@ -137,10 +137,9 @@ def build_network(
         config: what it is.
         init: where its weights come from. None or "random": drawn by ``seed``. "small" and CCT's: a public ResNet
             checkpoint, "storybook-resnet", or a folder of ``storybook pretrain-resnet``. DeepLabs: a public one,
-            of which the backbone is taken, or "whole:PATH" with its head too. "transformers:...": "pretrained". For
-            all: a folder that ``save_network`` wrote, of the same architecture and classes.
-            ``ARCHITECTURES[name].init`` is what to start from unless another is asked for.
-            "weakclip": a released checkpoint.
+            of which the backbone is taken, or "whole:PATH" with its head too. "weakclip": a released checkpoint.
+            "transformers:...": "pretrained". For all: a folder that ``save_network`` wrote, of the same architecture
+            and classes. What the recipes start from by default is ``ARCHITECTURES[name].init``.
         seed: of whatever is drawn; the caller's own dice are left alone.
         towers: frozen towers at hand, {"clip": ...}, that are not loaded again.
 
@@ -256,7 +255,11 @@ def check_network_classes(config: NetworkConfig, names: tuple[str, ...], where: 
 
 
 def fill_network(net: SegmentationNet, saved: SavedNetwork) -> None:
-    """Load a folder's weights, bit by bit, into a network of the same architecture and classes."""
+    """Load a folder's weights, bit by bit, into a network of the same architecture and classes.
+
+    Raises:
+        UserError: another architecture or other classes; weights that do not fit, or were replaced meanwhile.
+    """
     import safetensors.torch
 
     check_network_classes(saved.config, net.config.names, saved.path)

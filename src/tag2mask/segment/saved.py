@@ -74,7 +74,7 @@ class SavedNetwork:
         except (KeyError, TypeError, AttributeError, UserError) as error:
             raise UserError(
                 f"{self.path / CONFIG}: says how the network is tested in a way that is not understood ({error}); "
-                "say it yourself (predict --test plain), or train again"
+                "choose how (predict --test plain), or train again"
             ) from error
 
 

@@ -122,7 +122,7 @@ class CrossConsistency(SupervisedTraining):
             batch: ``Halves``.
 
         Returns:
-            the losses by name, weighted.
+            the losses by name, weighted, scalars.
         """
         labelled, unlabelled = batch
         recipe, settings = self.recipe, self.recipe.cct

@@ -261,7 +261,7 @@ def check_targets(
         raise UserError(
             f"{many(len(wrong), 'mask')} {'is' if len(wrong) == 1 else 'are'} not of the size (height x width) of "
             f"the image: {listing(sorted(wrong), 3)}; "
-            "make the masks from these very images"
+            "make the masks from these images"
         )
     if len(unreadable) == len(targets):
         raise UserError(

@@ -210,7 +210,13 @@ def train(
 def find_masks(
     run: Run | Path | str | None, data: Dataset | None, pixel_labels: Path | None, recipe: TrainRecipe
 ) -> Targets:
-    """The masks to train on."""
+    """The masks to train on.
+
+    run, data, pixel_labels, recipe: as ``train`` takes them.
+
+    Raises:
+        UserError: there is neither a run nor a list of images with true masks; or as ``find_targets``.
+    """
     run = run if run is None or isinstance(run, Run) else Run.open(run)
     if data is None:
         if run is None:

@@ -83,7 +83,7 @@ class Teacher:
         return standardise(images, *self.statistics)
 
     def look(self, pixels: Tensor) -> Seen:
-        """One pass of the tower over standardised pixels, whose sides are whole patches."""
+        """One pass of the tower over standardised pixels (B, 3, H, W), whose sides are whole patches."""
         return look(self.vision, pixels, self.layers, self.positions)
 
     @torch.no_grad()

@@ -143,7 +143,12 @@ class Work:
         self.start = perf_counter()
 
     def through(self, batches: Iterator[Loaded], bar: Bar[Any]) -> Summary:
-        """Work off all batches, whatever happens to single images."""
+        """Work off all batches, whatever happens to single images.
+
+        Raises:
+            UserError: the disk cannot be written; the message says what is saved.
+            KeyboardInterrupt: as the user asked; the message says what is saved.
+        """
         self.bar = bar
         try:
             with bar:
