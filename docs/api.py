@@ -34,7 +34,7 @@ PARTS = (
         "stages.machinery.work": ["Summary"],
         "segment.recipe": ["TrainRecipe"],
         "stages.mask": ["Masked"],
-        "stages.train": ["Trained"],
+        "stages.train": ["TrainSettings", "Trained"],
         "stages.machinery.watch": ["Validation"],
         "stages.predict": ["PredictSettings"],
         "segment.test_time": ["TestTime"],

@@ -17,7 +17,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from tag2mask.cli import SOME_FAILED, app
+from tag2mask.cli import app
+from tag2mask.cli_options import SOME_FAILED
 from tag2mask.data.png import read_mask
 from tag2mask.ops.crf import engine
 from tag2mask.run.folder import Run

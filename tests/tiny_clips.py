@@ -74,6 +74,13 @@ def write_tokenizer(folder: Path) -> None:
     backend.save(str(folder / "tokenizer.json"))
 
 
+def write_clip(folder: Path, **settings: str | float) -> Path:
+    """``oracle`` as transformers saves it, with that tokenizer."""
+    oracle(**settings).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
 def openai_state(kind: str = "vit", seed: int = 0) -> dict[str, Tensor]:
     """A random state dict with OpenAI's names, in float16 as OpenAI ships them."""
     g = torch.Generator().manual_seed(seed)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tag2mask.cli_options import gather
 from tag2mask.formats import READERS, said
 
 Data = Annotated[Path, typer.Argument(help=f"Give {said(READERS)}.")]
@@ -77,25 +76,4 @@ def data_options(*without: str, **other: Any) -> Callable[[Callable[..., None]],
         if key not in without:
             option = typer.Option(_flag(key), help=other.get(key, words))
             kinds[key] = Annotated[kind | None, option]
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def run(**given: Any) -> None:
-            found = {key: given.pop(key) for key in kinds}
-            where = {key: str(v) if isinstance(v, Path) else v for key, v in found.items() if v is not None}
-            command(**given, where=where)
-
-        shown: list[inspect.Parameter] = []
-        for parameter in inspect.signature(command, eval_str=True).parameters.values():
-            if parameter.name != "where":
-                shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-                continue
-            for key, kind in kinds.items():
-                option = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-                shown.append(option)
-        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # what typer reads
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-        del run.__wrapped__  # its own parameters are not the command's
-        return run
-
-    return decorate
+    return gather("where", kinds)

@@ -16,11 +16,10 @@ import typer
 from tag2mask.cli_data import Data, as_flags, data_options
 from tag2mask.cli_options import (
     SOME_FAILED,
-    ActivationOption,
-    ClipOption,
     DeviceOption,
-    TokenizerOption,
+    data_flags,
     label_config,
+    model_options,
     show_options,
 )
 from tag2mask.types import UserError
@@ -30,13 +29,12 @@ info_app = typer.Typer()
 
 @info_app.command()
 @data_options("path")
+@model_options("dino")
 def check(
     *,
     data: Data,
     where: dict[str, Any],
-    clip: ClipOption = None,
-    tokenizer: TokenizerOption = None,
-    activation: ActivationOption = None,
+    models: dict[str, Any],
     device: DeviceOption = "auto",
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Label two images, to tell how long all would take.")
@@ -55,19 +53,14 @@ def check(
     from tag2mask.stages.check import check as run_check
     from tag2mask.stages.run_data import absolute, open_data
 
-    flags = {"data.path": data, **{f"data.{key}": value for key, value in where.items()}, "activation": activation}
-    config = absolute(label_config(None, flags, []))
-    clips = {"--clip": clip, "--tokenizer": tokenizer, "--activation": activation}
-    words = [word for flag, value in clips.items() if value is not None for word in (flag, value)]
+    config = absolute(label_config(None, data_flags(data, where) | models, []))
     out = str(Path("runs") / data.resolve().stem)
     result = run_check(
         open_data(config.data),
-        clip=clip,
-        tokenizer=tokenizer,
-        activation=activation,
+        **models,
         device=device,
         measure=measure,
-        command=shlex.join(["tag2mask", "label", str(data), *as_flags(where), *words, "-o", out]),
+        command=shlex.join(["tag2mask", "label", str(data), *as_flags(where | models), "-o", out]),
     )
     typer.echo(result.as_json() if json_ else result.text())
     if result.failed:
@@ -122,7 +115,7 @@ def methods(
         steps += [] if given.refine is None else [given.refine]
         published = next((step.options for step in steps if step.method == name), None)
         if published is None:
-            raise UserError(f"{config} is of {' and '.join(step.method for step in steps)}, not of {name}")
+            raise UserError(f"{config} is a recipe of {' and '.join(step.method for step in steps)}, not of {name}")
     show_options(method_class(name).Options, published)
 
 
@@ -139,6 +132,7 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="As JSON, for othe
 
 @info_app.command()
 @data_options("path", classes="What may be in the images: voc12, coco14, or a YAML file (names: [cat, dog]).")
+@model_options("dino")
 def suggest(
     *,
     data: Data,
@@ -146,21 +140,19 @@ def suggest(
         Path | None, typer.Option("--out", "-o", help="The table; default: tags.suggested.csv beside the data.")
     ] = None,
     where: dict[str, Any],
-    least: Annotated[float, typer.Option(min=0, max=1, help="A class with this score or more is suggested.")] = 0.1,
-    top: Annotated[int, typer.Option(min=1, help="So many scores are shown for each image.")] = 5,
+    least: Annotated[float, typer.Option(min=0, max=1, help="Score from which a class is suggested.")] = 0.1,
+    top: Annotated[int, typer.Option(min=1, help="Number of scores to show for each image.")] = 5,
     template: Annotated[
         list[str] | None, typer.Option(help="A sentence with {}; may be repeated: the mean over all counts.")
     ] = None,
-    clip: ClipOption = None,
-    tokenizer: TokenizerOption = None,
-    activation: ActivationOption = None,
+    models: dict[str, Any],
     device: DeviceOption = "auto",
     batch: Annotated[int | None, typer.Option(min=1, help="Images at a time; default 1, on a GPU 8.")] = None,
     allow_unknown: Annotated[
-        bool, typer.Option("--allow-unknown", help="Go on where the CLIP does not know a class's words.")
+        bool, typer.Option("--allow-unknown", help="Continue even if the CLIP does not know a class's words.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a table that was edited, and scores made otherwise.")
+        bool, typer.Option("--overwrite", help="Replace a table that was edited, and scores from other settings.")
     ] = False,
 ) -> None:
     """Suggest tags for images that have none: the classes ranked by CLIP's score, for you to look over.
@@ -180,14 +172,7 @@ def suggest(
     from tag2mask.stages.suggest import NAME
     from tag2mask.stages.suggest import suggest as run_suggest
 
-    flags = {
-        "data.path": data,
-        **{f"data.{key}": value for key, value in where.items()},
-        "clip": clip,
-        "tokenizer": tokenizer,
-        "activation": activation,
-    }
-    given = label_config(None, flags, [])
+    given = label_config(None, data_flags(data, where) | models, [])
     images = open_data(given.data)
     for note in images.notes:
         typer.echo(f"note: {note}", err=True)

@@ -1,10 +1,11 @@
-"""What the commands share: the options of data, runs and models, and how flags become settings."""
+"""What the commands share: the options of runs and models, and how flags become settings."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -39,7 +40,9 @@ ShardOption = Annotated[
 ]
 LimitOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Try the first images only, so many; the same command without it does the others."),
+    typer.Option(
+        min=1, help="Process only so many images, from the first on; the same command without it does the rest."
+    ),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, with which settings and how long; write nothing.")
@@ -49,26 +52,103 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="An option of the method, as NAME=VALUE; see `tag2mask methods NAME`."),
 ]
-ClipOption = Annotated[
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Run folder to create or resume.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Remove what an earlier call left in the folder, and start over.")
+]
+RefinerOption = Annotated[
     str | None,
     typer.Option(
-        help="The CLIP: hub id, folder, OpenAI .pt or another file, or storybook-clip. Default: "
-        "openai/clip-vit-base-patch16."
+        "--mask-refiner",
+        "--crf",
+        help="Makes masks follow the image's edges: a dense CRF preset (clip-es, deeplab, irn, psa, ...), par, or "
+        "none.",
     ),
 ]
-DinoOption = Annotated[
-    str | None,
-    typer.Option(help="The DINO that cd-clip uses: hub id (facebook/dinov2-base), folder, or the authors' .pth."),
+DevicesOption = Annotated[
+    int, typer.Option(min=1, help="Number of GPUs that share every batch of the training (DDP).")
 ]
-ActivationOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Activation of a CLIP whose file does not say it: quick_gelu (OpenAI's) or gelu (most of open_clip's)."
-    ),
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
 ]
-TokenizerOption = Annotated[
-    str | None, typer.Option(help="Tokenizer for an OpenAI .pt: a folder, or a file of BPE merges.")
+RecipeSetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting that overrides the recipe, as NAME=VALUE; --list shows all."),
 ]
+ListOption = Annotated[
+    bool, typer.Option("--list", help="List the recipe's settings beside their defaults, and stop.")
+]
+
+MODELS: dict[str, Any] = {
+    "clip": Annotated[
+        str | None,
+        typer.Option(
+            help="The CLIP: hub id, folder, OpenAI .pt or another file, or storybook-clip. Default: "
+            "openai/clip-vit-base-patch16."
+        ),
+    ],
+    "dino": Annotated[
+        str | None,
+        typer.Option(help="The DINO that cd-clip uses: hub id (facebook/dinov2-base), folder, or the authors' .pth."),
+    ],
+    "tokenizer": Annotated[
+        str | None, typer.Option(help="Tokenizer for an OpenAI .pt: a folder, or a file of BPE merges.")
+    ],
+    "activation": Annotated[
+        str | None,
+        typer.Option(
+            help="Activation of a CLIP whose file does not say it: quick_gelu (OpenAI's) or gelu (most of "
+            "open_clip's)."
+        ),
+    ],
+}
+"""Which models a command takes, by the keys of ``config.LabelConfig``."""
+
+
+def gather(parameter: str, options: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command several options in the place of one parameter, a dict of those that were given.
+
+    options: annotations (``Annotated[str | None, typer.Option(...)]``) by key.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            found = {key: given.pop(key) for key in options}
+            values = {key: str(v) if isinstance(v, Path) else v for key, v in found.items() if v is not None}
+            command(**given, **{parameter: values})
+
+        shown: list[inspect.Parameter] = []
+        for each in inspect.signature(command, eval_str=True).parameters.values():
+            if each.name != parameter:
+                shown.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+                continue
+            for key, kind in options.items():
+                option = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+                shown.append(option)
+        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # what typer reads
+        run.__annotations__ = {each.name: each.annotation for each in shown}
+        del run.__wrapped__  # its own parameters are not the command's
+        return run
+
+    return decorate
+
+
+def model_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of ``MODELS``, in the place of its parameter ``models``.
+
+    without: keys that the command does not have.
+    """
+    return gather("models", {key: kind for key, kind in MODELS.items() if key not in without})
+
+
+def data_flags(data: Path | None, where: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of a command as ``label_config`` takes them.
+
+    data: its argument. where: its options of data, as ``cli_data.data_options`` gathers them.
+    """
+    return {"data.path": data, **{f"data.{key}": value for key, value in where.items()}}
 
 
 def label_config(

@@ -12,9 +12,16 @@ from tag2mask.cli_data import data_options
 from tag2mask.cli_options import (
     SOME_FAILED,
     DeviceOption,
+    DevicesOption,
     DryRunOption,
     LimitOption,
+    ListOption,
+    MinutesOption,
     OthersOption,
+    OutOption,
+    OverwriteOption,
+    RecipeSetOption,
+    RefinerOption,
     RemovedOption,
     ShardOption,
     list_settings,
@@ -46,10 +53,7 @@ def train(
         Path | None,
         typer.Option(help="YAML file of the recipe, such as recipes/train_*.yaml; default: a small network."),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting that overrides the recipe, as NAME=VALUE; --list shows all."),
-    ] = None,
+    set_: RecipeSetOption = None,
     where: dict[str, Any],
     pixel_labels: Annotated[
         Path | None,
@@ -66,12 +70,9 @@ def train(
             "RUN's masks."
         ),
     ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
-    ] = None,
+    minutes: MinutesOption = None,
     device: DeviceOption = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Number of GPUs that share every batch (DDP).")] = 1,
+    devices: DevicesOption = 1,
     workers: Annotated[
         int, typer.Option(min=0, help="Number of processes that prepare batches; on a GPU, give some.")
     ] = 0,
@@ -95,13 +96,9 @@ def train(
     hold_out: Annotated[
         int, typer.Option(min=0, help="Number of images, chosen by their ids, to measure on and not to train on.")
     ] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove the training in the folder and start over.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
-    list_: Annotated[
-        bool, typer.Option("--list", help="List the recipe's settings beside their defaults, and stop.")
-    ] = False,
+    list_: ListOption = False,
 ) -> None:
     """Train a segmentation network on the masks of a run.
 
@@ -127,6 +124,7 @@ def train(
     from tag2mask.segment.recipe import GROUPS, TrainRecipe
     from tag2mask.stages.machinery.watch import Validation
     from tag2mask.stages.run_data import data_for, open_data
+    from tag2mask.stages.train import TrainSettings
     from tag2mask.stages.train import train as run_train
 
     chosen = [*(set_ or []), *([] if semi is None else [f"semi={semi}"])]
@@ -158,12 +156,7 @@ def train(
             "--hold-out, --eval-data, --eval-split and --eval-truth say what is measured; say how often, too: "
             "--eval-every STEPS"
         )
-    result = run_train(
-        opened,
-        out,
-        recipe,
-        data=dataset,
-        pixel_labels=pixel_labels,
+    how = TrainSettings(
         device=device,
         devices=devices,
         workers=workers,
@@ -172,6 +165,7 @@ def train(
         validation=validation,
         overwrite=overwrite,
     )
+    result = run_train(opened, out, recipe, how, data=dataset, pixel_labels=pixel_labels)
     if first_process():
         typer.echo(result.text())
         if result.step >= result.steps:
@@ -208,12 +202,13 @@ def predict(
         Path,
         typer.Argument(metavar="IMAGES", help=f"Give {said(READERS)}; no tags are needed."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to create or resume.")] = Path("predicted"),
+    out: OutOption = Path("predicted"),
     test: Annotated[
         str | None,
         typer.Option(
-            help="How a paper tests: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, weclip, "
-            "cd-clip; default: as the method says whose run it is, else plain. The options below change parts of it."
+            help="Test settings of a paper: plain, deeplabv2, cct, mctformer, seam, weakclip, weakclip-retrain, "
+            "weclip, cd-clip; default: those of the method that trained the network, else plain. The options below "
+            "override parts of them."
         ),
     ] = None,
     scales: Annotated[str | None, typer.Option(help="Scales at which each image is seen, such as 0.5,1,1.5.")] = None,
@@ -224,15 +219,7 @@ def predict(
     stride: Annotated[
         int | None, typer.Option(min=1, help="Pixels from one window to the next; default: the window's side.")
     ] = None,
-    refiner: Annotated[
-        str | None,
-        typer.Option(
-            "--mask-refiner",
-            "--crf",
-            help="Makes masks follow the image's edges: a dense CRF preset (deeplab, ...), par, or none; default: as "
-            "--test says.",
-        ),
-    ] = None,
+    refiner: RefinerOption = None,
     longest: Annotated[
         int | None, typer.Option(min=1, help="Shrink images whose longer side is above this, in pixels.")
     ] = None,
@@ -243,7 +230,7 @@ def predict(
     use_tags: Annotated[
         bool,
         typer.Option(
-            "--use-tags", help="Allow only the classes in an image's tags, as for a second round of training."
+            "--use-tags", help="Allow only the classes in an image's tags, such as for another round of training."
         ),
     ] = False,
     others: OthersOption = None,
@@ -253,7 +240,7 @@ def predict(
     limit: LimitOption = None,
     dry_run: DryRunOption = False,
     removed: RemovedOption = "keep",
-    overwrite: Annotated[bool, typer.Option(help="Remove the run in the folder and start over.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Make a mask for every image with a trained network. Tags are not needed.
 

@@ -8,9 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from tag2mask.cli_options import DeviceOption, list_settings
+from tag2mask.cli_options import DeviceOption, ListOption, MinutesOption, RecipeSetOption, list_settings
 
 storybook_app = typer.Typer(no_args_is_help=True, help="The embedded world: picture-book scenes with exact masks.")
+
+
+CacheOption = Annotated[Path | None, typer.Option(help="Folder for the drawn scenes; default: inside --out.")]
 
 
 @storybook_app.command()
@@ -61,12 +64,9 @@ def pretrain_resnet(
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: a folder that this command wrote, or storybook-resnet.")
     ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
-    ] = None,
+    minutes: MinutesOption = None,
     measure: Annotated[int, typer.Option(min=1, help="Number of held-out scenes to measure the result on.")] = 300,
-    cache: Annotated[Path | None, typer.Option(help="Folder for the drawn scenes; default: inside --out.")] = None,
+    cache: CacheOption = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the network; the first step takes two minutes.")
     ] = False,
@@ -96,23 +96,18 @@ def pretrain(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the training, to create or resume.")] = Path(
         "pretrain"
     ),
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the recipe, as NAME=VALUE; --list shows all.")
-    ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for the drawn scenes; default: inside --out.")] = None,
+    set_: RecipeSetOption = None,
+    cache: CacheOption = None,
     device: DeviceOption = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Number of processes that prepare batches.")] = 0,
-    minutes: Annotated[
-        float | None,
-        typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
-    ] = None,
+    minutes: MinutesOption = None,
     watch: Annotated[int, typer.Option(min=0, help="Steps between measurements; 0: never measure.")] = 1000,
     watch_scenes: Annotated[int, typer.Option(min=0, help="Number of scenes of the val split to measure on.")] = 60,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the image tower, for long runs on a GPU.")
     ] = False,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
-    list_: Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")] = False,
+    list_: ListOption = False,
 ) -> None:
     """Train a small CLIP on Storybook's pictures, captions and tags; exact masks are not used.
 

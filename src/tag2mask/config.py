@@ -135,7 +135,11 @@ def _read_mapping(path: Path, such_as: str) -> Mapping[str, Any]:
 
 
 def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> LabelConfig:
-    """A LabelConfig from plain values; ``where`` names their source in messages."""
+    """A LabelConfig from plain values; ``where`` names their source in messages.
+
+    Raises:
+        UserError: naming every wrong key or value, and the nearest known key.
+    """
     try:
         return LabelConfig.model_validate(raw)
     except ValidationError as error:
@@ -143,7 +147,7 @@ def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> LabelCo
 
 
 def parse_data(raw: Mapping[str, Any]) -> DataConfig:
-    """A DataConfig from plain values of the command line."""
+    """A DataConfig from plain values of the command line. Raises UserError as ``parse_config``."""
     return parse_config({"data": raw}, "the command line").data
 
 

@@ -101,6 +101,7 @@ class Dataset(Protocol):
     """A sequence of samples with their class set.
 
     Readers keep columns, not objects (at most 200 bytes a sample), and make a Sample when asked for one.
+    root: the folder of the images, for messages and for paths in exports.
     """
 
     @property

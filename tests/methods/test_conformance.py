@@ -22,8 +22,6 @@ from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods import METHODS, make_method, method_class
 from tag2mask.methods.protocol import Method, Trainable
-from tag2mask.models.backbone import Layout
-from tag2mask.models.classifier import Classifier, save_classifier
 from tag2mask.models.mctformer import Shape
 from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.ops.masks import upsample
@@ -39,7 +37,8 @@ from tag2mask.stages.machinery.fit import FITTED, fitted_digest
 from tag2mask.stages.machinery.fit_data import FIT_DATA
 from tag2mask.stages.predict import predict
 from tag2mask.types import IGNORE, ClassSet, Constant, Item, Prior, TextSet, UserError
-from tiny_clips import oracle, write_tokenizer
+from tiny_classifiers import write_classifier
+from tiny_clips import write_clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,8 +129,7 @@ class Case:
 def clip_folder() -> tempfile.TemporaryDirectory:
     """That of ``random_clip``; a network over it finds it again."""
     folder = tempfile.TemporaryDirectory()
-    oracle().save_pretrained(folder.name)
-    write_tokenizer(Path(folder.name))
+    write_clip(Path(folder.name))
     return folder
 
 
@@ -145,9 +143,7 @@ def random_clip() -> CLIP:
 def random_classifier() -> tempfile.TemporaryDirectory:
     """The folder of a tiny classifier with random weights, of the toys' classes."""
     folder = tempfile.TemporaryDirectory()
-    torch.manual_seed(0)
-    layout = Layout(blocks=(1, 1, 1, 1), width=4, strides=(1, 2, 2, 1))
-    save_classifier(Classifier(CLASSES.foreground, layout), folder.name, "random")
+    write_classifier(Path(folder.name), CLASSES.foreground, seed=0)
     return folder
 
 

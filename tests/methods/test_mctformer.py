@@ -196,9 +196,11 @@ def test_options_that_do_not_fit(options, match):
 
 def test_weights_that_do_not_fit(trained, deit, tmp_path):
     two = replace(CLASSES, names=CLASSES.names[:3], palette=CLASSES.palette[:3])
-    with pytest.raises(UserError, match=r"is a MCTformer of 3 classes; expected one of these 2: red, green, in this"):
+    with pytest.raises(
+        UserError, match=r"is an MCTformer of 3 classes; expected one of these 2: red, green, in this"
+    ):
         make_method("mctformer", two, weights=trained)
-    with pytest.raises(UserError, match="is a MCTformer V2; for it give --set version=v2, with variant paper"):
+    with pytest.raises(UserError, match="is an MCTformer V2; for it give --set version=v2, with variant paper"):
         make(trained, version="v1")
     with pytest.raises(UserError, match="layers 4: this network has 3 blocks"):
         make(deit, layers=4)

@@ -19,18 +19,14 @@ from tag2mask.ops.image import MEAN, STD
 from tag2mask.segment.network import NetworkConfig, build_network
 from tag2mask.storybook.embedded import embedded_clip
 from tag2mask.types import UserError
+from tiny_classifiers import LAYOUT, tiny_classifier
 
 NAMES = ("ant", "bee", "cow")
-SMALL = Layout(blocks=(1, 1, 1, 1), width=4, strides=(1, 2, 2, 1))
 
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    torch.manual_seed(3)
-    model = Classifier(NAMES, SMALL)
-    for _ in range(5):  # norms that fit the features, so that maps are neither empty nor huge
-        model(torch.randn(8, 3, 48, 64))
-    return model.eval()
+    return tiny_classifier(NAMES, seed=3).eval()
 
 
 def image(height: int = 45, width: int = 67) -> torch.Tensor:
@@ -91,7 +87,7 @@ def test_a_saved_classifier_comes_back(classifier, tmp_path) -> None:
     save_classifier(classifier, tmp_path, "a card")
     again, sha256 = load_classifier(tmp_path)
     assert again.names == NAMES
-    assert again.backbone.layout == SMALL
+    assert again.backbone.layout == LAYOUT
     assert not again.training
     assert len(sha256) == 64
     assert (tmp_path / "MODEL_CARD.md").read_text() == "a card"
@@ -105,7 +101,7 @@ def test_a_saved_classifier_comes_back(classifier, tmp_path) -> None:
 
 
 def test_a_variance_beyond_half_precision_is_kept(tmp_path) -> None:
-    model = Classifier(NAMES, SMALL)
+    model = Classifier(NAMES, LAYOUT)
     model.backbone.bn1.running_var.fill_(1e6)
     save_classifier(model, tmp_path, "")
     assert load_classifier(tmp_path)[0].backbone.bn1.running_var[0] == 1e6
@@ -143,7 +139,7 @@ def test_a_public_checkpoint_with_three_convolutions_in_the_stem(tmp_path) -> No
 
 
 def test_other_shapes_are_refused_by_name(classifier, tmp_path) -> None:
-    state = ResNet(SMALL).state_dict()
+    state = ResNet(LAYOUT).state_dict()
     state["layer3.0.conv2.weight"] = torch.zeros(16, 16, 1, 1)
     del state["bn1.bias"]
     state["layer5.weight"] = torch.zeros(1)

@@ -144,7 +144,7 @@ def test_released_checkpoints_by_their_names(tmp_path, version):
     assert network.how.offset == (0.0 if version == "plus" else 0.1)
     other = "v2" if version == "v1" else "v1"
     asked = "variant=plus" if version == "plus" else f"version={version}"
-    with pytest.raises(UserError, match=f"is a MCTformer .*; for it give --set {asked}, with"):
+    with pytest.raises(UserError, match=f"is an MCTformer .*; for it give --set {asked}, with"):
         build_mctformer(start, NAMES, other)
     with pytest.raises(UserError, match=r"of 4 classes; expected one of these 3: cat, dog, cow, in this order"):
         build_mctformer(start, NAMES[:3], version)

@@ -1,13 +1,10 @@
-"""Loading a CLIP from every place it may lie in, and what the loaded CLIP says of texts."""
+"""Loading a CLIP from a folder, and what the loaded CLIP says of texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-import socket
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,13 +12,12 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from tag2mask.models import hub, weights
 from tag2mask.models.convert import from_hf_state, from_openai_state
 from tag2mask.models.tower import Positions
 from tag2mask.models.untrained import untrained
-from tag2mask.models.weights import CLIP, fetch, load_clip
+from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.types import UserError
-from tiny_clips import Evil, openai_state, oracle, script, write_tokenizer
+from tiny_clips import Evil, openai_state, oracle
 
 PIXELS = torch.randn(1, 3, 24, 40, generator=torch.Generator().manual_seed(1))
 
@@ -215,131 +211,6 @@ def test_settings_that_do_not_exist(hf_folder) -> None:
         load_clip(folder, device="abacus")
 
 
-def into_hub_cache(folder: Path, repository: str, hub: Path) -> None:
-    """Lay a folder where the hub's client keeps its downloads."""
-    at = hub / f"models--{repository.replace('/', '--')}"
-    shutil.copytree(folder, at / "snapshots" / "0123456789abcdef")
-    (at / "refs").mkdir()
-    (at / "refs" / "main").write_text("0123456789abcdef")
-
-
-def test_hub_repositories_come_from_the_cache_alone(hf_folder, tmp_path, monkeypatch) -> None:
-    asked = []
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: asked.append(a) or [][0])
-    with pytest.raises(UserError, match=r"about 600 MB.*`tag2mask fetch openai/clip-vit-base-patch16`"):
-        load_clip()
-    with pytest.raises(UserError, match=r"`tag2mask fetch some/clip`"):
-        load_clip("some/clip")
-    with pytest.raises(UserError, match=r"no folder, \.pt file or hub repository") as caught:
-        load_clip("./nowhere/clip.pt")
-    assert "fetch" not in str(caught.value)
-    folder = hf_folder()
-    into_hub_cache(folder, "some/clip", tmp_path / "hub")
-    into_hub_cache(folder, weights.DEFAULT_CLIP, tmp_path / "hub")
-    assert load_clip("some/clip").name == "some/clip"
-    assert load_clip().name == weights.DEFAULT_CLIP
-    with pytest.raises(UserError, match="fetch"):
-        load_clip("some/clip", revision="other")
-    (folder / "model.safetensors").unlink()  # a repository of which only the tokenizer was ever asked for
-    into_hub_cache(folder, "half/clip", tmp_path / "hub")
-    with pytest.raises(UserError, match=r"`tag2mask fetch half/clip`"):
-        load_clip("half/clip")
-    assert asked == []
-
-
-@pytest.fixture(autouse=True)
-def reachable(monkeypatch):
-    """The hub answers, whatever network there is: no test downloads anything."""
-    monkeypatch.setattr("tag2mask.models.find_clip.why_unreachable", lambda: None)
-
-
-@pytest.mark.parametrize(
-    ("listing", "expected"),
-    [
-        (["model.safetensors", "pytorch_model.bin", "tf_model.h5"], {"model.safetensors"}),
-        (["pytorch_model.bin", "flax_model.msgpack"], {"pytorch_model.bin"}),
-        (
-            ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"],
-            {"model.safetensors.index.json", "model-*.safetensors"},
-        ),
-    ],
-)
-def test_fetch_takes_settings_tokenizer_and_weights_only(monkeypatch, tmp_path, listing, expected) -> None:
-    asked = {}
-
-    def download(repository, *, revision, allow_patterns):
-        asked.update(repository=repository, revision=revision, patterns=set(allow_patterns))
-        return str(tmp_path)
-
-    monkeypatch.setattr(
-        "huggingface_hub.HfApi.list_repo_files", lambda self, repository, revision: ["config.json", *listing]
-    )
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert fetch("some/clip", revision="v1") == tmp_path
-    assert (asked["repository"], asked["revision"]) == ("some/clip", "v1")
-    small = {"config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt"}
-    assert asked["patterns"] == small | expected
-
-
-def test_fetch_says_what_went_wrong(monkeypatch) -> None:
-    def fail(self, repository, revision):
-        raise OSError("no route to host\nlong trace")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repository, revision: ["README.md"])
-    with pytest.raises(UserError, match=r"holds no config\.json"):
-        fetch("some/clip")
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
-    with pytest.raises(UserError, match=r"could not be fetched: no route to host; check") as caught:
-        fetch("some/clip")
-    assert "\n" not in str(caught.value)
-
-
-OFFLINE = (
-    r"^some/clip could not be fetched: .*HF_ENDPOINT.*config\.json.*model\.safetensors.*"
-    r"--clip FOLDER; of a DINO --dino FOLDER\)$"
-)
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (lambda: "[Errno -3] Temporary failure in name resolution", "name resolution"),
-        (lambda: time.sleep(3), "no answer within 0.05 s"),
-    ],
-)
-def test_fetch_without_a_network_says_what_to_do_and_does_not_wait(monkeypatch, answer, reason) -> None:
-    """Also where the network neither answers nor refuses; the hub's own client is not asked."""
-    monkeypatch.undo()
-    monkeypatch.setattr("tag2mask.models.hub._ask", lambda address: answer())
-    monkeypatch.setattr("tag2mask.models.hub.SECONDS", 0.05 if "answer within" in reason else 20)
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: pytest.fail("asked"))
-    with pytest.raises(UserError, match=OFFLINE) as caught:
-        fetch("some/clip")
-    assert reason in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_fetch_asks_the_mirror_and_any_answer_will_do(monkeypatch) -> None:
-    asked = []
-
-    class Session:
-        def head(self, address, timeout):
-            asked.append((address, timeout))
-            if address.endswith("gone"):
-                raise OSError("no route to host\nlong trace")
-            return "503"
-
-    monkeypatch.setattr("huggingface_hub.get_session", Session)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://mirror.example")
-    assert hub.why_unreachable() is None
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://mirror.example/gone")
-    assert hub.why_unreachable() == "https://mirror.example/gone cannot be reached (no route to host)"
-    assert asked == [("https://mirror.example", hub.SECONDS), ("https://mirror.example/gone", hub.SECONDS)]
-    assert hub.SECONDS < 5
-    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
-    assert "HF_HUB_OFFLINE" in hub.why_unreachable()
-
-
 def test_storybook_clip_warns(hf_folder, tmp_path, monkeypatch) -> None:
     folder = hf_folder()
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path / package)
@@ -351,30 +222,6 @@ def test_storybook_clip_warns(hf_folder, tmp_path, monkeypatch) -> None:
     assert caught[0].filename == __file__  # not a file of the package
 
 
-@pytest.mark.filterwarnings("ignore:this processor has no bfloat16")
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_openai_s_pt(tmp_path, kind) -> None:
-    state = openai_state(kind)
-    script(state, tmp_path / "ViT.pt")
-    with pytest.raises(UserError, match=r"holds no tokenizer.*--tokenizer"):
-        load_clip(tmp_path / "ViT.pt")
-    write_tokenizer(tmp_path)
-    clip = load_clip(tmp_path / "ViT.pt", tokenizer=tmp_path / "tokenizer.json")
-    assert len(clip.model.vision.blocks) == (3 if kind == "vit" else 0)
-    assert clip.patch == (8 if kind == "vit" else 32)
-    assert {parameter.dtype for parameter in clip.model.parameters()} == {torch.float32}
-    direct = from_openai_state(state)
-    with torch.no_grad():
-        expected = F.normalize(direct.text(torch.tensor([[1, 2, 5, 9]]), torch.tensor([3])), dim=-1)
-    torch.testing.assert_close(clip.text_features(["a cat"]), expected, atol=1e-6, rtol=0)
-    assert torch.equal(direct.text.text_projection, state["text_projection"].float())
-    if kind == "resnet":
-        low = load_clip(tmp_path / "ViT.pt", tokenizer=tmp_path, precision="bfloat16").model.vision
-        with torch.no_grad():
-            pooled = low.embedding(torch.zeros(1, 3, 64, 64), readout="class")
-        assert (low.layer4[0].conv1.weight.dtype, pooled.dtype) == (torch.bfloat16, torch.float32)
-
-
 @pytest.mark.parametrize(("kind", "expected"), [("vit", "9806c8465a458c8a"), ("resnet", "7c04860f9526f7b5")])
 def test_a_run_knows_its_clip_again(kind, expected) -> None:
     """Run folders keep the fingerprint: they must know the same CLIP again whatever the code looks like by then."""
@@ -384,35 +231,6 @@ def test_a_run_knows_its_clip_again(kind, expected) -> None:
     assert clip.fingerprint[:16] == expected
     clip.model.vision.conv1.patch = 3  # what weights do not say, of any module
     assert clip.fingerprint[:16] != expected
-
-
-def test_a_tokenizer_from_the_hub_cache_serves_openai_s_pt(tmp_path) -> None:
-    torch.save(openai_state(), tmp_path / "ViT.pt")
-    (tmp_path / "tok").mkdir()
-    write_tokenizer(tmp_path / "tok")
-    into_hub_cache(tmp_path / "tok", "openai/clip-vit-base-patch32", tmp_path / "hub")
-    clip = load_clip(tmp_path / "ViT.pt", activation="quick_gelu")
-    assert clip.tokenizer.encode("a cat").ids == (1, 2, 5, 9)
-
-
-def test_pt_files_of_other_models(tmp_path) -> None:
-    write_tokenizer(tmp_path)
-    path = tmp_path / "x.pt"
-    torch.save({"fc.weight": torch.zeros(2, 2)}, path)
-    with pytest.raises(UserError, match=r"x\.pt: the weights are no CLIP.*'text_projection' is missing"):
-        load_clip(path, tokenizer=tmp_path)
-    torch.save(openai_state() | {"visual.conv1.weight": torch.zeros(128, 3)}, path)
-    with pytest.raises(UserError, match="wrong rank"):
-        load_clip(path, tokenizer=tmp_path)
-    torch.save(openai_state() | {"visual.conv1.weight": torch.zeros(100, 3, 8, 8)}, path)
-    with pytest.raises(UserError, match="100 wide, expected a multiple of 64"):
-        load_clip(path, tokenizer=tmp_path)
-    torch.save(openai_state() | {"visual.positional_embedding": torch.zeros(12, 128)}, path)
-    with pytest.raises(UserError, match=r"visual\.positional_embedding is \(12, 128\), expected \(10, 128\)"):
-        load_clip(path, tokenizer=tmp_path)
-    (tmp_path / "x.onnx").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"x\.onnx: was not read: it is a text file of 1 bytes"):
-        load_clip(tmp_path / "x.onnx")
 
 
 def test_unknown_words_stop_or_warn(hf_folder) -> None:
@@ -511,113 +329,3 @@ def test_the_fingerprint_knows_what_the_weights_do_not(hf_folder, file, change) 
 def test_the_fingerprint_of_an_untrained_copy_is_another(hf_folder) -> None:
     clip = load_clip(hf_folder())
     assert len({clip.fingerprint, untrained(clip, 0).fingerprint, untrained(clip, 1).fingerprint}) == 3
-
-
-# --- open_clip, wrappings, activations
-
-
-def open_clip_folder(folder: Path, *, quick: bool | None = None, names: str = "open_clip_model.safetensors") -> Path:
-    """As open_clip puts a CLIP on the hub."""
-    folder.mkdir(exist_ok=True)
-    model: dict[str, object] = {
-        "embed_dim": 24,
-        "vision_cfg": {"image_size": 24, "layers": 3, "width": 128, "patch_size": 8, "head_width": 32},
-        "text_cfg": {"context_length": 8, "width": 64, "heads": 2, "layers": 2},
-    } | ({} if quick is None else {"quick_gelu": quick})
-    config = {"model_cfg": model, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    if names.endswith(".safetensors"):
-        safetensors.torch.save_file(openai_state(), folder / names)
-    else:
-        torch.save({"state_dict": {f"module.{n}": v for n, v in openai_state().items()}, "epoch": 32}, folder / names)
-    write_tokenizer(folder)
-    return folder
-
-
-@pytest.mark.parametrize("names", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
-@pytest.mark.parametrize(("quick", "activation"), [(None, "gelu"), (False, "gelu"), (True, "quick_gelu")])
-def test_open_clip_s_layout(tmp_path, names, quick, activation) -> None:
-    folder = open_clip_folder(tmp_path / "x", quick=quick, names=names)
-    expected = from_openai_state(openai_state(), activation=activation, vision_heads=4, text_heads=2)
-    pixels, ids = torch.randn(1, 3, 24, 24), torch.tensor([[1, 2, 5, 9]])
-    for source in (folder, folder / names):
-        clip = load_clip(source)
-        assert (clip.mean, clip.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-        with torch.no_grad():
-            assert torch.equal(clip.model.vision(pixels).tokens, expected.vision(pixels).tokens)
-            assert torch.equal(clip.model.text(ids, torch.tensor([3])), expected.text(ids, torch.tensor([3])))
-    other = "gelu" if activation == "quick_gelu" else "quick_gelu"
-    with pytest.raises(UserError, match=rf"open_clip_config.json says {activation}, --activation {other}"):
-        load_clip(folder, activation=other)
-
-
-def test_a_folder_of_both_layouts_is_read_as_hugging_face_s(hf_folder) -> None:
-    folder = hf_folder(hidden_act="gelu")
-    open_clip_folder(folder, quick=True)
-    assert load_clip(folder).model.text.transformer.resblocks[0].mlp.activation == "gelu"
-
-
-def test_damaged_open_clip_settings(tmp_path) -> None:
-    folder = open_clip_folder(tmp_path / "x")
-    for text, message in (
-        ("[]", "expected an object"),
-        ('{"model_cfg": {}}', "describes no CLIP"),
-        ("{", "cannot be read"),
-    ):
-        (folder / "open_clip_config.json").write_text(text)
-        with pytest.raises(UserError, match=message):
-            load_clip(folder)
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.clip."])
-def test_a_bare_state_dict_asks_for_its_activation(tmp_path, prefix) -> None:
-    write_tokenizer(tmp_path)
-    path = tmp_path / "clip.ckpt"
-    torch.save({"state_dict": {f"{prefix}{name}": value for name, value in openai_state().items()}}, path)
-    with pytest.raises(UserError, match=r"--activation quick_gelu .* or --activation gelu"):
-        load_clip(path, tokenizer=tmp_path)
-    found = {}
-    for activation in ("quick_gelu", "gelu"):
-        clip = load_clip(path, tokenizer=tmp_path, activation=activation)
-        found[activation] = clip.text_features(["a cat"])
-        direct = from_openai_state(openai_state(), activation=activation).text
-        with torch.no_grad():
-            row = F.normalize(direct(torch.tensor([[1, 2, 5, 9]]), torch.tensor([3])), dim=-1)
-        torch.testing.assert_close(found[activation], row, atol=1e-6, rtol=0)
-    assert not torch.allclose(found["quick_gelu"], found["gelu"], atol=1e-5)
-
-
-def test_a_clip_inside_another_network(tmp_path) -> None:
-    write_tokenizer(tmp_path)
-    inside = {f"encoder.{name}": value for name, value in openai_state().items()}
-    torch.save(inside | {"decoder.weight": torch.zeros(2)}, tmp_path / "x.pt")
-    with pytest.warns(UserWarning, match=r"1 tensors outside of 'encoder\.', the CLIP in it, were left out"):
-        load_clip(tmp_path / "x.pt", tokenizer=tmp_path, activation="gelu")
-    torch.save(inside | {f"momentum.{name}": value for name, value in openai_state().items()}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=r"2 networks of one kind, under 'encoder\.', 'momentum\.'"):
-        load_clip(tmp_path / "x.pt", tokenizer=tmp_path, activation="gelu")
-
-
-def test_openai_s_merges_beside_openai_s_pt_are_taken(tmp_path) -> None:
-    script(openai_state(), tmp_path / "ViT.pt")
-    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_bytes(b"no merges")
-    with pytest.raises(UserError, match=r"bpe_simple_vocab_16e6\.txt\.gz: is no tokenizer"):
-        load_clip(tmp_path / "ViT.pt")
-
-
-def test_fetch_of_an_open_clip_repository(monkeypatch, tmp_path) -> None:
-    asked = []
-    listing = [
-        "open_clip_config.json",
-        "open_clip_pytorch_model.bin",
-        "open_clip_model.safetensors",
-        "tokenizer.json",
-    ]
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repository, revision: listing)
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download",
-        lambda *_, allow_patterns, **__: asked.extend(allow_patterns) or str(tmp_path),
-    )
-    fetch("some/clip")
-    assert {"open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"} <= set(asked)
-    assert "open_clip_pytorch_model.bin" not in asked

@@ -16,7 +16,8 @@ from tag2mask.data.png import encode_mask
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw
 from tag2mask.segment.augment import Augment
-from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
+from tag2mask.segment.examples import Examples
+from tag2mask.segment.targets import Targets, check_targets, find_targets
 from tag2mask.types import IGNORE, UserError
 
 AS_IT_IS = Augment(crop=None, flip=0)
@@ -136,7 +137,7 @@ def test_other_classes_are_named(data, run):
 
 @pytest.mark.parametrize("checked", [1, 1000])
 def test_masks_of_another_size_are_refused_before_training(data, run, monkeypatch, checked):
-    monkeypatch.setattr("tag2mask.segment.examples.VALUES_CHECKED", checked)
+    monkeypatch.setattr("tag2mask.segment.targets.VALUES_CHECKED", checked)
     overwrite_mask(run, 3, np.zeros((64, 48), np.uint8))  # the image is 48 x 64: same pixels, turned
     with pytest.raises(UserError, match=r"1 mask is not of the size .* toy/3 \(64x48, image 48x64\)"):
         check_targets(find_targets(data, run))

@@ -17,10 +17,10 @@ from tag2mask.run.folder import Run
 from tag2mask.run.sampling import StepSampler, Training
 from tag2mask.segment.augment import Augment
 from tag2mask.segment.cct import PUBLISHED
-from tag2mask.segment.examples import find_targets
 from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network
 from tag2mask.segment.recipe import CCT, TrainRecipe, check
 from tag2mask.segment.semi import CrossConsistency, Halves, Mixed
+from tag2mask.segment.targets import find_targets
 from tag2mask.types import IGNORE, UserError
 
 CROPS = Augment(crop=32)

@@ -72,7 +72,7 @@ def test_the_machine_decides_nothing_and_minutes_stop_every_fit(name, world, tmp
         assert [each for each in stops if "labels to learn from: time is over at 2 of 4 images" in each]
 
 
-@pytest.mark.parametrize("name", [name for name in FITS if "precision" in method_class(name).fit_heeds])
+@pytest.mark.parametrize("name", [name for name in FITS if "precision" in method_class(name).fit_uses])
 def test_precision_reaches_every_fit_and_is_on_record(name, world, tmp_path):
     half = fit(name, world, tmp_path / "half", precision="bfloat16")
     assert half.settings["fit_precision"] == "bfloat16"

@@ -15,7 +15,7 @@ from stages.small_run import CLASSES, small_run, toys
 from tag2mask import formats
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.run.corrected import Corrected, corrections_in
-from tag2mask.segment.examples import find_targets
+from tag2mask.segment.targets import find_targets
 from tag2mask.stages.compare import compare
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.export import export

@@ -14,6 +14,7 @@ from methods.toys import CLASSES, FittedOnTags, Neighbourly, Refiner, TrainingFr
 from run_folders import artefacts
 from stages.networks import photographs, tiny_network
 from stages.small_run import small_run, toys
+from stages.toy_runs import quiet, toy
 from tag2mask.classes import classes_json
 from tag2mask.cli import app
 from tag2mask.config import LabelConfig, RefineConfig
@@ -23,7 +24,7 @@ from tag2mask.run.shard import in_shard
 from tag2mask.segment.recipe import TrainRecipe
 from tag2mask.stages.dry_run import dry_label, dry_predict, dry_refined, dry_train
 from tag2mask.stages.export import export
-from tag2mask.stages.label import LabelSettings, label
+from tag2mask.stages.label import LabelSettings
 from tag2mask.stages.predict import PredictSettings, predict
 from tag2mask.stages.recipe import Recipe, Refine
 from tag2mask.stages.refine import label_refined
@@ -31,14 +32,6 @@ from tag2mask.stages.train import train
 from tag2mask.types import Sample, UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def toy(kind=TrainingFree, **options):
-    return kind(CLASSES, kind.Options(**options))
-
-
-def quiet(data, out, method=None, **more):
-    return label(data, method or toy(), out, progress=False, **more)
 
 
 @pytest.fixture

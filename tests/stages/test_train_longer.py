@@ -130,7 +130,7 @@ def test_it_measures_what_it_says_and_changes_no_bit(made, tmp_path):
 
 
 def watch_targets(data, run):
-    from tag2mask.segment.examples import find_targets
+    from tag2mask.segment.targets import find_targets
 
     return find_targets(data, run)
 

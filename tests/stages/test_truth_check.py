@@ -14,7 +14,7 @@ from tag2mask.cli import app
 from tag2mask.data import read_dataset
 from tag2mask.data.png import encode_confidence, encode_mask
 from tag2mask.run.folder import Run
-from tag2mask.segment.examples import check_targets, find_targets
+from tag2mask.segment.targets import check_targets, find_targets
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.report import report
 from tag2mask.types import MaskRule, UserError

@@ -175,7 +175,11 @@ def stored_form(path: Path | str) -> tuple[int, tuple[int, int]]:
 
 @contextmanager
 def open_image(path: Path | str) -> Iterator[Image.Image]:
-    """Opens an image whose pixels are not yet decoded; whatever goes wrong inside becomes a BadImage."""
+    """Opens an image whose pixels are not yet decoded.
+
+    Raises:
+        BadImage: it cannot be read or is too large; whatever goes wrong inside the ``with`` becomes one, too.
+    """
     path = Path(path)
     if path.is_dir():
         raise BadImage(path, "is a folder, not an image")

@@ -259,7 +259,12 @@ class MaskFolders:
 
 
 def read_truth(sample: Sample) -> Read:
-    """The true mask of a sample that has one, and how it was read."""
+    """The true mask of a sample that has one, and how it was read.
+
+    Raises:
+        ValueError: the sample has none.
+        BadImage: it cannot be read.
+    """
     if sample.truth is None:
         raise ValueError(f"{sample.id} has no truth")
     return sample.truth.read() if isinstance(sample.truth, TruthOf) else Read(sample.truth())

@@ -82,7 +82,7 @@ _OF_BOUNDARIES = ("boundary_weight", "boundary_gate", "boundary_source", "bounda
 
 
 class CDCLIPOptions(OnlineOptions):
-    """What `--set` can change."""
+    """The row of Table 3, class distributions, boundaries, and what WeCLIP+ adds."""
 
     setting: int = Field(6, ge=0, le=6, description="row of Table 3: 0 none, 1 CAA, 2 RFM, 3 CDA, 4 CDA+CAA, 5 "
                          "CDA+RFM, 6 CDA and boundaries")  # fmt: skip
@@ -183,7 +183,7 @@ class CDCLIP(Online):
         return {**super().resolved, "superclasses": self.groups}
 
     def make_recipe(self) -> OnlineRecipe:
-        """See there."""
+        """As ``Online`` asks: the same affinity from the first step on."""
         options = self.options
         affinity = self.spreading()
         return OnlineRecipe(
@@ -244,7 +244,7 @@ class CDCLIP(Online):
         return replace(affinity, distributions=distributions, place=options.place, side=options.side)
 
     def compared_texts(self) -> Tensor:
-        """Classes, and super-classes and background where they are asked for."""
+        """Classes, and super-classes and background where they are asked for: (T, E) unit rows."""
         texts = [self.say(self.text_set.names)]
         if self.groups and "super" in self.options.compared:
             texts.append(self.say(tuple(self.groups)))
@@ -271,7 +271,11 @@ class CDCLIP(Online):
         return Boundaries(self.teacher, settings, self.groups, self.say(tuple(self.groups)), self.structure())
 
     def structure(self) -> Callable[[Tensor], Tensor]:
-        """The features of prototypes."""
+        """The features of prototypes: images (B, 3, H, W) RGB 0-255 to (B, D, h, w), unit length over D.
+
+        Raises:
+            UserError: they are to be a DINO's, and there is none.
+        """
         if self.options.structure == "clip":
             return self._clip_patches
         if self.dino is None:

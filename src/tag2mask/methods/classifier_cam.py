@@ -133,7 +133,7 @@ class ClassifierCAM(Trainable):
     options: ClassifierCAMOptions
     mask_rule = MaskRule(background=Constant(0.15))  # IRN's and CLIMS's threshold
     label_options = tuple(CAMOptions.model_fields)
-    fit_heeds = ALL
+    fit_uses = ALL
 
     def __init__(self, classes: ClassSet, options: ClassifierCAMOptions | None = None) -> None:
         super().__init__(classes, options)
@@ -206,7 +206,7 @@ class ClassifierCAM(Trainable):
         save_classifier(network.eval(), folder, self._card(settings.steps, len(images), supervision), supervision)
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
-        """Take up the classifier that ``fit`` left."""
+        """Load the classifier that ``fit`` left."""
         self._read_with(load_classifier(folder)[0])
         self.ready = True
 

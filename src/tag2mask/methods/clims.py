@@ -213,7 +213,7 @@ class CLIMS(Trainable):
     options: CLIMSOptions
     mask_rule = MaskRule(background=Constant(0.15))
     label_options = tuple(CAMOptions.model_fields)
-    fit_heeds = ALL
+    fit_uses = ALL
 
     def __init__(self, classes: ClassSet, options: CLIMSOptions | None = None, *, clip: CLIP) -> None:
         super().__init__(classes, options, clip=clip)
@@ -294,7 +294,7 @@ class CLIMS(Trainable):
         )
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
-        """Take up the network that ``fit`` left."""
+        """Load the network that ``fit`` left."""
         path = folder / CLIMS_FILE
         network, _ = self.start()
         fit_state(network, read_state(path), path)

@@ -172,7 +172,11 @@ class ClipES(Method):
         return fit_grid(size, self.clip.patch, self.options.max_tokens)
 
     def scores(self, items: Sequence[Item]) -> list[Scores]:
-        """Score maps of the items' tags; see the module's text."""
+        """Score maps of the items' tags; see the module's text.
+
+        Raises:
+            ValueError: an item without tags, or with one outside the class set.
+        """
         by_grid: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, item in enumerate(items):
             tags = [] if item.tags is None else item.tags.tolist()

@@ -31,8 +31,8 @@ DeiT's augmentation, 5 epochs of warm-up, no clipping. 0.39, the score of the ba
 truth of VOC's train. Faults of the code that are repeated nowhere: the last, smaller batch of an epoch was dropped;
 MCTformer+'s positions decayed, since their names were new; half precision. Images without tags take no part.
 
-A MCTformer's checkpoint as ``weights`` labels as it is, unless ``epochs`` or ``steps`` are given. storybook-clip is a
-start that knows drawn scenes alone: its class token and that one's position are each class's first.
+An MCTformer's checkpoint as ``weights`` labels as it is, unless ``epochs`` or ``steps`` are given. storybook-clip is
+a start that knows drawn scenes alone: its class token and that one's position are each class's first.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class MCTformerOptions(FitOptions):
     weights: str = Field(
         STORYBOOK,
         description="the start: DeiT-S (.pth, .safetensors, a folder or its name on the hub), a CLIP's folder, "
-        'storybook-clip, or "random"; a MCTformer\'s checkpoint labels as it is',
+        'storybook-clip, or "random"; an MCTformer\'s checkpoint labels as it is',
     )
     epochs: float | None = Field(None, gt=0, description="training epochs; default 60 (plus: 45, storybook-clip: 4)")
     steps: int | None = Field(None, ge=1, description="training steps, instead of epochs")
@@ -218,13 +218,13 @@ _LEARNING = tuple(name for name in PUBLISHED if name not in (*_LABELLING, "epoch
 
 
 class MCTformerMethod(Trainable):
-    """MCTformer as a tag2mask method; fitted on tags, or ready with a MCTformer's checkpoint."""
+    """MCTformer as a tag2mask method; fitted on tags, or ready with an MCTformer's checkpoint."""
 
     Options = MCTformerOptions
     options: MCTformerOptions
     mask_rule = MaskRule(background=Constant(0.39), normalise="class")
     label_options = _LABELLING
-    fit_heeds = ALL
+    fit_uses = ALL
 
     def __init__(self, classes: ClassSet, options: MCTformerOptions | None = None) -> None:
         super().__init__(classes, options)
@@ -236,7 +236,7 @@ class MCTformerMethod(Trainable):
                 "mctformer",
                 self.options,
                 (*_LEARNING, "lr", "weight_decay", "seed"),
-                f"with weights={given}, a MCTformer that labels as it is; give epochs or steps to learn on from it, "
+                f"with weights={given}, an MCTformer that labels as it is; give epochs or steps to learn on from it, "
                 "or leave it out",
             )
         if self.options.maps == "patchcam":
@@ -325,7 +325,7 @@ class MCTformerMethod(Trainable):
         )
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
-        """Take up the network that ``fit`` left."""
+        """Load the network that ``fit`` left."""
         found = read_start(folder / FITTED)
         self._read_with(build_mctformer(found, self.classes.foreground, self.options.kind))
         self.ready = True

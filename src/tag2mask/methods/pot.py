@@ -87,7 +87,7 @@ class POT(Trainable):
     options: POTOptions
     mask_rule = MaskRule(background=Own())
     label_options = (*CAMOptions.model_fields, "fuse")
-    fit_heeds = ALL
+    fit_uses = ALL
 
     def __init__(self, classes: ClassSet, options: POTOptions | None = None) -> None:
         super().__init__(classes, options)
@@ -160,7 +160,7 @@ class POT(Trainable):
         keep_weights(folder / POT_FILE, network.state_dict())
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
-        """Take up the network that ``fit`` left, and read the earlier run's maps as that run makes masks of them."""
+        """Load the network that ``fit`` left, and read the earlier run's maps as that run makes masks of them."""
         if self.learns:
             path = folder / POT_FILE
             network = self.start()

@@ -158,14 +158,14 @@ class Trainable(Method):
 
     network_test: how that network is tested: its views, and the refiner of its masks. ``label`` makes masks by it so,
     and ``predict``, unless somebody says otherwise, where it is saved with ``noted={"test": self.network_test}``.
-    label_options: options that do not touch what is learned. fit_heeds: which of "devices", "workers", "minutes"
-    (of ``machine``) and "precision" its fit goes by; where another one is given, ``label`` refuses it.
+    label_options: options that do not touch what is learned. fit_uses: which of "devices", "workers", "minutes"
+    (of ``machine``) and "precision" its fit uses; where another one is given, ``label`` refuses it.
     precision: the numbers that the fit computes in, where these are not the weights' float32. machine, precision:
     set before ``fit`` is called.
     """
 
     label_options: ClassVar[tuple[str, ...]] = ()
-    fit_heeds: ClassVar[tuple[str, ...]] = ()
+    fit_uses: ClassVar[tuple[str, ...]] = ()
     machine: Machine = Machine()
     precision: str = "float32"
     network_test: Preset = PRESETS["plain"]
@@ -188,7 +188,7 @@ class Trainable(Method):
 
     @abstractmethod
     def load(self, folder: Path, earlier: Run | None = None) -> None:
-        """Take up what ``fit`` left in ``folder``.
+        """Load what ``fit`` left in ``folder``.
 
         earlier: the run that it is to label from, if it does; it need not be the one that it learned from.
         """

@@ -59,7 +59,7 @@ class Refiner(Trainable, Generic[Options, Network]):
     name: ClassVar[str]
     published: ClassVar[tuple[int, str]]
     """Steps of the published training, and what they were."""
-    fit_heeds = ALL
+    fit_uses = ALL
     options: Options
 
     def __init__(self, classes: ClassSet, options: Options) -> None:
@@ -121,7 +121,7 @@ class Refiner(Trainable, Generic[Options, Network]):
         self.load(folder, earlier)
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
-        """Take up what ``fit`` left, and read the earlier run's maps as that run makes masks of them.
+        """Load what ``fit`` left, and read the earlier run's maps as that run makes masks of them.
 
         Raises:
             UserError: nothing was fitted, or by other options; or the earlier run has no maps.

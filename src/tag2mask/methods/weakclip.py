@@ -36,7 +36,7 @@ weights that saw true masks.
 Where the paper is silent both take the released value. Its Eq. 13 sums over the image's classes without background,
 which is no divergence; here, as in the code, the sum is over all channels. Faults that are kept nowhere: "frozen"
 weights that move under ``paper``, a neighbour graph that is computed and thrown away, seeds of COCO by other numbers
-than the names, text features that are computed anew for each picture at test time.
+than the names, text features that are computed again for each picture at test time.
 
 The seeds are the masks of any run, or a folder of label maps. They are needed for the fit alone.
 """
@@ -159,7 +159,7 @@ class WeakCLIP(Trainable):
     scores_others = True
     options: WeakCLIPOptions
     label_options = ("scales", "flip", "view", "window", "stride", "max_pixels")
-    fit_heeds = ALL
+    fit_uses = ALL
 
     def __init__(self, classes: ClassSet, options: WeakCLIPOptions | None = None, *, clip: CLIP) -> None:
         super().__init__(classes, options, clip=clip)
@@ -288,7 +288,7 @@ class WeakCLIP(Trainable):
         self.net = net
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
-        """Take up the network that ``fit`` left."""
+        """Load the network that ``fit`` left."""
         self.net = load_network(folder, str(self.device), towers={"clip": self.clip})
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:

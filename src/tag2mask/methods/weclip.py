@@ -46,7 +46,7 @@ _RELEASED_SWITCH = 9_145 / VOC_STEPS
 
 
 class WeCLIPOptions(OnlineOptions):
-    """What `--set` can change."""
+    """How maps are spread, and when that changes."""
 
     affinity: Literal["rfm", "caa", "mhsa", "none"] = Field(
         "rfm", description="how maps are spread after the switch; before it caa is, or this where it is none or mhsa"
@@ -64,7 +64,7 @@ class WeCLIP(Online):
     options: WeCLIPOptions
 
     def make_recipe(self) -> OnlineRecipe:
-        """See there."""
+        """As ``Online`` asks: RFM from the switch on."""
         options = self.options
         steps = self.steps
         late = self.spreading(options.affinity)
@@ -86,7 +86,7 @@ class WeCLIP(Online):
         )
 
     def idle(self) -> dict[str, set[str]]:
-        """Of the affinity, and of a half of the training that never comes."""
+        """Of the affinity, and of a switch that leaves one of the two phases out."""
         recipe, chosen = self.recipe, self.options.affinity
         setting = f"affinity={chosen}"
         if chosen != "rfm":
@@ -99,21 +99,21 @@ class WeCLIP(Online):
         return tuned(self, AFFINITIES[name])
 
     def compared_texts(self) -> Tensor:
-        """None: WeCLIP compares no distributions."""
+        """None, (0, E): WeCLIP compares no distributions."""
         return self.say(self.text_set.names)[:0]
 
 
 def without_effect(*used: Affinity) -> set[str]:
-    """The options of ``tuned`` that none of these affinities, all that a training has, goes by."""
+    """The options of ``tuned`` that none of these affinities uses. used: all that a training has."""
     spreading = [each for each in used if each.steps]
-    heeded = {
+    used_by_any = {
         "spread_steps": bool(spreading),
         "layers": any(not each.decoder for each in spreading),
         "late_layers": any(each.decoder for each in spreading),
         "choose": any(each.decoder for each in spreading),
         "box_threshold": any(each.boxes is not None for each in spreading),
     }
-    return {name for name, there in heeded.items() if not there}
+    return {name for name, there in used_by_any.items() if not there}
 
 
 def tuned(method: Online, affinity: Affinity) -> Affinity:

@@ -127,6 +127,9 @@ class VisionTransformer(nn.Module):
 
         mode "value" (MaskCLIP) sends each token through the value and output projections only, without
         attention, residual path or MLP.
+
+        Raises:
+            ValueError: attention is asked for in that mode.
         """
         block = self.blocks[-1]
         if mode == "value":
@@ -152,7 +155,10 @@ class VisionTransformer(nn.Module):
         attention: Mean | None = None,
         positions: Positions = BILINEAR,
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """GradCAM at the last block's first norm, all K scores of an image in one pass without autograd."""
+        """GradCAM at the last block's first norm, all K scores of an image in one pass without autograd.
+
+        Args and what it yields: as ``ImageTower.gradcams``.
+        """
         seen = self(pixels, attention=attention, stop_before_last=True, positions=positions)
         last = run_last_block(self, seen.tokens)
         embeddings = read_out(self, last.tokens, readout)  # (B, E)
@@ -199,7 +205,11 @@ class TextTransformer(nn.Module):
         return self.from_embeddings(self.token_embedding(ids), eot)
 
     def from_embeddings(self, embeddings: Tensor, eot: Tensor) -> Tensor:
-        """As forward, from token embeddings (T, L, width), which may hold learned ones and need gradients."""
+        """As forward, from token embeddings (T, L, width), which may hold learned ones and need gradients.
+
+        Raises:
+            ValueError: more tokens than this CLIP reads.
+        """
         length = embeddings.shape[1]
         if length > self.context:
             raise ValueError(f"a text of {length} tokens was given, this CLIP reads at most {self.context}")

@@ -55,15 +55,15 @@ ASKED: dict[Version, str] = {
     "v2": "--set version=v2, with variant paper or released",
     "plus": "--set variant=plus, without a version",
 }
-"""How the versions are told, and asked for."""
+"""What the versions are called."""
 
 
 @dataclass(frozen=True)
 class Start:
     """Weights that MCTformer starts from, or is.
 
-    state: by our names; class_embedding is (S, D) with S class tokens, of which a MCTformer has one for each class.
-    version: "v1", "v2" or "plus" of a MCTformer, None of what is none. names: of its classes, where the file says
+    state: by our names; class_embedding is (S, D) with S class tokens, of which an MCTformer has one for each class.
+    version: "v1", "v2" or "plus" of an MCTformer, None of what is none. names: of its classes, where the file says
     them. mean, std: pixel statistics that it was trained with. supervision: what the file says of it.
     """
 
@@ -119,7 +119,7 @@ def _located(source: str | Path) -> Path:
     if found is None:
         raise UserError(
             f"{source}: is no file, folder or repository in the Hugging Face cache; expected DeiT-S (a .pth or "
-            f".safetensors in timm's names or transformers', or its folder), a MCTformer's checkpoint, {STORYBOOK} "
+            f".safetensors in timm's names or transformers', or its folder), an MCTformer's checkpoint, {STORYBOOK} "
             f'or "{RANDOM}"{did_you_mean(str(source), [STORYBOOK])}'
         )
     return found
@@ -214,7 +214,7 @@ def _completed(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor],
         state["positional_embedding"] = torch.cat([state.pop("pos_embed_cls"), state.pop("pos_embed_pat")], 1)
     lost = [name for name in ("class_embedding", "positional_embedding") if name not in state]
     if lost:
-        raise UserError(f"{path}: has no {' and no '.join(lost)}; expected DeiT or a MCTformer whole")
+        raise UserError(f"{path}: has no {' and no '.join(lost)}; expected DeiT or an MCTformer whole")
     tokens, positions = state["class_embedding"], state["positional_embedding"]
     if tokens.ndim != 3 or positions.ndim != 3 or len(tokens) != 1 or len(positions) != 1:
         raise UserError(
@@ -296,12 +296,12 @@ def _check_classes(start: Start, names: Sequence[str], version: Version) -> None
     if known != len(names) or (start.names is not None and start.names != tuple(names)):
         of = f": {', '.join(start.names[:5])}{', …' if known > 5 else ''}" if start.names else ""
         raise UserError(
-            f"{start.path}: is a MCTformer of {known} classes{of}; expected one of these {len(names)}: "
+            f"{start.path}: is an MCTformer of {known} classes{of}; expected one of these {len(names)}: "
             f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}, in this order. Take one of your classes, or "
             "learn from DeiT-S: --set weights=deit_small_patch16_224-cd65a155.pth"
         )
     if start.version != version:
-        raise UserError(f"{start.path}: is a MCTformer {SAID[start.version]}; for it give {ASKED[start.version]}")
+        raise UserError(f"{start.path}: is an MCTformer {SAID[start.version]}; for it give {ASKED[start.version]}")
 
 
 def _repeated(start: Start, classes: int, expand: int) -> dict[str, Tensor]:

@@ -182,7 +182,7 @@ class ModifiedResNet(nn.Module):
         attention: Mean | None = None,
         positions: Positions = BILINEAR,
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """GradCAM at the last stage; only the attention pool is differentiated."""
+        """GradCAM at the last stage; only the attention pool is differentiated. As ``ImageTower.gradcams``."""
         first_asked(attention, len(self.blocks))
         features = self.features(pixels)  # (B, C, h, w)
         for feature, gradients in zip(features, cotangents, strict=True):

@@ -24,7 +24,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def floats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same in float32."""
+    """The same tensors, of whatever shapes, in float32."""
     return {name: value.float() for name, value in state.items()}
 
 

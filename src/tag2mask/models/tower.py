@@ -192,7 +192,11 @@ def walk(
 
 
 def first_asked(attention: Mean | Each | None, total: int) -> int:
-    """The first of ``total`` blocks whose attention is asked for; ``total`` where none is."""
+    """The first of ``total`` blocks whose attention is asked for; ``total`` where none is.
+
+    Raises:
+        ValueError: more layers than there are.
+    """
     if attention is None:
         return total
     if not 1 <= attention.layers <= total:

@@ -28,7 +28,10 @@ _HF_BLOCK = {
 
 
 def from_timm(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """By our names, with "dist_token" and MCTformer+'s "pos_embed_*" as they are, and the names left out."""
+    """The tensors of a file of timm's by our names, unchanged, and the names that were left out.
+
+    "dist_token" and MCTformer+'s "pos_embed_*" keep theirs.
+    """
     plain = {
         "patch_embed.proj.weight": "conv1.weight",
         "patch_embed.proj.bias": "conv1.bias",
@@ -42,7 +45,7 @@ def from_timm(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The same; queries, keys and values lie apart there."""
+    """As ``from_timm``, of a file of transformers', where queries, keys and values are apart and are joined."""
     joined = dict(state)
     for name in state:
         layer, found = name.rpartition(".attention.attention.query.")[::2]

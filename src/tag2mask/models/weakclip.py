@@ -84,9 +84,9 @@ class Looked(NamedTuple):
 class WeakCLIPNet(nn.Module):
     """The network; pixels come standardised.
 
-    vision, text: the towers; frozen ones are used as they are. own_towers: copies of them are made, to learn or to be
-    filled. texts: one for each class,
-    background first, and further ones that only take part in the matching. classes: K.
+    vision, text: the towers; frozen ones are shared, not copied. own_towers: copies of them are made, to learn or to
+    be filled. texts: one for each class, background first, and further ones that only take part in the matching.
+    classes: K.
 
     Raises:
         UserError: an image tower without a pyramid, or texts that are too long for the text tower.
@@ -119,6 +119,10 @@ class WeakCLIPNet(nn.Module):
         self.text_encoder = copy.deepcopy(text).float() if own else text
         for tower in (self.tower, self.text_encoder):
             tower.requires_grad_(not self.frozen)
+        if not self.frozen:
+            rates = torch.linspace(0, settings.drop_path, len(self.tower.blocks)).tolist()
+            for block, rate in zip(self.tower.blocks, rates, strict=True):
+                block.drop_path = rate
         embed, words = text.text_projection.shape[1], text.text_projection.shape[0]
         self._read(texts)
         width = vision.conv1.out_channels
@@ -181,7 +185,7 @@ class WeakCLIPNet(nn.Module):
         return self.text_encoder.from_embeddings(words, self.ends + self.settings.prompts).float()
 
     def texts(self) -> Tensor:
-        """The same; without gradients they are computed once for the weights as they are."""
+        """``encode_texts``, (T, E); without gradients it is computed once for the same weights."""
         if self.training or (torch.is_grad_enabled() and not _traced()):
             return self.encode_texts()
         weights = [self.contexts, *self.text_encoder.parameters()]
@@ -195,18 +199,12 @@ class WeakCLIPNet(nn.Module):
         """Eq. 1 to 3: (B, 3, H, W) -> four taps (B, D, h, w), and all tokens projected (B, 1 + N, E), class first."""
         blocks = [tap - 1 for tap in self.settings.taps]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            if self.training and self.settings.drop_path and not self.frozen:
-                seen, tokens, grid = _dropped_walk(
-                    self.tower, pixels, blocks, self.positions, self.settings.drop_path
-                )
-            else:
-                found = self.tower(pixels, taps=blocks, positions=self.positions)
-                seen, tokens, grid = found.taps, found.tokens, found.grid
-            embedded = self.tower.project(tokens).float()  # (B, 1 + N, E)
+            found = self.tower(pixels, taps=blocks, positions=self.positions)
+            embedded = self.tower.project(found.tokens).float()  # (B, 1 + N, E)
             # contiguous: on a processor torch's group norm dies in the backward pass of channels-last pictures that
             # need no gradient themselves
-            cells = [seen[i][:, 1:].float().transpose(1, 2).contiguous() for i in blocks]  # (B, D, N) each
-        return [each.reshape(tokens.shape[0], -1, *grid) for each in cells], embedded
+            cells = [found.taps[i][:, 1:].float().transpose(1, 2).contiguous() for i in blocks]  # (B, D, N) each
+        return [each.reshape(found.tokens.shape[0], -1, *found.grid) for each in cells], embedded
 
     def match(self, texts: Tensor, embedded: Tensor, grid: Sequence[int]) -> Tensor:
         """Eq. 7 to 9: texts (T, E) and tokens (B, 1 + N, E) of a grid (h, w) -> cosines (B, T, h, w)."""
@@ -219,7 +217,7 @@ class WeakCLIPNet(nn.Module):
         return cosines.unflatten(2, tuple(grid))
 
     def look(self, pixels: Tensor) -> Looked:
-        """All stages, for pictures that fit the cells."""
+        """All stages, for standardised pictures (B, 3, H, W) that fit the cells."""
         taps, embedded = self.see(pixels)
         scores = self.match(self.texts(), embedded, taps[0].shape[2:])
         own = scores[:, : self.classes] / TEMPERATURE
@@ -275,26 +273,3 @@ def _own_tower(tower: VisionTransformer, positions: Positions) -> VisionTransfor
         own.positional_embedding = nn.Parameter(table)
         own.native_grid = positions.via
     return own
-
-
-def _dropped_walk(
-    tower: VisionTransformer, pixels: Tensor, taps: Sequence[int], positions: Positions, most: float
-) -> tuple[dict[int, Tensor], Tensor, tuple[int, int]]:
-    """As ``models.tower.walk``, with stochastic depth: a branch of a block is left out for whole pictures."""
-    x, grid = tower.embed(pixels, positions)
-    rates = torch.linspace(0, most, len(tower.blocks)).tolist()
-    kept: dict[int, Tensor] = {}
-    for i, (block, rate) in enumerate(zip(tower.blocks, rates, strict=True)):
-        x = x + _drop(block.attn(block.ln_1(x))[0], rate)
-        x = x + _drop(block.mlp(block.ln_2(x)), rate)
-        if i in taps:
-            kept[i] = x
-    return kept, x, grid
-
-
-def _drop(branch: Tensor, rate: float) -> Tensor:
-    """A branch (B, N, D) of which a share of pictures is 0, and the others are so much larger."""
-    if not rate:
-        return branch
-    stays = (torch.rand(len(branch), 1, 1, device=branch.device) >= rate).to(branch.dtype)
-    return branch * stays / (1 - rate)

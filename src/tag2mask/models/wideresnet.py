@@ -74,7 +74,7 @@ class Bottleneck(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Block.forward``."""
+        """(B, C, h, w) -> as ``Block.forward``."""
         active = F.relu(self.bn_branch2a(x))
         y = F.relu(self.bn_branch2b1(self.conv_branch2a(active)))
         y = self.conv_branch2b1(F.dropout2d(y, self.dropout, self.training))

@@ -69,6 +69,9 @@ def sinkhorn(attention: Tensor, rounds: int = 3) -> Tensor:
 
     The alternation only rescales rows and columns, so it runs on the two scaling vectors: six matrix-vector
     products instead of six passes that write the matrix.
+
+    Raises:
+        ValueError: a matrix that is not square.
     """
     if attention.shape[-1] != attention.shape[-2]:
         raise ValueError(f"an attention is square, got {tuple(attention.shape)}")
@@ -94,6 +97,9 @@ def propagate(affinity: Tensor, maps: Tensor, mask: Tensor | None, steps: int, *
 
     side: "arriving" takes A^t m, row i says where patch i gets its score from; "leaving" takes m A^t, row i says
         where patch i sends its score to (CD-CLIP writes it so). Of a symmetric affinity they are the same.
+
+    Raises:
+        ValueError: affinity and maps are not of the same grid.
     """
     if steps and affinity.shape[-1] != maps.shape[-1]:
         raise ValueError(

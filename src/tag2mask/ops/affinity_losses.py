@@ -27,7 +27,7 @@ class AffinityLoss:
 
     @property
     def total(self) -> Tensor:
-        """A quarter, a quarter and a half of them."""
+        """A quarter, a quarter and a half of them, a scalar."""
         return (self.background + self.foreground) / 4 + self.different / 2
 
 
@@ -41,7 +41,7 @@ class IRNLoss:
 
     @property
     def total(self) -> Tensor:
-        """Affinities plus half of both displacement terms."""
+        """Affinities plus half of both displacement terms, a scalar."""
         return self.affinity.total + (self.displacement_foreground + self.displacement_background) / 2
 
 

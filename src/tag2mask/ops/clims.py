@@ -127,7 +127,10 @@ def cosines(embeddings: Tensor, texts: Tensor) -> Tensor:
 
 
 def negative_log(p: Tensor, settings: CLIMSLoss) -> Tensor:
-    """-log p, kept finite: flat outside of [floor, 1 - floor], or the tangent below floor; see ``CLIMSLoss``."""
+    """-log p of probabilities of any shape, kept finite; float32 of the same shape.
+
+    Flat outside of [floor, 1 - floor], or the tangent below floor; see ``CLIMSLoss``.
+    """
     p = p.float()
     if settings.clamp:
         return -p.clamp(settings.floor, 1 - settings.floor).log()

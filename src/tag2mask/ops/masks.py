@@ -49,6 +49,9 @@ def background_score(maps: Tensor, background: Background, own: Tensor | None = 
     """The score of background at each pixel, (H, W), from class maps (K, H, W).
 
     Power(a) is (1 - max_c maps) ** a; Constant(t) is t; Own takes ``own`` (H, W).
+
+    Raises:
+        UserError: ``Own``, and there is no ``own``.
     """
     if isinstance(background, Power):
         return (1 - maps.amax(0)).clamp_min(0) ** background.exponent

@@ -88,7 +88,7 @@ class Activation:
 
 
 def max_scaled(maps: Tensor) -> Tensor:
-    """Each map (..., h, w) divided by its own largest value."""
+    """Each map (..., h, w) of 0 or more divided by its own largest value, plus 1e-5."""
     return maps / (maps.amax((-2, -1), keepdim=True) + EPS)
 
 

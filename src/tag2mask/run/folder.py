@@ -25,38 +25,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from tag2mask import __version__
-from tag2mask.run.artefacts import (
-    CHECKPOINTS,
-    CONFIDENCE,
-    KINDS,
-    MASKS,
-    REPORT_IMAGES,
-    SCORES,
-    SEEDS,
-    artefact,
-    ids_of,
-    remove_report_images,
-)
+from tag2mask.run.artefacts import CHECKPOINTS, CONFIDENCE, KINDS, MASKS, SCORES, artefact, ids_of
 from tag2mask.run.document import may_resume, read_document, write_classes, write_document
 from tag2mask.run.files import cannot_write, write_atomic
 from tag2mask.run.inputs import Inputs, KnownInputs
 from tag2mask.run.lock import Lock
 from tag2mask.run.manifest import Manifest, Record, merge_manifests, read_manifest
 from tag2mask.run.renamed import as_before
+from tag2mask.run.resume import (
+    lock_shard,
+    other_settings,
+    own_document,
+    refuse_other_writers,
+    remove_artefacts,
+    remove_figures,
+    warn_of_changes,
+)
 from tag2mask.run.scores import encode_scores, read_scores
-from tag2mask.run.settings import describe_differences, plain
+from tag2mask.run.settings import plain
 from tag2mask.run.shard import WHOLE, Shard, check_shard, in_shard, shard_name
 from tag2mask.run.warn import warn
 from tag2mask.types import Scores, UserError
-
-_ABOUT = ("metrics.json", "report.html")
-_MATTERS = ("version", "torch", "crf_engine", "threads", "device", "precision", "batch_size")
-"""Circumstances that may move the last bits of a result."""
 
 _WHERE = ("data_root", "config", "prior_path", "fitted_path")
 """Circumstances that say where the data are: they may have moved."""
@@ -159,31 +153,31 @@ class Run:
             UserError: other settings, or files that are no run of ours.
         """
         path = Path(path)
-        document = _document(path) if path.is_dir() else None
+        document = own_document(path) if path.is_dir() else None
         differences, _ = may_resume(document, plain(settings))
         if differences and not afresh:
-            raise _other_settings(path, differences)
+            raise other_settings(path, differences)
         return None if document is None or afresh else cls.open(path)
 
     def _set_up(self, shard: Shard, overwrite: bool, refit: bool, may_grow: bool) -> None:
-        document = _document(self.path)
-        self._lock = self._lock_shard(shard)
+        document = own_document(self.path)
+        self._lock = lock_shard(self.path, shard)
         differences, added = may_resume(document, self.settings)
         if differences and not (overwrite or refit):
-            raise _other_settings(self.path, differences)
+            raise other_settings(self.path, differences)
         afresh = bool(differences) or refit
         if added and not (may_grow or afresh):
             raise UserError(
                 f"{self.path} was fitted for other classes: {', '.join(map(repr, added))} "
                 f"{'is' if len(added) == 1 else 'are'} new. Pass --refit to learn and label everything again"
             )
-        self._refuse_while_others_write(shard, spare_siblings=not afresh)
+        refuse_other_writers(self.path, shard, spare_siblings=not afresh)
         if afresh:
-            self._remove(lambda id: True)
+            remove_artefacts(self.path, lambda id: True)
         elif overwrite:
-            self._remove(lambda id: in_shard(id, shard), shard)
+            remove_artefacts(self.path, lambda id: in_shard(id, shard), shard)
         if document is not None and not afresh:
-            self._warn_of_changes(document["noted"])
+            warn_of_changes(self.path, document["noted"], self.noted)
             self.noted = {**document["noted"], **{key: self.noted[key] for key in _WHERE if key in self.noted}}
             if "options" in document["settings"]:  # with what earlier versions kept there: ``digest`` stays the same
                 self.settings["options"] = document["settings"]["options"]
@@ -192,71 +186,12 @@ class Run:
                 f"{self.path}: classes that are new since its masks were made come after the others: "
                 f"{', '.join(map(repr, added))}"
             )
-        if (
-            afresh
-            or added
-            or document is None
-            or (document["noted"], document.get("images"))
-            != (
-                self.noted,
-                self.images,
-            )
-        ):
+        before = None if document is None else (document["noted"], document.get("images"))
+        if afresh or added or before != (self.noted, self.images):
             write_document(self.path, self.images, self.settings, self.noted)
         write_classes(self.path, self.settings)
         self._shard = shard
         self._manifest = Manifest(self.path / f"manifest.{shard_name(shard)}.jsonl")
-
-    def _lock_shard(self, shard: Shard) -> Lock:
-        index, count = shard
-        what = str(self.path) if count == 1 else f"shard {index}/{count} of {self.path}"
-        return Lock(self.path / f".{shard_name(shard)}.lock", what)
-
-    def _refuse_while_others_write(self, own: Shard, *, spare_siblings: bool) -> None:
-        """Shards of another count share images with ours; removing a whole run needs it free of all others.
-
-        spare_siblings: let the other shards of the same count work on.
-        """
-        for path in self.path.glob(".*-of-*.lock"):
-            index, _, count = path.name[1:].removesuffix(".lock").partition("-of-")
-            sibling = count == str(own[1])
-            if sibling and (spare_siblings or index == str(own[0])):
-                continue
-            Lock(path, f"shard {index}/{count} of {self.path}").release()
-
-    def _warn_of_changes(self, before: Mapping[str, Any]) -> None:
-        before = {"crf_engine": "torch", **before}  # the only one while none was noted
-        both = [key for key in _MATTERS if key in before and key in self.noted]
-        changed = describe_differences({key: before[key] for key in both}, {key: self.noted[key] for key in both})
-        if changed:
-            warn(
-                f"{self.path} was begun under other circumstances: {changed}. "
-                "The new results may differ from the earlier ones in a few pixels"
-            )
-
-    def _remove(self, whose: Callable[[str], bool], shard: Shard | None = None) -> None:
-        """Remove artefacts of the ids chosen by ``whose``, masks first: an image without one is not done.
-
-        shard: with it only that shard's manifest and summary go, and checkpoints and run.yaml stay.
-        """
-        if shard is None:
-            for root, _, files in os.walk(self.path / CHECKPOINTS, topdown=False):
-                for name in files:
-                    os.unlink(os.path.join(root, name))
-                os.rmdir(root)
-        for kind in KINDS:
-            for id in ids_of(self.path, kind):
-                if whose(id):
-                    artefact(self.path, kind, id).unlink()
-        pattern = "*" if shard is None else shard_name(shard)
-        for path in [*self.path.glob(f"manifest.{pattern}.jsonl"), *self.path.glob(f"summary.{pattern}.json")]:
-            path.unlink()
-        self._remove_about()
-
-    def _remove_about(self) -> None:
-        for name in _ABOUT:
-            (self.path / name).unlink(missing_ok=True)
-        remove_report_images(self.path / REPORT_IMAGES)
 
     # --- writing ---------------------------------------------------------------------------------------------
 
@@ -290,7 +225,7 @@ class Run:
     def _forget_figures(self) -> None:
         """Remove what was measured and shown of masks that are about to be others."""
         if not self._forgot:
-            self._remove_about()
+            remove_figures(self.path)
             self._forgot = True
 
     def record(
@@ -408,23 +343,3 @@ class Run:
 
     def _manifests(self) -> Iterator[Path]:
         return self.path.glob("manifest.*.jsonl")
-
-
-def _document(path: Path) -> dict[str, Any] | None:
-    """What run.yaml of a folder holds, None in an empty one. Raises UserError where the folder is no run of ours."""
-    document = read_document(path)
-    if document is None:
-        foreign = sorted(name for name in os.listdir(path) if not name.startswith(".") and name != SEEDS)
-        if foreign:
-            shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-            raise UserError(
-                f"{path} is not empty and is no run of ours (it holds {shown}); choose a new or empty folder"
-            )
-    return document
-
-
-def _other_settings(path: Path, differences: str) -> UserError:
-    return UserError(
-        f"{path} was made {differences}. "
-        "Choose another folder, or pass --overwrite to remove what is there and start over"
-    )

@@ -20,7 +20,7 @@ _SILENT = ContextVar("silent", default=False)
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """No progress is shown by what runs inside, whatever it asks for: for callers who cannot tell it themselves."""
+    """No progress is shown by what runs inside, whatever it asks for: for callers who cannot say so themselves."""
     before = _SILENT.set(True)
     try:
         yield
@@ -29,7 +29,7 @@ def silent() -> Iterator[None]:
 
 
 class Advance(Protocol):
-    """How a long call tells of its progress, as ``Bar.advance`` takes it."""
+    """What a long call reports its progress to; as ``Bar.advance``."""
 
     def __call__(self, count: int = 1, *, worked: bool = True) -> None:
         """``count`` more are done. worked: False for those found finished."""
@@ -37,7 +37,7 @@ class Advance(Protocol):
 
 
 def no_progress(count: int = 1, *, worked: bool = True) -> None:
-    """An ``Advance`` for where nobody listens."""
+    """An ``Advance`` that shows nothing."""
 
 
 class Bar(Generic[T]):

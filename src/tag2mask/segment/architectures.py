@@ -283,26 +283,23 @@ def _build_hub(name: str, names: Names, options: HubOptions, init: str) -> nn.Mo
     return build_hub_network(name.removeprefix(HUB), names, options.model, pretrained=init == "pretrained")
 
 
-def weclip_net(tower: nn.Module, classes: int, options: WeCLIPOptions) -> WeCLIPNet:
-    """WeCLIP's decoder of random weights over a tower that is at hand.
-
-    Raises:
-        UserError: the tower is a ResNet.
-    """
-    if not isinstance(tower, VisionTransformer):
-        raise UserError(f"{options.clip} is a ResNet, and the decoder stands on the blocks of a ViT; take a ViT")
-    positions = Positions(round_fp16=options.round_fp16)
-    how: Any = {"width": options.width, "blocks": options.blocks, "heads": options.heads}
-    return WeCLIPNet(tower, classes, positions=positions, **how)
-
-
-def _build_weclip(name: str, names: Names, options: WeCLIPOptions, init: str) -> nn.Module:
+def _build_weclip(
+    name: str, names: Names, options: WeCLIPOptions, init: str, *, towers: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """WeCLIP's decoder of random weights. towers: {"clip": a loaded CLIP} that is taken instead of one by name."""
     from tag2mask.models.weights import load_vision
 
     if init not in (RANDOM, LATER):
         raise UserError(f'init {init}: the decoder of {name} starts from random weights; expected "random"')
-    tower: Any = load_vision(options.clip, options.sha256, options.activation)
-    return weclip_net(tower, len(names), options)
+    at_hand = (towers or {}).get("clip")
+    tower: Any = (
+        load_vision(options.clip, options.sha256, options.activation) if at_hand is None else at_hand.model.vision
+    )
+    if not isinstance(tower, VisionTransformer):
+        raise UserError(f"{options.clip} is a ResNet, and the decoder stands on the blocks of a ViT; take a ViT")
+    positions = Positions(round_fp16=options.round_fp16)
+    how: Any = {"width": options.width, "blocks": options.blocks, "heads": options.heads}
+    return WeCLIPNet(tower, len(names), positions=positions, **how)
 
 
 def _own_pixels(images: Tensor, options: HubOptions | WeCLIPOptions) -> Tensor:

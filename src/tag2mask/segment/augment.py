@@ -208,7 +208,7 @@ def _check(example: Example) -> None:
             got = "x".join(str(side) for side in part.shape)
             raise UserError(
                 f"got a {name} of {got} pixels (height x width) for an image of {size[0]}x{size[1]}, expected equal "
-                "sizes; make the masks from these very images"
+                "sizes; make the masks from these images"
             )
 
 

@@ -97,7 +97,7 @@ def context_masking(z: Tensor, guess: Tensor) -> Tensor:
 
 
 def object_masking(z: Tensor, guess: Tensor) -> Tensor:
-    """Zero the objects that the main decoder sees; arguments as ``context_masking``."""
+    """Zero the objects that the main decoder sees; arguments and result as ``context_masking``."""
     return z * (1 - _objects(guess, z.shape[2:]))
 
 

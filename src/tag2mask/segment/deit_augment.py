@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from tag2mask.segment.augment import IMAGENET_MEAN
 
 TRIES = 10
-"""So often a part or a rectangle is drawn anew that does not fit."""
+"""How many parts or rectangles are drawn, at most, until one fits."""
 
 RATIO = (3 / 4, 4 / 3)
 """Of the part's width to its height."""

@@ -1,4 +1,4 @@
-"""Segmentation networks: built, given weights, kept in a folder and read back.
+"""Segmentation networks: built, given weights, written to a folder (``segment.saved``) and loaded again.
 
 A ``SegmentationNet`` takes pictures as they are (RGB, 0-255) and standardises them itself, so that training, test
 time and export need to know nothing of the architecture but its logits.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,21 @@ from torch import Tensor, nn
 from tag2mask.models.deeplab import MultiScale
 from tag2mask.models.public_resnet import OWN
 from tag2mask.models.state import fit_state
-from tag2mask.run.artefacts import CHECKPOINTS
 from tag2mask.run.device import find_device
-from tag2mask.run.files import file_sha256, write_atomic
-from tag2mask.run.settings import plain
 from tag2mask.segment.architectures import ARCHITECTURES, Architecture, find_architecture, read_options
 from tag2mask.segment.options import LATER, RANDOM, Options
+from tag2mask.segment.saved import (
+    INSIDE,
+    MODEL_TYPE,
+    WEIGHTS,
+    NetworkConfig,
+    SavedNetwork,
+    find_network,
+    read_saved,
+    write_saved,
+)
 from tag2mask.segment.schedule import conv_groups, even_groups
-from tag2mask.segment.test_time import PRESETS, Preset
-from tag2mask.types import MAX_CLASSES, ClassSet, Color, UserError
+from tag2mask.types import MAX_CLASSES, UserError
 
 __all__ = [
     "ARCHITECTURES",
@@ -44,66 +50,6 @@ __all__ = [
     "read_saved",
     "save_network",
 ]
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MODEL_TYPE = "tag2mask-segmentation"
-INSIDE = "network"
-"""Where a training folder keeps its network; a run's fit is such a folder, too."""
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """All that a network is built from.
-
-    architecture: a key of ``ARCHITECTURES``, or "transformers:" and a hub id or folder.
-    names: of the mask values; ``names[0]`` is "background". palette: their colours.
-    options: of the architecture; what is left out has its default.
-    classes: id of the class set.
-    """
-
-    architecture: str
-    names: tuple[str, ...]
-    palette: tuple[Color, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    classes: str = ""
-
-    @classmethod
-    def of(cls, architecture: str, classes: ClassSet, **options: Any) -> NetworkConfig:
-        """That of an architecture for a class set."""
-        return cls(architecture, classes.names, classes.palette, options, classes.id)
-
-
-@dataclass(frozen=True)
-class SavedNetwork:
-    """What a network's folder says beside its weights.
-
-    path: of the folder that holds config.json. supervision: "tags", or "tags+pixels(n)" where n masks drawn by hand
-    were used. noted: whatever its maker wrote down; under "test" a ``Preset``, how the network is tested.
-    sha256: of model.safetensors.
-    """
-
-    path: Path
-    config: NetworkConfig
-    supervision: str
-    noted: Mapping[str, Any]
-    sha256: str
-
-    @property
-    def test(self) -> Preset:
-        """How it is tested unless somebody says otherwise: as its maker noted, or plainly.
-
-        Raises:
-            UserError: what is noted is no such thing.
-        """
-        if "test" not in self.noted:
-            return PRESETS["plain"]
-        try:
-            return Preset.from_plain(self.noted["test"])
-        except (KeyError, TypeError, AttributeError, UserError) as error:
-            raise UserError(
-                f"{self.path / CONFIG}: says how the network is tested in a way that is not understood ({error}); "
-                "say it yourself (predict --test plain), or train again"
-            ) from error
 
 
 class SegmentationNet(nn.Module):
@@ -191,10 +137,9 @@ def build_network(
         config: what it is.
         init: where its weights come from. None or "random": drawn by ``seed``. "small" and CCT's: a public ResNet
             checkpoint, "storybook-resnet", or a folder of ``storybook pretrain-resnet``. DeepLabs: a public one,
-            of which the backbone is taken, or "whole:PATH" with its head too. "transformers:...": "pretrained". For
-            all: a folder that ``save_network`` wrote, of the same architecture and classes.
-            ``ARCHITECTURES[name].init`` is what to start from unless another is asked for.
-            "weakclip": a released checkpoint.
+            of which the backbone is taken, or "whole:PATH" with its head too. "weakclip": a released checkpoint.
+            "transformers:...": "pretrained". For all: a folder that ``save_network`` wrote, of the same architecture
+            and classes. What the recipes start from by default is ``ARCHITECTURES[name].init``.
         seed: of whatever is drawn; the caller's own dice are left alone.
         towers: frozen towers at hand, {"clip": ...}, that are not loaded again.
 
@@ -238,7 +183,6 @@ def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, 
     """
     import safetensors.torch
 
-    folder = Path(folder)
     # clones: safetensors refuses tensors that share memory
     state = {
         name: value.detach().cpu().contiguous().clone()
@@ -256,21 +200,7 @@ def save_network(folder: Path | str, net: SegmentationNet, *, supervision: str, 
     }
     # one entry alone: safetensors writes several in an order that changes from call to call
     data = safetensors.torch.save(state, metadata={OWN: json.dumps(kept)})
-    weights = [{"sha256": hashlib.sha256(data).hexdigest(), "supervision": supervision, "noted": plain(noted)}]
-    about = {"model_type": MODEL_TYPE, **plain(net.config)}
-    try:
-        before = _read_about(folder / CONFIG)
-        earlier = before.pop("weights") if before.keys() == about.keys() | {"weights"} else []
-    except (OSError, ValueError):
-        before, earlier = {}, []
-    # two files cannot be replaced at once: in between, config.json speaks of the old weights and of the new ones
-    between = [each for each in earlier if each.get("sha256") != weights[0]["sha256"]] if before == about else []
-    if before != about:  # another network's weights would look damaged beside the new config.json
-        (folder / WEIGHTS).unlink(missing_ok=True)
-    _write_about(folder / CONFIG, {**about, "weights": [*weights, *between]})
-    write_atomic(folder / WEIGHTS, data, token="weights")  # a training that is often killed must not fill the disk
-    if between:
-        _write_about(folder / CONFIG, {**about, "weights": weights})
+    write_saved(Path(folder), net.config, data, supervision=supervision, noted=noted)
 
 
 def _at_hand(towers: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -302,58 +232,6 @@ def load_network(
     return net.to(find_device(device)).eval()
 
 
-def find_network(folder: Path | str) -> Path | None:
-    """The folder with a network's config.json: ``folder`` itself, or the one in a training's or run's folder."""
-    top = Path(folder).expanduser()
-    for place in (top, top / INSIDE, top / CHECKPOINTS / INSIDE):
-        try:
-            if _read_about(place / CONFIG).get("model_type") == MODEL_TYPE:
-                return place
-        except (OSError, ValueError):
-            continue
-    return None
-
-
-def read_saved(folder: Path | str) -> SavedNetwork:
-    """What a network's folder says of it, once it is sure that the weights beside are the ones meant.
-
-    Raises:
-        UserError: no network there, or it is damaged.
-    """
-    place = find_network(folder)
-    if place is None:
-        raise UserError(
-            f"{folder}: holds no network of tag2mask ({CONFIG} and {WEIGHTS}); give a folder that "
-            "`tag2mask train` wrote, or a run of a method that trains a network"
-        )
-    about = _read_about(place / CONFIG)
-    try:
-        config = NetworkConfig(
-            architecture=str(about["architecture"]),
-            names=tuple(map(str, about["names"])),
-            palette=tuple((int(r), int(g), int(b)) for r, g, b in about["palette"]),
-            options=dict(about["options"]),
-            classes=str(about["classes"]),
-        )
-        known = {str(each["sha256"]): (str(each["supervision"]), dict(each["noted"])) for each in about["weights"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{place / CONFIG}: is damaged ({type(error).__name__}: {error}); copy the folder again from where it "
-            "was made, or train again"
-        ) from error
-    try:
-        sha256 = file_sha256(place / WEIGHTS)
-    except OSError as error:
-        raise UserError(f"{place / WEIGHTS}: cannot be read ({error.strerror}); copy the whole folder") from error
-    if sha256 not in known:
-        raise UserError(
-            f"{place / WEIGHTS}: is damaged, or is not the file that {CONFIG} beside it describes (sha256 "
-            f"{sha256[:12]}…, expected {next(iter(known), 'none')[:12]}…); copy the folder again, or train again"
-        )
-    supervision, noted = known[sha256]
-    return SavedNetwork(place, config, supervision, noted, sha256)
-
-
 def check_network_classes(config: NetworkConfig, names: tuple[str, ...], where: Path | str) -> None:
     """Logits mean nothing across class sets.
 
@@ -377,7 +255,11 @@ def check_network_classes(config: NetworkConfig, names: tuple[str, ...], where: 
 
 
 def fill_network(net: SegmentationNet, saved: SavedNetwork) -> None:
-    """Load a folder's weights, bit by bit, into a network of the same architecture and classes."""
+    """Load a folder's weights, bit by bit, into a network of the same architecture and classes.
+
+    Raises:
+        UserError: another architecture or other classes; weights that do not fit, or were replaced meanwhile.
+    """
     import safetensors.torch
 
     check_network_classes(saved.config, net.config.names, saved.path)
@@ -392,14 +274,3 @@ def fill_network(net: SegmentationNet, saved: SavedNetwork) -> None:
     state = safetensors.torch.load(data)
     fit_state(net, state, saved.path / WEIGHTS, net.towers)
     net.load_state_dict(state, strict=False)  # again, for the counters of batch norms, which others' files may lack
-
-
-def _read_about(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object, got {type(value).__name__}")
-    return value
-
-
-def _write_about(path: Path, about: Mapping[str, Any]) -> None:
-    write_atomic(path, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())

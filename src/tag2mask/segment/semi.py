@@ -28,10 +28,11 @@ from tag2mask.models.decoders import CCTNet
 from tag2mask.run.sampling import GROUP_SEEDS, Draw, step_generator
 from tag2mask.segment.augment import Augment
 from tag2mask.segment.cct import Weights, kinds, unlabelled_losses
-from tag2mask.segment.examples import Batch, Drawn, Examples, Targets
+from tag2mask.segment.examples import Batch, Drawn, Examples
 from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.recipe import TrainRecipe
 from tag2mask.segment.supervised import SupervisedTraining, make_optimizer, output_loss, trusted_labels
+from tag2mask.segment.targets import Targets
 from tag2mask.types import UserError
 
 HEAD_RATE = 10
@@ -121,7 +122,7 @@ class CrossConsistency(SupervisedTraining):
             batch: ``Halves``.
 
         Returns:
-            the losses by name, weighted.
+            the losses by name, weighted, scalars.
         """
         labelled, unlabelled = batch
         recipe, settings = self.recipe, self.recipe.cct

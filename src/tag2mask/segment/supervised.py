@@ -138,7 +138,11 @@ class SupervisedTraining(lightning.LightningModule):
         return self.net if self.average is None else self.average
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The sum of the batch's losses."""
+        """The sum of the batch's losses, a scalar.
+
+        Raises:
+            UserError: a norm sees a single number of each channel.
+        """
         self._tell(batch.replaced)
         with _Dice(self.recipe.seed, batch.step, self.global_rank, self.device):
             try:

@@ -179,7 +179,7 @@ def weakclip_held(options: WeakCLIPOptions) -> tuple[str, ...]:
 
 
 def weakclip_pixels(images: Tensor, options: WeakCLIPOptions) -> Tensor:
-    """Pictures as the image tower takes them."""
+    """Pictures (B, 3, H, W) RGB 0-255 as the image tower takes them, of the same shape."""
     own = options.pixels == "clip"
     mean = options.mean or (CLIP_MEAN if own else IMAGENET_MEAN)
     return standardise(images, mean, options.std or (CLIP_STD if own else IMAGENET_STD))

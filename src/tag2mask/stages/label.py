@@ -109,8 +109,6 @@ def label(
         work = Work(
             *(run, data.classes, worker, limit.images),
             did="labelled",
-            steps=worker.steps,
-            device=method.device,
             # compiled loops use one core a picture, the torch engine uses them all
             beside=torch.get_num_threads() if by == "loops" else 1,
             made=renewed.made,

@@ -123,11 +123,10 @@ def predict(
         samples = islice((sample for sample in data if in_shard(sample.id, how.shard)), limit.images)
         # each image alone, so that its neighbours cannot matter
         batches = (SampleBatch((each,), frozenset(() if changed.finished(each) else (each.id,))) for each in samples)
+        classes = ClassSet(saved.config.classes, saved.config.names, saved.config.palette)
         work = Work(
-            *(run, ClassSet(saved.config.classes, saved.config.names, saved.config.palette), predictor, limit.images),
+            *(run, classes, predictor, limit.images),
             did="predicted",
-            steps=predictor.steps,
-            device=where,
             made=changed.made,
             notes=lambda: [*changed.notes(), *left, *limit.notes(run)],
         )

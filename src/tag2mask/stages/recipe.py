@@ -54,6 +54,9 @@ def prepare(
 
     out: the run folder that is to be resumed, whose classes keep their order; None: a new one.
     masks_of: as ``LabelSettings`` has it.
+
+    Raises:
+        UserError: settings that cannot work, data that cannot be read, or weights that are not there.
     """
     steps: list[LabelConfig | RefineConfig] = [config] if config.refine is None else [config, config.refine]
     for step in steps:

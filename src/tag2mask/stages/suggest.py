@@ -189,7 +189,7 @@ class _Scores:
         self._table: str | None = None  # the digest of the table that was written from them
 
     def begin(self, out: Path, overwrite: bool) -> None:
-        """Take up what is there. Raises UserError where that was made otherwise, or the table was edited."""
+        """Load what is there. Raises UserError where that was made otherwise, or the table was edited."""
         there: Any = None
         if self.path.is_file() and not overwrite:
             there = self._read()

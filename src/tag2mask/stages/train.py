@@ -32,7 +32,7 @@ from tag2mask.run.settings import check_own, claim, plain
 from tag2mask.run.training import first_process, fit
 from tag2mask.run.warn import warn
 from tag2mask.segment.architectures import pixels_of_start
-from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
+from tag2mask.segment.examples import Examples
 from tag2mask.segment.network import (
     INSIDE,
     NetworkConfig,
@@ -45,10 +45,36 @@ from tag2mask.segment.options import WITH_HEAD
 from tag2mask.segment.recipe import TrainRecipe, check
 from tag2mask.segment.semi import CrossConsistency, Mixed
 from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.segment.targets import Targets, check_targets, find_targets
 from tag2mask.stages.machinery.longer import RECIPE, SUMMARY, clear, lengthen, lengthened, may_lengthen
 from tag2mask.stages.machinery.watch import Validation, Watch, held_out, validation_samples
 from tag2mask.stages.run_data import data_for
 from tag2mask.types import Dataset, UserError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How ``train`` goes about its work; none of it changes what the weights become, but for rounding.
+
+    device, devices: auto, cpu, cuda, ...; and how many of them.
+    workers: processes that prepare batches.
+    minutes: stop so long after the call, saved; one step is done in any case. None runs to the end.
+    save_steps: a checkpoint every so many steps, and every five minutes. log_steps: a line of the log.
+    validation: measure mIoU while it runs, on ground truth that nothing is learned from; images that it holds out
+        are not trained on.
+    overwrite: remove the training in the folder, and start over.
+    progress: show it on stderr.
+    """
+
+    device: str = "auto"
+    devices: int = 1
+    workers: int = 0
+    minutes: float | None = None
+    save_steps: int = 1000
+    log_steps: int = 20
+    validation: Validation | None = None
+    overwrite: bool = False
+    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,18 +128,11 @@ def train(
     run: Run | Path | str | None,
     out: Path | str,
     recipe: TrainRecipe | None = None,
+    settings: TrainSettings | None = None,
     *,
     data: Dataset | None = None,
     pixel_labels: Path | None = None,
-    device: str = "auto",
-    devices: int = 1,
-    workers: int = 0,
-    minutes: float | None = None,
-    save_steps: int = 1000,
-    log_steps: int = 20,
-    validation: Validation | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
+    **changes: Any,
 ) -> Trained:
     """Train a network on a run's masks; called again, it resumes where it was.
 
@@ -125,17 +144,12 @@ def train(
         run: a run with masks; None: true masks alone, of ``data`` and ``pixel_labels`` (the upper bound).
         out: the folder of this training.
         recipe: all that decides what the weights become.
+        settings: default: ``TrainSettings()``.
         data: the images; default: where the run's were.
         pixel_labels: a text file of image ids whose true masks are used, instead of the run's. It is the only way in
             which ground truth is read, and the network's supervision says how many masks it were. For ``semi`` they
             are the labelled images, and all others are the unlabelled ones.
-        device, devices: auto, cpu, cuda, ...; and how many of them.
-        workers: processes that prepare batches.
-        minutes: stop so long after the call, saved; one step is done in any case. None runs to the end.
-        save_steps: a checkpoint every so many steps, and every five minutes. log_steps: a line of the log.
-        validation: measure mIoU while it runs, on ground truth that nothing is learned from. It changes no weights.
-        overwrite: remove the training in the folder, and start over.
-        progress: show it on stderr.
+        changes: fields of ``TrainSettings`` that take the place of those in ``settings``.
 
     Raises:
         UserError: an impossible recipe; masks that do not fit their images or classes, or none; a folder that cannot
@@ -143,47 +157,45 @@ def train(
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     began, out, recipe = time.monotonic(), Path(out), recipe or TrainRecipe()
+    how = replace(settings or TrainSettings(), **changes)
     check(recipe)
-    where = find_device(device)
+    where = find_device(how.device)
     find_precision(recipe.precision, where)
     targets = find_masks(run, data, pixel_labels, recipe)
     watch = None
-    if validation is not None:
-        targets = held_out(targets, validation.hold_out)
-        samples = validation_samples(validation, targets)
-        watch = Watch(samples, validation.every, recipe.accumulate, progress)
+    if how.validation is not None:
+        targets = held_out(targets, how.validation.hold_out)
+        samples = validation_samples(how.validation, targets)
+        watch = Watch(samples, how.validation.every, recipe.accumulate, how.progress)
     supervision, start = _supervision(targets, recipe)
     drawn = (Mixed if recipe.semi else Examples)(targets, recipe.augment, recipe.seed, recipe.mu is not None)
-    net = build_network(
-        NetworkConfig.of(recipe.architecture, targets.data.classes, **recipe.options),
-        init=recipe.start,
-        seed=recipe.seed,
-    )
+    config = NetworkConfig.of(recipe.architecture, targets.data.classes, **recipe.options)
+    net = build_network(config, init=recipe.start, seed=recipe.seed)
     net.check_crop(recipe.crop)
     if first_process() and not (out / "run.yaml").exists():
         check_own(out, RECIPE)
     with locked(out, f"The training in {out}") if first_process() else nullcontext():
-        if overwrite and first_process():
+        if how.overwrite and first_process():
             clear(out)
         _claim(out, recipe, targets, supervision, start)
         done = steps_done(out)
         if not done:
-            _check_masks(targets, recipe, progress)
+            _check_masks(targets, recipe, how.progress)
         module = (CrossConsistency if recipe.semi else SupervisedTraining)(recipe, net)
         noted = {"recipe": plain(recipe), "examples": len(targets), **lengthened(out)}
         keep = _Keep(out / INSIDE, supervision, noted, done)
         training = recipe.training(
-            device=device,
-            devices=devices,
-            workers=workers,
-            minutes=minutes_left(minutes, began),
-            save_steps=save_steps,
-            log_steps=log_steps,
+            device=how.device,
+            devices=how.devices,
+            workers=how.workers,
+            minutes=minutes_left(how.minutes, began),
+            save_steps=how.save_steps,
+            log_steps=how.log_steps,
         )
         unit = "pairs" if recipe.semi else "images"
         try:
             watching = [keep] if watch is None else [watch, keep]
-            trainer = fit(module, drawn, training, out, unit=unit, callbacks=watching, show=progress)
+            trainer = fit(module, drawn, training, out, unit=unit, callbacks=watching, show=how.progress)
         finally:
             result = _result(module, keep, targets, recipe, supervision, where)
             if watch is not None and watch.miou is not None:
@@ -198,7 +210,13 @@ def train(
 def find_masks(
     run: Run | Path | str | None, data: Dataset | None, pixel_labels: Path | None, recipe: TrainRecipe
 ) -> Targets:
-    """The masks to train on."""
+    """The masks to train on.
+
+    run, data, pixel_labels, recipe: as ``train`` takes them.
+
+    Raises:
+        UserError: there is neither a run nor a list of images with true masks; or as ``find_targets``.
+    """
     run = run if run is None or isinstance(run, Run) else Run.open(run)
     if data is None:
         if run is None:

@@ -89,7 +89,7 @@ class PriorMaps:
     def of_image(
         self, scores: Scores, tags: Tensor, size: tuple[int, int], within: tuple[int, int], called: str = "it"
     ) -> Tensor:
-        """As ``read`` at ``within``, of an image that has ``size`` and is ``called`` so in messages.
+        """As ``read`` at ``within`` (h, w), of an image that has ``size`` (H, W) and is ``called`` so in messages.
 
         Raises:
             UserError: it had another size when the earlier run saw it; or as ``read``.
@@ -235,14 +235,18 @@ def label_path(folder: Path, id: str) -> Path:
 
 
 def encode_label(label: Tensor) -> bytes:
-    """A uint8 array as the bytes of a compressed .npz."""
+    """Labels (..., h, w) uint8 as the bytes of a compressed .npz."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, label=label.cpu().numpy())
     return buffer.getvalue()
 
 
 def read_label(path: Path) -> Tensor:
-    """What ``encode_label`` made. Nothing is unpickled."""
+    """What ``encode_label`` made: (..., h, w) uint8. Nothing is unpickled.
+
+    Raises:
+        OSError, ValueError, KeyError, BadZipFile: it cannot be read.
+    """
     with np.load(path, allow_pickle=False) as arrays:
         return torch.from_numpy(arrays["label"])
 
@@ -285,6 +289,6 @@ class AffinityExamples:
 
     @staticmethod
     def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The same with a batch in front."""
+        """Several of these as a batch: (B, 3, H, W) and (B, h, w)."""
         images, labels = zip(*samples, strict=True)
         return torch.stack(images), torch.stack(labels)

@@ -90,7 +90,7 @@ class CLIMSTraining(lightning.LightningModule):
         return self.descent.optimizer(self.network)
 
     def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor:
-        """The weighted sum of the four losses."""
+        """The weighted sum of the four losses, a scalar."""
         pictures, tags = batch
         maps = activation(self.network.maps(standardise(pictures, MEAN, STD)), training=True)  # (B, C, h, w)
         terms = self.critic(pictures, maps, tags)
@@ -108,11 +108,11 @@ class TagCaptions(lightning.LightningModule):
         self.of, self.clip, self.names = fit, fit.clip, fit.classes.foreground
 
     def captions(self, tags: Sequence[Tensor]) -> list[str]:
-        """One for each image."""
+        """One for each image. tags: (K,) int64 of each."""
         return [tag_caption([self.names[tag - 1] for tag in own.tolist()]) for own in tags]
 
     def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor:
-        """CLIP's contrastive loss, both directions."""
+        """CLIP's contrastive loss, both directions, a scalar."""
         pictures, tags = batch
         size = (self.of.recipe.clip_size, self.of.recipe.clip_size)
         pixels = F.interpolate(

@@ -35,7 +35,7 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """Their sum."""
+        """Their sum, a scalar."""
         return self.classes + self.patches + self.contrast
 
 

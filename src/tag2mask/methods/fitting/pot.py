@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 def train(
     network: POTNetwork, recipe: POTRecipe, settings: FitSettings, data: Dataset, folder: Path, earlier: Run | None
 ) -> POTNetwork:
-    """A whole fit, from wherever an earlier call was stopped; gives the network back as it ended.
+    """A whole fit, from wherever an earlier call was stopped; returns the trained network.
 
     Raises:
         UserError: see ``POT.fit``.
@@ -172,7 +172,7 @@ class POTExamples:
 
     @staticmethod
     def collate(samples: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, int]]) -> Batch:
-        """The same with a batch in front."""
+        """Several of these as a ``Batch``."""
         pictures, labels, maps, valid, dice = zip(*samples, strict=True)
         return Batch(
             torch.stack(pictures), torch.stack(labels), torch.stack(maps), torch.stack(valid), torch.tensor(dice)
@@ -256,12 +256,16 @@ class POTTraining(lightning.LightningModule):
         return self.settings.optimizer(groups)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The weighted sum of both losses."""
+        """The weighted sum of both losses, a scalar.
+
+        Raises:
+            UserError: features that are no longer finite.
+        """
         try:
             found = pot_losses(self.network, batch, self.recipe)
         except ValueError as error:
             raise UserError(
-                f"at step {self.global_step} of pot's fit: {error}; fit anew, into another folder, with a lower lr "
+                f"at step {self.global_step} of pot's fit: {error}; fit again, into another folder, with a lower lr "
                 f"than {self.settings.lr:g}"
             ) from error
         names = ("loss", "classes", "consistency")

@@ -21,7 +21,7 @@ SAVE_STEPS = 200
 """Steps between two checkpoints."""
 
 ALL = ("devices", "workers", "minutes", "precision")
-"""What a fit that runs by ``FitSettings`` goes by: everything (``Trainable.fit_heeds``)."""
+"""``Trainable.fit_uses`` of a fit that runs by ``FitSettings``: everything."""
 
 _MOST_WORKERS = 8
 

@@ -74,6 +74,6 @@ class TaggedImages:
 
     @staticmethod
     def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> PictureBatch:
-        """Pictures stacked, tags as a list."""
+        """Pictures stacked, (B, 3, h, w), and tags as a list."""
         pictures, tags = zip(*samples, strict=True)
         return torch.stack(pictures), list(tags)

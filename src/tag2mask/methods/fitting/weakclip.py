@@ -17,10 +17,11 @@ from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.folder import Run
 from tag2mask.run.settings import plain
 from tag2mask.run.warn import warn
-from tag2mask.segment.examples import Examples, Targets, check_targets, find_targets
+from tag2mask.segment.examples import Examples
 from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.recipe import TrainRecipe
 from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.segment.targets import Targets, check_targets, find_targets
 from tag2mask.segment.test_time import Preset
 from tag2mask.types import Dataset, UserError
 

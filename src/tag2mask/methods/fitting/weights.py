@@ -12,6 +12,12 @@ from tag2mask.run.files import write_atomic
 
 
 def keep_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a network's state as safetensors, whole or not at all."""
+    """Write a network's state as safetensors, whole or not at all.
+
+    state: tensors of any shape, by name; each is written as it is.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
     kept = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     write_atomic(path, safetensors.torch.save(kept), sync=True)

@@ -23,12 +23,12 @@ from tag2mask.models.tower import Positions
 from tag2mask.models.weights import STORYBOOK
 from tag2mask.ops.decoder_affinity import decoder_affinity
 from tag2mask.ops.image import MEAN, STD, resize_bicubic
-from tag2mask.segment.architectures import WeCLIPOptions, find_architecture, read_options, weclip_net
 from tag2mask.segment.network import (
     NetworkConfig,
     SegmentationNet,
+    build_network,
     check_network_classes,
-    fill_network,
+    load_network,
     read_saved,
 )
 from tag2mask.segment.test_time import PRESETS
@@ -91,12 +91,12 @@ class OnlineOptions(FitOptions):
 class Online(Trainable):
     """A method whose masks arise while it trains a decoder; derive ``WeCLIP`` and ``CDCLIP`` from it.
 
-    name: of the method. own_texts: text sets of a class set that are its own, the first there is taken.
+    name: of the method, and of the text set of a class set that is its own.
     """
 
     needs = ("clip",)
     label_options = ("max_tokens",)
-    fit_heeds = ("workers", "minutes")
+    fit_uses = ("workers", "minutes")
     mask_rule = MaskRule(background=Power(1.0), refiner="par")
     name: ClassVar[str]
     options: Any
@@ -189,7 +189,11 @@ class Online(Trainable):
         return self.clip.ensemble(phrases, self.text_set.templates, allow_unknown=self.options.allow_unknown)
 
     def make_teacher(self) -> Teacher:
-        """The frozen CLIP with the texts."""
+        """The frozen CLIP with the texts.
+
+        Raises:
+            UserError: the class set has no background phrases.
+        """
         texts = self.text_set
         if not texts.background:
             raise UserError(
@@ -213,7 +217,11 @@ class Online(Trainable):
         return (MEAN, STD) if self.options.statistics == "imagenet" else (self.clip.mean, self.clip.std)
 
     def layers_of(self, given: int | None, share: float) -> int:
-        """So many last layers, or a share of all of this CLIP's."""
+        """So many last layers, or a share of all of this CLIP's.
+
+        Raises:
+            UserError: more than it has.
+        """
         total = len(self.vision.blocks)
         if given is not None and given > total:
             raise UserError(f"{self.name}: {given} layers of attention, and {self.clip.name} has {total}; give fewer")
@@ -237,18 +245,8 @@ class Online(Trainable):
             "mean": mean,
             "std": std,
         }
-        return self._network(NetworkConfig.of(ARCHITECTURE, self.classes, **options))
-
-    def _network(self, config: NetworkConfig) -> SegmentationNet:
-        """As ``segment.network`` builds it, but over the tower that is at hand."""
-        kind = find_architecture(config.architecture)
-        options = read_options(config.architecture, config.options)
-        assert isinstance(options, WeCLIPOptions)  # for the type checker: the architecture is WeCLIP's
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.options.seed)
-            bare = weclip_net(self.vision, len(config.names), options)
-        config = replace(config, options=options.model_dump(mode="json"))
-        return SegmentationNet(config, bare, kind, options, pretrained=False)
+        config = NetworkConfig.of(ARCHITECTURE, self.classes, **options)
+        return build_network(config, seed=self.options.seed, towers={"clip": self.clip})
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
         """Train on images and tags; goes on where it was stopped. Leaves the decoder in ``folder / INSIDE``.
@@ -262,7 +260,7 @@ class Online(Trainable):
         from tag2mask.segment.augment import Augment, Uniform
 
         recipe, options = self.recipe, self.options
-        padding = (math.nan,) * 3  # told from every pixel
+        padding = (math.nan,) * 3  # no pixel is that
         shapes = Augment(recipe.crop, scale=Uniform(*recipe.scales), place="anywhere", fill=padding)
         images = TaggedImages(data, shapes, options.seed)
         if not any(images.data[i].tags for i in images.indices):
@@ -279,7 +277,7 @@ class Online(Trainable):
         keep_network(folder, net, recipe.steps, supervision="tags", noted=noted)
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
-        """Take up the decoder that ``fit`` left.
+        """Load the decoder that ``fit`` left.
 
         Raises:
             UserError: there is none, it is damaged, or it stands on another CLIP.
@@ -290,11 +288,9 @@ class Online(Trainable):
             raise UserError(
                 f"{saved.path}: was trained on {saved.config.options.get('clip')} (weights of sha256 "
                 f"{str(saved.config.options.get('sha256'))[:12]}…), not on {self.clip.name} "
-                f"({self.clip.sha256[:12]}…); give that CLIP, or fit anew"
+                f"({self.clip.sha256[:12]}…); give that CLIP, or fit again"
             )
-        net = self._network(saved.config)
-        fill_network(net, saved)
-        self.net = net.to(self.device).eval()
+        self.net = load_network(saved, str(self.device), towers={"clip": self.clip})
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) in pixels -> (h, w) in patches: each side up to a whole patch, at most ``max_tokens`` in all."""

@@ -56,7 +56,7 @@ class Teacher:
         scale: of its logits.
         texts: see there.
         layers: the attention of so many last layers is kept.
-        positions, mean, std: how pictures enter the tower.
+        positions, statistics: how pictures enter the tower; statistics are mean and deviation of its pixels, in 0..1.
         feature: what class distributions compare with texts: patch tokens after the "last" block, or its "value" path
             alone.
         refiner: PAR's settings.
@@ -83,7 +83,7 @@ class Teacher:
         return standardise(images, *self.statistics)
 
     def look(self, pixels: Tensor) -> Seen:
-        """One pass of the tower over standardised pixels, whose sides are whole patches."""
+        """One pass of the tower over standardised pixels (B, 3, H, W), whose sides are whole patches."""
         return look(self.vision, pixels, self.layers, self.positions)
 
     @torch.no_grad()

@@ -53,7 +53,10 @@ class OnlineTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor:
-        """The weighted sum of the losses of pictures, whose padding is NaN, with their tags."""
+        """The weighted sum of the losses, a scalar.
+
+        batch: pictures (B, 3, H, W), 0-255, whose padding is NaN, and the tags of each, (K,) int64.
+        """
         pictures, tags = batch
         recipe, teacher = self.recipe, self.teacher
         known = ~pictures.isnan().any(1)  # (B, H, W)
@@ -84,7 +87,7 @@ class OnlineTraining(lightning.LightningModule):
 
     @staticmethod
     def _readable(known: Tensor) -> Tensor:
-        """Everywhere but in pictures that could not be read, which are padding altogether."""
+        """(B, H, W) bool: everywhere but in pictures that could not be read, which are padding altogether."""
         return known.flatten(1).any(1)[:, None, None].expand_as(known)
 
     @torch.no_grad()

@@ -186,7 +186,7 @@ def circumstances(method: Method, before: Run | None, fit: Fit, by: str | None) 
 
 def _precision(method: Method, fit: Fit) -> dict[str, str]:
     """The numbers that a fit computes in, where it is done here and these are not float32."""
-    if isinstance(method, Trainable) and fit.here and "precision" in method.fit_heeds:
+    if isinstance(method, Trainable) and fit.here and "precision" in method.fit_uses:
         return {} if method.precision == "float32" else {"fit_precision": method.precision}
     return {}
 
@@ -299,6 +299,7 @@ def _open_earlier(
     made_from = run.noted.get("data_root")
     if made_from is not None and Path(made_from) != Path(data.root).absolute():
         warn(
-            f"the earlier run is of images in {made_from}, these are in {data.root}: equal names are taken for equal"
+            f"the earlier run is of images in {made_from}, these are in {data.root}: images of the same name are "
+            "taken for the same"
         )
     return run

@@ -96,6 +96,9 @@ def left_over(run: Run, data: Dataset, shard: Shard, removed: Removed, *, tags: 
 
     Returns:
         A note on them, if there are any.
+
+    Raises:
+        UserError: most of the run would be dropped, or a mask cannot be removed.
     """
     has_place = _keys(sample.id for sample in data if not tags or sample.tags is not None)
     gone: list[str] = []

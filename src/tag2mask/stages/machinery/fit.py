@@ -198,8 +198,8 @@ def _compare_data(run: Run, data: Dataset, now: Surveyed | None, *, done: bool) 
         return
     if done:
         warn(
-            f"what was learned in {run.path} is of the data as it was ({what_changed(before, now, data)}): it is "
-            "used as it is. --refit learns and labels everything again"
+            f"what was learned in {run.path} is from earlier data ({what_changed(before, now, data)}), and is used "
+            "without learning again. --refit learns and labels everything again"
         )
         return
     if before is not None:
@@ -226,11 +226,11 @@ def check_machine(name: str, method: Method, machine: Machine, *, here: bool) ->
         UserError: naming what has no meaning.
     """
     asked = [each.name for each in fields(Machine) if getattr(machine, each.name) != each.default]
-    heeds = ["precision"] if method.towers else []  # they compute in it
+    uses = ["precision"] if method.towers else []  # they compute in it
     if isinstance(method, Trainable):
         asked += ["precision"] if method.precision != "float32" else []
-        heeds += method.fit_heeds if here else ()
-    idle = [f"--{each}" for each in asked if each not in heeds]
+        uses += method.fit_uses if here else ()
+    idle = [f"--{each}" for each in asked if each not in uses]
     if machine.devices > 1 and "RANK" in os.environ:
         raise UserError(
             "--devices under torchrun: its processes are shards, which do not learn together; first give the "

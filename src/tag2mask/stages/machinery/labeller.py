@@ -38,6 +38,11 @@ class Labeller:
         self._current = None if prior is None else Current(prior)
         self.refine_max_pixels, self.keep_scores = refine_max_pixels, keep_scores
 
+    @property
+    def device(self) -> torch.device:
+        """The method's."""
+        return self.method.device
+
     def __call__(self, loaded: Loaded) -> Iterator[Outcome | Callable[[], Outcome]]:
         """What becomes of each image of a batch that is not finished; its mask is made when that is asked."""
         items: list[Item] = []

@@ -51,10 +51,10 @@ def lengthen(out: Path, settings: dict[str, Any], recipe: TrainRecipe) -> None:
     if there is None or not may_lengthen(out, settings, recipe):
         return
     more, before, done = dict(lengthened(out)), int(there["steps"]), steps_done(out)
-    if told := _depends_on_steps(recipe, before, done):
+    if why := _depends_on_steps(recipe, before, done):
         more[_KEY] = [*more.get(_KEY, []), before]
         warn(
-            f"{out} goes on from step {done} to {recipe.steps} instead of {before}: {told}. So the weights will "
+            f"{out} goes on from step {done} to {recipe.steps} instead of {before}: {why}. So the weights will "
             f"differ from those of {recipe.steps} steps asked for at once; network/config.json says so"
         )
     write_atomic(out / RECIPE, (json.dumps({**settings, **more}, indent=2) + "\n").encode())
@@ -85,7 +85,7 @@ def clear(out: Path) -> None:
     """
     if _read(out) is None:
         if (out / RECIPE).exists() or (out / LAST).exists() or (out / INSIDE).exists():
-            raise UserError(f"--out {out}: holds no training that can be told from other things; remove it by hand")
+            raise UserError(f"--out {out}: holds no training of tag2mask that is safe to remove; remove it by hand")
         return
     for name in (LAST, RECIPE, SUMMARY):
         (out / name).unlink(missing_ok=True)

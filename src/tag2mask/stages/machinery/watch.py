@@ -19,8 +19,8 @@ from tag2mask.data.pixels import read_pixels
 from tag2mask.data.truth import read_truth
 from tag2mask.data.truth_turn import settle_turn
 from tag2mask.ops.metrics import confusion_matrix, metrics
-from tag2mask.segment.examples import Targets
 from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.segment.targets import Targets
 from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.types import Dataset, Sample, UserError
 

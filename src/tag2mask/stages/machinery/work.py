@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -91,19 +91,33 @@ class Summary:
         return "\n".join(lines)
 
 
+class Worker(Protocol):
+    """What makes masks: of a batch, the outcome of each image that is not finished, or a function that finds it out.
+
+    An image that cannot be done is an outcome too, not an exception.
+    """
+
+    @property
+    def steps(self) -> Sequence[str]:
+        """What is timed for each image."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where results are computed."""
+
+    def __call__(self, loaded: Loaded, /) -> Iterator[Outcome | Callable[[], Outcome]]: ...  # noqa: D102
+
+
 class Work:
     """The run in progress.
 
     Args:
         run: open to write.
         classes: of the masks.
-        outcomes: what becomes of each image of a batch that is not finished, or a function that finds out; an image
-            that cannot be done is an outcome too, not an exception.
+        worker: makes the masks.
         total: images of the shard.
         did: with the images, in one word, for the summary.
-        steps: what is timed for each image.
-        device: where results are computed.
-        beside: how many of those functions may run at once, in threads of their own.
+        beside: how many of the worker's functions may run at once, in threads of their own.
         made: called with the id of each image that has a new mask.
         notes: asked at the end for what a user should know of the run.
     """
@@ -112,31 +126,34 @@ class Work:
         self,
         run: Run,
         classes: ClassSet,
-        outcomes: Callable[[Loaded], Iterator[Outcome | Callable[[], Outcome]]],
+        worker: Worker,
         total: int,
         *,
         did: str,
-        steps: Sequence[str],
-        device: torch.device,
         beside: int = 1,
         made: Callable[[str], None] = lambda _: None,
         notes: Callable[[], Sequence[str]] = tuple,
     ):
-        self.run, self.outcomes, self.device, self.made, self.notes = run, outcomes, device, made, notes
+        self.run, self.worker, self.made, self.notes = run, worker, made, notes
         self.pool = ThreadPoolExecutor(max_workers=beside, thread_name_prefix="outcome") if beside > 1 else None
         self.store = Store(run, classes.palette, describe, self._count)
         self.summary = Summary(str(run.path), did, total)
-        self.seconds = dict.fromkeys(steps, 0.0)
+        self.seconds = dict.fromkeys(worker.steps, 0.0)
         self.lacks_end = Some()
         self.start = perf_counter()
 
     def through(self, batches: Iterator[Loaded], bar: Bar[Any]) -> Summary:
-        """Work off all batches, whatever happens to single images."""
+        """Work off all batches, whatever happens to single images.
+
+        Raises:
+            UserError: the disk cannot be written; the message says what is saved.
+            KeyboardInterrupt: as the user asked; the message says what is saved.
+        """
         self.bar = bar
         try:
             with bar:
                 for loaded in batches:
-                    for outcome in self.outcomes(loaded):
+                    for outcome in self.worker(loaded):
                         self.store.put(self._make(outcome, loaded.inputs))
                     batch = loaded.batch
                     for id in sorted(loaded.lacks_end & batch.todo):
@@ -213,7 +230,7 @@ class Work:
             images_per_second=self.summary.done / elapsed,
             seconds=self.seconds,
             peak_memory=peak_memory(),
-            peak_device_memory=peak_device_memory(self.device),
+            peak_device_memory=peak_device_memory(self.worker.device),
             notes=(*self.notes(), *self.lacks_end.note(LACKS_END)),
         )
         with suppress(OSError):  # the summary can be made again from the manifest

@@ -1,0 +1,309 @@
+"""Which images a segmentation network is trained on, and their masks: those that a run made, or true ones.
+
+True masks are read for the images that a list names, and for no other; what they were used for is in
+``Targets.supervision``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tag2mask.data.agreement import Agreement
+from tag2mask.data.columns import Columns
+from tag2mask.data.image import BadImage, image_size
+from tag2mask.data.lists import read_list
+from tag2mask.data.png import read_confidence, read_mask
+from tag2mask.data.truth import read_truth, reading_notes, refuses
+from tag2mask.data.truth_turn import settle_turn
+from tag2mask.run.corrected import Corrected
+from tag2mask.run.current import STALE, Current
+from tag2mask.run.folder import Run
+from tag2mask.segment.losses import check_labels
+from tag2mask.types import IGNORE, Dataset, Sample, UserError
+from tag2mask.words import counted, listing, many
+
+__all__ = ["Targets", "check_targets", "find_targets"]
+
+VALUES_CHECKED = 1000
+"""Masks whose values are looked at before training; of more, as many are taken at equal distances."""
+
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which images of a data set are trained on, and where their masks are.
+
+    data: the images. run: where the pseudo masks are; None: masks are true ones, or blank (``find_targets``).
+    indices: (N,) int64, ascending, of ``data``. pixels: (N,) bool, True where the mask is the true one.
+    left_out: how many images of the data are not trained on, by reason. notes: how true masks are read.
+    corrected: the run's masks that a person corrected; they take the place of the made ones.
+    """
+
+    data: Dataset
+    run: Run | None
+    indices: NDArray[np.int64]
+    pixels: NDArray[np.bool_]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    corrected: Corrected | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def sample(self, position: int) -> Sample:
+        """The sample at ``position`` of those that are trained on."""
+        return self.data[int(self.indices[position])]
+
+    def part(self, *, pixels: bool) -> Targets:
+        """Those with true masks alone, or those with pseudo masks alone (CCT takes them apart)."""
+        kept = self.pixels == pixels
+        return replace(self, indices=self.indices[kept], pixels=self.pixels[kept])
+
+    @property
+    def supervision(self) -> str:
+        """What people gave to these masks: "tags", "tags+pixels(100)" or, where all are true, "pixels(100)"."""
+        count = int(self.pixels.sum()) + sum(self._by_hand(position) for position in range(len(self)))
+        source = [] if self.run is None else [str(self.run.settings.get("supervision", "tags"))]
+        return "+".join([*source, *([f"pixels({count})"] if count else [])])
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for the ids, in order, and for which of them have true or corrected masks."""
+        digest = hashlib.sha256()
+        for position, pixels in enumerate(self.pixels):
+            whose = 2 if self._by_hand(position) else int(pixels)
+            digest.update(f"{self.sample(position).id}\0{whose}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def labels(self, position: int) -> Tensor:
+        """The mask of one image, (H, W) uint8.
+
+        Raises:
+            BadImage: it cannot be read.
+            UserError: it has values outside the class set.
+        """
+        sample = self.sample(position)
+        if self.pixels[position] and sample.truth is not None:
+            mask, name = sample.truth(), f"the true mask of {sample.id}"
+        elif self.run is None:
+            return torch.full(image_size(sample.image), IGNORE, dtype=torch.uint8)
+        else:
+            path = self.mask_path(sample)
+            mask, name = read_mask(path), str(path)
+        labels = torch.from_numpy(np.array(mask))
+        check_labels(labels, len(self.data.classes), name)
+        return labels
+
+    def confidence(self, position: int, labels: Tensor) -> Tensor:
+        """How sure each pixel of the mask is, (H, W) float32 within [0, 1].
+
+        True masks and corrected ones are sure everywhere.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        if self.pixels[position] or self.run is None or self._by_hand(position):
+            return torch.ones(labels.shape)
+        return torch.from_numpy(read_confidence(self.run.confidence_path(self.sample(position).id)))
+
+    def mask_path(self, sample: Sample) -> Path:
+        """Where the pseudo mask of a sample is, or the corrected one."""
+        if self.run is None:
+            raise RuntimeError("without a run there are no pseudo masks")
+        return self.run.mask_path(sample.id) if self.corrected is None else self.corrected.mask_path(sample.id)
+
+    def _by_hand(self, position: int) -> bool:
+        """Whether a person corrected the mask that is trained on."""
+        if self.corrected is None or self.pixels[position]:
+            return False
+        return self.corrected.path(self.sample(position).id) is not None
+
+
+def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = None, *, blank: bool = False) -> Targets:
+    """The images of a data set that a network can be trained on.
+
+    Args:
+        data: what the run was made on.
+        run: the masks; None: none but the true ones (the upper bound).
+        pixel_labels: a text file that names the images, one a line, whose true masks are read.
+        blank: without a run, take the images that are not listed, too; every pixel of theirs is ignored (CCT).
+
+    Raises:
+        UserError: a list that cannot be read, or names images that are not there or have no true mask; a run on
+            other classes; nothing left to train on; true masks of turned photographs that could be meant either way.
+    """
+    if run is not None:
+        names = run.settings.get("classes", {}).get("names")
+        if names != list(data.classes.names):
+            raise UserError(
+                f"{run.path} has masks of {len(names or [])} classes ({listing(names or [], 3)}), but {data.root} is "
+                f"read as {data.classes.id} with {len(data.classes)}; name the data and classes of the run"
+            )
+    true = set() if pixel_labels is None else _listed(pixel_labels, data)
+    records = {} if run is None else run.records()
+    current = None if run is None else Current(run)
+    indices, pixels, left_out = [], [], Counter[str]()
+    for index, sample in enumerate(data):
+        if index in true:
+            pass
+        elif current is None:
+            if not blank:
+                continue
+        elif (reason := current.why_none(sample)) is not None:
+            record = records.get(sample.id)
+            never = "not labelled" if record is None or record.status == "ok" else record.status
+            left_out[STALE.get(reason, never)] += 1
+            continue
+        indices.append(index)
+        pixels.append(index in true)
+    if not indices:
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "the data set is empty"
+        where = pixel_labels if run is None else run.path
+        raise UserError(f"{where}: no image of {data.root} has a mask to train on ({why}); label the images first")
+    data, notes = _settled(data, run, sorted(true))
+    corrected = None if run is None or not (found := Corrected(run)) else found
+    return Targets(data, run, np.array(indices), np.array(pixels), dict(left_out), notes, corrected)
+
+
+def _settled(data: Dataset, run: Run | None, true: Sequence[int]) -> tuple[Dataset, tuple[str, ...]]:
+    """The data with its true masks upright also where their size does not tell."""
+    if not true or not isinstance(data, Columns):
+        return data, ()
+
+    def mask(id: str) -> NDArray[np.uint8] | None:
+        try:
+            return None if run is None else read_mask(run.mask_path(id))
+        except BadImage:
+            return None
+
+    settled = settle_turn(data.subset(true), mask)
+    return replace(data, truth_turn=settled.turn), settled.notes
+
+
+def _listed(path: Path, data: Dataset) -> set[int]:
+    try:
+        listed = read_list(path, [sample.id for sample in data])
+    except UserError as error:
+        raise UserError(f"--pixel-labels {error}") from None
+    positions, missing = listed.positions, listed.missing
+    if missing:
+        raise UserError(
+            f"--pixel-labels {path}: {len(missing)} images are not in {data.root}: {listing(missing)}; its ids look "
+            f"like {data[0].id if len(data) else 'nothing, it is empty'!r}"
+        )
+    blind = [data[position].id for position in positions if data[position].truth is None]
+    if blind or not positions:
+        raise UserError(
+            f"--pixel-labels {path}: {len(blind)} of {len(positions)} images have no true mask "
+            f"({listing(blind) or 'the list is empty'}); give ids of images that have one"
+        )
+    return set(positions)
+
+
+def check_targets(
+    targets: Targets, advance: Callable[[], None] = lambda: None, *, confidence: bool = False
+) -> list[str]:
+    """Refuse masks that do not fit their images, from the headers of the files; values from up to 1000 masks.
+
+    Args:
+        targets: what is to be trained on.
+        advance: called for each image.
+        confidence: the masks' confidence is trained on, too.
+
+    Returns:
+        what a user should know: images that cannot be read (others will stand in for them), how true masks are read,
+        and where they do not fit the tags.
+
+    Raises:
+        UserError: a mask of another size than its image, or with values outside the class set; true masks that number
+            the classes otherwise than the tags.
+    """
+    few = set(np.linspace(0, len(targets) - 1, min(len(targets), VALUES_CHECKED)).astype(int).tolist())
+    wrong: list[str] = []
+    unreadable: dict[str, str] = {}
+    true = _TrueMasks(targets.data)
+
+    def look(position: int) -> None:
+        sample = targets.sample(position)
+        try:
+            size = image_size(sample.image)
+            if (targets.run is None or targets.pixels[position]) and position not in few:
+                return  # a true mask may have to be drawn; its size is seen when it is loaded
+            labels = None
+            if position in few:
+                labels = true.read(sample) if targets.pixels[position] else targets.labels(position)
+            masked = image_size(targets.mask_path(sample)) if labels is None else tuple(labels.shape)
+            if confidence and targets.run is not None and not targets.pixels[position]:
+                image_size(targets.run.confidence_path(sample.id))
+        except BadImage as problem:
+            unreadable[sample.id] = str(problem)
+            return
+        if masked != size:
+            wrong.append(f"{sample.id} ({_size(masked)}, image {_size(size)})")
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for start in range(0, len(targets), _BLOCK):
+            for _ in pool.map(look, range(start, min(start + _BLOCK, len(targets)))):
+                advance()
+    if wrong:
+        raise UserError(
+            f"{many(len(wrong), 'mask')} {'is' if len(wrong) == 1 else 'are'} not of the size (height x width) of "
+            f"the image: {listing(sorted(wrong), 3)}; "
+            "make the masks from these images"
+        )
+    if len(unreadable) == len(targets):
+        raise UserError(
+            f"no image of {targets.data.root} can be read together with its mask: {next(iter(unreadable.values()))}"
+        )
+    return [
+        *targets.notes,
+        *true.notes(),
+        *counted("images or masks that cannot be read, others stand in for them", sorted(unreadable)),
+    ]
+
+
+class _TrueMasks:
+    """Reads true masks, by several threads, and counts how they were read and how they fit the tags."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+        self.agreement = Agreement(data.classes)
+        self.read_by: Counter[str] = Counter()
+        self.turned = 0
+        self.lock = Lock()
+
+    def read(self, sample: Sample) -> Tensor:
+        """The mask, (H, W) uint8."""
+        found = read_truth(sample)
+        with self.lock:
+            self.agreement.add(sample.id, found.mask, sample.tags)
+            self.read_by.update([found.by] if found.by else [])
+            self.turned += found.turned
+        return torch.from_numpy(np.array(found.mask))
+
+    def notes(self) -> list[str]:
+        """What a user should know.
+
+        Raises:
+            UserError: the masks number the classes otherwise than the tags.
+        """
+        found = self.agreement.finding()
+        if refuses(found, self.data):
+            raise UserError(f"nothing is trained: {found}")
+        return [*reading_notes(self.read_by, self.turned), *([] if found is None else [str(found)])]
+
+
+def _size(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
