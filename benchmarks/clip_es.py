@@ -28,8 +28,8 @@ tune_process()  # as the command line does, before torch is loaded
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from reference import the_obvious_way
 from vit_b16 import write_checkpoint
 
 from tag2mask import __version__
@@ -40,9 +40,6 @@ from tag2mask.data.pixels import read_pixels
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods.clip_es import ClipES
 from tag2mask.models.weights import load_clip
-from tag2mask.ops.affinity import symmetric_affinity
-from tag2mask.ops.boxes import box_masks
-from tag2mask.ops.cam import min_max, normalise_cam
 from tag2mask.ops.masks import pseudo_mask
 from tag2mask.run.device import resident_memory
 from tag2mask.run.folder import Run
@@ -50,43 +47,6 @@ from tag2mask.storybook import render
 from tag2mask.types import Item
 
 MB = 2**20
-
-
-def the_obvious_way(method: ClipES, item: Item) -> list[torch.Tensor]:
-    """CLIP-ES as one would first write it: attention of every layer kept, the last block run forward and backward
-    once a class by autograd, weights' gradients included, and A @ A formed for every class."""
-    vision = method.vision
-    block = vision.blocks[-1]
-    for parameter in vision.parameters():
-        parameter.requires_grad_(True)
-    with torch.no_grad():
-        x, grid = vision.embed(method._pixels([item], method.grid(tuple(item.image.shape[1:]))), method.positions)
-        attentions = []
-        for each in vision.blocks[:-1]:
-            x, weights = each(x, need_weights=True)
-            attentions.append(weights)
-    out = []
-    texts = torch.cat([method.class_features[0][item.tags - 1], method.background_features])
-    for k in range(len(item.tags)):
-        fed = block.ln_1(x).detach().requires_grad_(True)
-        q, key, v = block.attn.qkv(fed)
-        p = block.attn.probabilities(q, key)
-        y = x + block.attn.out_proj((p @ v).transpose(1, 2).flatten(2))
-        y = y + block.mlp(block.ln_2(y))
-        embedding = F.normalize(vision.ln_post(y)[:, 1:].mean(1) @ vision.proj, dim=-1)
-        score = (method.scale * embedding @ texts.T).softmax(-1)[0, k]
-        score.backward(retain_graph=True)
-        with torch.no_grad():
-            weights = fed.grad[0, 1:].mean(0)
-            cam = normalise_cam(F.relu(fed[0, 1:] @ weights)[None])
-            attention = torch.stack([*attentions, p.mean(1)])[-8:].mean(0)[0, 1:, 1:]
-            affinity = symmetric_affinity(attention)
-            mask = box_masks(cam.view(1, *grid), method.box_threshold).flatten(1)
-            out.append(min_max(((affinity @ affinity) * mask) @ cam[0]))
-    for parameter in vision.parameters():
-        parameter.requires_grad_(False)
-        parameter.grad = None
-    return out
 
 
 def pictures(folder: Path | None, count: int) -> list[torch.Tensor]:

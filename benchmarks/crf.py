@@ -36,15 +36,11 @@ tune_process()  # as the command line does, before torch is loaded
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peer import peer, run_peer
 from PIL import Image
 from torch import Tensor
 
 from tag2mask.ops import crf as ops
-
-try:
-    import pydensecrf.densecrf as peer
-except ImportError:
-    peer = None
 
 HEIGHT, WIDTH = 375, 500
 CASES = [
@@ -109,16 +105,6 @@ def ours(engine: str, image: Tensor, energy: Tensor, settings: ops.CRF) -> Tenso
     return ops.dense_crf(image, energy, settings)
 
 
-def run_peer(image: np.ndarray, energy: np.ndarray, settings: ops.CRF) -> Tensor:
-    """What the released codes do: image (H, W, 3), energy (C, H W)."""
-    crf = peer.DenseCRF2D(WIDTH, HEIGHT, len(energy))
-    crf.setUnaryEnergy(energy)
-    (sxy, weight), (bxy, brgb, bweight) = settings.spatial, settings.bilateral
-    crf.addPairwiseGaussian(sxy=sxy, compat=weight)
-    crf.addPairwiseBilateral(sxy=bxy, srgb=brgb, rgbim=image, compat=bweight)
-    return torch.from_numpy(np.array(crf.inference(settings.iterations))).view(-1, HEIGHT, WIDTH)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=("kinds", "cores", "odd", "one"), default="kinds")
@@ -161,9 +147,9 @@ def kinds(pictures: list[Tensor], only: str | None) -> None:
             rgb = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
             flat = np.ascontiguousarray(energy.flatten(1).numpy())
             fast, q = timed(partial(ours, "loops", picture, energy, settings))
-            other, reference = timed(partial(run_peer, rgb, flat, settings)) if peer else (float("nan"), q)
+            other, reference = timed(partial(run_peer, rgb, flat, settings)) if peer else (float("nan"), q.numpy())
             slow, _ = timed(partial(ours, "torch", picture, energy, settings))
-            same = (q.argmax(dim=0) == reference.argmax(dim=0)).float().mean().item()
+            same = float((q.numpy().argmax(axis=0) == reference.argmax(axis=0)).mean())
             rows.append((fast, slow, other, same))
         fast, slow, other = (1e3 * statistics.median(row[k] for row in rows) for k in range(3))
         times = [statistics.median(row[2] / row[k] for row in rows) for k in range(2)]
