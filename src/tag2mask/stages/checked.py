@@ -126,7 +126,8 @@ class Check:
     orientation, where it is not 1. sizes: None where no image can be read. twins: the same picture under several
     names. same_name: images that are called alike but for the suffix ("a.jpg", "a.png"), which keep it in their ids.
     truth: None where there is none. estimate: what ``label`` would take on this machine; else no_estimate says why
-    that is not known. next: what to do, a line each; the last is the command.
+    that is not known. next: what to do, a line each; the last is the command. stops: why ``label`` would stop before
+    it begins, in its words; then the tags are counted as far as they could be read.
     """
 
     data: str
@@ -148,6 +149,7 @@ class Check:
     estimate: Estimate | None
     no_estimate: str | None
     next: tuple[str, ...]
+    stops: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -161,16 +163,18 @@ class Check:
     def text(self) -> str:
         """For people."""
         lines = [f"{self.data}: {many(self.images, 'image')}", *(f"  note: {note}" for note in self.notes)]
-        lines.append(
-            f"tags: {many(self.tagged, 'image')} with a class, {self.background} with background alone, "
-            f"{self.untagged if self.untagged.count else 0} not tagged"
-        )
-        lines += self._classes()
+        if self.classes or not self.stops:
+            lines.append(
+                f"tags: {many(self.tagged, 'image')} with a class, {self.background} with background alone, "
+                f"{self.untagged if self.untagged.count else 0} not tagged"
+            )
+            lines += self._classes()
         lines += self._files()
         lines += self._pictures()
         lines += [] if self.truth is None else self.truth.lines()
         known = self.no_estimate if self.estimate is None else self.estimate.text()
         lines.append(f"label on this machine: {known}")
+        lines += [f"label would stop: {each}" for each in self.stops]
         return "\n".join([*lines, *(f"next: {line}" for line in self.next)])
 
     def _classes(self) -> list[str]:
