@@ -277,7 +277,7 @@ def test_what_cannot_be_read_at_all_leaves_the_pictures(photos, tmp_path):
     assert done.exit_code == 1
     assert "label would stop: the only row" in done.stdout
     assert "these are all pictures" in done.stdout
-    assert "images that cannot be read: 3" in done.stdout
+    assert "images that cannot be used: 4 (1 missing, 3 that cannot be read)" in done.stdout
     assert "tags: " not in done.stdout  # nothing is known of them
     for nothing in (tmp_path / "nowhere", tmp_path):
         (photos / "tags.csv").unlink(missing_ok=True)

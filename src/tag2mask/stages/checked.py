@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from tag2mask.stages.machinery.estimate import Estimate
 from tag2mask.stages.machinery.work import LACKS_END
-from tag2mask.words import listing, many
+from tag2mask.words import in_line, listing, many, some
 
 __all__ = ["Check", "ClassCount", "Fault", "Few", "Sizes", "TruthCheck", "Twins"]
 
@@ -23,10 +23,7 @@ class Few:
     first: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        shown = self.first[:5]
-        return (
-            f"{self.count} ({', '.join(shown)}{f' and {self.count - len(shown)} more' * (self.count > len(shown))})"
-        )
+        return some(self.count, self.first)
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class TruthCheck:
             lines.append(f"  truth of another size than its image: {self.other_size}")
         if self.images > self.read:
             lines.append(f"  true masks that cannot be read: {self.images - self.read}")
-            lines += [f"    {fault.id}: {fault.why}" for fault in self.faults[:_SHOWN]]
+            lines += [f"    {in_line(fault.id)}: {fault.why}" for fault in self.faults[:_SHOWN]]
         if self.finding is not None:
             lines.append(f"  {'eval would refuse this: ' if self.refused else ''}{self.finding}")
         return [*lines, *(f"  note: {note}" for note in self.notes)]
@@ -188,11 +185,13 @@ class Check:
         return lines + ([f"  without an image: {len(none)} ({listing(none)})"] if none else [])
 
     def _files(self) -> list[str]:
-        lines = [f"missing images: {self.missing}"] if self.missing.count else []
-        if self.unreadable:
-            lines.append(f"images that cannot be read: {self.unreadable}")
-        lines += [f"  {fault.id}: {fault.why}" for fault in self.faults[:_SHOWN]]
-        more = self.missing.count + self.unreadable - _SHOWN
+        lines, count = [], self.missing.count + self.unreadable
+        if count:
+            kinds = ((self.missing.count, "missing"), (self.unreadable, "that cannot be read"))
+            said = ", ".join(f"{number} {kind}" for number, kind in kinds if number)
+            lines.append(f"images that cannot be used: {count} ({said})")
+        lines += [f"  {in_line(fault.id)}: {fault.why}" for fault in self.faults[:_SHOWN]]
+        more = count - _SHOWN
         lines += [f"  and {more} more; --json names them"] if more > 0 else []
         return lines + ([f"{LACKS_END}: {self.lacks_end}"] if self.lacks_end.count else [])
 
@@ -200,7 +199,7 @@ class Check:
         lines = []
         if self.sizes is not None:
             said = ", ".join(
-                f"{what} {width} x {height} ({id})" for what, (width, height, id) in vars(self.sizes).items()
+                f"{what} {width} x {height} ({in_line(id)})" for what, (width, height, id) in vars(self.sizes).items()
             )
             lines.append(f"sizes (width x height): {said}")
         if self.turned:
