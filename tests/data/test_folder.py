@@ -260,6 +260,8 @@ def test_ground_truth_that_fits_nothing(tmp_path):
         read_folder(tmp_path, classes="voc12", truth=tmp_path / "truth")
     with pytest.raises(UserError, match="no folder of ground-truth"):
         read_folder(tmp_path, classes="voc12", truth=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is the folder of the images"):
+        read_folder(tmp_path, classes="voc12", truth=tmp_path / "truth" / "..")
 
 
 def test_nothing_to_read(tmp_path):
@@ -268,7 +270,7 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(UserError, match="no image in"):
         read_folder(tmp_path, classes="voc12")
     fill(tmp_path, "a.jpg")
-    with pytest.raises(UserError, match="no tags file"):
+    with pytest.raises(UserError, match=r"no tags file .*'dog;person', are for one image"):
         read_folder(tmp_path, tags=tmp_path / "x.csv")
 
 

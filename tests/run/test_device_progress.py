@@ -95,6 +95,10 @@ def test_steps_are_counted_and_the_speed_is_of_images(capsys, monkeypatch):
         bar.advance(2)
     shown = re.sub(r"\x1b\[\S*?[a-zA-Z]", "", capsys.readouterr().err)
     assert "2/2 steps 16 images/s" in shown
+    with progress(3, "evaluate") as bar:
+        clock[0] += 1e-5
+        bar.advance(3)
+    assert "300,000 images/s" in capsys.readouterr().err
 
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):

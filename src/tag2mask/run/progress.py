@@ -100,7 +100,8 @@ class Bar(Generic[T]):
     def _rate(self) -> str:
         if not self._worked:
             return ""
-        text = f"{self._each * self._speed():.3g} {self._unit}/s"
+        speed = self._each * self._speed()
+        text = f"{speed:,.0f} {self._unit}/s" if speed >= 1000 else f"{speed:.3g} {self._unit}/s"
         if self._total is not None and self._done < self._total:
             text += f", {_duration((self._total - self._done) / self._speed())} left"
         return text

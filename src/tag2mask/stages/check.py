@@ -317,7 +317,8 @@ def _next(
     lines = ["settle what stops label, as above"] if stops else []
     broken = count.missing.count + count.unreadable
     if broken:
-        lines.append(f"replace or remove the {broken} files that cannot be used; label leaves them out, and says so")
+        which = "the file" if broken == 1 else f"the {broken} files"
+        lines.append(f"replace or remove {which} that cannot be used; label leaves them out, and says so")
     if truth is not None and truth.refused:
         lines.append("say what the true masks stand for, as above; label never reads them, eval does")
     if not count.tagged and not stops:
