@@ -73,6 +73,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return re.sub(r"(?<=\]\()[^)#\s:]+", lambda link: within(page.file.src_uri, link.group()), markdown)
 
 
+def on_post_build(config: Any) -> None:
+    """Called when all is written: the index of the search also as a script, which a page from a file can load."""
+    folder = Path(config.site_dir, "search")
+    index = (folder / "search_index.json").read_text(encoding="utf-8")
+    (folder / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")
+
+
 ELSEWHERE = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
 
 

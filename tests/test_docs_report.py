@@ -7,7 +7,9 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from stages.small_run import CLASSES, SIZES, TAGS, small_run, toys, truth_of
@@ -43,6 +45,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for index in range(len(SIZES)):
         png = encode_mask(truth_of(index), CLASSES.palette)
         (tmp_path / "photos-masks" / "toy" / f"{index}.png").write_bytes(png)
+    (tmp_path / "drawn-masks" / "toy").mkdir(parents=True)
+    Image.fromarray(np.where(truth_of(0) == 1, 255, 0).astype(np.uint8)).save(tmp_path / "drawn-masks/toy/0.png")
     rules = {"photos": None, "sharper": MaskRule(background=Constant(0.6)), "third": MaskRule(mu=0.6)}
     for name, rule in rules.items():
         as_labelled(small_run(tmp_path / "runs" / name, data, rule))
@@ -52,13 +56,14 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_command_of_the_page_runs(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SHELL, "1")  # the shell is then named, and not what happens to run the tests
     made = commands()
-    assert len(made) == 7
+    assert len(made) == 8
     said = {}
     for command in made:
         words = [*shlex.split(command), *(["bash"] if command == "--show-completion" else [])]
         done = CliRunner().invoke(app, words, prog_name="tag2mask")
         assert done.exit_code == 0, f"{command}\n{done.output}"
         said[command] = done.stdout
+    assert any("--truth-values 255=cat" in command and "on 1 images" in output for command, output in said.items())
     assert (photos / "runs/photos/report-images/all-1.html").is_file()
     assert not (photos / "photos-images").exists()
     assert (photos / "with-truth-images").is_dir()

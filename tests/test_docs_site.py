@@ -8,6 +8,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -70,6 +71,17 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), f"{page}: {link}"
         if page != "README.md":
             assert there.is_relative_to(DOCS) or there in hooks.CARDS.values(), f"{page}: {link} is not on the site"
+
+
+def test_the_search_works_without_a_server(tmp_path):
+    """The index as a script, and a script in place of what browsers refuse to files, are there and loaded."""
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "search_index.json").write_text('{"docs": ["ä"]}', encoding="utf-8")
+    hooks.on_post_build(SimpleNamespace(site_dir=str(tmp_path)))
+    assert (tmp_path / "search" / "search_index.js").read_text(encoding="utf-8") == 'var __index = {"docs": ["ä"]}'
+    (polyfill,) = SITE["extra"]["polyfills"]
+    assert "window.Worker = class" in (DOCS / polyfill).read_text(encoding="utf-8")
+    assert all((DOCS / style).is_file() for style in SITE["extra_css"])
 
 
 def test_a_card_is_linked_as_a_page_of_the_site():

@@ -46,23 +46,29 @@ def check(
     It says what `label` would find: images, classes, files that cannot be used and why, the same picture under two
     names, sizes, true masks against tags; how long `label` takes on this machine (two images are labelled by
     clip-es); and the command to give next. It takes the same data and the same options of data as `label`.
-    Exit code 3: some images cannot be used.
+    Where `label` would stop, say at a tag of two meanings, it looks through all the rest first, then says what stops.
+    Exit code 1: `label` would stop. 3: some images cannot be used.
 
     Examples: `tag2mask check photos` · `tag2mask check VOC2012 --split train --no-measure`
     """
     from tag2mask.stages.check import check as run_check
-    from tag2mask.stages.run_data import absolute, open_data
+    from tag2mask.stages.check_reading import read_as_far_as_possible
+    from tag2mask.stages.run_data import absolute
 
     config = absolute(label_config(None, data_flags(data, where) | models, []))
+    images, stops = read_as_far_as_possible(config.data)
     out = str(Path("runs") / data.resolve().stem)
     result = run_check(
-        open_data(config.data),
+        images,
         **models,
         device=device,
         measure=measure,
         command=shlex.join(["tag2mask", "label", str(data), *as_flags(where | models), "-o", out]),
+        stops=stops,
     )
     typer.echo(result.as_json() if json_ else result.text())
+    if result.stops:
+        raise typer.Exit(1)
     if result.failed:
         raise typer.Exit(SOME_FAILED)
 

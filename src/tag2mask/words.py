@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 _AROUND = re.compile(r"^[\s_]+|[\s_]+$")
 _BETWEEN = re.compile(r"[\s_-]+")
+_UNSEEN = frozenset(("Cc", "Cs", "Zl", "Zp"))
+"""Kinds of characters that are no part of a line: control, half of a pair, ends of lines and paragraphs."""
 _BEFORE_A_WORD = re.compile(r"[\s_]+-+")
 
 
@@ -68,9 +70,20 @@ def named(table: Mapping[str, T], name: str, what: str) -> T:
     )
 
 
+def in_line(name: object, most: int = 200) -> str:
+    """A name in a line of a message: line ends and the like spelled (``\\n``), a long one without its middle.
+
+    A file may be called so that a terminal would do as it says.
+    """
+    text = str(name)
+    if not text.isprintable():
+        text = "".join(c if unicodedata.category(c) not in _UNSEEN else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2) :]}"
+
+
 def listing(names: Sequence[object], most: int = 5) -> str:
     """A few of many names for a message: "a, b, c and 12 more"."""
-    shown = ", ".join(str(name) for name in names[:most])
+    shown = ", ".join(in_line(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
@@ -92,6 +105,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def some(count: int, first: Sequence[str]) -> str:
+    """How many, and a few of the first by name: "12 (a, b, c, d, e and 7 more)"."""
+    shown = first[:5]
+    more = f" and {count - len(shown)} more" if count > len(shown) else ""
+    return f"{count} ({', '.join(map(in_line, shown))}{more})"
+
+
 class Some:
     """Counts names and keeps the first of them."""
 
@@ -105,9 +125,7 @@ class Some:
             self.first.append(name)
 
     def __str__(self) -> str:
-        shown = self.first[:5]
-        more = self.count - len(shown)
-        return f"{self.count} ({', '.join(shown)}{f' and {more} more' if more else ''})"
+        return some(self.count, self.first)
 
     def note(self, what: str) -> list[str]:
         """A note "what: how many (which)", or none where there is nothing to say."""

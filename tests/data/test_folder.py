@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 
 import numpy as np
@@ -11,6 +12,7 @@ from tag2mask.classes import load_classes
 from tag2mask.data import read_folder
 from tag2mask.data.image import BadImage, read_image
 from tag2mask.data.png import encode_mask
+from tag2mask.run.artefacts import check_id
 from tag2mask.types import UserError
 
 
@@ -258,6 +260,8 @@ def test_ground_truth_that_fits_nothing(tmp_path):
         read_folder(tmp_path, classes="voc12", truth=tmp_path / "truth")
     with pytest.raises(UserError, match="no folder of ground-truth"):
         read_folder(tmp_path, classes="voc12", truth=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is the folder of the images"):
+        read_folder(tmp_path, classes="voc12", truth=tmp_path / "truth" / "..")
 
 
 def test_nothing_to_read(tmp_path):
@@ -266,7 +270,7 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(UserError, match="no image in"):
         read_folder(tmp_path, classes="voc12")
     fill(tmp_path, "a.jpg")
-    with pytest.raises(UserError, match="no tags file"):
+    with pytest.raises(UserError, match=r"no tags file .*'dog;person', are for one image"):
         read_folder(tmp_path, tags=tmp_path / "x.csv")
 
 
@@ -287,3 +291,14 @@ def test_real_photographs(photographs):
         mask = sample.truth()
         assert mask.shape == read_image(sample.image).shape[:2]
         assert set(np.unique(mask).tolist()) - {0} <= set(sample.tags)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a backslash parts folders")
+def test_a_backslash_in_a_name_is_a_sign_like_others(tmp_path):
+    fill(tmp_path, "a\\b.jpg", "sub/c.jpg")
+    tags(tmp_path, "image,labels\na\\b.jpg,cat\nsub\\c.jpg,dog\n")
+    dataset = read_folder(tmp_path)
+    assert tag_names(dataset) == {"a%5Cb": ("cat",), "sub/c": ("dog",)}
+    assert dataset[0].image.name == "a\\b.jpg"
+    for sample in dataset:
+        check_id(sample.id)  # it names files

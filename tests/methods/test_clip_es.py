@@ -206,7 +206,8 @@ def test_a_batch_equals_one_by_one():
 def test_every_option_reaches_the_maps(options):
     synonyms = {CLASSES.names.index(name) for name in ("bird", "chair", "person", "tvmonitor")}
     item = next(i for i in map(scene_item, range(60)) if synonyms & set(i.tags.tolist()))
-    base = {"box_threshold": 0.9}  # boxes that leave something out, on maps of random weights
+    boxes = options.get("affinity", "caa") == "caa"
+    base = {"box_threshold": 0.9} if boxes else {}  # boxes that leave something out, on maps of random weights
     (default,), (changed,) = method(**base).scores([item]), method(**{**base, **options}).scores([item])
     assert changed.maps.min() >= 0
     assert changed.maps.max() <= 1
@@ -301,7 +302,31 @@ def test_a_text_without_a_rival_is_refused():
     one = plain_classes(["cat"], "one")
     with pytest.raises(UserError, match="no rival"):
         ClipES(one, ClipESOptions(background=False), clip=small_clip())
-    ClipES(one, ClipESOptions(background=False, score="logits"), clip=small_clip())
+    ClipES(one, ClipESOptions(score="logits"), clip=small_clip())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"affinity": "mhsa", "box_threshold": 0.4, "steps": 2}, "box_threshold: no effect with affinity=mhsa"),
+        (
+            {"affinity": "none", "steps": 2, "layers": 8, "box_threshold": 0.4},
+            "box_threshold, layers, steps: no effect with affinity=none",
+        ),
+        ({"score": "logits", "background": False}, "background: no effect with score=logits"),
+    ],
+)
+def test_options_without_effect_are_refused(options, said):
+    with pytest.raises(UserError, match=f"clip-es: {said}"):
+        method(**options)
+    method(**{name: value for name, value in options.items() if name in ("affinity", "score")})
+
+
+def test_a_resnet_refuses_what_refines():
+    clip = small_clip(ModifiedResNet(layers=(1, 1, 1, 1), width=8, heads=4, native_grid=(3, 3), embed=24))
+    with pytest.raises(UserError, match=r"steps: no effect with affinity=none, the only one for .* a ResNet"):
+        ClipES(CLASSES, ClipESOptions(steps=3), clip=clip)
+    ClipES(CLASSES, ClipESOptions(box_threshold=None), clip=clip)  # None is no value
 
 
 @pytest.mark.parametrize("tags", [[], [0], [21], [-3]])

@@ -82,6 +82,14 @@ def test_cells_that_reach_over_the_side_repeat_it():
     np.testing.assert_allclose(cell_means(maps, 4).numpy(), whole.reshape(1, 2, 4, 2, 4).mean((2, 4)), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "idle"), [("irn", {"beta": 3, "walk_radius": 3}), ("psa", {"beta": 3})])
+def test_options_of_a_walk_that_takes_no_step_are_refused(name, idle):
+    with pytest.raises(UserError, match=f"{name}: {', '.join(idle)}: no effect with walk_steps=0"):
+        make(name, walk_steps=0, **idle)
+    make(name, walk_steps=0)
+    make(name, walk_steps=1, **idle)
+
+
 # --- the fit -------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 import time
 from mmap import mmap
@@ -76,6 +77,28 @@ def test_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):
     assert lines[0] == "label: 105/200, 1 images/s, 1:35 left"
     assert len(set(lines)) == len(lines) == 4  # the last count is told once
     assert lines[-1].startswith("label: 120/200, 1 images/s")
+
+
+def test_steps_are_counted_and_the_speed_is_of_images(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(bars.time, "monotonic", lambda: clock[0])
+    with progress(200, "train", counted="steps", each=8) as bar:
+        bar.advance(100, worked=False)
+        for _ in range(10):
+            clock[0] += 1
+            bar.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train: 105/200 steps, 8 images/s, 1:35 left"  # the time is by the step
+    monkeypatch.setattr(bars.sys.stderr, "isatty", lambda: True, raising=False)
+    with progress(2, "train", counted="steps", each=8) as bar:
+        clock[0] += 1
+        bar.advance(2)
+    shown = re.sub(r"\x1b\[\S*?[a-zA-Z]", "", capsys.readouterr().err)
+    assert "2/2 steps 16 images/s" in shown
+    with progress(3, "evaluate") as bar:
+        clock[0] += 1e-5
+        bar.advance(3)
+    assert "300,000 images/s" in capsys.readouterr().err
 
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):

@@ -15,7 +15,7 @@ from run.small_runs import SETTINGS, put, some_scores
 from tag2mask.run import files
 from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.folder import Run
-from tag2mask.run.manifest import Manifest, Record, merge_manifests, read_manifest
+from tag2mask.run.manifest import LastWords, Manifest, Record, merge_manifests, read_manifest
 from tag2mask.run.scores import encode_scores, read_scores
 from tag2mask.types import UserError
 
@@ -131,6 +131,30 @@ def test_the_last_word_counts(tmp_path):
     two.append(Record("b", "ok", at=4))
     merged = merge_manifests([*tmp_path.glob("*.jsonl")])
     assert {id: record.status for id, record in merged.items()} == {"a": "ok", "b": "ok"}
+
+
+def test_the_last_words_are_those_of_the_records_also_while_a_writer_goes_on(tmp_path):
+    with Run.create(tmp_path, {"method": "toy"}, shard=(0, 2)) as one:
+        rng = np.random.default_rng(0)
+        for number in rng.integers(0, 30, 200):
+            one.record(f"image/{number}", ("ok", "failed", "skipped")[number % 3], {"read": float(number)})
+    other = Manifest(tmp_path / "manifest.1-of-2.jsonl")
+    for number in range(20, 40):
+        other.append(Record(f"image/{number}", "ok", at=1.0 if number < 25 else 0.0))  # older, and as old as others
+    torn = (tmp_path / "manifest.0-of-2.jsonl").open("ab")
+    torn.write(b'{"id": "tor')
+    torn.flush()
+    found = Run.open(tmp_path).last_words()
+    wanted = Run.open(tmp_path).records()
+    for _ in range(2):
+        assert {record.id: record for record in found} == wanted
+        assert len([*found]) == len(found) == len(wanted)
+        assert all(id in found for id in wanted)
+        assert "image/99" not in found
+        other.append(Record("image/99", "ok"))  # what comes later is another matter
+    assert "image/99" in Run.open(tmp_path).last_words()
+    assert len(LastWords([])) == 0
+    assert "a" not in LastWords([])
 
 
 def test_a_line_is_in_the_file_at_once_and_a_name_may_be_any_bytes(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,14 @@ def unbroken(tmp_path_factory):
     return module
 
 
+def test_the_bar_counts_steps_also_of_several_batches_and_after_a_stop(tmp_path, capsys):
+    how = Training(**{**vars(HOW), "steps": 2, "accumulate": 3})
+    fit(Line(), Numbers(), how, tmp_path, unit="images", show=True)
+    assert re.fullmatch(r"train: 2/2 steps, [\d.e+]+ images/s\n", capsys.readouterr().err)
+    fit(Line(), Numbers(), Training(**{**vars(how), "steps": 3}), tmp_path, unit="images", show=True)
+    assert capsys.readouterr().err.startswith("train: 3/3 steps, ")
+
+
 def test_ctrl_c_saves_also_where_nobody_reads_the_messages(tmp_path, monkeypatch):
     class Gone(io.StringIO):
         def write(self, text):
@@ -117,7 +126,7 @@ def test_the_bar_ends_with_the_training_however_it_ends(tmp_path, monkeypatch):
             ends.append(type(error))
             super().__exit__(error, *rest)
 
-    monkeypatch.setattr(subject, "progress", lambda work, label, unit, enabled: Noted(work, label, unit, False))
+    monkeypatch.setattr(subject, "progress", lambda work, label, unit, **_: Noted(work, label, unit, False))
 
     def broken():
         raise UserError("no such luck")
@@ -288,7 +297,7 @@ def test_logs_and_progress_are_ours(tmp_path, capfd):
     fit(Line(), Numbers(), HOW, tmp_path, label="learn")
     said = capfd.readouterr()
     assert said.out == ""
-    assert [line for line in said.err.splitlines() if line.startswith("learn: 72/72, ")]
+    assert [line for line in said.err.splitlines() if line.startswith("learn: 6/6 steps, ")]
     assert "ightning" not in said.err
     rows = (tmp_path / "log" / "version_0" / "metrics.csv").read_text().splitlines()
     assert len(rows) == 7

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from segment.tiny_networks import TINY, TOYS, tiny
 from tag2mask.models.classifier import load_backbone, load_classifier
+from tag2mask.models.find_clip import STORYBOOK
 from tag2mask.models.hub_segmentation import query_logits
 from tag2mask.segment.network import (
     ARCHITECTURES,
@@ -26,6 +27,7 @@ from tag2mask.segment.network import (
     load_network,
     save_network,
 )
+from tag2mask.storybook.embedded import CLIP_SHA256
 from tag2mask.types import ClassSet, UserError
 
 
@@ -277,6 +279,19 @@ def test_a_public_checkpoint(tmp_path: Path) -> None:
         build_network(others, init=f"whole:{path}")
     with pytest.raises(UserError, match="there is no such file"):
         build_network(config, init="nothing.pth")
+
+
+def test_crops_that_part_a_patch_of_weclips_tower_are_refused() -> None:
+    tower = {"clip": STORYBOOK, "sha256": CLIP_SHA256, "width": 8, "blocks": 1, "heads": 1}
+    net = tiny("weclip", **tower)
+    patch = net.network.tower.patch
+    net.check_crop(3 * patch)
+    with pytest.raises(
+        UserError, match=rf"weclip: crop {3 * patch + 1} is no multiple of {patch}, .*crop={3 * patch}$"
+    ):
+        net.check_crop(3 * patch + 1)
+    with pytest.raises(UserError, match=f"crop={patch}$"):
+        net.check_crop(1)
 
 
 def test_unknown_names() -> None:

@@ -235,11 +235,64 @@ def test_json_alone_on_stdout_and_no_clip_at_hand(photos, monkeypatch, tmp_path)
     assert "tag2mask fetch openai/clip-vit-base-patch16" in found["next"]
 
 
-def test_it_refuses_what_label_refuses_in_the_same_words(photos):
+def say(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_what_stops_label_is_said_in_its_words_after_all_the_rest(photos):
     (photos / "tags.csv").write_text("image,labels\na.png,cat\nb.jpg,none\n")
-    errors = [
-        CliRunner().invoke(app, [command, str(photos)]).stderr.strip().splitlines()[-1]
-        for command in ("check", "label")
+    done, refused = say("check", photos, "--no-measure"), say("label", photos)
+    assert (done.exit_code, refused.exit_code) == (1, 1)
+    word = refused.stderr.strip().splitlines()[-1].removeprefix("error: ")
+    lines = done.stdout.splitlines()
+    assert f"label would stop: {word}" in lines
+    assert any(line.startswith("  half: ") for line in lines)  # broken files are named all the same
+    assert "counted as with --unknown skip" in done.stdout
+    assert "tags: 1 image with a class" in done.stdout
+    assert [line for line in lines if line.startswith("next: ") and "fetch" not in line] == [
+        "next: settle what stops label, as above",
+        f"next: replace or remove the {1 + 3} files that cannot be used; label leaves them out, and says so",
+        f"next: tag2mask label {photos} -o runs/photos",
     ]
-    assert errors[0].startswith("error: ")
-    assert errors[0] == errors[1]
+
+
+def test_several_questions_come_in_one_go(photos):
+    rows = "a.png,tree\nb.jpg,trees\nc.png,cat/dog\nc.jpg,cat\nhalf.jpg,n/a\n"
+    (photos / "tags.csv").write_text("image,labels\n" + rows)
+    done = say("check", photos, "--no-measure", "--json")
+    found = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert len(found["stops"]) == 3
+    for stop, words in zip(found["stops"], (("cat/dog", "--separator"), ("n/a",), ("trees", "--twins")), strict=True):
+        assert all(word in stop for word in words)
+    assert found["unreadable"] == 3
+    assert any("--separator none" in note and "--twins keep" in note for note in found["notes"])
+    settled = ["--separator", "/", "--twins", "merge", "--unknown", "skip"]
+    assert json.loads(say("check", photos, "--no-measure", "--json", *settled).stdout)["stops"] == []
+
+
+def test_what_cannot_be_read_at_all_leaves_the_pictures(photos, tmp_path):
+    (photos / "tags.csv").write_text("image,labels\nnowhere.png,cat\n")
+    done = say("check", photos, "--no-measure")
+    assert done.exit_code == 1
+    assert "label would stop: the only row" in done.stdout
+    assert "these are all pictures" in done.stdout
+    assert "images that cannot be used: 4 (1 missing, 3 that cannot be read)" in done.stdout
+    assert "tags: " not in done.stdout  # nothing is known of them
+    for nothing in (tmp_path / "nowhere", tmp_path):
+        (photos / "tags.csv").unlink(missing_ok=True)
+        for path in [] if nothing.name == "nowhere" else list(photos.rglob("*.*")):
+            path.unlink()
+        done = say("check", nothing, "--no-measure", "--classes", "voc12")
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: ")
+
+
+def test_truth_that_cannot_be_read_does_not_hide_the_rest(photos, tmp_path):
+    (tmp_path / "truth").mkdir()
+    Image.new("L", (3, 3)).save(tmp_path / "truth" / "other.png")
+    done = say("check", photos, "--no-measure", "--truth", tmp_path / "truth", "--json")
+    found = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert [("has no mask of any image" in stop) for stop in found["stops"]] == [True]
+    assert (found["tagged"], found["truth"]) == (4, None)

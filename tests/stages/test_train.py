@@ -21,13 +21,17 @@ from stages.small_training import HOW, RECIPE, Killed, watch, weights
 from tag2mask.cli import app
 from tag2mask.config import read_recipe
 from tag2mask.data import read_voc
+from tag2mask.data.pixels import read_pixels
 from tag2mask.models.backbone import Layout, ResNet
+from tag2mask.ops.metrics import confusion_matrix, metrics
 from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.lock import Lock
 from tag2mask.run.sampling import sample_indices
 from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.stages import train as stage
+from tag2mask.stages.machinery.watch import Validation
 from tag2mask.stages.train import train
 from tag2mask.storybook import render
 from tag2mask.types import UserError
@@ -110,7 +114,7 @@ train({str(run.path)!r}, {str(out)!r}, {RECIPE!r}, data=toys(Path({str(data.root
     assert weights(out) == weights(unbroken[0])
 
 
-def test_two_processes_train_together(made, tmp_path):
+def test_two_processes_train_and_measure_together(made, tmp_path):
     data, run = made
     out, script = tmp_path / "net", tmp_path / "two.py"
     recipe = replace(RECIPE, steps=2, accumulate=1)
@@ -118,10 +122,12 @@ def test_two_processes_train_together(made, tmp_path):
     script.write_text(f"""
 import sys
 from pathlib import Path
+import torch
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from stages.small_run import toys
 from tag2mask.segment.recipe import CCT, TrainRecipe
 from tag2mask.segment.supervised import SupervisedTraining
+from tag2mask.stages.machinery.watch import Validation, Watch
 from tag2mask.stages.train import train
 step = SupervisedTraining.training_step
 def spied(self, batch, batch_idx):
@@ -129,17 +135,35 @@ def spied(self, batch, batch_idx):
     told.write_text(f"{{batch.step}} {{batch.samples.tolist()}}")
     return step(self, batch, batch_idx)
 SupervisedTraining.training_step = spied
-train({str(run.path)!r}, {str(out)!r}, {recipe!r}, data=toys(Path({str(data.root)!r})), **{how!r})
+look = Watch._look
+def looked(self, net, samples, found, device):
+    look(self, net, samples, found, device)
+    rank = torch.distributed.get_rank()
+    (Path({str(tmp_path)!r}) / f"measured-{{rank}}").write_text(" ".join(sample.id for sample in samples))
+Watch._look = looked
+data = toys(Path({str(data.root)!r}))
+train({str(run.path)!r}, {str(out)!r}, {recipe!r}, data=data, validation=Validation(1, hold_out=2), **{how!r})
 """)
     done = subprocess.run([sys.executable, str(script)], env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert steps_done(out) == 1
-    first = sample_indices(recipe.seed, 0, 2, 5).tolist()
+    first = sample_indices(recipe.seed, 0, 2, 3).tolist()
     for rank, sample in enumerate(first):
         assert (tmp_path / f"drawn-{rank}").read_text() == f"0 [{sample}]"
-    assert json.loads((out / "train.json").read_text())["step"] == 1
+    told = json.loads((out / "train.json").read_text())
+    assert told["step"] == 1
+    # each measured one of the two images that were held out; together it is the figure of the network that is kept
+    measured = [(tmp_path / f"measured-{rank}").read_text() for rank in (0, 1)]
+    net, total = load_network(out, "cpu"), torch.zeros(4, 5, dtype=torch.int64)
+    for sample in data:
+        if sample.id in measured:
+            labels, _ = predict_labels(net, read_pixels(sample.image), TestTime())
+            total += confusion_matrix(torch.from_numpy(sample.truth()), labels, 4)
+    assert len({*measured}) == 2
+    wanted = f"validation mIoU {100 * metrics(total).miou:.1f} % of 2 images at step 1"
+    assert told["validation"] == wanted
     # alone it goes on where the two were
-    assert train(run, out, recipe, data=data, **HOW).step == 2
+    assert train(run, out, recipe, data=data, validation=Validation(9, hold_out=2), **HOW).step == 2
 
 
 def test_the_clock_ends_a_leg_and_a_finished_training_is_left_alone(made, unbroken, tmp_path):

@@ -217,6 +217,7 @@ class ColumnsBuilder:
 
 def _clean(name: str) -> str:
     """Artefacts and manifests are named after ids, so these are sound text even where a file's name is not."""
+    name = name.replace("\\", "%5C")  # which would be a folder on Windows
     if name.isascii():
         return name
     return "".join(f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in name)

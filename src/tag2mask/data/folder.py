@@ -67,6 +67,8 @@ def read_folder(
     chosen = choose_classes(classes, root)
     notes: list[str] = []
     base = _image_folder(root, source, notes)
+    if truth is not None and Path(truth).resolve() in (root.resolve(), base.resolve()):
+        raise UserError(f"--truth {truth} is the folder of the images: give one that holds true masks alone")
     masks = MaskFolders((_truth_folder(truth),)) if truth is not None else None
     images = list(walk_images(base, notes, masks.folders if masks else ()))
     _check_something(root, base, images, known=source is not None or chosen is not None or by_folder)

@@ -55,7 +55,8 @@ def match_images(
     """
     prefix = _below(source.resolve().parent, root.resolve())
     bases = (root.as_posix(), root.resolve().as_posix())
-    local = {key: _local(key, bases, prefix) for key in tags}
+    spelled = {name for image in images if "\\" in (name := normalize("NFC", image))}  # no "/", but a part of a name
+    local = {key: name if (name := normalize("NFC", key)) in spelled else _local(key, bases, prefix) for key in tags}
     matching = _Matching(tags, images, source, root)
     inside = {key: path for key, path in local.items() if path is not None}
     # From the strictest reading of a row to the loosest. A looser one never adds to what a stricter one found:

@@ -102,7 +102,10 @@ def read_tag_file(path: Path, there: There | None = None) -> TagList:
         UserError: no such file, or nothing that is read as described above, with its line.
     """
     if not path.is_file():
-        raise UserError(f"no tags file {path}: give a CSV or JSONL file with image and labels")
+        raise UserError(
+            f"no tags file {path}: give a CSV or JSONL file with image and labels; labels themselves, such as "
+            "'dog;person', are for one image, named by its file"
+        )
     if path.suffix.lower() == ".npy":
         return _vectors(path)
     text, notes = read_text(path)

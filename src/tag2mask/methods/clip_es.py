@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.protocol import Method, MethodOptions
 from tag2mask.models.tower import Mean, Positions
 from tag2mask.ops.affinity import propagate, symmetric_affinity
@@ -120,6 +121,7 @@ class ClipES(Method):
                 f"{clip.name} is a ResNet: it has no attention between patches and no class token, so affinity "
                 f"{self.affinity!r} with readout {options.readout!r} cannot run; leave both unset, or use a ViT"
             )
+        self._refuse_idle()
         released = options.variant == "released"
         self.mask_rule = MaskRule(
             background=Power(1.0), refiner="clip-es", mu=0.95, refiner_image="wrapped-bgr" if released else "rgb"
@@ -159,6 +161,16 @@ class ClipES(Method):
     def resolved(self) -> dict[str, object]:
         """Options as they took effect, where the default follows the class set or the weights."""
         return {"affinity": self.affinity, "box_threshold": self.box_threshold, "layers": self.layers}
+
+    def _refuse_idle(self) -> None:
+        """Raises UserError where an option was given that has no effect beside the others, or with these weights."""
+        why = f"with affinity={self.affinity}"
+        if self.options.affinity is None and not self.vision.blocks:
+            why += f", the only one for {self.clip.name}, which is a ResNet"
+        idle = {"caa": (), "mhsa": ("box_threshold",), "none": ("steps", "layers", "box_threshold")}
+        refuse_idle("clip-es", self.options, idle[self.affinity], f"{why}; leave it out")
+        if self.options.score == "logits":
+            refuse_idle("clip-es", self.options, ("background",), "with score=logits, under which nothing competes")
 
     def _fused(self, phrases: list[tuple[str, ...]], templates: Sequence[str]) -> Tensor:
         """One unit feature per class, (C, E): the mean of its phrases' features, normalised."""

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.methods.fitting.settings import FitSettings
+from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.classifier import load_backbone
 from tag2mask.models.irn import GRID, IRNHeads, boundary_map
@@ -89,6 +90,8 @@ class IRNOptions(RefinerOptions):
             raise ValueError(f"scale is {self.scale}, expected two numbers from 0.05 to 20, the lower first")
         if self.background >= self.foreground:
             raise ValueError(f"background {self.background} is not below foreground {self.foreground}")
+        if self.walk_steps == 0:
+            refuse_idle("irn", self, ("walk_radius", "beta"), "with walk_steps=0; leave it out, or let it walk")
         return self
 
 

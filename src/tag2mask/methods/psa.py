@@ -34,6 +34,7 @@ from torch import Tensor
 
 from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.methods.fitting.settings import FitSettings
+from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.psa import CELL, AffinityNet, load_affinity_net
 from tag2mask.models.state import state_sha256
@@ -85,6 +86,8 @@ class PSAOptions(RefinerOptions):
             )
         if self.low >= self.alpha_high:
             raise ValueError(f"low {self.low:g} is not below high {self.alpha_high:g}")
+        if self.walk_steps == 0:
+            refuse_idle("psa", self, ("beta",), "with walk_steps=0; leave it out, or let it walk")
         return self
 
     @property

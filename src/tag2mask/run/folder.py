@@ -35,7 +35,7 @@ from tag2mask.run.document import may_resume, read_document, write_classes, writ
 from tag2mask.run.files import cannot_write, write_atomic
 from tag2mask.run.inputs import Inputs, KnownInputs
 from tag2mask.run.lock import Lock
-from tag2mask.run.manifest import Manifest, Record, merge_manifests, read_manifest
+from tag2mask.run.manifest import LastWords, Manifest, Record, merge_manifests, read_manifest
 from tag2mask.run.renamed import as_before
 from tag2mask.run.resume import (
     lock_shard,
@@ -323,6 +323,10 @@ class Run:
     def records(self) -> dict[str, Record]:
         """The last word of all shards' manifests on every image."""
         return merge_manifests(self._manifests())
+
+    def last_words(self) -> LastWords:
+        """The same, to be gone through without holding them all."""
+        return LastWords(self._manifests())
 
     def inputs(self) -> KnownInputs:
         """What the masks were made of, by all shards' manifests."""

@@ -101,11 +101,12 @@ class KnownInputs:
         for id, at, inputs in rows:
             packed += _PACK.pack(id_key(id), at, inputs is not None, *_fields(inputs))
         table: NDArray[Any] = np.frombuffer(packed, _ROW)
-        table = table[np.lexsort((table["at"], table["key"]))]  # stable: of equal times the later line counts
+        order = np.lexsort((table["at"], table["key"]))  # stable: of equal times the later line counts
+        keys = table["key"][order]
         last = np.ones(len(table), np.bool_)
-        last[:-1] = table["key"][1:] != table["key"][:-1]
-        table = table[last]
-        self._table = table[table["ok"]]
+        last[:-1] = keys[1:] != keys[:-1]
+        order = order[last]
+        self._table = table[order[table["ok"][order]]]  # one copy: they are large
         # a field of the table is not contiguous, and searching in one would copy it each time
         self._keys = np.ascontiguousarray(self._table["key"])
 

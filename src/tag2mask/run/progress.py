@@ -43,10 +43,13 @@ def no_progress(count: int = 1, *, worked: bool = True) -> None:
 class Bar(Generic[T]):
     """Counts work. A context manager with :meth:`advance`, or, over an iterable, an iterator that counts itself."""
 
-    def __init__(self, work: Iterable[T] | int | None, label: str, unit: str, enabled: bool):
+    def __init__(
+        self, work: Iterable[T] | int | None, label: str, unit: str, enabled: bool, counted: str = "", each: int = 1
+    ):
         self._items = None if isinstance(work, int) or work is None else work
         self._total = work if isinstance(work, int) else len(work) if isinstance(work, Sized) else None
         self._label, self._unit, self._enabled = label, unit, enabled
+        self._counted, self._each = f" {counted}" if counted else "", each
         self._done = self._worked = 0
         self._told = -1
         self._bar: Progress | None = None
@@ -59,10 +62,12 @@ class Bar(Generic[T]):
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[counted]}{task.fields[rate]}"),
             ]
             self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(self._label, total=self._total, rate="")
+            self._task = self._bar.add_task(
+                self._label, total=self._total, rate="", counted=f"{self._counted.strip()} " if self._counted else ""
+            )
             self._bar.start()
         return self
 
@@ -95,14 +100,15 @@ class Bar(Generic[T]):
     def _rate(self) -> str:
         if not self._worked:
             return ""
-        text = f"{self._speed():.3g} {self._unit}/s"
+        speed = self._each * self._speed()
+        text = f"{speed:,.0f} {self._unit}/s" if speed >= 1000 else f"{speed:.3g} {self._unit}/s"
         if self._total is not None and self._done < self._total:
             text += f", {_duration((self._total - self._done) / self._speed())} left"
         return text
 
     def _line(self) -> None:
         self._last, self._told = time.monotonic(), self._done
-        count = f"{self._done}" + (f"/{self._total}" if self._total is not None else "")
+        count = f"{self._done}" + (f"/{self._total}" if self._total is not None else "") + self._counted
         text = ", ".join(filter(None, [f"{self._label}: {count}", self._rate()]))
         print(text, file=sys.stderr, flush=True)
 
@@ -110,13 +116,20 @@ class Bar(Generic[T]):
 @overload
 def progress(work: Iterable[T], label: str, *, unit: str = "images", enabled: bool = True) -> Bar[T]: ...
 @overload
-def progress(work: int | None, label: str, *, unit: str = "images", enabled: bool = True) -> Bar[None]: ...
-def progress(work: Any, label: str, *, unit: str = "images", enabled: bool = True) -> Bar[Any]:
+def progress(
+    work: int | None, label: str, *, unit: str = "images", enabled: bool = True, counted: str = "", each: int = 1
+) -> Bar[None]: ...
+def progress(
+    work: Any, label: str, *, unit: str = "images", enabled: bool = True, counted: str = "", each: int = 1
+) -> Bar[Any]:
     """Show progress through ``work``: an iterable, a number of things to come, or None when not known.
 
     ``for x in progress(items, "evaluate")``, or ``with progress(300, "label") as bar: bar.advance()``.
+
+    unit: what the speed is of. counted, each: what is counted where that is something else, and how many units it
+    holds: of ``progress(600, "train", counted="steps", each=8)`` a line is "train: 60/600 steps, 40 images/s".
     """
-    return Bar(work, label, unit, enabled and not _SILENT.get())
+    return Bar(work, label, unit, enabled and not _SILENT.get(), counted, each)
 
 
 def _duration(seconds: float) -> str:

@@ -60,7 +60,7 @@ def fit(
             With ``dataset.groups``, the sizes of its groups of samples, each batch has ``training.batch`` of each.
         training: see there.
         folder: of this training alone.
-        label, unit: for the progress on stderr.
+        label, unit: for the progress on stderr, which counts steps, and units a second.
         callbacks: more of Lightning's; what they keep in ``state_dict`` is in the checkpoint.
         show: show progress.
 
@@ -292,17 +292,19 @@ class _Listening:
 
 
 class _Progress(lightning.Callback):
-    """The project's own bar: samples a second and the time that is left."""
+    """The project's own bar: steps, samples a second and the time that is left."""
 
     def __init__(self, training: Training, label: str, unit: str, show: bool) -> None:
         self.training, self.label, self.unit, self.show = training, label, unit, show
         self.bar: Bar[None] | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        total, shown = self.training.batches * self.training.batch, self.show and trainer.is_global_zero
-        self.bar = progress(total, self.label, unit=self.unit, enabled=shown)
+        shown, each = self.show and trainer.is_global_zero, self.training.batch * self.training.accumulate
+        self.bar = progress(
+            self.training.steps, self.label, unit=self.unit, enabled=shown, counted="steps", each=each
+        )
         self.bar.__enter__()
-        self.bar.advance(trainer.global_step * self.training.accumulate * self.training.batch, worked=False)
+        self.bar.advance(trainer.global_step, worked=False)
 
     def on_train_batch_end(
         self,
@@ -312,8 +314,8 @@ class _Progress(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self.bar is not None:
-            self.bar.advance(self.training.batch)
+        if self.bar is not None and not (batch_idx + 1) % self.training.accumulate:
+            self.bar.advance()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException

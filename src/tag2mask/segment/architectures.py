@@ -302,6 +302,15 @@ def _build_weclip(
     return WeCLIPNet(tower, len(names), positions=positions, **how)
 
 
+def _refuse_parted(crop: int, network: WeCLIPNet) -> None:
+    patch = network.tower.patch
+    if crop % patch:
+        raise UserError(
+            f"weclip: crop {crop} is no multiple of {patch}, the patch of its CLIP: what is no whole patch would be "
+            f"cut off, and labels would not lie on their pixels; give --set crop={max(1, crop // patch) * patch}"
+        )
+
+
 def _own_pixels(images: Tensor, options: HubOptions | WeCLIPOptions) -> Tensor:
     return standardise(images, options.mean, options.std)
 
@@ -315,7 +324,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cct-small": Architecture(CCTSmallOptions, _build_cct, _standard, "tenfold", STORYBOOK_RESNET),
     "cct-resnet50": Architecture(CCTOptions, _build_cct, _standard, "tenfold"),
     "deeplabv2-resnet101": Architecture(DeepLabV2Options, _build_deeplabv2, _deeplab_pixels, "convolutions"),
-    "weclip": Architecture(WeCLIPOptions, _build_weclip, _own_pixels, "adamw", towers=("tower",)),
+    "weclip": Architecture(
+        WeCLIPOptions, _build_weclip, _own_pixels, "adamw", towers=("tower",), check_crop=_refuse_parted
+    ),
     "deeplabv1-resnet38": Architecture(DeepLabV1Options, _build_deeplabv1, _standard, "convolutions"),
     "weakclip": Architecture(
         WeakCLIPOptions,

@@ -152,7 +152,7 @@ def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = Non
                 f"read as {data.classes.id} with {len(data.classes)}; name the data and classes of the run"
             )
     true = set() if pixel_labels is None else _listed(pixel_labels, data)
-    records = {} if run is None else run.records()
+    others = {} if run is None else {each.id: each.status for each in run.last_words() if each.status != "ok"}
     current = None if run is None else Current(run)
     indices, pixels, left_out = [], [], Counter[str]()
     for index, sample in enumerate(data):
@@ -162,9 +162,7 @@ def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = Non
             if not blank:
                 continue
         elif (reason := current.why_none(sample)) is not None:
-            record = records.get(sample.id)
-            never = "not labelled" if record is None or record.status == "ok" else record.status
-            left_out[STALE.get(reason, never)] += 1
+            left_out[STALE.get(reason, others.get(sample.id, "not labelled"))] += 1
             continue
         indices.append(index)
         pixels.append(index in true)

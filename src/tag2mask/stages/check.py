@@ -9,7 +9,7 @@ import hashlib
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ def check(
     device: str = "auto",
     measure: bool = True,
     command: str | None = None,
+    stops: Sequence[str] = (),
     progress: bool = True,
     **clip_options: Any,
 ) -> Check:
@@ -60,6 +61,7 @@ def check(
         device: where.
         measure: False: do not measure that.
         command: that labels these data; default: for a folder that is read without options.
+        stops: what ``label`` would refuse in them, where they were read all the same (``check_reading``).
         progress: show it on stderr.
         clip_options: tokenizer, activation: as ``load_clip`` has them.
 
@@ -74,7 +76,10 @@ def check(
         for index, seen in enumerate(side_by_side(_look, samples, min(8, os.cpu_count() or 1))):
             count.add(index, seen)
             bar.advance()
-    found, why = _measured(data, clip, device, clip_options) if measure else (None, "not measured, as asked")
+    found: Estimate | None = None
+    why: str | None = "not measured, since label would stop" if measure else "not measured, as asked"
+    if measure and not stops:
+        found, why = _measured(data, clip, device, clip_options)
     truth = count.truth_check(turn_problem, turn_notes)
     return Check(
         data=str(data.root),
@@ -95,7 +100,8 @@ def check(
         truth=truth,
         estimate=found,
         no_estimate=why,
-        next=_next(count, truth, command, clip),
+        next=_next(count, truth, command, clip, stops),
+        stops=tuple(stops),
     )
 
 
@@ -304,15 +310,18 @@ def _label(method: Any, data: Dataset, out: Path) -> Any:
     return label(data, method, out, progress=False)
 
 
-def _next(count: _Count, truth: TruthCheck | None, command: str, clip: str | Path | None) -> tuple[str, ...]:
+def _next(
+    count: _Count, truth: TruthCheck | None, command: str, clip: str | Path | None, stops: Sequence[str]
+) -> tuple[str, ...]:
     """What to do, the command last."""
-    lines = []
+    lines = ["settle what stops label, as above"] if stops else []
     broken = count.missing.count + count.unreadable
     if broken:
-        lines.append(f"replace or remove the {broken} files that cannot be used; label leaves them out, and says so")
+        which = "the file" if broken == 1 else f"the {broken} files"
+        lines.append(f"replace or remove {which} that cannot be used; label leaves them out, and says so")
     if truth is not None and truth.refused:
         lines.append("say what the true masks stand for, as above; label never reads them, eval does")
-    if not count.tagged:
+    if not count.tagged and not stops:
         lines.append(
             "tag the images: a tags.csv beside them, image,labels; label makes no mask of a class without tags"
         )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from tag2mask.stages.machinery.estimate import Estimate
 from tag2mask.stages.machinery.work import LACKS_END
-from tag2mask.words import listing, many
+from tag2mask.words import in_line, listing, many, some
 
 __all__ = ["Check", "ClassCount", "Fault", "Few", "Sizes", "TruthCheck", "Twins"]
 
@@ -23,10 +23,7 @@ class Few:
     first: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        shown = self.first[:5]
-        return (
-            f"{self.count} ({', '.join(shown)}{f' and {self.count - len(shown)} more' * (self.count > len(shown))})"
-        )
+        return some(self.count, self.first)
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class TruthCheck:
             lines.append(f"  truth of another size than its image: {self.other_size}")
         if self.images > self.read:
             lines.append(f"  true masks that cannot be read: {self.images - self.read}")
-            lines += [f"    {fault.id}: {fault.why}" for fault in self.faults[:_SHOWN]]
+            lines += [f"    {in_line(fault.id)}: {fault.why}" for fault in self.faults[:_SHOWN]]
         if self.finding is not None:
             lines.append(f"  {'eval would refuse this: ' if self.refused else ''}{self.finding}")
         return [*lines, *(f"  note: {note}" for note in self.notes)]
@@ -126,7 +123,8 @@ class Check:
     orientation, where it is not 1. sizes: None where no image can be read. twins: the same picture under several
     names. same_name: images that are called alike but for the suffix ("a.jpg", "a.png"), which keep it in their ids.
     truth: None where there is none. estimate: what ``label`` would take on this machine; else no_estimate says why
-    that is not known. next: what to do, a line each; the last is the command.
+    that is not known. next: what to do, a line each; the last is the command. stops: why ``label`` would stop before
+    it begins, in its words; then the tags are counted as far as they could be read.
     """
 
     data: str
@@ -148,6 +146,7 @@ class Check:
     estimate: Estimate | None
     no_estimate: str | None
     next: tuple[str, ...]
+    stops: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -161,16 +160,18 @@ class Check:
     def text(self) -> str:
         """For people."""
         lines = [f"{self.data}: {many(self.images, 'image')}", *(f"  note: {note}" for note in self.notes)]
-        lines.append(
-            f"tags: {many(self.tagged, 'image')} with a class, {self.background} with background alone, "
-            f"{self.untagged if self.untagged.count else 0} not tagged"
-        )
-        lines += self._classes()
+        if self.classes or not self.stops:
+            lines.append(
+                f"tags: {many(self.tagged, 'image')} with a class, {self.background} with background alone, "
+                f"{self.untagged if self.untagged.count else 0} not tagged"
+            )
+            lines += self._classes()
         lines += self._files()
         lines += self._pictures()
         lines += [] if self.truth is None else self.truth.lines()
         known = self.no_estimate if self.estimate is None else self.estimate.text()
         lines.append(f"label on this machine: {known}")
+        lines += [f"label would stop: {each}" for each in self.stops]
         return "\n".join([*lines, *(f"next: {line}" for line in self.next)])
 
     def _classes(self) -> list[str]:
@@ -184,11 +185,13 @@ class Check:
         return lines + ([f"  without an image: {len(none)} ({listing(none)})"] if none else [])
 
     def _files(self) -> list[str]:
-        lines = [f"missing images: {self.missing}"] if self.missing.count else []
-        if self.unreadable:
-            lines.append(f"images that cannot be read: {self.unreadable}")
-        lines += [f"  {fault.id}: {fault.why}" for fault in self.faults[:_SHOWN]]
-        more = self.missing.count + self.unreadable - _SHOWN
+        lines, count = [], self.missing.count + self.unreadable
+        if count:
+            kinds = ((self.missing.count, "missing"), (self.unreadable, "that cannot be read"))
+            said = ", ".join(f"{number} {kind}" for number, kind in kinds if number)
+            lines.append(f"images that cannot be used: {count} ({said})")
+        lines += [f"  {in_line(fault.id)}: {fault.why}" for fault in self.faults[:_SHOWN]]
+        more = count - _SHOWN
         lines += [f"  and {more} more; --json names them"] if more > 0 else []
         return lines + ([f"{LACKS_END}: {self.lacks_end}"] if self.lacks_end.count else [])
 
@@ -196,7 +199,7 @@ class Check:
         lines = []
         if self.sizes is not None:
             said = ", ".join(
-                f"{what} {width} x {height} ({id})" for what, (width, height, id) in vars(self.sizes).items()
+                f"{what} {width} x {height} ({in_line(id)})" for what, (width, height, id) in vars(self.sizes).items()
             )
             lines.append(f"sizes (width x height): {said}")
         if self.turned:

@@ -168,7 +168,7 @@ def _score(run: Run, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
             raise UserError(f"nothing can be scored: {current.note()}")
         raise UserError(
             f"{data.root} has no ground truth for any of its {len(data)} images, so nothing can be scored; "
-            f"a report without scores is still possible: tag2mask report"
+            "name the folder of true masks by --truth. A report without scores is still possible: tag2mask report"
         )
     return tally.result()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +19,7 @@ from tag2mask.run.corrected import counting
 from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
-from tag2mask.run.manifest import Record
+from tag2mask.run.manifest import LastWords
 from tag2mask.stages import report_parts as parts
 from tag2mask.stages.confidence import span
 from tag2mask.stages.evaluate import evaluate, settle_truth
@@ -27,10 +28,10 @@ from tag2mask.stages.export import refuse_foreign_file
 from tag2mask.stages.pages import GENERATOR, render
 from tag2mask.stages.report_cards import Chosen, cards, room_for_each, strip
 from tag2mask.stages.report_gallery import Gallery
+from tag2mask.stages.report_manifest import Told
 from tag2mask.stages.report_survey import Images, Survey, survey
 from tag2mask.stages.report_weights import weights_of
 from tag2mask.types import Dataset, UserError
-from tag2mask.words import listing
 
 STRIP = 6
 SHOWN_FAILURES = 50
@@ -92,19 +93,31 @@ def report(
     classes = data.classes if data is not None else stored_classes(run)
     title = title or run.path.resolve().name
     small = Gallery(path.with_name(f"{path.stem}-images"), run, images, classes) if gallery else None
-    found = survey(run, images, classes, STRIP, worst, None if small is None else small.add, progress=progress)
-    pages = None if small is None or not found.ids else small.write(found, title, path)
+    by_truth = () if evaluation is None else (*evaluation.best[:STRIP], *evaluation.worst[:worst])
+    found = survey(
+        run,
+        images,
+        classes,
+        STRIP,
+        worst,
+        None if small is None else small.add,
+        wanted={score.id for score in by_truth},
+        progress=progress,
+    )
+    pages = None if small is None or not len(found) else small.write(found, title, path)
     best, listed = _chosen(found, evaluation, worst)
+    records = run.last_words()
+    told = Told.of(records, SHOWN_FAILURES)
     page = render(
         "report.html.j2",
-        **_about_the_run(run, data),
+        **_about_the_run(run, data, records, told),
         **_about_the_masks(found, evaluation),
         title=title,
         stale=stale,
         classes=classes,
         colours=[parts.css(colour) for colour in classes.palette],
         images=len(images),
-        tiles=_tiles(run, len(images), evaluation, found.confidence, floors or {}),
+        tiles=_tiles(run, told, len(images), evaluation, found.confidence, floors or {}),
         strip=strip(run, best, data, classes),
         cards=cards(run, listed, data, classes, room_for_each(len(listed.ids), worst)),
         gallery=None if pages is None else f"{quote(pages.parent.name)}/{pages.name}",
@@ -118,9 +131,8 @@ def _has_truth(data: Dataset) -> bool:
     return any(sample.truth for sample in islice(data, 1000))
 
 
-def _about_the_run(run: Run, data: Dataset | None) -> dict[str, Any]:
+def _about_the_run(run: Run, data: Dataset | None, records: LastWords, told: Told) -> dict[str, Any]:
     """What the template shows of a run, whatever its masks are."""
-    records = run.records()
     return {
         # a method that was handed over as an object is noted as "module:Class"
         "method": str(run.settings.get("method", "A method")).rpartition(":")[2],
@@ -129,10 +141,10 @@ def _about_the_run(run: Run, data: Dataset | None) -> dict[str, Any]:
         "weights": weights_of(run),
         "predicted": is_predicted(run),
         "unfinished": _unfinished(run, data, records),
-        "stages": _stages(records),
+        "stages": told.stages(),
         "peak_memory": _peak_memory(run),
-        "failures": _with_status(records, "failed"),
-        "skipped": _skipped(records),
+        "failures": told.failures,
+        "skipped": told.left_out(),
         "shown_failures": SHOWN_FAILURES,
         "yaml": _yaml(run),
     }
@@ -160,18 +172,18 @@ def _columns(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 
 def _current_masks(run: Run, data: Dataset | None) -> tuple[Images, str]:
-    """The images that the report is of, sorted by id, and what it says of the others.
+    """The images that the report is of, and what it says of the others.
 
     Raises:
         UserError: there is none, or the run is of other classes than the data.
     """
     if data is None:
-        images, stale = Images(run.ids()), ""
+        images, stale = Images(ids=run.ids()), ""
     else:
         check_classes(run, data)
         current = Current(run)
-        kept = sorted((sample.id, place) for place, sample in enumerate(data) if current.why_none(sample) is None)
-        images = Images([id for id, _ in kept], data, [place for _, place in kept])
+        kept = array("Q", (place for place, sample in enumerate(data) if current.why_none(sample) is None))
+        images = Images(data, kept)
         others = sum(1 for _ in run.mask_ids()) - len(images) - current.stale.counts.total()
         notes = [f"masks of images that are not in {data.root} ({others:,})"] if others else []
         stale = "; ".join([*notes, *([current.note() or ""] if current.stale.counts else [])])
@@ -181,7 +193,7 @@ def _current_masks(run: Run, data: Dataset | None) -> tuple[Images, str]:
     return images, stale
 
 
-def _unfinished(run: Run, data: Dataset | None, records: Mapping[str, Record]) -> int:
+def _unfinished(run: Run, data: Dataset | None, records: LastWords) -> int:
     """Images that the run has not come to yet."""
     if data is None:
         return max(0, (run.images or 0) - len(records))
@@ -197,8 +209,7 @@ def _chosen(found: Survey, evaluation: Evaluation | None, worst: int) -> tuple[C
         best = [score.id for score in evaluation.best[:STRIP]]
         listed = [*dict.fromkeys([*(score.id for score in evaluation.worst[:worst]), *doubtful])]
         miou = {score.id: score.miou for score in (*evaluation.best, *evaluation.worst)}
-    wanted = {*best, *listed}
-    sure = {id: each for id, each in zip(found.ids, found.confidences, strict=True) if id in wanted}
+    sure = found.named
     # what cannot be read is named elsewhere
     best, listed = ([id for id in ids if id in sure] for ids in (best, listed))
     return Chosen(best, sure, miou), Chosen(listed, sure, miou)
@@ -223,13 +234,13 @@ def _yaml(run: Run) -> str:
 
 def _tiles(
     run: Run,
+    told: Told,
     images: int,
     evaluation: Evaluation | None,
     confidence: float,
     floors: Mapping[str, float],
 ) -> list[Tile]:
-    records = run.records()
-    failed, skipped = (len(_with_status(records, status)) for status in ("failed", "skipped"))
+    failed, skipped = told.failures.count, sum(some.count for some in told.skipped.values())
     done = "images predicted" if is_predicted(run) else "images labelled"
     without = (f"{failed:,} failed" if failed else "none failed") + (f", {skipped:,} skipped" if skipped else "")
     tiles = [Tile(f"{images:,}", done, without)]
@@ -269,28 +280,3 @@ def _summaries(run: Run) -> list[dict[str, Any]]:
 def _peak_memory(run: Run) -> float | None:
     """In GB, the greatest of all shards."""
     return max((float(each.get("peak_memory") or 0) for each in _summaries(run)), default=0) / 1e9 or None
-
-
-def _stages(records: Mapping[str, Record]) -> list[tuple[str, float, float]]:
-    """(stage, seconds in all, ms an image), the longest first."""
-    total: dict[str, float] = {}
-    count: dict[str, int] = {}
-    for record in records.values():
-        for stage, seconds in record.seconds.items():
-            total[stage] = total.get(stage, 0) + seconds
-            count[stage] = count.get(stage, 0) + 1
-    longest = sorted(total, key=total.__getitem__, reverse=True)
-    return [(stage, total[stage], 1000 * total[stage] / count[stage]) for stage in longest]
-
-
-def _with_status(records: Mapping[str, Record], status: str) -> list[tuple[str, str]]:
-    """(id, why) by id."""
-    return sorted((record.id, record.error or "") for record in records.values() if record.status == status)
-
-
-def _skipped(records: Mapping[str, Record]) -> list[tuple[str, int, str]]:
-    """(why, how many, some of their ids), the most first."""
-    by_reason: dict[str, list[str]] = {}
-    for id, why in _with_status(records, "skipped"):
-        by_reason.setdefault(why or "no reason noted", []).append(id)
-    return sorted(((why, len(ids), listing(ids)) for why, ids in by_reason.items()), key=lambda row: -row[1])

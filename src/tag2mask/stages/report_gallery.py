@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -59,7 +60,7 @@ class Gallery:
 
     def __init__(self, folder: Path, run: Run, images: Images, classes: ClassSet) -> None:
         self.folder, self.run, self.images, self.classes = folder, run, images, classes
-        self._kept: list[int] = []
+        self._count = 0
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file, but the report's small pictures go there; choose another --out")
         foreign = remove_report_images(folder)
@@ -72,8 +73,8 @@ class Gallery:
     def add(self, index: int, mask: NDArray[np.uint8]) -> None:
         """Write the small picture of an image of ``images``; mask: (H, W)."""
         small = overlay_thumbnail(self.images.sample(index), mask, self.classes, _SIDE)
-        write_atomic(self.folder / _thumb(len(self._kept)), parts.jpeg_within(small, _BYTES))
-        self._kept.append(index)
+        write_atomic(self.folder / _thumb(self._count), parts.jpeg_within(small, _BYTES))
+        self._count += 1
 
     def write(self, found: Survey, title: str, back: Path) -> Path:
         """Write all pages and return the first.
@@ -83,11 +84,11 @@ class Gallery:
             title: the run's.
             back: the report.
         """
-        order = np.argsort(np.array(found.confidences), kind="stable").tolist()
-        by_class: dict[int, list[int]] = {}
+        order = array("Q", found.order().astype(np.uint64).tobytes())
+        by_class: dict[int, array[int]] = {}
         for place in order:
             for value in found.foreground(place):
-                by_class.setdefault(value, []).append(place)
+                by_class.setdefault(value, array("Q")).append(place)
         lists = {"all": order, **{f"class{value}": by_class[value] for value in sorted(by_class)}}
         links = [Link("all classes", None, len(order), "all-1.html")]
         for value in sorted(by_class):
@@ -112,8 +113,8 @@ class Gallery:
         return self.folder / "all-1.html"
 
     def _shown(self, found: Survey, place: int) -> Shown:
-        id = found.ids[place]
-        sample = self.images.sample(self._kept[place])
+        index = found.indices[place]
+        id, sample = self.images.id(index), self.images.sample(index)
         legend = tuple(
             (self.classes.names[value], parts.css(self.classes.palette[value])) for value in found.foreground(place)
         )

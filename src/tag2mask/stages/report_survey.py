@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +23,18 @@ _VALUES = 256
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a report, by id. places: of each in the data, where there are data."""
+    """The images of a report. places: of each in the data, where there are data; else ids: theirs."""
 
-    ids: Sequence[str]
     data: Dataset | None = None
     places: Sequence[int] = ()
+    ids: Sequence[str] = ()
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) if self.data is None else len(self.places)
+
+    def id(self, index: int) -> str:
+        """The id of an image."""
+        return self.ids[index] if self.data is None else self.data[self.places[index]].id
 
     def sample(self, index: int) -> Sample | None:
         """What the data says of an image."""
@@ -52,31 +58,38 @@ class MaskRow:
 
 @dataclass
 class Survey:
-    """What was counted. It grows by a number and a reference for each image.
+    """What was counted. It grows by 20 bytes an image.
 
     best: (id, mean confidence) of the surest images that hold a class, the surest first; doubtful: of the least sure.
-    ids, confidences, present: of all that can be read, in one order; present are the values in a mask, as bytes.
-    unreadable: images whose mask or confidence is damaged, with the reason.
+    named: mean confidence by id, of those that were asked for. indices, confidences: of all that can be read, in one
+    order: which image it is, and its mean confidence. unreadable: images whose mask or confidence is damaged, with
+    the reason.
     """
 
     classes: ClassSet
-    ids: list[str] = field(default_factory=list)
-    confidences: list[float] = field(default_factory=list)
-    present: list[bytes] = field(default_factory=list)
+    wanted: Collection[str] = ()
+    named: dict[str, float] = field(default_factory=dict)
+    indices: array[int] = field(default_factory=lambda: array("Q"))
+    confidences: array[float] = field(default_factory=lambda: array("d"))
     best: list[tuple[str, float]] = field(default_factory=list)
     doubtful: list[tuple[str, float]] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_VALUES, np.int64))
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_VALUES, np.int64))
     sure: NDArray[np.float64] = field(default_factory=lambda: np.zeros(_VALUES))
-    _same: dict[bytes, bytes] = field(default_factory=dict)
+    _kinds: dict[bytes, int] = field(default_factory=dict)  # the values in a mask, as bytes, and their number
+    _kind: array[int] = field(default_factory=lambda: array("I"))
+
+    def __len__(self) -> int:
+        """How many can be read."""
+        return len(self.indices)
 
     @property
     def confidence(self) -> float:
         """The mean of the images' mean confidences; NaN where there is none."""
         return sum(self.confidences) / len(self.confidences) if self.confidences else float("nan")
 
-    def add(self, id: str, mask: NDArray[np.uint8], confidence: NDArray[np.float32]) -> None:
+    def add(self, index: int, id: str, mask: NDArray[np.uint8], confidence: NDArray[np.float32]) -> None:
         """Count one image: mask and confidence (H, W).
 
         Raises:
@@ -88,10 +101,25 @@ class Survey:
         self.pixels += counts
         self.images += counts > 0
         self.sure += np.bincount(mask.ravel(), weights=confidence.ravel(), minlength=_VALUES)
-        here = bytes(np.flatnonzero(counts).tolist())
-        self.ids.append(id)
+        self.indices.append(index)
         self.confidences.append(float(confidence.mean()))
-        self.present.append(self._same.setdefault(here, here))
+        self._kind.append(self._kinds.setdefault(bytes(np.flatnonzero(counts).tolist()), len(self._kinds)))
+        if id in self.wanted:
+            self.named[id] = self.confidences[-1]
+
+    def finish(self, images: Images, best: int, doubtful: int) -> None:
+        """Name the surest and the least sure; images: those that the indices are of."""
+        order = self.order()
+        surest = (place for place in order[::-1].tolist() if self.foreground(place))
+        self.best, self.doubtful = (
+            [(images.id(self.indices[place]), self.confidences[place]) for place in places]
+            for places in (islice(surest, best), order[:doubtful].tolist())
+        )
+        self.named |= dict([*self.best, *self.doubtful])
+
+    def order(self) -> NDArray[np.int64]:
+        """The places of all images in ``indices``, the least sure first."""
+        return np.argsort(np.asarray(self.confidences), kind="stable")
 
     def rows(self) -> list[MaskRow]:
         """Those of the classes that a mask holds, background first, then 255 as "undecided", if there is any."""
@@ -115,8 +143,13 @@ class Survey:
         return [name for value, name in enumerate(self.classes.names) if not self.pixels[value]]
 
     def foreground(self, place: int) -> tuple[int, ...]:
-        """The classes in the mask of an image, by its place in ``ids``."""
-        return tuple(value for value in self.present[place] if value not in (BACKGROUND, IGNORE))
+        """The classes in the mask of an image, by its place in ``indices``."""
+        return self._foreground[self._kind[place]]
+
+    @cached_property
+    def _foreground(self) -> list[tuple[int, ...]]:
+        """By kind; first asked for when all is counted."""
+        return [tuple(value for value in kind if value not in (BACKGROUND, IGNORE)) for kind in self._kinds]
 
 
 def survey(
@@ -127,6 +160,7 @@ def survey(
     doubtful: int,
     each: Callable[[int, NDArray[np.uint8]], None] | None = None,
     *,
+    wanted: Collection[str] = (),
     progress: bool = True,
 ) -> Survey:
     """Look at all masks and confidences once.
@@ -138,31 +172,29 @@ def survey(
         best: how many of the surest are named.
         doubtful: how many of the least sure.
         each: called with the index and the mask (H, W) of every image that can be read.
+        wanted: ids whose mean confidence is asked for.
         progress: show it on stderr.
     """
-    found = Survey(classes)
+    found = Survey(classes, wanted)
     indices = show_progress(range(len(images)), "report", enabled=progress)
-    for index, mask, confidence in ahead(_readable(run, images, indices, found.unreadable)):
+    for index, id, mask, confidence in ahead(_readable(run, images, indices, found.unreadable)):
         try:
-            found.add(images.ids[index], mask, confidence)
+            found.add(index, id, mask, confidence)
         except ValueError as error:
-            found.unreadable.append((images.ids[index], str(error)))
+            found.unreadable.append((id, str(error)))
             continue
         if each is not None:
             each(index, mask)
-    scored = [*zip(found.confidences, found.ids, strict=True)]
-    holds = (pair for place, pair in enumerate(scored) if found.foreground(place))
-    found.best = [(id, sure) for sure, id in heapq.nlargest(best, holds)]
-    found.doubtful = [(id, sure) for sure, id in heapq.nsmallest(doubtful, scored)]
+    found.finish(images, best, doubtful)
     return found
 
 
 def _readable(
     run: Run, images: Images, indices: Iterable[int], unreadable: list[tuple[str, str]]
-) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.float32]]]:
+) -> Iterator[tuple[int, str, NDArray[np.uint8], NDArray[np.float32]]]:
     for index in indices:
-        id = images.ids[index]
+        id = images.id(index)
         try:
-            yield index, read_mask(run.mask_path(id)), read_confidence(run.confidence_path(id))
+            yield index, id, read_mask(run.mask_path(id)), read_confidence(run.confidence_path(id))
         except BadImage as error:
             unreadable.append((id, str(error)))

@@ -125,7 +125,7 @@ def check_finished(earlier: Run) -> None:
     Raises:
         UserError: the run lacks images.
     """
-    images, done = earlier.images or 0, len(earlier.records())
+    images, done = earlier.images or 0, len(earlier.last_words())
     if done < images:
         raise UserError(f"{earlier.path} is unfinished ({done} of {images} images); give its command again first")
 

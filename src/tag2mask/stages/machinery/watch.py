@@ -11,7 +11,7 @@ from zlib import crc32
 import lightning.pytorch as lightning
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tag2mask.data.columns import Columns
 from tag2mask.data.image import BadImage
@@ -19,6 +19,7 @@ from tag2mask.data.pixels import read_pixels
 from tag2mask.data.truth import read_truth
 from tag2mask.data.truth_turn import settle_turn
 from tag2mask.ops.metrics import confusion_matrix, metrics
+from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.supervised import SupervisedTraining
 from tag2mask.segment.targets import Targets
 from tag2mask.segment.test_time import TestTime, predict_labels
@@ -82,6 +83,8 @@ def validation_samples(validation: Validation, targets: Targets) -> list[Sample]
 class Watch(lightning.Callback):
     """Measures the network that would be kept, every so many steps and at the end. The weights stay as they were.
 
+    Several processes share the images, and all know the figure.
+
     miou: the last one, a fraction; at: after which step. images: of how many.
     """
 
@@ -101,43 +104,88 @@ class Watch(lightning.Callback):
         """Measure, where it is time to."""
         step = trainer.global_step
         due = step % self.every == 0 or step == trainer.max_steps
-        if (batch_idx + 1) % self.accumulate or not due or not trainer.is_global_zero:
+        if (batch_idx + 1) % self.accumulate or not due:
             return
         if isinstance(pl_module, SupervisedTraining):
-            self.measure(pl_module, step)
+            self.measure(pl_module, step, trainer.global_rank, trainer.world_size)
             for logger in trainer.loggers:
                 logger.log_metrics({"val_miou": self.miou or 0.0}, step=step)
 
-    def measure(self, module: SupervisedTraining, step: int) -> None:
-        """The mIoU over all images that can be read.
+    def measure(self, module: SupervisedTraining, step: int, rank: int = 0, processes: int = 1) -> None:
+        """The mIoU over all images that can be read; this process looks at every ``processes``-th of them.
 
         Raises:
-            UserError: none can be.
+            UserError: none can be, or a true mask stands for nothing known.
         """
-        net, total, count, why = module.weights, None, 0, ""
+        net = module.weights
         classes = len(net.config.names)
-        with testing(net), torch.random.fork_rng(devices=[]):
-            for sample in self.samples:
-                try:
-                    truth = torch.from_numpy(read_truth(sample).mask)
-                    labels, _ = predict_labels(net, read_pixels(sample.image).to(module.device), TestTime())
-                    counts = confusion_matrix(truth, labels.cpu(), classes)
-                except (BadImage, OSError, ValueError) as error:
-                    why = f"{sample.id}: {error}"
-                    continue
-                total = counts if total is None else total + counts
-                count += 1
-        if total is None:
-            raise UserError(f"validation: none of {len(self.samples)} images can be measured ({why})")
+        found = _Found(torch.zeros(classes, classes + 1, dtype=torch.int64))
+        with testing(net), _as_in_the_first(net, processes), torch.random.fork_rng(devices=[]):
+            try:
+                self._look(net, self.samples[rank::processes], found, module.device)
+            except UserError as error:  # raised when the others know, who would wait for this one
+                found.error = error
+        total, count = found.of_all(module.device, processes)
+        if not count:
+            why = f" ({found.why})" if found.why else ""
+            raise UserError(f"validation: none of {len(self.samples)} images can be measured{why}")
         self.miou, self.at, self.images = metrics(total).miou, step, count
-        if self.show:
+        if self.show and not rank:
             print(f"step {step}: {self.text()}", file=sys.stderr, flush=True)
+
+    def _look(self, net: SegmentationNet, samples: list[Sample], found: _Found, device: torch.device) -> None:
+        for sample in samples:
+            try:
+                truth = torch.from_numpy(read_truth(sample).mask)
+                labels, _ = predict_labels(net, read_pixels(sample.image).to(device), TestTime())
+                counts = confusion_matrix(truth, labels.cpu(), len(net.config.names))
+            except (BadImage, OSError, ValueError) as error:
+                found.why = f"{sample.id}: {error}"
+                continue
+            found.total += counts
+            found.count += 1
 
     def text(self) -> str:
         """For people."""
         left = len(self.samples) - self.images
         odd = f", {left} could not be measured" if left else ""
         return f"validation mIoU {100 * (self.miou or 0):.1f} % of {self.images} images{odd}"
+
+
+@dataclass
+class _Found:
+    """What one process counted: the confusion matrix of so many images, and why others are not in it."""
+
+    total: Tensor
+    count: int = 0
+    why: str = ""
+    error: UserError | None = None
+
+    def of_all(self, device: torch.device, processes: int) -> tuple[Tensor, int]:
+        """The sums over all processes. Raises the UserError of this one, or says that another one had one."""
+        numbers = torch.tensor([self.count, self.error is not None])
+        sums = torch.cat([self.total.flatten(), numbers]).to(device)  # (C (C + 1) + 2,)
+        if processes > 1:
+            torch.distributed.all_reduce(sums)
+        *_, count, errors = sums.tolist()
+        if self.error is not None:
+            raise self.error
+        if errors:
+            raise UserError("validation: another process could not read a true mask, and says which")
+        return sums[:-2].view_as(self.total).cpu(), count
+
+
+@contextmanager
+def _as_in_the_first(net: nn.Module, processes: int) -> Iterator[None]:
+    """While it lasts the statistics of norms, of which each process has its own, are those that are kept."""
+    own = [(buffer, buffer.clone()) for buffer in net.buffers()] if processes > 1 else []
+    try:
+        for buffer, _ in own:
+            torch.distributed.broadcast(buffer, 0)
+        yield
+    finally:
+        for buffer, before in own:
+            buffer.copy_(before)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from tag2mask.run.progress import Bar
 from tag2mask.stages.machinery.plan import Loaded
 from tag2mask.stages.machinery.store import CannotWrite, Outcome, Store
 from tag2mask.types import ClassSet, UserError
-from tag2mask.words import Some
+from tag2mask.words import Some, in_line
 
 LACKS_END = "JPEGs whose last bytes are missing, read all the same"
 
@@ -83,7 +83,7 @@ class Summary:
             memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**20:.0f} MB"
             lines.append(f"{self.elapsed:.1f} s, {self.images_per_second:.3g} images/s ({stages}){memory}")
         lines += self.notes
-        lines += [f"failed: {id}: {reason}" for id, reason in self.errors]
+        lines += [f"failed: {in_line(id)}: {reason}" for id, reason in self.errors]
         if self.failed > len(self.errors):
             lines.append(f"and {self.failed - len(self.errors)} more; the manifest in the folder names all")
         if self.empty:
@@ -241,6 +241,8 @@ def describe(error: Exception) -> str:
     """An error in one line; one that nobody foresaw also says where it arose."""
     if isinstance(error, BadImage | UserError):
         return str(error)
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
+        return f"{error.filename}: {error.strerror}"
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
