@@ -2,6 +2,8 @@
 
     python benchmarks/weakclip.py [--scenes 200] [--steps 600] [--minutes 170] [--work FOLDER] [--out FILE]
 
+It also draws how words and pixels match, before and after the fit, beside the page (weakclip.jpg).
+
 A fit sees images and seeds of the scenes that are then labelled, as in the paper; tags restrict what is labelled, and
 exact masks are read for the measuring alone. Rows are made in the order of the tables. The work folder keeps what is
 done, and the same command goes on with it: when the minutes are over, what was not run says so on the page.
@@ -29,6 +31,7 @@ tune_process()  # as the command line does, before torch is loaded
 
 import torch
 from page import section, write_page
+from weakclip_looks import pictures
 
 from tag2mask import __version__
 from tag2mask.data import read_voc
@@ -50,6 +53,12 @@ from tag2mask.storybook import render
 from tag2mask.types import IGNORE
 
 NOT_RUN = "not run"
+LAST = ("fit_seconds", "rate")
+"""What cells of fits know beside their masks."""
+
+DIRECT: dict[str, Any] = {"match": "direct", "decoder": "none", "prompts": 0}
+"""Options of matching as CLIP has it, nothing added."""
+
 SEEDS = {"classifier-cam": {}, "clip-es": {}, "mctformer": {}}
 """Methods that make seeds, and their options."""
 
@@ -115,8 +124,10 @@ class Bench:
         label(self.data, method, fit, prior=prior, fit_only=True, progress=False)
         fitted = time.monotonic() - began
         out = self.work / f"masks-{name}-{others}"
+        began = time.monotonic()
         label(self.data, method, out, fitted=fit, rule=rule, keep_scores=False, progress=False)
-        return {**self.measured(Run.open(out)), "fit_seconds": round(fitted)}
+        rate = len(self.data) / (time.monotonic() - began)
+        return {**self.measured(Run.open(out)), "fit_seconds": round(fitted), "rate": round(rate, 2)}
 
     def untrained(self, name: str, **options: Any) -> dict[str, Any]:
         """Masks without any training: one step at a rate of nothing."""
@@ -124,7 +135,7 @@ class Bench:
 
     def direct(self) -> dict[str, Any]:
         """Cosines of names and cells as CLIP gives them."""
-        return self.untrained("direct", match="direct", decoder="none", prompts=0)
+        return self.untrained("direct", **DIRECT)
 
     def control(self, seeds: str) -> dict[str, Any]:
         """The small network with the same losses, steps and crops, its masks restricted by tags in the same way."""
@@ -153,6 +164,20 @@ class Bench:
         found = evaluate(Run.open(out), self.unseen, boundary=False, thresholds=False)
         return {"miou": 100 * found.miou}
 
+    def draw(self, path: Path) -> bool:
+        """Six scenes, once the fits for them are there: whether they were drawn."""
+        methods = []
+        for name, options in (("direct", DIRECT), ("main-clip-es", {})):
+            method = make_method("weakclip", self.data.classes, clip=clip(), **options)
+            if not (self.work / "cells" / f"{name}.json").exists():
+                return False
+            method.load(Run.open(self.work / f"fit-{name}").checkpoints)
+            methods.append(method)
+        masks = Run.open(self.work / "masks-main-clip-es-never")
+        many = [sample for sample in self.data if len(sample.tags) > 1]
+        pictures(many[:6], (methods[0], methods[1]), (self.seeds("clip-es", None), masks), path)
+        return True
+
     def floor(self) -> dict[str, Any]:
         """Every pixel the first tag."""
         out = self.work / "floor"
@@ -166,7 +191,7 @@ class Bench:
         rows = [self.row("floor: every pixel the first tag", "floor", self.floor)]
         for seeds in ("clip-es", "classifier-cam", "mctformer"):
             if seeds not in METHODS:
-                rows.append([f"everything on {seeds}'s seeds", "no such method yet", "", ""])
+                rows.append([f"everything on {seeds}'s seeds", "no such method yet", "", "", ""])
                 continue
             for name, key, make in (
                 (f"seeds of {seeds}", f"seeds-{seeds}", lambda s=seeds: self.measured(self.seeds(s, None))),
@@ -190,8 +215,8 @@ class Bench:
         """One line of a table of fits."""
         found = self.cell(key, make)
         if found is None:
-            return [name, NOT_RUN, "", ""]
-        return [name, found["miou"], found.get("ignored", ""), str(found.get("fit_seconds", ""))]
+            return [name, NOT_RUN, "", "", ""]
+        return [name, found["miou"], found.get("ignored", ""), *(str(found.get(key, "")) for key in LAST)]
 
     def fits(self, prefix: str, changes: dict[str, dict[str, Any]]) -> list[list[object]]:
         """A row for each change of the options, all on CLIP-ES's seeds."""
@@ -308,7 +333,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # that storybook-clip knows no photographs: these are none
     work = args.work / f"{args.scenes}-{args.steps}"
     bench = Bench(work, args.scenes, args.steps, time.monotonic() + 60 * args.minutes)
-    fits = ["", "mIoU", "255, %", "fit, s"]
+    fits = ["", "mIoU", "255, %", "fit, s", "label, images/s"]
     tables: list[tuple[str, list[str], Callable[[], list[list[object]]], str]] = [
         (
             "Cost of a training step",
@@ -336,7 +361,19 @@ def main() -> None:
     for title, columns, rows, note in tables:
         parts.append(section(title, columns, rows(), note))
         write_page(args.out, "\n".join(parts))
+    if bench.draw(args.out.with_suffix(".jpg")):
+        parts.append(LOOKS.format(args.out.with_suffix(".jpg").name))
+        write_page(args.out, "\n".join(parts))
     print(f"written: {args.out}")
+
+
+LOOKS = """## How words and pixels match
+
+As in the paper's Figure 4: the cosines of the class's text and each cell, of CLIP as it is and after the fit, each
+from its least to its most.
+
+![Six scenes: exact mask, seeds, direct matching, co-attention, masks]({})
+"""
 
 
 def head(args: argparse.Namespace, bench: Bench) -> str:
