@@ -28,6 +28,15 @@ NARROW = {
     "deeplabv2-resnet101": {"width": 4, "blocks": (1, 1, 1, 1)},
     "deeplabv1-resnet38": {"width": 4},
     "cct-resnet50": {"width": 4, "blocks": (1, 1, 1, 1)},
+    "transformers:nvidia/mit-b5": {
+        "model": {
+            "model_type": "segformer",
+            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [8, 8, 16, 16],
+            "num_attention_heads": [1, 1, 2, 2],
+            "decoder_hidden_size": 16,
+        }
+    },
 }
 
 
