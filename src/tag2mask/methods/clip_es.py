@@ -79,7 +79,7 @@ class ClipESOptions(MethodOptions):
     )
     flip: bool = Field(False, description="add the mirrored image at every scale")
     allow_unknown: bool = Field(
-        False, description="go on, with a warning, where a text has words that the tokenizer does not know"
+        False, description="continue, with a warning, where a text has words that the tokenizer does not know"
     )
     max_tokens: int = Field(
         4096, ge=1, description="an image with more patches is shrunk to this many, at every scale"

@@ -281,7 +281,7 @@ class MCTformerMethod(Trainable):
         self.device = device
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
-        """Train on images and tags, going on where it was stopped.
+        """Train on images and tags, resuming where it was stopped.
 
         Raises:
             UserError: no image has a tag.

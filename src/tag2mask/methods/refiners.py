@@ -115,7 +115,7 @@ class Refiner(Trainable, Generic[Options, Network]):
         self.device = device
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
-        """Make labels of the earlier run's maps and train on them; called again after an interrupt, it goes on.
+        """Make labels of the earlier run's maps and train on them; called again after an interrupt, it resumes.
 
         Raises:
             UserError: no earlier run, one that is unfinished or without maps, or no image to learn from.
