@@ -26,18 +26,15 @@ tune_process()  # as the command line does, before torch is loaded
 
 import torch
 from pot_page import write
+from stored_maps import measure
 
 from tag2mask.config import read_recipe
 from tag2mask.data import read_voc
-from tag2mask.data.image import read_image
-from tag2mask.lab.bench import RULES
 from tag2mask.lab.demo import Everything
 from tag2mask.methods import make_method
 from tag2mask.methods.protocol import Method
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.models.weights import load_clip
-from tag2mask.ops.masks import pseudo_mask, upsample
-from tag2mask.ops.metrics import BackgroundSweep, confusion_matrix, metrics
 from tag2mask.run.folder import Run
 from tag2mask.segment.recipe import TrainRecipe
 from tag2mask.stages.evaluate import evaluate
@@ -172,38 +169,18 @@ class Bench:
         run, method, took, speed = self.run(row)
         rule = self.rule(method)
         crf = replace(rule, refiner={"clip-es": "clip-es", "everything": None}.get(row.method, "pot"))
-        own, best, at = self.measure(run, rule)
+        own, best, at = measure(run, self.data, rule)
         self.keep(
             row.name,
             {
                 "own": own,
                 "best": best,
                 "at": at,
-                "crf": self.measure(run, crf, sweep=False)[0] if crf.refiner else None,
+                "crf": measure(run, self.data, crf, sweep=False)[0] if crf.refiner else None,
                 "fit": took,
                 "speed": speed,
             },
         )
-
-    def measure(self, run: Run, rule: MaskRule, *, sweep: bool = True) -> tuple[float, float, str]:
-        """mIoU (%) under ``rule``, and under the best background, with its name."""
-        count = len(self.data.classes)
-        total = torch.zeros(count, count + 1, dtype=torch.int64)
-        swept = BackgroundSweep(RULES, count)
-        for sample in self.data:
-            if not sample.tags or sample.truth is None:
-                continue
-            truth, scores = torch.from_numpy(sample.truth()), run.scores(sample.id)
-            image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)  # (3, H, W)
-            total += confusion_matrix(truth, pseudo_mask(scores, image, rule)[0], count)
-            if sweep:
-                swept.update(truth, upsample(scores.maps, scores.size, scores.frame).clamp(0, 1), scores.tags)
-        own = 100 * metrics(total).miou
-        if not sweep:
-            return own, float("nan"), ""
-        found = [metrics(each).miou for each in swept.confusion()]
-        best = max(range(len(found)), key=lambda i: found[i])
-        return own, 100 * found[best], str(RULES[best])
 
     def network(self, row: Row) -> None:
         """mIoU of a network that is trained on a row's masks, with the CRF, on scenes that nothing has seen."""

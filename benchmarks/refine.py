@@ -25,15 +25,14 @@ tune_process()  # as the command line does, before torch is loaded
 
 import torch
 from page import begin, options, table, write_page
+from stored_maps import measure
 from torch import Tensor
 
 from tag2mask.data import read_voc
-from tag2mask.data.pixels import read_pixels
 from tag2mask.lab.bench import RULES
 from tag2mask.methods import make_method
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
-from tag2mask.ops.masks import pseudo_mask, upsample
-from tag2mask.ops.metrics import BackgroundSweep, confusion_matrix, metrics
+from tag2mask.ops.metrics import confusion_matrix, metrics
 from tag2mask.run.folder import Run
 from tag2mask.stages.label import label
 from tag2mask.storybook import render
@@ -91,20 +90,7 @@ class Table:
 
     def measure(self, run: Run, rule: MaskRule, *, best: bool = True) -> tuple[float, float]:
         """mIoU (%) under ``rule``, and for maps without CRF under the best rule; else NaN."""
-        count = len(self.data.classes)
-        total = torch.zeros(count, count + 1, dtype=torch.int64)
-        sweep = BackgroundSweep(RULES, count)
-        for sample in self.data:
-            if not sample.tags or sample.truth is None:
-                continue
-            truth, scores = torch.from_numpy(sample.truth()), run.scores(sample.id)
-            image = read_pixels(sample.image)  # (3, H, W)
-            mask, _ = pseudo_mask(scores, image, rule)
-            total += confusion_matrix(truth, mask, count)
-            if best:
-                sweep.update(truth, upsample(scores.maps, scores.size, scores.frame).clamp(0, 1), scores.tags)
-        chosen = max(metrics(each).miou for each in sweep.confusion()) if best else float("nan")
-        return 100 * metrics(total).miou, 100 * chosen
+        return measure(run, self.data, rule, sweep=best)[:2]
 
     def rows(self, seeds: str, *, floor: str | None = None) -> list[list[object]]:
         """Those of one kind of seeds. floor: IRN's backbone, the folder of random weights, for a last row."""

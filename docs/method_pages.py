@@ -69,14 +69,14 @@ def overview() -> str:
         method = method_class(name)
         doc = importlib.import_module(method.__module__).__doc__ or ""
         what = doc.strip().splitlines()[0].partition(": ")[2]
-        rows.append((f"[`{name}`]({name}.md)", what[0].upper() + what[1:], ", ".join(method.needs), earlier(method)))
+        rows.append((f"[`{name}`]({name}.md)", what[0].upper() + what[1:], ", ".join(towers(method)), earlier(method)))
     return "\n".join(["## All methods", "", *table(("method", "what it is", "needs", "earlier run"), rows)])
 
 
 def takes(method: type[Method]) -> Iterator[str]:
     """What a method needs, and how its maps become masks, if nothing else is asked for."""
-    towers = " and ".join({"clip": "a CLIP (`--clip`)", "dino": "a DINO (`--dino`)"}[tower] for tower in method.needs)
-    yield f"- **Networks by name**: {towers or 'none'}."
+    said = {"clip": "a CLIP (`--clip`)", "dino": "a DINO (`--dino`)"}
+    yield f"- **Networks by name**: {' and '.join(said[tower] for tower in towers(method)) or 'none'}."
     yield f"- **Learns from your data**: {'yes, then it labels' if issubclass(method, Trainable) else 'no'}."
     yield f"- **Earlier run** (`--prior`, or `--refine` of another method): {earlier(method)}."
     rule = getattr(method, "mask_rule", None)  # of some it depends on the options
@@ -85,6 +85,14 @@ def takes(method: type[Method]) -> Iterator[str]:
         unsure = "nothing is left unsure" if rule.mu is None else f"255 where less sure than `--mu {rule.mu:g}`"
         words = f"`--background {rule.background}`; mask refiner: {refiner}; `--others {rule.others}`; {unsure}"
         yield f"- **Masks**, if you choose nothing else: {words}."
+
+
+def towers(method: type[Method]) -> tuple[str, ...]:
+    """The networks that a method loads by name, under its defaults."""
+    try:
+        return method.towers_of(method.Options())
+    except UserError:
+        return method.needs
 
 
 def earlier(method: type[Method]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from pages import import_modules_of
 from stages.small_run import CLASSES, small_run, toys
 from tag2mask.cli import app
 from tag2mask.config import DataConfig
@@ -27,10 +27,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "add-a-reader-or-exporter.md").r
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     """The page's modules, importable, and its entry points."""
-    for name, code in re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
-        (tmp_path / f"{name}.py").write_text(code)
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
+    import_modules_of(PAGE, tmp_path, monkeypatch)
     points = [
         EntryPoint(name, where, group)
         for group, lines in re.findall(r'^\[project\.entry-points\."([\w.]+)"\]\n((?:[\w-]+ = .*\n)+)', PAGE, re.M)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from methods.toys import make_data
+from pages import import_modules_of
 from tag2mask.cli import app
 from tag2mask.methods import METHODS, make_method
 from tag2mask.stages.label import label
@@ -21,10 +21,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "add-a-method.md").read_text(enc
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     """The page's modules, importable, and its entry point."""
-    for name, code in re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
-        (tmp_path / f"{name}.py").write_text(code)
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
+    import_modules_of(PAGE, tmp_path, monkeypatch)
     for name, where in re.findall(r'^([\w-]+) = "(\w+:\w+)"$', PAGE, re.MULTILINE):
         monkeypatch.setitem(METHODS, name, where)
 

@@ -15,9 +15,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from tag2mask.cli import app
+from calls import call
 from tag2mask.cli_options import SOME_FAILED
 from tag2mask.data.png import read_mask
 from tag2mask.ops.crf import engine
@@ -52,10 +51,6 @@ def folder_of_photos(scenes, out):
     text = (scenes / "tags.csv").read_text().replace("JPEGImages/", "holiday/")
     (out / "tags.csv").write_text(text)
     return out
-
-
-def call(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def error_of(*arguments, code=1):

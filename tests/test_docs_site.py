@@ -134,6 +134,14 @@ def test_every_method_has_a_page_with_every_option(parts):
 WORDS = re.compile(r"[\w.,:;'+-]+")
 
 
+def test_the_table_of_methods_names_the_networks_that_their_defaults_load(parts):
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in parts["index"].splitlines()]
+    needs = {row[0]: row[2] for row in rows if row and row[0].startswith("[")}
+    assert needs["[`cd-clip`](cd-clip.md)"] == "clip, dino"
+    assert needs["[`weclip`](weclip.md)"] == "clip"
+    assert needs["[`irn`](irn.md)"] == ""
+
+
 @pytest.mark.parametrize("name", [*METHODS, *method_pages.SEGMENTATION, "segment.semi", "segment.cct"])
 def test_nothing_of_a_docstring_is_lost(name):
     """Its words are all there, those of a table's cells too, as often as in the docstring."""

@@ -214,7 +214,7 @@ def images_if_there(run: Any, where: dict[str, Any]) -> Any:
     except UserError as gone:
         if any(value is not None for value in where.values()):
             raise
-        typer.echo(f"note: going on without the images: {gone}", err=True)
+        typer.echo(f"note: continuing without the images: {gone}", err=True)
         return None
 
 

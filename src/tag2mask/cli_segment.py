@@ -107,7 +107,7 @@ def train(
     by the next. Unsure pixels (255 in the masks) are not trained on; `--set mu=0.95` also leaves out pixels whose
     confidence is lower than that.
 
-    More steps than before (`--set steps=`) go on from the last checkpoint; where the learning rate depends on how
+    More steps than before (`--set steps=`) continue from the last checkpoint; where the learning rate depends on how
     many there are, a warning says how the weights will differ. `--eval-every 200 --hold-out 50` shows the mIoU
     of 50 images that are not trained on. The logs are for TensorBoard, too.
 

@@ -41,7 +41,7 @@ class DataConfig(_Settings):
 
 
 RENAMED = {"crf": "refiner"}
-"""Earlier names of mask settings: older recipes and run.yaml go on working."""
+"""Earlier names of mask settings: older recipes and run.yaml still work."""
 
 
 class MaskConfig(_Settings):

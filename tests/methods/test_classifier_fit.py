@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from methods.toys import CLASSES, TinyData, forbidden, make_data
+from methods.toys import CLASSES, TinyData, forbidden
 from tag2mask.classes import load_classes
 from tag2mask.config import read_config
 from tag2mask.methods import make_method, make_options
@@ -37,25 +37,13 @@ from tag2mask.stages.report_weights import weights_of
 from tag2mask.storybook import draw_scene
 from tag2mask.storybook.render import scene_seed
 from tag2mask.types import ClassSet, Sample, UserError
-from tiny_classifiers import LAYOUT, write_classifier
+from tiny_classifiers import LAYOUT
 
 SMALL = {"steps": 5, "batch": 3, "crop": 32, "long_side": (24, 40), "lr": 0.01}
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> str:
-    """A classifier of two of the toys' classes and of one more; its norms have seen pictures."""
-    return write_classifier(tmp_path_factory.mktemp("classifier"), ("blue", "emu", "red"), seed=1)
-
-
-@pytest.fixture
-def data(tmp_path) -> TinyData:
-    """Seven images with a truth that raises when it is read."""
-    return make_data(tmp_path / "images", count=7)
 
 
 def labelled(data, out, options, **more):

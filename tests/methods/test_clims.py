@@ -19,19 +19,13 @@ from tag2mask.methods.clims import CLIMSOptions, _native_size, make_recipe
 from tag2mask.methods.fitting.clims_critic import Critic
 from tag2mask.models.classifier import load_classifier
 from tag2mask.models.convert import from_openai_state
-from tag2mask.models.weights import load_clip
 from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO
 from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.types import UserError
 from tiny_classifiers import write_classifier
-from tiny_clips import openai_state, oracle, write_clip
+from tiny_clips import openai_state, oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return load_clip(write_clip(tmp_path_factory.mktemp("clip")), cache=None)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.classifier import tag_training
 from tag2mask.methods.fitting.clims import CLIMSTraining, TagCaptions, descent_of
 from tag2mask.methods.fitting.clims_critic import Critic
-from tag2mask.models.weights import load_clip
 from tag2mask.ops.calibration import calibrate_threshold
 from tag2mask.ops.image import MEAN, STD, resize_bicubic, standardise
 from tag2mask.run.sampling import sample_indices
@@ -26,14 +25,9 @@ from tag2mask.run.tag_training import TagTraining
 from tag2mask.stages.label import label
 from tag2mask.types import Sample, UserError
 from tiny_classifiers import write_classifier
-from tiny_clips import oracle, write_clip
+from tiny_clips import oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return load_clip(write_clip(tmp_path_factory.mktemp("clip")), cache=None)
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import Dinov2Config, Dinov2Model
 
 from golden_models import golden_clip
 from methods.online_cases import SMALL, WORDS, WORLD, batch, cd_clip, training, weclip
 from methods.toys import make_data
 from tag2mask.methods import make_method
 from tag2mask.methods.online.teacher import Teacher, Texts
-from tag2mask.models.dino import load_dino
 from tag2mask.models.state import state_sha256
 from tag2mask.models.tower import Positions
 from tag2mask.models.weights import load_clip
@@ -24,26 +22,7 @@ from tag2mask.ops.affinity import AFFINITIES
 from tag2mask.segment.network import load_network
 from tag2mask.stages.label import label
 from tag2mask.types import IGNORE, Item, UserError
-from tiny_clips import oracle, shake, write_clip, write_tokenizer
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def clip(folder):
-    return load_clip(folder, cache=None)
-
-
-@pytest.fixture(scope="module")
-def dino(tmp_path_factory):
-    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28, "patch_size": 7}
-    folder = tmp_path_factory.mktemp("dino")
-    shake(Dinov2Model(Dinov2Config(**sizes))).save_pretrained(folder)
-    return load_dino(folder)
-
+from tiny_clips import oracle, write_tokenizer
 
 # --- as recorded --------------------------------------------------------------------------------------------------
 
@@ -175,9 +154,9 @@ def test_no_image_with_a_tag(clip, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def fitted(folder, dino, tmp_path_factory):
+def fitted(clip_folder, dino, tmp_path_factory):
     where = tmp_path_factory.mktemp("fitted")
-    own = load_clip(folder, cache=None)
+    own = load_clip(clip_folder, cache=None)
     before = state_sha256(own.model), state_sha256(dino.model)
     method = make_method("cd-clip", WORLD, clip=own, dino=dino, **SMALL)
     method.fit(make_data(where / "images", count=4), where / "fit")

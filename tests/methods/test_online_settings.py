@@ -6,35 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model
 
 from methods.online_cases import GROUPS, SMALL, WORDS, WORLD, batch, cd_clip, training, weclip
 from tag2mask.classes import load_classes
 from tag2mask.methods import make_method, method_class
 from tag2mask.methods.online.boundaries import boundary_loss
-from tag2mask.models.dino import load_dino
-from tag2mask.models.weights import load_clip
 from tag2mask.types import IGNORE, UserError
-from tiny_clips import shake, write_clip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def clip(folder):
-    return load_clip(folder, cache=None)
-
-
-@pytest.fixture(scope="module")
-def dino(tmp_path_factory):
-    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28, "patch_size": 7}
-    folder = tmp_path_factory.mktemp("dino")
-    shake(Dinov2Model(Dinov2Config(**sizes))).save_pretrained(folder)
-    return load_dino(folder)
-
 
 # --- boundaries ---------------------------------------------------------------------------------------------------
 

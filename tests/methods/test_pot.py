@@ -12,7 +12,7 @@ from PIL import Image
 
 from golden_models import recorded_pot
 from methods.pot_cases import examples_of, fitted, learned, method_of, recipe_of, small_network
-from methods.toys import CLASSES, TinyData, TrainingFree, make_data
+from methods.toys import CLASSES
 from tag2mask.methods.fitting import pot as subject
 from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.pot import POTTraining
@@ -22,30 +22,10 @@ from tag2mask.models.classifier import load_classifier
 from tag2mask.models.pot import POTNetwork, build_pot
 from tag2mask.ops.pot import Prototypes
 from tag2mask.run.checkpoint import steps_done
-from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw
-from tag2mask.stages.label import label
-from tiny_classifiers import LAYOUT, write_classifier
+from tiny_classifiers import LAYOUT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> str:
-    """A classifier of two of the toys' classes and of one more; its norms have seen pictures."""
-    return write_classifier(tmp_path_factory.mktemp("classifier"), ("blue", "emu", "red"), seed=1)
-
-
-@pytest.fixture
-def data(tmp_path) -> TinyData:
-    """Seven images with a truth that raises when it is read."""
-    return make_data(tmp_path / "images", count=7)
-
-
-@pytest.fixture
-def earlier(data, tmp_path) -> Run:
-    label(data, TrainingFree(CLASSES, TrainingFree.Options()), tmp_path / "earlier", progress=False)
-    return Run.open(tmp_path / "earlier")
 
 
 # --- the recorded step of the released code

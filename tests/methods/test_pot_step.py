@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from golden_models import recorded_pot
 from methods.pot_cases import recipe_of, small_network
-from methods.toys import CLASSES, TinyData, TrainingFree, make_data
+from methods.toys import CLASSES
 from tag2mask.methods import make_method
 from tag2mask.methods import pot as labelling
 from tag2mask.methods.fitting import pot as subject
@@ -23,30 +23,10 @@ from tag2mask.ops import pot_batch
 from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.pot import Prototypes, activate, max_scaled
 from tag2mask.ops.pot_batch import Groups, classifier_maps, mean_prototype_maps, transported_maps
-from tag2mask.run.folder import Run
-from tag2mask.stages.label import label
 from tag2mask.types import ClassSet
-from tiny_classifiers import LAYOUT, write_classifier
+from tiny_classifiers import LAYOUT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> str:
-    """A classifier of two of the toys' classes and of one more; its norms have seen pictures."""
-    return write_classifier(tmp_path_factory.mktemp("classifier"), ("blue", "emu", "red"), seed=1)
-
-
-@pytest.fixture
-def data(tmp_path) -> TinyData:
-    """Seven images with a truth that raises when it is read."""
-    return make_data(tmp_path / "images", count=7)
-
-
-@pytest.fixture
-def earlier(data, tmp_path) -> Run:
-    label(data, TrainingFree(CLASSES, TrainingFree.Options()), tmp_path / "earlier", progress=False)
-    return Run.open(tmp_path / "earlier")
 
 
 # --- the recorded step of the released code

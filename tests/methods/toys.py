@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from listed import Listed
 from tag2mask.data.image import read_image
 from tag2mask.methods.protocol import EarlierRun, Method, MethodOptions, Trainable
 from tag2mask.models.state import state_sha256
@@ -42,21 +43,12 @@ def forbidden() -> np.ndarray:
 
 
 @dataclass
-class TinyData:
+class TinyData(Listed):
     """A Dataset in a list. Every sample has a truth that raises when anybody reads it."""
 
     samples: list[Sample]
     root: Path
     classes: ClassSet = field(default=CLASSES)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int, /) -> Sample:
-        return self.samples[index]
-
-    def __iter__(self) -> Iterator[Sample]:
-        return iter(self.samples)
 
 
 def make_data(

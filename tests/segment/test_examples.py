@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.small_run import CLASSES, SIZES, Toys, small_run, toys, truth_of
+from stages.small_run import CLASSES, SIZES, small_run, toys, truth_of
 from tag2mask.data.png import encode_mask
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw
@@ -30,16 +30,6 @@ class ForbiddenError(Exception):
 
 def no_truth():
     raise ForbiddenError("ground truth was read")
-
-
-@pytest.fixture
-def data(tmp_path) -> Toys:
-    return toys(tmp_path / "data")
-
-
-@pytest.fixture
-def run(tmp_path, data) -> Run:
-    return small_run(tmp_path / "run", data)
 
 
 def listed(tmp_path: Path, *names: str) -> Path:

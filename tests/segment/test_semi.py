@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from segment.test_examples import listed, no_truth
-from stages.small_run import CLASSES, Toys, small_run, toys
+from stages.small_run import CLASSES, Toys
 from tag2mask.config import read_recipe
 from tag2mask.run.folder import Run
 from tag2mask.run.sampling import StepSampler, Training
@@ -26,16 +26,6 @@ from tag2mask.types import IGNORE, UserError
 CROPS = Augment(crop=32)
 TINY = {"blocks": (1, 1, 1, 1), "width": 4}
 EACH = CCT(decoders=dict.fromkeys(PUBLISHED, 1))
-
-
-@pytest.fixture
-def data(tmp_path) -> Toys:
-    return toys(tmp_path / "data")
-
-
-@pytest.fixture
-def run(tmp_path, data) -> Run:
-    return small_run(tmp_path / "run", data)
 
 
 def net(architecture: str = "cct-small", **options: object) -> SegmentationNet:

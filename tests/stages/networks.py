@@ -11,6 +11,7 @@ from PIL import Image
 from tag2mask.segment.network import NetworkConfig, build_network, save_network
 from tag2mask.types import ClassSet
 
+SIZES = [(40, 56), (64, 33), (24, 24), (1, 1)]
 TINY = {"width": 4, "blocks": (1, 1, 1, 1), "channels": 8}
 
 

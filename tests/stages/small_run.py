@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from listed import Listed
 from tag2mask.data.png import encode_confidence, encode_mask
 from tag2mask.ops.masks import class_probabilities, to_labels
 from tag2mask.run.folder import Run
@@ -25,21 +25,12 @@ TAGS = [(1,), (1, 2), (3,), (), (2, 3)]
 
 
 @dataclass
-class Toys:
+class Toys(Listed):
     """A data set in memory, with images on disk."""
 
     root: Path
     samples: list[Sample]
     classes: ClassSet = CLASSES
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int, /) -> Sample:
-        return self.samples[index]
-
-    def __iter__(self) -> Iterator[Sample]:
-        return iter(self.samples)
 
 
 def truth_of(index: int) -> NDArray[np.uint8]:

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from typer.testing import CliRunner
 
+from calls import call
 from tag2mask.classes import load_classes
-from tag2mask.cli import app
 from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network, load_network, save_network
 from tag2mask.stages.export_network import WholeSize, compare, export_network
 from tag2mask.storybook.scenes import draw_scene
@@ -50,10 +49,6 @@ def scenes() -> dict[tuple[int, int], torch.Tensor]:
     sizes = ((64, 96), (75, 101), (96, 64))
     drawn = {size: np.stack([draw_scene(i, size).image for i in range(20)]) for size in sizes}
     return {size: torch.from_numpy(images).permute(0, 3, 1, 2).float() for size, images in drawn.items()}
-
-
-def call(*arguments: Any) -> Any:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.mark.parametrize("name", list(TINY))

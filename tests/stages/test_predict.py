@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from PIL import Image
 from typer.testing import CliRunner
 
+from calls import call
 from methods.toys import CLASSES, TinyData, make_data
 from run_folders import artefacts, die_at_file
-from stages.networks import photographs, tiny_network
+from stages.networks import SIZES, photographs, tiny_network
 from tag2mask.classes import load_classes
 from tag2mask.cli import app
 from tag2mask.data import read_dataset
@@ -34,17 +35,6 @@ from tag2mask.stages.predict import predict
 from tag2mask.types import UserError
 
 STORYBOOK = load_classes("voc12")
-SIZES = [(40, 56), (64, 33), (24, 24), (1, 1)]
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory) -> Path:
-    return tiny_network(tmp_path_factory.mktemp("net"), CLASSES)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    return photographs(tmp_path_factory.mktemp("photos"), SIZES)
 
 
 def images(folder: Path):
@@ -53,10 +43,6 @@ def images(folder: Path):
 
 def tensor(path: Path) -> torch.Tensor:
     return torch.from_numpy(read_image(path)).permute(2, 0, 1)
-
-
-def call(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_an_unfinished_network_is_told(network, photos, tmp_path):

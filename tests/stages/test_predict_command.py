@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from calls import call
 from coco_files import content
 from methods.toys import CLASSES
 from stages import small_run
-from stages.networks import photographs, tiny_network
+from stages.networks import SIZES, photographs, tiny_network
 from tag2mask.classes import load_classes
-from tag2mask.cli import app
 from tag2mask.data import read_dataset
 from tag2mask.run.folder import Run
 from tag2mask.stages.evaluate import evaluate
@@ -25,25 +24,10 @@ from tag2mask.stages.predict import predict, read_images
 from tag2mask.storybook import render
 
 STORYBOOK = load_classes("voc12")
-SIZES = [(40, 56), (64, 33), (24, 24), (1, 1)]
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory) -> Path:
-    return tiny_network(tmp_path_factory.mktemp("net"), CLASSES)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    return photographs(tmp_path_factory.mktemp("photos"), SIZES)
 
 
 def images(folder: Path):
     return read_dataset(folder, network=CLASSES)
-
-
-def call(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 # --- by the command line, and what later stages make of it

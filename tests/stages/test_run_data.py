@@ -186,7 +186,7 @@ def test_moved_photographs_are_asked_for_and_found(photos, tmp_path):
     shutil.move(photos, moved)
     assert "--data PATH" in call("train", tmp_path / "run", "-o", tmp_path / "net", code=1)
     assert "--data PATH" in call("eval", tmp_path / "run", code=1)
-    assert "going on without the images" in call("report", tmp_path / "run")
+    assert "continuing without the images" in call("report", tmp_path / "run")
     # the truth lay below the old place, so it is looked for below the new one
     assert "mIoU" in call("eval", tmp_path / "run", "--data", moved)
     call("report", tmp_path / "run", "--data", moved)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stages.small_run import CLASSES, small_run, toys
+from stages.small_run import CLASSES
 from stages.small_training import HOW, RECIPE, Killed, watch, weights
 from tag2mask.cli import app
 from tag2mask.config import read_recipe
@@ -37,30 +37,6 @@ from tag2mask.storybook import render
 from tag2mask.types import UserError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    data = toys(folder / "data")
-    return data, small_run(folder / "run", data)
-
-
-@pytest.fixture
-def own(tmp_path):
-    """Data and run that a test may spoil."""
-    data = toys(tmp_path / "data")
-    return data, small_run(tmp_path / "run", data)
-
-
-@pytest.fixture(scope="module")
-def unbroken(made, tmp_path_factory):
-    data, run = made
-    out = tmp_path_factory.mktemp("net") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        seen = watch(patch)
-        result = train(run, out, RECIPE, data=data, **HOW)
-    return out, seen, result
 
 
 # --- stopping and going on

@@ -8,37 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.small_run import CLASSES, SIZES, small_run, toys
-from stages.small_training import HOW, RECIPE, watch, weights
+from stages.small_run import CLASSES, SIZES
+from stages.small_training import HOW, RECIPE, weights
 from tag2mask.data.png import encode_mask
 from tag2mask.run.checkpoint import steps_done
 from tag2mask.segment import supervised
 from tag2mask.stages.train import train
 from tag2mask.types import UserError
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    data = toys(folder / "data")
-    return data, small_run(folder / "run", data)
-
-
-@pytest.fixture
-def own(tmp_path):
-    """Data and run that a test may spoil."""
-    data = toys(tmp_path / "data")
-    return data, small_run(tmp_path / "run", data)
-
-
-@pytest.fixture(scope="module")
-def unbroken(made, tmp_path_factory):
-    data, run = made
-    out = tmp_path_factory.mktemp("net") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        seen = watch(patch)
-        result = train(run, out, RECIPE, data=data, **HOW)
-    return out, seen, result
 
 
 def test_what_cannot_be_read_is_replaced_told_once_and_counted(own, tmp_path):

@@ -169,7 +169,7 @@ def walk_images(root: Path, notes: list[str], without: Iterable[Path] = ()) -> I
         files = sorted(name for name, is_dir, _ in listed if not is_dir)
         unread.extend(prefix + name for name in files if Path(name).suffix.lower() in UNREAD_SUFFIXES)
         yield from (prefix + name for name in files if is_image(name))
-        # Links last: a folder that is reached both ways goes by its own name.
+        # Links last: a folder that is reached both ways keeps its own name.
         for _, name in sorted((linked, name) for name, is_dir, linked in listed if is_dir):
             if is_image(name):
                 misnamed.append(prefix + name)

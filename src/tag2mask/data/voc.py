@@ -183,7 +183,7 @@ def _list_file(top: Path, split: str | Path) -> Path:
     if found is None:
         have = sorted({path.stem for path in (top / "ImageSets").glob("*/*.txt") if "_" not in path.stem})
         drawn = (top / "storybook.json").is_file()
-        hint = "; a render that was stopped goes on by the same `tag2mask storybook render`" if drawn else ""
+        hint = "; a render that was stopped is resumed by the same `tag2mask storybook render`" if drawn else ""
         if (top / name).is_dir():
             hint = f"; {top / name} is a folder: give it as the data"
         raise UserError(

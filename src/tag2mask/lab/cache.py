@@ -82,7 +82,7 @@ def render_cache(
 ) -> SceneCache:
     """The cache of these scenes under ``root``, drawn as far as it is not there yet.
 
-    Stopped at any moment, it goes on where it was; finished, it is opened in no time.
+    Stopped at any moment, it resumes where it was; finished, it is opened in no time.
 
     Args:
         root: the folder of all caches; this one lies in ``root/scenes-<key>``.

@@ -123,7 +123,7 @@ def pretrain_resnet(
     scenes: int = 300,
     workers: int | None = None,
 ) -> ClassifierFigures | None:
-    """Train a classifier on drawn scenes' tags; called again on the same folder, it goes on.
+    """Train a classifier on drawn scenes' tags; called again on the same folder, it resumes.
 
     Leaves config.json, model.safetensors and MODEL_CARD.md in ``out``, which ``load_classifier`` takes; beside them
     ``training``, which may be deleted once all is done.

@@ -24,7 +24,7 @@ Measure = Callable[[CLIPModel], Mapping[str, float]]
 class Watch(lightning.Callback):
     """Measures the weights every so many steps, keeps the figures in a CSV file, and the weights that were best.
 
-    A training that goes on from an earlier checkpoint forgets the rows after it, and measures them again. Only the
+    A training that resumes from an earlier checkpoint forgets the rows after it, and measures them again. Only the
     row of the best weights stays, as these are still there: the row that ``best`` holds is always in the CSV file.
 
     Args:

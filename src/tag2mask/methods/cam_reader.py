@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from tag2mask.methods.protocol import MethodOptions
+from tag2mask.methods.scales import check_scales
 from tag2mask.models.classifier import SCALES, MapNetwork, class_maps
 from tag2mask.ops.cam_fusion import strided_size
 from tag2mask.ops.image import resize_bicubic, working_size
@@ -33,12 +34,7 @@ class CAMOptions(MethodOptions):
     )
     max_pixels: int = Field(4_000_000, ge=1, description="an image with more is shrunk to this many, at every scale")
 
-    @field_validator("scales")
-    @classmethod
-    def _positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0.05 <= s <= 20 for s in scales):  # NaN too
-            raise ValueError(f"scales are between 0.05 and 20, got {scales}")
-        return scales
+    _scales = field_validator("scales")(check_scales)
 
 
 def tags_of(item: Item, classes: int) -> Tensor:

@@ -183,7 +183,7 @@ class ClassifierCAM(Trainable):
         self.device = device
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
-        """Train on images and tags, going on where it was stopped; leaves a classifier's folder in the checkpoints.
+        """Train on images and tags, resuming where it was stopped; leaves a classifier's folder in the checkpoints.
 
         Raises:
             UserError: no image has a tag.

@@ -113,7 +113,7 @@ class CLIMSOptions(CAMOptions, FitOptions):
     frozen_norm: bool | None = Field(
         None, description="norms keep their statistics; default: for storybook-resnet, whose batches are small"
     )
-    allow_unknown: bool = Field(False, description="go on where a text has words that the tokenizer does not know")
+    allow_unknown: bool = Field(False, description="continue where a text has words that the tokenizer does not know")
 
 
 def make_recipe(
@@ -260,7 +260,7 @@ class CLIMS(Trainable):
         return {"weights_sha256": weights_sha256(self.options.weights), "recipe": self.recipe}
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
-        """Train on images and tags; goes on where it was stopped.
+        """Train on images and tags; resumes where it was stopped.
 
         Raises:
             UserError: no image has a tag, or words that CLIP does not know.

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.protocol import Method, MethodOptions
+from tag2mask.methods.scales import check_scales
 from tag2mask.models.tower import Mean, Positions
 from tag2mask.ops.affinity import propagate, symmetric_affinity
 from tag2mask.ops.boxes import box_masks
@@ -79,18 +80,13 @@ class ClipESOptions(MethodOptions):
     )
     flip: bool = Field(False, description="add the mirrored image at every scale")
     allow_unknown: bool = Field(
-        False, description="go on, with a warning, where a text has words that the tokenizer does not know"
+        False, description="continue, with a warning, where a text has words that the tokenizer does not know"
     )
     max_tokens: int = Field(
         4096, ge=1, description="an image with more patches is shrunk to this many, at every scale"
     )
 
-    @field_validator("scales")
-    @classmethod
-    def _positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0.05 <= s <= 20 for s in scales):  # NaN too
-            raise ValueError(f"scales are between 0.05 and 20, got {scales}")
-        return scales
+    _scales = field_validator("scales")(check_scales)
 
     @field_validator("templates")
     @classmethod

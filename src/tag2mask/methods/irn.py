@@ -35,7 +35,7 @@ from torch import Tensor
 from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.idle import refuse_idle
-from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
+from tag2mask.methods.refiners import Refiner, RefinerOptions, check_crop, frame_of, seeded, working
 from tag2mask.models.classifier import load_backbone
 from tag2mask.models.irn import GRID, IRNHeads, boundary_map
 from tag2mask.models.state import state_sha256
@@ -43,7 +43,6 @@ from tag2mask.ops.affinity_labels import irn_labels, shrink_labels
 from tag2mask.ops.cam_fusion import cell_means, strided_size
 from tag2mask.ops.image import MEAN, STD, standardise, working_size
 from tag2mask.ops.masks import upsample
-from tag2mask.ops.pairs import reach
 from tag2mask.ops.random_walk import refine_with_boundary
 from tag2mask.run.folder import Run
 from tag2mask.segment.augment import Augment, Example, Uniform
@@ -79,12 +78,7 @@ class IRNOptions(RefinerOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> IRNOptions:
-        needed = GRID * (2 * reach(self.radius) + 1)
-        if self.crop < needed:
-            raise ValueError(
-                f"crop {self.crop} is too small to compare pixels within radius {self.radius:g}; "
-                f"expected {needed} or more"
-            )
+        check_crop(self.crop, self.radius, GRID)
         low, high = self.scale
         if not 0.05 <= low <= high <= 20:
             raise ValueError(f"scale is {self.scale}, expected two numbers from 0.05 to 20, the lower first")

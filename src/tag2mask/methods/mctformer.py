@@ -51,6 +51,7 @@ from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
 from tag2mask.methods.fitting.tagged import TaggedImages
 from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.protocol import Trainable
+from tag2mask.methods.scales import check_scales
 from tag2mask.models.find_clip import STORYBOOK
 from tag2mask.models.mctformer import MCTformer, Reading, read_maps
 from tag2mask.models.mctformer_files import RANDOM, Version, build_mctformer, read_start, save_mctformer
@@ -165,12 +166,7 @@ class MCTformerOptions(FitOptions):
     )
     max_cells: int = Field(4096, ge=1, description="an image with more patches is shrunk to so many, at every scale")
 
-    @field_validator("scales")
-    @classmethod
-    def _positive(cls, scales: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if scales is not None and not all(0.05 <= s <= 20 for s in scales):  # NaN too
-            raise ValueError(f"scales are between 0.05 and 20, got {scales}")
-        return scales
+    _scales = field_validator("scales")(check_scales)
 
     @model_validator(mode="after")
     def _fits(self) -> MCTformerOptions:
@@ -285,7 +281,7 @@ class MCTformerMethod(Trainable):
         self.device = device
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
-        """Train on images and tags, going on where it was stopped.
+        """Train on images and tags, resuming where it was stopped.
 
         Raises:
             UserError: no image has a tag.

@@ -135,7 +135,7 @@ class POT(Trainable):
         self.device = device
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
-        """Train on images, tags and the earlier run's maps; goes on where it was stopped.
+        """Train on images, tags and the earlier run's maps; resumes where it was stopped.
 
         Raises:
             UserError: no earlier run where one is needed, one that is unfinished or without maps, no image to learn

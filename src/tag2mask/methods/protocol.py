@@ -77,7 +77,7 @@ class Machine:
     """What a fit may use of the machine. It says nothing of what is learned, so it is no option of a method.
 
     devices: of one kind, which share every batch. workers: processes that prepare images; None: some where there is
-    a GPU, else none. minutes: stop after so long, saved; called again, the fit goes on.
+    a GPU, else none. minutes: stop after so long, saved; called again, the fit resumes.
     """
 
     devices: int = 1
@@ -177,7 +177,7 @@ class Trainable(Method):
 
     @abstractmethod
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
-        """Learn from scratch, or go on after an interrupt, whatever this object has learned before.
+        """Learn from scratch, or resume after an interrupt, whatever this object has learned before.
 
         Args:
             data: images and tags; it has no ground truth, and its images may be damaged.

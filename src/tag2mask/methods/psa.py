@@ -35,13 +35,12 @@ from torch import Tensor
 from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.idle import refuse_idle
-from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
+from tag2mask.methods.refiners import Refiner, RefinerOptions, check_crop, frame_of, seeded, working
 from tag2mask.models.psa import CELL, AffinityNet, load_affinity_net
 from tag2mask.models.state import state_sha256
 from tag2mask.ops.affinity_labels import psa_labels, psa_scores
 from tag2mask.ops.cam_fusion import cell_means, strided_frame, strided_size
 from tag2mask.ops.image import MEAN, STD, standardise, working_size
-from tag2mask.ops.pairs import reach
 from tag2mask.ops.random_walk import refine_with_features
 from tag2mask.run.folder import Run
 from tag2mask.segment.augment import Augment, Colour, Example
@@ -78,12 +77,7 @@ class PSAOptions(RefinerOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> PSAOptions:
-        needed = CELL * (2 * reach(self.radius) + 1)
-        if self.crop < needed:
-            raise ValueError(
-                f"crop {self.crop} is too small to compare pixels within radius {self.radius:g}; "
-                f"expected {needed} or more"
-            )
+        check_crop(self.crop, self.radius, CELL)
         if self.low >= self.alpha_high:
             raise ValueError(f"low {self.low:g} is not below high {self.alpha_high:g}")
         if self.walk_steps == 0:

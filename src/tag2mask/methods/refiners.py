@@ -20,6 +20,7 @@ from tag2mask.models.classifier import warn_of_weights
 from tag2mask.models.find_classifier import STORYBOOK_RESNET
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.image import resize_bicubic, working_size
+from tag2mask.ops.pairs import reach
 from tag2mask.run.folder import Run
 from tag2mask.run.warn import warn
 from tag2mask.types import ClassSet, Dataset, Item, Scores, UserError
@@ -47,6 +48,19 @@ class RefinerOptions(FitOptions):
         "none: maps as they are",
     )
     max_pixels: int = Field(2_000_000, ge=1, description="an image with more is worked on at this size")
+
+
+def check_crop(crop: int, radius: float, cell: int) -> None:
+    """Refuse crops of ``crop`` pixels in which no cell has all its neighbours within ``radius`` cells.
+
+    Raises:
+        ValueError: with the least crop.
+    """
+    needed = cell * (2 * reach(radius) + 1)
+    if crop < needed:
+        raise ValueError(
+            f"crop {crop} is too small to compare pixels within radius {radius:g}; expected {needed} or more"
+        )
 
 
 Options = TypeVar("Options", bound=RefinerOptions)
@@ -101,7 +115,7 @@ class Refiner(Trainable, Generic[Options, Network]):
         self.device = device
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
-        """Make labels of the earlier run's maps and train on them; called again after an interrupt, it goes on.
+        """Make labels of the earlier run's maps and train on them; called again after an interrupt, it resumes.
 
         Raises:
             UserError: no earlier run, one that is unfinished or without maps, or no image to learn from.

@@ -271,7 +271,7 @@ class WeakCLIP(Trainable):
         return build_network(config, init=init, seed=self.options.seed, towers={"clip": self.clip})
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
-        """Train on images and seeds; goes on where it was stopped.
+        """Train on images and seeds; resumes where it was stopped.
 
         Raises:
             UserError: no image has a seed mask, or one that does not fit; words that CLIP does not know.

@@ -7,7 +7,6 @@ not.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from tag2mask.models.containers import prefix_of, read_weights
 from tag2mask.models.convert import TEXT_DEFAULTS, from_hf_state, from_openai_state
 from tag2mask.models.find_clip import OPEN_CLIP, OPEN_CLIP_WEIGHTS, WEIGHTS
 from tag2mask.models.transformer import Activation
+from tag2mask.run.files import read_object
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
@@ -162,14 +162,11 @@ def _fitting(path: Path, build: Any) -> CLIPModel:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); expected the JSON file of a Hugging Face checkpoint"
         ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, expected an object; fetch the checkpoint again")
-    return value
 
 
 def _statistics(folder: Path) -> tuple[Triple, Triple]:

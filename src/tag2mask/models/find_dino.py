@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tag2mask.models.find_clip import cached_clip
+from tag2mask.run.files import read_object
 from tag2mask.types import UserError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -59,11 +59,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"expected an object, got {type(value).__name__}")
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); expected a DINO's folder in Hugging Face layout"
         ) from error
-    return value

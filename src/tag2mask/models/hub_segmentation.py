@@ -5,7 +5,6 @@ Weights are read from safetensors alone, nothing is downloaded, and no code of a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tag2mask.run.files import read_object
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
@@ -194,12 +194,9 @@ def _statistics(place: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"expected an object, got {type(value).__name__}")
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); fetch the model again") from error
-    return value
 
 
 def _first_line(error: Exception) -> str:

@@ -29,7 +29,7 @@ from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.models.state import fit_state
 from tag2mask.models.vit_names import TIMM, TRANSFORMERS, from_timm, from_transformers
 from tag2mask.ops.image import MEAN, STD
-from tag2mask.run.files import write_atomic
+from tag2mask.run.files import read_object, write_atomic
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 from tag2mask.words import did_you_mean
@@ -128,12 +128,9 @@ def _located(source: str | Path) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"a {type(value).__name__}")
+        return read_object(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); expected the folder of a ViT, DeiT or CLIP") from error
-    return value
 
 
 def _statistics(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -1,4 +1,4 @@
-"""The state of a training on the disk: one file, which a training goes on from. Loads no Lightning."""
+"""The state of a training on the disk: one file, from which a training resumes. Loads no Lightning."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Files that are either whole or absent: written under a temporary name, then renamed."""
+"""Files that are either whole or absent: written under a temporary name, then renamed. Some of them read back."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import math
 import os
 import secrets
@@ -11,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -59,6 +61,19 @@ def file_sha256(path: Path | str) -> str:
     """The sha256 of a file's content, in hexadecimal. Raises OSError where it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or holds something else.
+    """
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {type(value).__name__}")
+    return value
 
 
 def cannot_write(where: object, error: OSError) -> UserError:

@@ -2,7 +2,7 @@
 
 ::
 
-    run.yaml                          settings (compared when the run goes on) and circumstances (only noted)
+    run.yaml                          settings (compared when the run is resumed) and circumstances (only noted)
     classes.json                      index, name and colour of the mask values
     masks/<id>.png                    the pseudo mask; written last, so it says that the image is done
     confidence/<id>.png
@@ -89,7 +89,7 @@ class Run:
         refit: bool = False,
         may_grow: bool = True,
     ) -> Run:
-        """Begin a run, or go on with the one in the folder, and lock the shard.
+        """Begin a run, or resume the one in the folder, and lock the shard.
 
         Args:
             path: a new or empty folder, or one of an earlier run with the same settings.
@@ -145,7 +145,7 @@ class Run:
 
     @classmethod
     def begun(cls, path: Path | str, settings: Mapping[str, Any], *, afresh: bool = False) -> Run | None:
-        """The run that ``create`` would go on with, to read; None where it would begin a new one. Nothing is written.
+        """The run that ``create`` would resume, to read; None where it would begin a new one. Nothing is written.
 
         settings: as for ``create``. afresh: what is there would be removed.
 

@@ -37,7 +37,7 @@ class Training:
     precision: "float32", "bfloat16" or "float16", under autocast; weights stay float32.
     clip_norm: the greatest norm of the gradient; None does not clip.
     save_steps, save_minutes: a checkpoint whenever one of them is over.
-    minutes: stop after so long, with a checkpoint; the same call goes on. None runs to the end.
+    minutes: stop after so long, with a checkpoint; the same call resumes it. None runs to the end.
     workers: processes that prepare samples; 0 prepares them in this one.
     """
 

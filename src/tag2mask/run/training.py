@@ -1,4 +1,4 @@
-"""What every training shares: a Trainer that can be stopped at any moment and goes on.
+"""What every training shares: a Trainer that can be stopped at any moment and resumed.
 
 The samples and all that is random about them are those of ``run.sampling``, so that a training that was killed and
 resumed ends, on one processor, in the same bits as one that ran through. Import this module only where training is
@@ -50,7 +50,7 @@ def fit(
     callbacks: Sequence[lightning.Callback] = (),
     show: bool = True,
 ) -> lightning.Trainer:
-    """Train ``module``, going on from ``folder/last.ckpt`` where there is one.
+    """Train ``module``, resuming from ``folder/last.ckpt`` where there is one.
 
     Logs lie in ``folder/log/version_<leg>/metrics.csv``, one leg a call, and for TensorBoard where it is installed.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tag2mask.run.artefacts import CHECKPOINTS
-from tag2mask.run.files import file_sha256, write_atomic
+from tag2mask.run.files import file_sha256, read_object, write_atomic
 from tag2mask.run.settings import plain
 from tag2mask.segment.test_time import PRESETS, Preset
 from tag2mask.types import ClassSet, Color, UserError
@@ -83,7 +83,7 @@ def find_network(folder: Path | str) -> Path | None:
     top = Path(folder).expanduser()
     for place in (top, top / INSIDE, top / CHECKPOINTS / INSIDE):
         try:
-            if _read_about(place / CONFIG).get("model_type") == MODEL_TYPE:
+            if read_object(place / CONFIG).get("model_type") == MODEL_TYPE:
                 return place
         except (OSError, ValueError):
             continue
@@ -102,7 +102,7 @@ def read_saved(folder: Path | str) -> SavedNetwork:
             f"{folder}: holds no network of tag2mask ({CONFIG} and {WEIGHTS}); give a folder that "
             "`tag2mask train` wrote, or a run of a method that trains a network"
         )
-    about = _read_about(place / CONFIG)
+    about = read_object(place / CONFIG)
     try:
         config = NetworkConfig(
             architecture=str(about["architecture"]),
@@ -148,7 +148,7 @@ def write_saved(
     weights = [{"sha256": hashlib.sha256(data).hexdigest(), "supervision": supervision, "noted": plain(noted)}]
     about = {"model_type": MODEL_TYPE, **plain(config)}
     try:
-        before = _read_about(folder / CONFIG)
+        before = read_object(folder / CONFIG)
         earlier = before.pop("weights") if before.keys() == about.keys() | {"weights"} else []
     except (OSError, ValueError):
         before, earlier = {}, []
@@ -160,13 +160,6 @@ def write_saved(
     write_atomic(folder / WEIGHTS, data, token="weights")  # a training that is often killed must not fill the disk
     if between:
         _write_about(folder / CONFIG, {**about, "weights": weights})
-
-
-def _read_about(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object, got {type(value).__name__}")
-    return value
 
 
 def _write_about(path: Path, about: Mapping[str, Any]) -> None:

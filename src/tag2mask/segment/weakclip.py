@@ -89,7 +89,7 @@ class WeakCLIPChoices(BaseModel):
         description="plain: it does not see the matching scores, which are added after it; none: only these",
     )
     channels: int = Field(256, ge=1, description="channels of the decoder")
-    allow_unknown: bool = Field(False, description="go on where a name has words that the tokenizer does not know")
+    allow_unknown: bool = Field(False, description="continue where a name has words that the tokenizer does not know")
 
     @model_validator(mode="wrap")
     @classmethod

@@ -1,6 +1,6 @@
 """Images with tags in, a run folder with masks, confidence and scores out.
 
-It can be killed at any moment and started again; it then goes on, and the folder ends up with the same bytes as
+It can be killed at any moment and started again; it then resumes, and the folder ends up with the same bytes as
 if nothing had happened. One bad image never stops it. A disk that is full or read-only does, and loses nothing.
 """
 

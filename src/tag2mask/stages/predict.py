@@ -54,7 +54,7 @@ class PredictSettings:
     device: where the network computes.
     shard: (index, count): the images with ``crc32(id) % count == index``.
     limit: so many images alone, from the first on, of all shards together; None: all.
-    overwrite: remove an earlier run in the folder instead of going on with it.
+    overwrite: remove an earlier run in the folder instead of resuming it.
     removed: what becomes of the masks of images that are not in the data any more.
     noted: circumstances to be kept in run.yaml, such as where the data came from.
     progress: show it on stderr.

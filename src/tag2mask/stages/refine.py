@@ -1,6 +1,6 @@
 """``label`` twice: seeds in OUT/seeds by any method, then a refiner, fitted on the seeds' maps, in OUT.
 
-Both runs go on where they were stopped. A finished seeds run may just as well be given as the prior of the refiner.
+Both runs resume where they were stopped. A finished seeds run may just as well be given as the prior of the refiner.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Images without tags in, a table of suggested tags out, for a person to look over.
 
 NAME.csv      a row an image: which classes CLIP takes to be in it, and how sure it is
-.NAME.jsonl   the scores of every image as they are made, by which a stopped call goes on
+.NAME.jsonl   the scores of every image as they are made, from which a stopped call resumes
 
 The table is no tag file: its column is called ``suggested``, and reading it as tags is refused until a person has
 called that column ``labels``.
@@ -117,7 +117,7 @@ def suggest(
     """Score every class in every image, and write the table of suggestions.
 
     Tags and ground truth, where there are any, are read after all is scored, to say how good the scores are. A call
-    that was stopped goes on; images that failed, or were replaced, are tried again.
+    that was stopped resumes; images that failed, or were replaced, are tried again.
 
     Args:
         data: the images.

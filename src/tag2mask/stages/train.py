@@ -136,7 +136,7 @@ def train(
 ) -> Trained:
     """Train a network on a run's masks; called again, it resumes where it was.
 
-    A training with more steps than before goes on from its last checkpoint, too. Where the learning rate and the
+    A training with more steps than before continues from its last checkpoint, too. Where the learning rate and the
     loss do not depend on how many steps there are (``schedule_steps`` is set), it ends in the same weights as one
     that was asked for at once; else a warning says what differs.
 

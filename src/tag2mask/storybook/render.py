@@ -97,7 +97,7 @@ def render(
 ) -> Path:
     """Draws ``n`` scenes into a VOC-layout folder; equal arguments give equal bytes.
 
-    Every file is written under another name and renamed; a call that was stopped goes on. Several splits may share a
+    Every file is written under another name and renamed; a call that was stopped resumes. Several splits may share a
     folder, and a split may grow. What was changed there by hand is drawn again.
 
     Args:

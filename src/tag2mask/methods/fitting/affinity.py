@@ -165,7 +165,7 @@ def make_labels(
     """Labels of all images that have tags, in ``folder``; those that are there already are not made again.
 
     An image that cannot be read, or that the earlier run could not do, is left out with a warning. Which are left
-    out is decided once: a training that goes on has the same images.
+    out is decided once: a training that is resumed has the same images.
 
     minutes_left: until it is to stop, see ``FitSettings``; at least one more image has labels then.
 

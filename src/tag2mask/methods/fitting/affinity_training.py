@@ -117,7 +117,7 @@ class PSATraining(_Training):
 
 
 def train(module: _Training, examples: AffinityExamples, folder: Path, label: str) -> None:
-    """Train, going on from the last checkpoint in ``folder``, and leave the module in eval mode.
+    """Train, resuming from the last checkpoint in ``folder``, and leave the module in eval mode.
 
     Raises:
         Stopped: Ctrl-C, or the minutes are over; the state is saved.

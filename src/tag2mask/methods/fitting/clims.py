@@ -1,4 +1,4 @@
-"""The training of CLIMS, in up to three parts, each of which goes on where it was stopped.
+"""The training of CLIMS, in up to three parts, each of which resumes where it was stopped.
 
 checkpoints/clip        CLIP learns the data set's tags, where that is asked for
 checkpoints/baseline    the classifier that CLIMS starts from, where the weights bring none

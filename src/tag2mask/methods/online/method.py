@@ -84,7 +84,7 @@ class OnlineOptions(FitOptions):
     statistics: Literal["imagenet", "clip"] = Field(
         "imagenet", description="whose mean and deviation standardise CLIP's pixels; WeCLIP's code uses ImageNet's"
     )
-    allow_unknown: bool = Field(False, description="go on where a text has words that the tokenizer does not know")
+    allow_unknown: bool = Field(False, description="continue where a text has words that the tokenizer does not know")
     max_tokens: int = Field(4096, ge=1, description="an image with more patches is shrunk to this many, for its maps")
 
 

@@ -49,7 +49,7 @@ class LabelSettings:
         images whatever it is. None: of all.
     batch_size: images a call of the method. Default: 8 on a GPU; 1 on a processor, where more is hardly quicker and
         one makes an image's result independent of its neighbours and of the sharding, to the byte.
-    overwrite: remove an earlier run in the folder instead of going on with it. What was learned under the same
+    overwrite: remove an earlier run in the folder instead of resuming it. What was learned under the same
         settings stays: it would come out the same.
     refit: remove what was learned and labelled in the folder, and do everything again.
     fit_only: stop after the fit; the same call without it then labels, in shards too.

@@ -1,6 +1,6 @@
 """Which images of a run are finished: those whose artefacts were made of what the data are now.
 
-A run that goes on makes again what was made of another picture, of other tags, or of other maps of an earlier run,
+A run that is resumed makes again what was made of another picture, of other tags, or of other maps of an earlier run,
 and nothing else. It says how many and which.
 """
 

@@ -4,7 +4,7 @@
 
     checkpoints/          what lies directly in it is what was learned, and what the method's ``load`` reads
     checkpoints/network/   what a method that trains a network while it learns leaves for ``predict`` and ``export``
-    checkpoints/last.ckpt, hidden files and folders: the state of the training, which goes on from there
+    checkpoints/last.ckpt, hidden files and folders: the state of the training, which resumes from there
     checkpoints/fit_data.json   written first: of which images, tags and maps (their content) the fit is
     checkpoints/fitted.json   written last: the fit is done, and these are its files and their sha256
 
@@ -93,7 +93,7 @@ def fit(
 
     Raises:
         UserError: another process fits into the same run, or what an earlier fit left is damaged.
-        KeyboardInterrupt: as the user asked; the state is saved and the same call goes on.
+        KeyboardInterrupt: as the user asked; the state is saved and the same call resumes it.
     """
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     lock = Lock(run.checkpoints / _LOCK, f"What is fitted in {run.path}")
