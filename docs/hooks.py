@@ -74,7 +74,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Called when all is written: the index of the search also as a script, which a page from a file can load."""
+    """Called when all is written: the search's index as a script, too, which a page opened as a file can load."""
     folder = Path(config.site_dir, "search")
     index = (folder / "search_index.json").read_text(encoding="utf-8")
     (folder / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")

@@ -195,9 +195,9 @@ class ColumnsBuilder:
             ValueError: two samples have the same id, or a tag is no class.
         """
         ids = Strings(_bytes(self._ids), _offsets(self._id_ends))
-        seen = {ids[i] for i in range(len(ids))}
-        if len(seen) != len(ids):
-            raise ValueError(f"{len(ids) - len(seen)} samples share an id with another")
+        hashes = np.fromiter((hash(ids[i]) for i in range(len(ids))), np.int64, len(ids))  # a set would hold them all
+        if len(np.unique(hashes)) != len(ids) and (shared := len(ids) - len({ids[i] for i in range(len(ids))})):
+            raise ValueError(f"{shared} samples share an id with another")
         tags = _bytes(self._tags)
         if len(tags) and not (tags.min() >= 1 and tags.max() < len(classes)):
             raise ValueError(f"tags {tags.min()} to {tags.max()}, but {classes.id} has 1 to {len(classes) - 1}")

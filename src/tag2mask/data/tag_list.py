@@ -117,12 +117,20 @@ def read_tag_file(path: Path, there: There | None = None) -> TagList:
         table = json_rows(text, source)
     else:
         table = _number_list(text, source) or text_table(text, source, there)
-    read, width, asked, marks = _places(list(table.rows), source)
+    read, width, asked, marks = _places(_sharing(table.rows), source)
     rows, said = _together(read, source)
     if width is not None:
         zeros = [repr(image) for image, words in rows.items() if words is None]
         said += counted(f"vectors of {source} that hold only 0: these images are {ZEROS}", zeros)
     return TagList(rows, (*notes, *table.notes, *marks, *said), table.listed, width, asked)
+
+
+def _sharing(rows: Iterable[Row]) -> list[Row]:
+    """The rows, equal labels kept once: few combinations occur in many rows."""
+    shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+    return [
+        (where, image, None if words is None else shared.setdefault(words, words)) for where, image, words in rows
+    ]
 
 
 def _places(rows: list[Row], source: str) -> tuple[list[Row], int | None, bool, list[str]]:
