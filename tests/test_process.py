@@ -34,7 +34,7 @@ def calls(monkeypatch):
 def test_sets_what_nobody_said(calls):
     tune_process()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert calls == [(-3, 64 * MB), (-1, 256 * MB)]
+    assert calls == [(-3, 64 * MB), (-1, 256 * MB), (-8, 1)]
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])

@@ -111,7 +111,9 @@ def label(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Number of processes that prepare images for a fit; default: up to 8 on a GPU, else 0."
+            min=0,
+            help="Number of processes that prepare images for a fit; default: up to 8 on a GPU, else 0. Also the "
+            "number of images labelled at a time on a processor; default: one a core, up to 8.",
         ),
     ] = None,
     refine: Annotated[

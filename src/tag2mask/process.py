@@ -7,7 +7,7 @@ import os
 import sys
 
 MB = 2**20
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
 def tune_process() -> None:
@@ -16,8 +16,8 @@ def tune_process() -> None:
     Threads sleep while they wait for each other: spinning, they make every small operation a hundred times slower
     as soon as another process wants one of the cores. And memory that was freed is kept for the next tensor, up to
     256 MB: glibc otherwise asks the system for every larger tensor again, and the system clears each page first,
-    which takes longer than to fill the tensor. What the environment says (OMP_WAIT_POLICY, MALLOC_*, GLIBC_TUNABLES)
-    stays as it is.
+    which takes longer than to fill the tensor. It is kept for all threads together, not for each alone. What the
+    environment says (OMP_WAIT_POLICY, MALLOC_*, GLIBC_TUNABLES) stays as it is.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
@@ -26,3 +26,4 @@ def tune_process() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 64 * MB)
         mallopt(_M_TRIM_THRESHOLD, 256 * MB)
+        mallopt(_M_ARENA_MAX, 1)

@@ -336,6 +336,27 @@ def test_tags_out_of_range_are_refused(tags):
         method().scores([Item("x", item.image, torch.tensor(tags, dtype=torch.int64))])
 
 
+@pytest.mark.parametrize(("dtype", "low"), [(torch.float32, False), (torch.bfloat16, True), (torch.float16, False)])
+def test_the_last_block_multiplies_in_bfloat16_with_the_others_but_not_in_float16(dtype, low):
+    """float16 would lose small gradients."""
+    tower = method().vision
+    for part in tower.trunk:
+        part.to(dtype)
+    with tower._products(torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") is low
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_maps_in_bfloat16_are_near():
+    exact, half, item = method(), method(), several_tags()
+    for part in half.vision.trunk:
+        part.to(torch.bfloat16)
+    (found,), (expected,) = half.scores([item]), exact.scores([item])
+    for got, wanted in ((found.initial, expected.initial), (found.maps, expected.maps)):
+        assert got.dtype == torch.float32
+        assert 0 < (got - wanted).abs().mean() < 0.02
+
+
 def test_other_scales_stay_within_max_tokens():
     assert scale_grid((24, 32), 2.0, 4096) == (48, 64)
     assert scale_grid((24, 32), 20.0, 4096)[0] * scale_grid((24, 32), 20.0, 4096)[1] <= 4096

@@ -21,7 +21,7 @@ from run_folders import artefacts
 from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.methods import METHODS, make_method, method_class
-from tag2mask.methods.protocol import Method, Trainable
+from tag2mask.methods.protocol import Machine, Method, Trainable
 from tag2mask.models.mctformer import Shape
 from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.ops.masks import upsample
@@ -283,6 +283,19 @@ def test_two_shards_are_one_run(case):
     case.label("one")
     assert sum(case.label("two", shard=(i, 2)).total for i in (0, 1)) == len(case.data)
     assert artefacts(case.folder / "two") == artefacts(case.folder / "one")
+
+
+def test_side_by_side_is_as_one_by_one(case):
+    """A method that says so labels several images at once, with the same bytes; another one refuses."""
+    if not case.method.side_by_side:
+        with pytest.raises(UserError, match="--workers"):
+            case.label("several", machine=Machine(workers=3))
+        return
+    for workers in (1, 3):
+        case.label(f"by-{workers}", machine=Machine(workers=workers))
+    found = artefacts(case.folder / "by-1")
+    assert len(found) >= len(case.data)
+    assert artefacts(case.folder / "by-3") == found
 
 
 class Killed(BaseException):

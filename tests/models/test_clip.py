@@ -50,6 +50,21 @@ def test_vision_agrees_with_transformers(pair, size) -> None:
     torch.testing.assert_close(model.vision.project(got.tokens[:, 0]), image, atol=NEAR, rtol=0)
 
 
+def test_attention_head_by_head_is_that_of_all_heads(ours, monkeypatch) -> None:
+    """Without gradients a processor goes from head to head, and gets the same."""
+    block = ours.vision.blocks[1]
+    x = torch.randn(2, 13, block.ln_1.weight.shape[0], generator=torch.Generator().manual_seed(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(block.attn, "_head_by_head", None)  # not called
+        expected, mean = block(x, need_weights=True)
+    monkeypatch.setattr(block.attn, "probabilities", None)
+    with torch.no_grad():
+        got, weights = block(x, need_weights=True)
+    torch.testing.assert_close(got, expected.detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights, mean.detach(), atol=1e-7, rtol=0)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 13))
+
+
 @torch.no_grad()
 def test_text_agrees_with_transformers(pair) -> None:
     theirs, model = pair

@@ -130,6 +130,7 @@ class ClassifierCAM(Trainable):
     """
 
     Options = ClassifierCAMOptions
+    side_by_side = True
     options: ClassifierCAMOptions
     mask_rule = MaskRule(background=Constant(0.15))  # IRN's and CLIMS's threshold
     label_options = tuple(CAMOptions.model_fields)

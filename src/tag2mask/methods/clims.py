@@ -209,6 +209,7 @@ class CLIMS(Trainable):
     """CLIMS as a tag2mask method; fitted by ``stages.machinery.fit``, or ready after ``load``."""
 
     Options = CLIMSOptions
+    side_by_side = True
     needs = ("clip",)
     options: CLIMSOptions
     mask_rule = MaskRule(background=Constant(0.15))

@@ -103,6 +103,7 @@ class ClipES(Method):
     """CLIP-ES as a tag2mask method. Frozen: it holds text features and computes nothing twice per class."""
 
     Options = ClipESOptions
+    side_by_side = True
     needs = ("clip",)
     options: ClipESOptions
 
@@ -111,6 +112,8 @@ class ClipES(Method):
         options = self.options
         self.clip = clip
         self.vision = vision = clip.model.vision
+        for block in vision.blocks:
+            block.pack()
         self.affinity = options.affinity or ("caa" if vision.blocks else "none")
         if not vision.blocks and (self.affinity != "none" or options.readout != "patches"):
             raise UserError(

@@ -217,6 +217,7 @@ class MCTformerMethod(Trainable):
     """MCTformer as a tag2mask method; fitted on tags, or ready with an MCTformer's checkpoint."""
 
     Options = MCTformerOptions
+    side_by_side = True
     options: MCTformerOptions
     mask_rule = MaskRule(background=Constant(0.39), normalise="class")
     label_options = _LABELLING

@@ -84,6 +84,7 @@ class POT(Trainable):
     """POT as a tag2mask method; fitted by ``stages.machinery.fit``, or ready after ``load``."""
 
     Options = POTOptions
+    side_by_side = True
     options: POTOptions
     mask_rule = MaskRule(background=Own())
     label_options = (*CAMOptions.model_fields, "fuse")

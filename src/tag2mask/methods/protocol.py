@@ -77,7 +77,8 @@ class Machine:
     """What a fit may use of the machine. It says nothing of what is learned, so it is no option of a method.
 
     devices: of one kind, which share every batch. workers: processes that prepare images; None: some where there is
-    a GPU, else none. minutes: stop after so long, saved; called again, the fit resumes.
+    a GPU, else none. Where ``label`` computes on a processor, also how many batches it works off at once. minutes:
+    stop after so long, saved; called again, the fit resumes.
     """
 
     devices: int = 1
@@ -91,7 +92,8 @@ class Method(ABC):
     Options: its options. needs: towers by name ("clip", "dino"), which its constructor takes by these names; those
     that not all options need are in ``towers_of`` alone. mask_rule: how its maps become masks; an instance may have
     its own. scores_others: whether its ``Scores`` say what untagged classes score (``Scores.others``, see
-    ``ops.masks.best_others``), so that a mask rule may let these win.
+    ``ops.masks.best_others``), so that a mask rule may let these win. side_by_side: whether ``scores`` may be called
+    from several threads at once, as ``label`` does on a processor, and gives the same then.
 
     Args:
         classes: what there is to be found.
@@ -102,6 +104,7 @@ class Method(ABC):
     Options: ClassVar[type[BaseModel]] = MethodOptions
     needs: ClassVar[tuple[str, ...]] = ()
     scores_others: bool = False
+    side_by_side: ClassVar[bool] = False
     mask_rule: MaskRule
     options: Any
 

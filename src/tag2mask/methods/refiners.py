@@ -74,6 +74,7 @@ class Refiner(Trainable, Generic[Options, Network]):
     published: ClassVar[tuple[int, str]]
     """Steps of the published training, and what they were."""
     fit_uses = ALL
+    side_by_side = True
     options: Options
 
     def __init__(self, classes: ClassSet, options: Options) -> None:

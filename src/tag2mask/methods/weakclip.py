@@ -155,6 +155,7 @@ class WeakCLIP(Trainable):
     """WeakCLIP as a tag2mask method; fitted by ``stages.machinery.fit``, or ready after ``load``."""
 
     Options = WeakCLIPOptions
+    side_by_side = True
     needs = ("clip",)
     scores_others = True
     options: WeakCLIPOptions

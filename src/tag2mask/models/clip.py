@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, Protocol
 
 import torch
@@ -157,13 +158,18 @@ class VisionTransformer(nn.Module):
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """GradCAM at the last block's first norm, all K scores of an image in one pass without autograd.
 
-        Args and what it yields: as ``ImageTower.gradcams``.
+        Args and what it yields: as ``ImageTower.gradcams``. Before the last block the numbers are those of ``trunk``.
+        The products of the last one are of bfloat16 where these are; float16 would lose small gradients, so it has
+        float32 there.
         """
         seen = self(pixels, attention=attention, stop_before_last=True, positions=positions)
-        last = run_last_block(self, seen.tokens)
+        with self._products(pixels.device):
+            last = run_last_block(self, seen.tokens)
         embeddings = read_out(self, last.tokens, readout)  # (B, E)
         for i, (embedding, gradients) in enumerate(zip(embeddings, cotangents, strict=True)):
-            weights = channel_weights(self, last, i, gradients(embedding), readout)  # (K, D)
+            score = gradients(embedding)  # (K, E)
+            with self._products(pixels.device):
+                weights = channel_weights(self, last, i, score, readout).float()  # (K, D)
             cams = gradcam(last.activation[i, 1:], weights)  # (K, N)
             if attention is None:
                 yield cams, None
@@ -172,6 +178,11 @@ class VisionTransformer(nn.Module):
             if seen.attention is not None:
                 mean = mean + seen.attention[i]
             yield cams, mean[1:, 1:]
+
+    def _products(self, device: torch.device) -> AbstractContextManager[object]:
+        """How the last block multiplies."""
+        half = self.conv1.weight.dtype == torch.bfloat16
+        return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
 
 
 class TextTransformer(nn.Module):

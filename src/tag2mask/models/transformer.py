@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tag2mask.models.packed import Linear, linear, pack
+
 Activation = Literal["quick_gelu", "gelu"]
 
 
@@ -19,8 +21,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, activation: Activation) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_fc = Linear(width, 4 * width)
+        self.c_proj = Linear(4 * width, width)
         self.activation = activation
 
     def act(self, x: Tensor) -> Tensor:
@@ -43,12 +45,12 @@ class Attention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, D) -> three of (B, heads, T, D / heads)."""
-        parts = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3D)
+        parts = linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3D)
         q, k, v = parts.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, T, dh)
         return q, k, v
 
@@ -63,13 +65,33 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D) and, where asked for, the head-mean attention (B, T, T)."""
         q, k, v = self.qkv(x)
         weights = None
-        if need_weights:
+        if need_weights and mask is None and x.device.type == "cpu" and not torch.is_grad_enabled():
+            out, weights = self._head_by_head(q, k, v)
+        elif need_weights:
             p = self.probabilities(q, k, mask)  # (B, heads, T, T)
             out = p @ v
             weights = p.mean(1, dtype=torch.float32)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2)), weights
+
+    @staticmethod
+    def _head_by_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Each head's output (B, heads, T, dh) and the mean attention (B, T, T) of q, k, v (B, heads, T, dh).
+
+        On a processor the attention of one head stays in its cache, and that of all would be the most memory that a
+        large image takes: 800 MB at 4,096 tokens.
+        """
+        batch, heads, tokens, _ = q.shape
+        out = v.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)  # as it is projected
+        mean = q.new_zeros(batch, tokens, tokens, dtype=torch.float32)
+        q = q * q.shape[-1] ** -0.5
+        for i in range(batch):
+            for j in range(heads):
+                p = (q[i, j] @ k[i, j].T).softmax(-1)  # (T, T)
+                torch.mm(p, v[i, j], out=out[i, j])
+                mean[i] += p
+        return out, mean.div_(heads)
 
     def value(self, x: Tensor) -> Tensor:
         """The value path alone, as if every token attended only to itself (MaskCLIP): (B, T, D) -> (B, T, D)."""
@@ -99,6 +121,11 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(width, activation)
         self.drop_path = 0.0
+
+    def pack(self) -> None:
+        """Have the weights, frozen from here on, ordered for the processor; see ``models.packed``."""
+        attn, layers = self.attn, (self.attn.out_proj, self.mlp.c_fc, self.mlp.c_proj)
+        pack([(attn.in_proj_weight, attn.in_proj_bias), *((layer.weight, layer.bias) for layer in layers)])
 
     def forward(
         self, x: Tensor, *, need_weights: bool = False, mask: Tensor | None = None

@@ -135,9 +135,9 @@ def channel_weights(vision: Projecting, state: LastBlock, image: int, cotangents
     d_class = to_class * (torch.einsum("hrkd,hd->hrk", d_out, v[:, 0]) - r)  # (heads, R, K)
     d_k = -scale * d_class.transpose(1, 2) @ q[:, rows]  # (heads, K, dh)
     if readout == "patches":
-        back = p.transpose(1, 2) @ d_out.flatten(2)  # (heads, T, K dh)
-        back = (back.view(heads, -1, classes, v.shape[-1]) * v[:, :, None]).sum(-1)  # (heads, T, K)
-        by_key = back - p.transpose(1, 2) @ r  # column sums of the score gradients
+        back = p.transpose(1, 2) @ torch.cat([d_out.flatten(2), r], -1)  # (heads, T, K dh + K), read once for both
+        by_value = back[..., :-classes].view(heads, -1, classes, v.shape[-1])
+        by_key = (by_value * v[:, :, None]).sum(-1) - back[..., -classes:]  # column sums of the score gradients
         d_q = scale * by_key.transpose(1, 2) @ k  # (heads, K, dh)
     else:
         d_q = torch.zeros_like(d_v)  # only the class token asks, and it is no patch

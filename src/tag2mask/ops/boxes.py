@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 _EIGHT = np.ones((3, 3), dtype=bool)  # diagonal neighbours are connected, as contours see it
@@ -16,6 +15,8 @@ def region_boxes(cam: Tensor, threshold: float) -> list[tuple[int, int, int, int
     A cell belongs to a region where trunc(255 m) > int(threshold * max trunc(255 m)): the 8-bit steps are the
     released code's and decide a few cells.
     """
+    from scipy import ndimage  # a seventh of a second that only boxes cost
+
     levels = (cam.detach().cpu().numpy() * 255).astype(np.uint8)  # (h, w)
     regions, _ = ndimage.label(levels > int(threshold * levels.max()), structure=_EIGHT)
     slices = ndimage.find_objects(regions)

@@ -58,12 +58,15 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
         thread.join()
 
 
-def side_by_side(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+def side_by_side(
+    work: Callable[[S], T], items: Iterable[S], threads: int, *, prepare: Callable[[], None] | None = None
+) -> Iterator[T]:
     """``work`` of each item, in order, computed by so many threads; few results wait in memory.
 
-    An exception of ``work`` is raised here, in its place; what was not begun is then dropped.
+    An exception of ``work`` is raised here, in its place; what was not begun is then dropped. prepare: called first
+    in each thread.
     """
-    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="side by side")
+    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="side by side", initializer=prepare)
     waiting: deque[Future[T]] = deque()
     try:
         for item in items:

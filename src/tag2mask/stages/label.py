@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tag2mask.methods import make_method
 from tag2mask.methods.protocol import Method, Trainable
 from tag2mask.ops.refiners import crf_engine
@@ -109,8 +107,8 @@ def label(
         work = Work(
             *(run, data.classes, worker, limit.images),
             did="labelled",
-            # compiled loops use one core a picture, the torch engine uses them all
-            beside=torch.get_num_threads() if by == "loops" else 1,
+            beside=asked.beside,
+            threads=asked.threads,
             made=renewed.made,
             notes=lambda: [*renewed.notes(), *left, *limit.notes(run)],
         )

@@ -17,7 +17,6 @@ from tag2mask.methods import make_method
 from tag2mask.stages.machinery.asked import REFINE_MAX_PIXELS
 from tag2mask.stages.machinery.labeller import Labeller
 from tag2mask.stages.machinery.plan import Loaded, SampleBatch
-from tag2mask.stages.machinery.store import Outcome
 from tag2mask.types import ClassSet, MaskRule, Sample, Scores, UserError
 from tag2mask.words import did_you_mean
 
@@ -78,8 +77,7 @@ def mask(
     labeller = Labeller(made, rule or made.mask_rule, refine_max_pixels=REFINE_MAX_PIXELS)
     loaded = Loaded(SampleBatch((sample,), frozenset([sample.id])), {sample.id: pixels})
     loaded.seconds[sample.id] = 0.0
-    (found,) = labeller(loaded)
-    outcome = found if isinstance(found, Outcome) else found()
+    (outcome,) = labeller(loaded)
     if outcome.mask is None or outcome.confidence is None or outcome.scores is None:
         raise UserError(f"no mask could be made: {outcome.error}")
     return Masked(outcome.mask, outcome.confidence, outcome.scores)

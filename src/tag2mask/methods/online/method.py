@@ -95,6 +95,7 @@ class Online(Trainable):
     """
 
     needs = ("clip",)
+    side_by_side = True
     label_options = ("max_tokens",)
     fit_uses = ("workers", "minutes")
     mask_rule = MaskRule(background=Power(1.0), refiner="par")

@@ -14,7 +14,7 @@ from tag2mask.methods.protocol import EarlierRun, Machine, Method, NamedTower, T
 from tag2mask.models.find_classifier import weights_file
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.ops.crf import engine
-from tag2mask.ops.refiners import find_refiner
+from tag2mask.ops.refiners import crf_engine, find_refiner
 from tag2mask.run.folder import Run
 from tag2mask.run.mask_folder import MaskFolder
 from tag2mask.run.settings import plain
@@ -31,6 +31,9 @@ REFINE_MAX_PIXELS = 2_000_000
 """A larger image is refined at this size, since a refiner's memory grows with the pixels."""
 
 _GPU_BATCH = 8
+
+MOST_BESIDE = 8
+"""Batches that are worked off at once, where nobody says otherwise: each has memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class Asked:
     """A call of ``label`` that can work; nothing is written yet.
 
     use: what the method takes from ``before``, the earlier run. deciding: what decides the masks, for run.yaml.
+    beside: batches that are worked off at once. threads: torch's, in each of them.
     """
 
     method: Method
@@ -124,6 +128,8 @@ class Asked:
     before: Run | None
     fit: Fit
     deciding: Mapping[str, Any]
+    beside: int
+    threads: int
 
 
 def ask(data: Dataset, method: Method, out: Path, settings: LabelSettings) -> Asked:
@@ -138,9 +144,26 @@ def ask(data: Dataset, method: Method, out: Path, settings: LabelSettings) -> As
     use = method.earlier_run(method.options)
     before = _open_earlier(settings.prior, method, use, data, out, learns=settings.fitted is None)
     fit = Fit.of(method, settings, data.classes)
-    check_machine(name_of(method), method, settings.machine, here=fit.here)
+    several = _side_by_side(method, settings)
+    check_machine(name_of(method), method, settings.machine, here=fit.here, several=several)
     deciding = _deciding(method, rule, data.classes, before, fit, settings)
-    return Asked(method, settings, rule, batch_size, use, before, fit, deciding)
+    beside, threads = 1, torch.get_num_threads()
+    if several:
+        wanted = min(threads, MOST_BESIDE) if settings.machine.workers is None else settings.machine.workers
+        beside = max(1, min(wanted, len(data)))  # of all images, however few are left: threads may move a last bit
+        threads = max(1, threads // beside)  # which then need not wait for each other
+    elif _on_processor(method, settings) and crf_engine(rule.refiner, method.device) == "loops":
+        beside = threads  # the method has all of them in turn, compiled loops use one core a picture
+    return Asked(method, settings, rule, batch_size, use, before, fit, deciding, beside, threads)
+
+
+def _on_processor(method: Method, settings: LabelSettings) -> bool:
+    return settings.masks_of == "maps" and method.device.type == "cpu"
+
+
+def _side_by_side(method: Method, settings: LabelSettings) -> bool:
+    """Whether whole batches are worked off side by side: on a processor, by a method that allows it."""
+    return method.side_by_side and _on_processor(method, settings) and not settings.fit_only
 
 
 def _deciding(

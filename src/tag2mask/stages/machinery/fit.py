@@ -217,16 +217,18 @@ def _clear(folder: Path) -> None:
             each.unlink()
 
 
-def check_machine(name: str, method: Method, machine: Machine, *, here: bool) -> None:
+def check_machine(name: str, method: Method, machine: Machine, *, here: bool, several: bool) -> None:
     """Refuse what was asked of a fit that is none, or that does not use it.
 
-    here: whether the method is fitted in the run that it labels in.
+    here: whether the method is fitted in the run that it labels in. several: whether it may label several batches
+        at once.
 
     Raises:
         UserError: naming what has no meaning.
     """
     asked = [each.name for each in fields(Machine) if getattr(machine, each.name) != each.default]
     uses = ["precision"] if method.towers else []  # they compute in it
+    uses += ["workers"] if several else []
     if isinstance(method, Trainable):
         asked += ["precision"] if method.precision != "float32" else []
         uses += method.fit_uses if here else ()

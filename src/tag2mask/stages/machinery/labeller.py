@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from contextlib import nullcontext
+from threading import Lock
 from time import perf_counter
 
 import torch
@@ -21,7 +22,10 @@ from tag2mask.types import Item, MaskRule, Prior, Sample, Scores
 
 
 class Labeller:
-    """From images with tags to masks by a method: the outcomes of the label stage."""
+    """From images with tags to masks by a method: the outcomes of the label stage.
+
+    Several threads may call it at once; the method sees one batch at a time, unless it says ``side_by_side``.
+    """
 
     steps = ("decode", "method", "masks", "write")
 
@@ -37,14 +41,15 @@ class Labeller:
         self.method, self.rule, self.prior = method, rule, prior
         self._current = None if prior is None else Current(prior)
         self.refine_max_pixels, self.keep_scores = refine_max_pixels, keep_scores
+        self._alone = nullcontext() if method.side_by_side else Lock()
 
     @property
     def device(self) -> torch.device:
         """The method's."""
         return self.method.device
 
-    def __call__(self, loaded: Loaded) -> Iterator[Outcome | Callable[[], Outcome]]:
-        """What becomes of each image of a batch that is not finished; its mask is made when that is asked."""
+    def __call__(self, loaded: Loaded) -> Iterator[Outcome]:
+        """What becomes of each image of a batch that is not finished."""
         items: list[Item] = []
         for sample in loaded.batch.samples:
             todo = sample.id in loaded.batch.todo
@@ -63,7 +68,7 @@ class Labeller:
             if item.id in loaded.batch.todo:
                 scores, method_seconds = found[item.id]
                 seconds = {"decode": loaded.seconds[item.id], "method": method_seconds}
-                yield partial(self._mask, item, scores, seconds)
+                yield self._mask(item, scores, seconds)
 
     def _item(self, sample: Sample, image: torch.Tensor) -> Item:
         prior = self.prior
@@ -99,7 +104,8 @@ class Labeller:
             return {item.id: (_nothing(item), 0.0) for item in items}
         start = perf_counter()
         try:
-            found: list[Scores | str] = [*self.method.scores(items)]
+            with self._alone:
+                found: list[Scores | str] = [*self.method.scores(items)]
             if len(found) != len(items):
                 raise ValueError(f"the method gave {len(found)} scores for {len(items)} images")
         except Exception as error:  # one bad image never stops a run

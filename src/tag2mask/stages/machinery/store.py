@@ -65,8 +65,8 @@ class Store:
         self._waiting: deque[Future[Outcome]] = deque()
         self._broken: CannotWrite | None = None
 
-    def put(self, outcome: Future[Outcome]) -> None:
-        """Queue one, which may still be in the making, waiting for the disk if it is far behind.
+    def put(self, outcome: Outcome) -> None:
+        """Queue one, waiting for the disk if it is far behind.
 
         Raises:
             CannotWrite: an earlier one met a disk that cannot be written.
@@ -92,8 +92,7 @@ class Store:
             self._waiting.popleft()
             self._written(outcome)
 
-    def _write(self, made: Future[Outcome]) -> Outcome:
-        outcome = made.result()
+    def _write(self, outcome: Outcome) -> Outcome:
         if self._broken is not None:
             raise self._broken  # what was queued behind the failure must not be written around it
         start = perf_counter()

@@ -1,6 +1,6 @@
 """A run of label or predict in progress.
 
-Decoding is in a thread before it, results are made here, some of them side by side, and written in a thread behind.
+Decoding is in a thread before it, results are made here or side by side in threads, and written in a thread behind.
 """
 
 from __future__ import annotations
@@ -8,19 +8,19 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 
 from tag2mask.data.image import BadImage
+from tag2mask.run.ahead import side_by_side
 from tag2mask.run.device import peak_device_memory, peak_memory
 from tag2mask.run.folder import Run
-from tag2mask.run.inputs import Inputs
 from tag2mask.run.progress import Bar
 from tag2mask.stages.machinery.plan import Loaded
 from tag2mask.stages.machinery.store import CannotWrite, Outcome, Store
@@ -92,7 +92,7 @@ class Summary:
 
 
 class Worker(Protocol):
-    """What makes masks: of a batch, the outcome of each image that is not finished, or a function that finds it out.
+    """What makes masks: of a batch, the outcome of each image that is not finished. Several threads may call it.
 
     An image that cannot be done is an outcome too, not an exception.
     """
@@ -105,7 +105,7 @@ class Worker(Protocol):
     def device(self) -> torch.device:
         """Where results are computed."""
 
-    def __call__(self, loaded: Loaded, /) -> Iterator[Outcome | Callable[[], Outcome]]: ...  # noqa: D102
+    def __call__(self, loaded: Loaded, /) -> Iterator[Outcome]: ...  # noqa: D102
 
 
 class Work:
@@ -117,7 +117,7 @@ class Work:
         worker: makes the masks.
         total: images of the shard.
         did: with the images, in one word, for the summary.
-        beside: how many of the worker's functions may run at once, in threads of their own.
+        beside: how many batches are worked off at once, in threads. threads: torch's, in each of these.
         made: called with the id of each image that has a new mask.
         notes: asked at the end for what a user should know of the run.
     """
@@ -131,11 +131,12 @@ class Work:
         *,
         did: str,
         beside: int = 1,
+        threads: int = 1,
         made: Callable[[str], None] = lambda _: None,
         notes: Callable[[], Sequence[str]] = tuple,
     ):
         self.run, self.worker, self.made, self.notes = run, worker, made, notes
-        self.pool = ThreadPoolExecutor(max_workers=beside, thread_name_prefix="outcome") if beside > 1 else None
+        self.beside, self.threads = beside, threads
         self.store = Store(run, classes.palette, describe, self._count)
         self.summary = Summary(str(run.path), did, total)
         self.seconds = dict.fromkeys(worker.steps, 0.0)
@@ -151,10 +152,10 @@ class Work:
         """
         self.bar = bar
         try:
-            with bar:
-                for loaded in batches:
-                    for outcome in self.worker(loaded):
-                        self.store.put(self._make(outcome, loaded.inputs))
+            with bar, closing(self._made(batches)) as made:
+                for loaded, outcomes in made:
+                    for outcome in outcomes:
+                        self.store.put(replace(outcome, inputs=loaded.inputs.get(outcome.id)))
                     batch = loaded.batch
                     for id in sorted(loaded.lacks_end & batch.todo):
                         self.lacks_end.add(id)
@@ -174,24 +175,24 @@ class Work:
         else:
             self._add(complete=1)
         finally:
-            if self.pool is not None:
-                self.pool.shutdown(cancel_futures=True)
             batches.close()  # type: ignore[attr-defined]  # a generator: its thread ends with it
             self._finish()
         return self.summary
 
-    def _make(self, outcome: Outcome | Callable[[], Outcome], inputs: Mapping[str, Inputs]) -> Future[Outcome]:
-        """The outcome with what it was made of: now, or by the pool while the method goes on with the next images."""
+    def _made(self, batches: Iterator[Loaded]) -> Generator[tuple[Loaded, Iterable[Outcome]]]:
+        """The batches in order, each with its outcomes: made here one by one, or side by side in threads."""
+        if self.beside == 1:
+            yield from ((loaded, self.worker(loaded)) for loaded in batches)
+            return
+        total = torch.get_num_threads()
+        prepare = partial(torch.set_num_threads, self.threads)
+        try:
+            yield from side_by_side(self._all, batches, self.beside, prepare=prepare)
+        finally:
+            torch.set_num_threads(total)  # a thread that begins takes what was set last, in whichever thread
 
-        def made() -> Outcome:
-            found = outcome() if callable(outcome) else outcome
-            return replace(found, inputs=inputs.get(found.id))
-
-        if self.pool is not None:
-            return self.pool.submit(made)
-        done: Future[Outcome] = Future()
-        done.set_result(made())
-        return done
+    def _all(self, loaded: Loaded) -> tuple[Loaded, Iterable[Outcome]]:
+        return loaded, list(self.worker(loaded))
 
     def _count(self, outcome: Outcome) -> None:
         for stage, seconds in outcome.seconds.items():

@@ -1,0 +1,109 @@
+"""Weights that oneDNN has ordered give the products of the plain ones, and none that are out of date."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tag2mask.models import packed
+from tag2mask.models.packed import Linear, linear, pack
+
+
+def layer(dtype: torch.dtype = torch.float32) -> Linear:
+    generator = torch.Generator().manual_seed(0)
+    made = Linear(48, 80)
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return made.to(dtype).requires_grad_(False)
+
+
+def tokens(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(1, count, 48, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def ordered(one: Linear) -> bool:
+    return packed._known.get(one.weight) is not None
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Counts the products by ordered weights."""
+    found, real = [], packed._product
+    monkeypatch.setattr(packed, "_product", lambda *args: found.append(1) or real(*args))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_product_is_the_same(dtype, products):
+    one = layer(dtype)
+    pack([(one.weight, one.bias)])
+    if not ordered(one):
+        pytest.skip("this torch has no oneDNN")
+    products.clear()
+    rows = {}
+    for count in (1, 7, 300):
+        x = tokens(count, dtype)
+        found = one(x)
+        assert torch.allclose(found.float(), F.linear(x, one.weight, one.bias).float(), rtol=1e-2, atol=1e-4)
+        rows[count] = one(tokens(300, dtype)[:, :count])
+    assert torch.equal(rows[7], rows[300][:, :7])  # whatever else is multiplied
+    assert len(products) == 6
+
+
+@torch.no_grad()
+def test_weights_that_changed_are_not_the_ordered_ones(products):
+    one, x = layer(), tokens(5)
+    pack([(one.weight, one.bias)])
+    for change in (lambda: one.weight.mul_(2), lambda: setattr(one.weight, "data", one.weight + 1)):
+        change()
+        products.clear()
+        assert torch.equal(one(x), F.linear(x, one.weight, one.bias))
+        assert not products
+        pack([(one.weight, one.bias)])  # again, of what they are now
+        assert torch.allclose(one(x), F.linear(x, one.weight, one.bias), atol=1e-4)
+
+
+def test_gradients_and_autocast_go_through_the_plain_weights(products):
+    one = layer()
+    pack([(one.weight, one.bias)])
+    products.clear()
+    x = tokens(5).requires_grad_(True)
+    linear(x, one.weight, one.bias).sum().backward()
+    assert torch.allclose(x.grad, one.weight.sum(0).expand_as(x))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, one.weight, one.bias).dtype == torch.bfloat16
+    assert not products
+
+
+@torch.no_grad()
+def test_a_torch_without_it_or_with_another_is_as_good(monkeypatch):
+    one, x = layer(), tokens(5)
+    expected = F.linear(x, one.weight, one.bias)
+    for wrong in (RuntimeError("another signature"), AttributeError("no such operator")):
+        with monkeypatch.context() as patch:
+            patch.setattr(packed, "_product", lambda *_, wrong=wrong: (_ for _ in ()).throw(wrong))
+            pack([(one.weight, one.bias)])
+            assert torch.equal(one(x), expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(packed, "_product", lambda x, weight, bias: torch.zeros(*x.shape[:-1], len(bias)))
+        pack([(one.weight, one.bias)])
+        assert torch.equal(one(x), expected)
+
+
+@torch.no_grad()
+def test_copies_have_plain_weights_and_the_ordered_ones_go_with_theirs():
+    one = layer()
+    pack([(one.weight, one.bias)])
+    other = copy.deepcopy(one)
+    assert not ordered(other)
+    assert torch.allclose(other(tokens(5)), one(tokens(5)), atol=1e-4)
+    before = len(packed._known)
+    pack([(other.weight, other.bias)])
+    grown = len(packed._known)
+    del other
+    assert len(packed._known) == before
+    assert grown in (before, before + 1)
