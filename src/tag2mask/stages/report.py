@@ -104,7 +104,7 @@ def report(
         classes=classes,
         colours=[parts.css(colour) for colour in classes.palette],
         images=len(images),
-        tiles=_tiles(run, len(images), evaluation, found.confidence, floors or {}),
+        tiles=_tiles(run, len(images), found, evaluation, floors or {}),
         strip=strip(run, best, data, classes),
         cards=cards(run, listed, data, classes, room_for_each(len(listed.ids), worst)),
         gallery=None if pages is None else f"{quote(pages.parent.name)}/{pages.name}",
@@ -224,14 +224,16 @@ def _yaml(run: Run) -> str:
 def _tiles(
     run: Run,
     images: int,
+    found: Survey,
     evaluation: Evaluation | None,
-    confidence: float,
     floors: Mapping[str, float],
 ) -> list[Tile]:
     records = run.records()
     failed, skipped = (len(_with_status(records, status)) for status in ("failed", "skipped"))
     done = "images predicted" if is_predicted(run) else "images labelled"
     without = (f"{failed:,} failed" if failed else "none failed") + (f", {skipped:,} skipped" if skipped else "")
+    by_hand = sum(each != each for each in found.confidences)
+    without += f", {by_hand:,} corrected by a person" if by_hand else ""
     tiles = [Tile(f"{images:,}", done, without)]
     if evaluation is not None:
         note = ", ".join(f"{name} {percent(value)}" for name, value in floors.items())
@@ -246,7 +248,9 @@ def _tiles(
             tiles.append(Tile(percent(evaluation.metrics.pixel_accuracy), "pixel accuracy", "per cent"))
     else:
         who = _refiner(run) or ("network" if is_predicted(run) else "method")
-        tiles.append(Tile(percent(confidence), "mean confidence", f"per cent: how sure the {who} is, not how right"))
+        tiles.append(
+            Tile(percent(found.confidence), "mean confidence", f"per cent: how sure the {who} is, not how right")
+        )
     speed = sum(float(each.get("images_per_second") or 0) for each in _summaries(run))
     if speed:
         tiles.append(Tile(f"{speed:.3g}", "images per second", ""))
