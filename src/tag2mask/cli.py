@@ -13,7 +13,7 @@ from tag2mask.cli_data import data_options
 from tag2mask.cli_errors import OneLineErrors
 from tag2mask.cli_info import info_app
 from tag2mask.cli_label import label_app
-from tag2mask.cli_options import DeviceOption, images_if_there, named_value
+from tag2mask.cli_options import SOME_FAILED, DeviceOption, images_if_there, named_value
 from tag2mask.cli_results import results_app
 from tag2mask.cli_segment import segment_app
 from tag2mask.cli_storybook import storybook_app
@@ -122,22 +122,31 @@ def export(
 
 
 @app.command(name="import")
+@data_options("kind")
 def import_(
+    *,
     run: Annotated[Path, typer.Argument(help="The run whose masks were exported.")],
     source: Annotated[Path, typer.Argument(help="The folder, zip archive or file that the tool wrote.")],
     kind: Annotated[
         str | None,
         typer.Option("--from", help=f"The format: {', '.join(IMPORTERS)}. Default: what its files show."),
     ] = None,
+    where: dict[str, Any],
 ) -> None:
     """Take masks back that a person corrected in another tool.
 
-    They stand beside the made ones in the run, never over them; eval, export and train use them instead.
+    They stand beside the made ones in the run, never over them; eval, export, report and train use them instead.
+    What cannot be read, and names that are no image of the run, are left out and named; then the exit code is 3.
     """
+    from tag2mask.run.folder import Run
     from tag2mask.stages.import_masks import import_masks
 
-    typer.echo(import_masks(run, source, kind).text())
+    opened = Run.open(run)
+    found = import_masks(opened, source, kind, data=images_if_there(opened, where))
+    typer.echo(found.text())
     typer.echo(f"next: tag2mask export {run} --to png -o masks, or tag2mask train {run} -o network")
+    if not found.complete:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

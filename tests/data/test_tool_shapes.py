@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+
 import numpy as np
 import pytest
+from pycocotools import mask as rle
 
+from stages.small_run import CLASSES
+from tag2mask.data.export_coco import write_coco
 from tag2mask.data.tools.label_studio import decode_brush, encode_brush
-from tag2mask.data.tools.shapes import fill, layers, objects, outline, paint, runs
+from tag2mask.data.tools.shapes import drop_small, fill, fill_in, layers, objects, outlines, paint, runs
 from tag2mask.types import IGNORE
 
 
@@ -21,6 +27,10 @@ def masks():
     ring[2:7, 2:7] = 0
     ring[4, 4] = 1
     yield ring
+    holes = np.ones((7, 3000), np.uint8)  # each hole is reached through the one before it
+    holes[3, 1:-1:2] = 0
+    yield holes
+    yield np.zeros((2, 3), np.uint8)
 
 
 def inside(x, y, points):
@@ -32,20 +42,68 @@ def inside(x, y, points):
 def test_an_outline_encloses_the_pixels_of_its_object_and_no_others():
     for mask in masks():
         whole = np.zeros_like(mask)
-        for shape, (top, left) in objects(mask):
-            points = outline(shape, (top, left))
+        for (shape, (top, left)), points in zip(objects(mask), outlines(mask), strict=True):
             expected = np.zeros_like(mask)
             expected[top : top + shape.shape[0], left : left + shape.shape[1]] = shape
             np.testing.assert_array_equal(fill([points], mask.shape), expected)
+            whole += expected
             height, width = mask.shape
+            if width > 100:
+                continue
             by_rays = [[inside(x + 0.5, y + 0.5, points) for x in range(width)] for y in range(height)]
             np.testing.assert_array_equal(by_rays, expected)
-            whole += expected
         np.testing.assert_array_equal(whole, mask)  # every pixel in one object
 
 
 def test_an_outline_has_corners_only():
-    assert sorted(outline(np.ones((3, 4), np.uint8), (1, 2))) == [(2, 1), (2, 4), (6, 1), (6, 4)]
+    layer = np.zeros((5, 7), np.uint8)
+    layer[1:4, 2:6] = 1
+    (points,) = outlines(layer)
+    assert sorted(points) == [(2, 1), (2, 4), (6, 1), (6, 4)]
+
+
+def test_where_a_polygon_lies_changes_nothing():
+    """Only its box is looked at; fifths of pixels and corners outside of the image are read as in the whole."""
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        height, width = rng.integers(1, 30, 2)
+        points = (rng.random((rng.integers(3, 9), 2)) * 1.2 - 0.1) * [width, height]
+        points = points.round(1) if rng.random() < 0.5 else points.clip(0, [width, height])
+        polygons = [[(x, y) for x, y in points.tolist()], [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)]][: rng.integers(1, 3)]
+        mask = np.full((height, width), 3, np.uint8)
+        fill_in(mask, polygons, 2)
+        np.testing.assert_array_equal(mask, np.where(fill(polygons, (height, width)), 2, 3))
+    for wrong, message in (([(0, 0), (1, 1)], "fewer than three"), ([(0, 0), (1, 1), (9, 1)], "far outside")):
+        with pytest.raises(ValueError, match=message):
+            fill_in(np.zeros((2, 3), np.uint8), [wrong], 1)
+
+
+def test_small_pieces_are_left_out_and_counted():
+    mask = np.array([[1, 1, 0, 2], [1, 2, 0, 0], [0, 0, IGNORE, IGNORE]], np.uint8)
+    for least in (0, 1):
+        kept, *left = drop_small(mask, least)
+        assert (left, (kept == mask).all()) == ([0, 0], True)
+    kept, *left = drop_small(mask, 2)
+    assert (left, kept.tolist()) == ([2, 2], [[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, IGNORE, IGNORE]])
+    kept, *left = drop_small(mask, 3)
+    assert (left, kept.tolist()) == ([3, 4], [[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    assert mask[0, 3] == 2
+
+
+def test_run_lengths_of_an_object_are_those_of_the_whole_image():
+    for mask in masks():
+        handle = io.StringIO()
+        write_coco([("a", "a.png", mask)], CLASSES, handle, "objects")
+        found = json.loads(handle.getvalue())["annotations"]
+        parts = list(objects(mask))
+        assert len(found) == len(parts)
+        for annotation, (shape, (top, left)) in zip(found, parts, strict=True):
+            whole = np.zeros_like(mask)
+            whole[top : top + shape.shape[0], left : left + shape.shape[1]] = shape
+            expected = rle.encode(np.asfortranarray(whole))
+            assert annotation["segmentation"]["counts"] == expected["counts"].decode()
+            assert annotation["area"] == rle.area(expected)
+            assert annotation["bbox"] == rle.toBbox(expected).tolist()
 
 
 def test_layers_are_the_values_without_background():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,14 +14,16 @@ from torch import Tensor
 from segment.test_examples import listed, no_truth
 from stages.small_run import CLASSES, Toys
 from tag2mask.config import read_recipe
+from tag2mask.data.png import encode_mask, read_mask
+from tag2mask.run.corrected import Corrected, counting
 from tag2mask.run.folder import Run
-from tag2mask.run.sampling import StepSampler, Training
+from tag2mask.run.sampling import Draw, StepSampler, Training
 from tag2mask.segment.augment import Augment
 from tag2mask.segment.cct import PUBLISHED
 from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network
 from tag2mask.segment.recipe import CCT, TrainRecipe, check
 from tag2mask.segment.semi import CrossConsistency, Halves, Mixed
-from tag2mask.segment.targets import find_targets
+from tag2mask.segment.targets import check_targets, find_targets
 from tag2mask.types import IGNORE, UserError
 
 CROPS = Augment(crop=32)
@@ -56,6 +59,45 @@ def batches(data: Toys, run: Run, tmp_path: Path, step: int = 7, batch: int = 2)
     return mixed.collate([mixed[draw] for draw in draws])
 
 
+def correct(run: Run, *ids: str) -> None:
+    """Masks that a person corrected: hats alone."""
+    for id in ids:
+        mask = np.full_like(read_mask(run.mask_path(id)), 3)
+        Corrected(run).store(id, encode_mask(mask, CLASSES.palette), "by hand")
+
+
+@pytest.mark.parametrize("blank", [False, True])
+def test_corrected_masks_are_labelled_and_made_ones_are_not(tmp_path, data, run, blank) -> None:
+    """The main decoder learns from them as from true masks; with cct.weak=none no made mask is read."""
+    correct(run, "toy/1", "toy/4")
+    names = listed(tmp_path, "toy/4")  # where there is a true mask, it counts
+    targets = find_targets(data, counting(run), names, blank=blank)
+    assert targets.supervision == "tags+pixels(2)"
+    mixed = Mixed(targets, Augment(crop=None, flip=0), seed=1)
+    labelled, weak = ([part.targets.sample(at).id for at in range(len(part))] for part in mixed.parts)
+    assert (labelled, weak) == (["toy/1", "toy/4"], ["toy/0", "toy/2", "toy/3"])
+    assert mixed.parts[0].read(0).labels.eq(3).all()
+    assert torch.equal(mixed.parts[0].read(1).labels, torch.from_numpy(data[4].truth()))
+    made = torch.from_numpy(read_mask(run.mask_path("toy/0")).copy())
+    assert torch.equal(mixed.parts[1].read(0).labels, torch.full_like(made, IGNORE) if blank else made)
+    check_targets(targets, confidence=True)
+    assert [mixed[Draw(0, at)].pixels for at in range(5)] == [True, True, False, False, False]
+    alone = Mixed(find_targets(data, counting(run), blank=blank), CROPS, seed=1)
+    assert alone.groups == (2, 3)
+    halves = alone.collate([alone[Draw(0, at)] for at in (0, 1, 2, 3)])
+    assert (halves.labelled.labels == 3).any()
+    assert halves.labelled.labels.ge(3).all()  # 255 around it
+
+
+def test_masks_that_a_person_drew_count_for_the_loss_whatever_mu(data, run) -> None:
+    correct(run, "toy/1")
+    mixed = Mixed(find_targets(data, counting(run)), CROPS, seed=1, confidence=True)
+    halves = mixed.collate([mixed[Draw(0, at)] for at in range(5)])
+    assert halves.labelled.confidence is not None
+    seen = halves.labelled.labels != IGNORE
+    assert halves.labelled.confidence[seen].eq(1).all()
+
+
 def test_a_batch_is_half_labelled_and_half_not(tmp_path, data, run) -> None:
     seen = []
     for step in range(6):
@@ -80,10 +122,14 @@ def test_the_two_kinds_are_augmented_by_other_dice(tmp_path, data, run) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "got 0 images with true masks and 5 without, expected some of each; no labelled images are left: name"),
+        (
+            [],
+            "got 0 images with true or corrected masks and 5 without, expected some of each; no labelled images are "
+            "left: name",
+        ),
         (
             [f"toy/{i}" for i in range(5)],
-            "got 5 images with true masks and 0 without.*name fewer with --pixel-labels",
+            "got 5 images with true or corrected masks and 0 without.*name fewer with --pixel-labels",
         ),
     ],
 )

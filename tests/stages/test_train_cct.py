@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from segment.test_examples import listed, no_truth
-from stages.small_run import Toys, small_run, toys
+from stages.small_run import CLASSES, Toys, small_run, toys
 from tag2mask.cli import app
+from tag2mask.data.png import encode_mask, read_mask
+from tag2mask.run.corrected import Corrected
 from tag2mask.run.folder import Run
 from tag2mask.segment.network import load_network, read_saved
 from tag2mask.segment.recipe import CCT, TrainRecipe
@@ -93,13 +96,22 @@ def test_plain_cct_needs_no_masks_and_reads_none(tmp_path, data, run) -> None:
         trained(tmp_path / "masks", data, run)
 
 
+def test_corrected_masks_are_pixel_labels(tmp_path, data, run) -> None:
+    """Without a list, and where no made mask is read, they are the labelled images."""
+    mask = np.full_like(read_mask(run.mask_path("toy/2")), 3)
+    Corrected(run).store("toy/2", encode_mask(mask, CLASSES.palette), "by hand")
+    for place, recipe in (("net", replace(RECIPE, steps=1)), ("plain", PLAIN)):
+        result = train(run, tmp_path / place, recipe, data=data, progress=False, device="cpu")
+        assert (result.supervision, result.examples) == ("tags+pixels(1)", 5)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         (["toy/9"], "--pixel-labels .*: 1 images are not in .*: toy/9"),
         ([], "--pixel-labels .*the list is empty"),
-        ([f"toy/{i}" for i in range(5)], "got 5 images with true masks and 0 without"),
-        (None, "got 0 images with true masks and 5 without.*name some with --pixel-labels"),
+        ([f"toy/{i}" for i in range(5)], "got 5 images with true or corrected masks and 0 without"),
+        (None, "got 0 images with true or corrected masks and 5 without.*name some with --pixel-labels"),
     ],
 )
 def test_lists_that_leave_nothing_to_do_stop_at_once(tmp_path, run, names, message) -> None:

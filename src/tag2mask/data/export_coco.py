@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 from pydantic import Field
 
-from tag2mask.data.protocol import Export, ExportOptions, FileExporter
-from tag2mask.data.tools.shapes import layers, objects, outline
+from tag2mask.data.protocol import Export, FileExporter
+from tag2mask.data.tools.layout import PieceOptions
+from tag2mask.data.tools.shapes import layers, objects, outlines
 from tag2mask.types import IGNORE, ClassSet
 
 COCO_STAMP = '"info": {"description": "tag2mask: masks of a run"}'
@@ -28,7 +29,7 @@ Shapes = Literal["classes", "objects", "polygons"]
 __all__ = ["write_coco"]
 
 
-class CocoOptions(ExportOptions):
+class CocoOptions(PieceOptions):
     """What ``--set`` can change."""
 
     shapes: Shapes = Field(
@@ -93,24 +94,38 @@ def _shapes(
         if tag >= len(classes):
             raise ValueError(f"the mask of {name} holds {tag}, but {classes.id} ends at {len(classes) - 1}")
         if shapes == "classes":
-            yield tag, _runs(layer)
+            shape = rle.encode(np.asfortranarray(layer))
+            yield tag, {**_runs(shape), "area": int(rle.area(shape)), "bbox": rle.toBbox(shape).tolist()}
             continue
-        for shape, (top, left) in objects(layer):
-            whole = np.zeros_like(layer)
-            whole[top : top + shape.shape[0], left : left + shape.shape[1]] = shape
-            found = _runs(whole)
+        drawn = outlines(layer) if shapes == "polygons" else iter(())
+        for part, (top, left) in objects(layer):
+            about = {"area": int(part.sum()), "bbox": [float(left), float(top), *map(float, part.shape[::-1])]}
             if shapes == "polygons":
-                found["segmentation"] = [[number for point in outline(shape, (top, left)) for number in point]]
-            yield tag, found
+                yield tag, {"segmentation": [[number for point in next(drawn) for number in point]], **about}
+            else:
+                yield tag, {**_runs(_placed(part, (top, left), mask.shape)), **about}
 
 
-def _runs(layer: NDArray[np.uint8]) -> dict[str, Any]:
-    shape = rle.encode(np.asfortranarray(layer))
-    return {
-        "segmentation": {"size": shape["size"], "counts": shape["counts"].decode("ascii")},
-        "area": int(rle.area(shape)),
-        "bbox": rle.toBbox(shape).tolist(),
-    }
+def _runs(shape: dict[str, Any]) -> dict[str, Any]:
+    return {"segmentation": {"size": shape["size"], "counts": shape["counts"].decode("ascii")}}
+
+
+def _placed(part: NDArray[np.uint8], at: tuple[int, int], size: tuple[int, ...]) -> dict[str, Any]:
+    """Compressed run lengths of a part, (h, w) of 0 and 1, within an image: of the part's columns alone.
+
+    at: its first row and column. size: (H, W) of the image.
+    """
+    (top, left), (height, width) = at, size
+    change = np.diff(np.pad(part.astype(np.int8), ((1, 1), (0, 0))), axis=0).T  # (w, h + 1): 1 begins, -1 ends
+    begins, ends = (
+        (left + column) * height + top + row for column, row in (np.nonzero(change == n) for n in (1, -1))
+    )
+    going_on = begins[1:] == ends[:-1]  # from the bottom of a column to the top of the next
+    begins, ends = begins[np.append(True, ~going_on)], ends[np.append(~going_on, True)]
+    counts = np.diff(np.concatenate([[0], np.stack([begins, ends], 1).ravel(), [height * width]]))
+    counts = counts if counts[-1] else counts[:-1]
+    found: dict[str, Any] = rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return found
 
 
 def _write(export: Export, file: BinaryIO) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from tag2mask.data.png import encode_mask
 from tag2mask.data.protocol import Export, FolderExporter
@@ -24,7 +25,7 @@ def _recognise(files: Files) -> bool:
 
 def _read(files: Files, labels: Labels) -> Iterator[Correction]:
     for name in files.ending(".png"):
-        yield Correction(name, indexed_mask(files, name, labels))
+        yield Correction(name, partial(indexed_mask, files, name, labels))
 
 
 IMPORTER = Importer(recognise=_recognise, read=_read)

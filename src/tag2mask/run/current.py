@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tag2mask.run.corrected import Corrected
+from tag2mask.run.corrected import Counting
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs
 from tag2mask.types import Sample, UserError
@@ -101,14 +101,15 @@ class Current:
     """Tells the masks that are of what the data are now from stale ones, for those who read a run.
 
     Of a mask that somebody else put into the folder nothing is known: it is taken as it is. So are those of a refined
-    run whose earlier run is no longer where it was, as far as that run goes.
+    run whose earlier run is no longer where it was, as far as that run goes. Of a run with the masks that count
+    (``run.corrected.counting``), a corrected mask is of what the data are now as long as the picture is the same.
     """
 
     def __init__(self, run: Run) -> None:
         predicted = run.settings.get("stage") == "predict"
         uses_tags = not predicted or bool(run.settings.get("use_tags"))
         found = str(run.noted.get("prior_found") or "maps")
-        self.run, self.stale, self.corrected = run, Named(), Corrected(run)
+        self.run, self.stale = run, Named()
         self._compare = Comparison(run, _earlier_of(run), found, tags=uses_tags, untagged=predicted)
 
     def why_none(self, sample: Sample) -> str | None:
@@ -118,11 +119,12 @@ class Current:
                 return "absent"
         except OSError:
             return "absent"
-        reason, _ = self._compare.look(sample)
+        if isinstance(self.run, Counting) and self.run.corrected.path(sample.id) is not None:
+            reason = None if self.run.corrected.shows(sample) else "picture"  # a person drew it, whatever the tags
+        else:
+            reason, _ = self._compare.look(sample)
         if reason == "unknown":
             return None
-        if reason in ("tags", "earlier") and self.corrected.path(sample.id) is not None:
-            return None  # what a person drew is of the picture alone
         if reason is not None:
             self.stale.add(reason, sample.id)
         return reason

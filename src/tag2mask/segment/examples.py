@@ -29,8 +29,9 @@ class Batch(NamedTuple):
     """Examples of one size.
 
     images: (B, 3, h, w) float32, RGB, 0-255. labels: (B, h, w) uint8. confidence: (B, h, w) float32, or None where
-    it was not asked for. pixels: (B,) bool, True where the labels are true ones. samples: (B,) int64, the positions
-    drawn. step: the batch's number over the whole training. replaced: (id, why) of images that could not be read.
+    it was not asked for. pixels: (B,) bool, True where a person drew or corrected the labels. samples: (B,) int64,
+    the positions drawn. step: the batch's number over the whole training. replaced: (id, why) of images that could
+    not be read.
     """
 
     images: Tensor

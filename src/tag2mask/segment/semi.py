@@ -1,5 +1,7 @@
 """Training with pixel labels of a few images and none, or pseudo masks, of the rest: CCT (Ouali et al. 2020).
 
+Pixel labels are true masks and those that a person corrected.
+
 Published: "CCT" is 1,464 images of VOC with true masks and 9,118 without; "CCT + CLIMS" (CLIMS, supplement, Table 1)
 gives the 9,118 pseudo masks, on which the auxiliary decoders learn. The main decoder learns from true masks alone.
 
@@ -67,11 +69,12 @@ class Mixed:
         parts = [targets.part(pixels=pixels) for pixels in (True, False)]
         counts = tuple(len(part) for part in parts)
         if not all(counts):
-            lacking, rest = ("labelled", "name some with --pixel-labels")
+            lacking, rest = ("labelled", "name some with --pixel-labels, or correct some masks")
             if counts[0]:
                 lacking, rest = ("unlabelled", "name fewer with --pixel-labels, or train without --semi")
             raise UserError(
-                f"--semi cct: got {counts[0]} images with true masks and {counts[1]} without, expected some of each; "
+                f"--semi cct: got {counts[0]} images with true or corrected masks and {counts[1]} without, expected "
+                "some of each; "
                 f"no {lacking} images are left: {rest}"
             )
         self.groups = counts

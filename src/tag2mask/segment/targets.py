@@ -26,7 +26,7 @@ from tag2mask.data.lists import read_list
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.data.truth import read_truth, reading_notes, refuses
 from tag2mask.data.truth_turn import settle_turn
-from tag2mask.run.corrected import Corrected
+from tag2mask.run.corrected import Counting
 from tag2mask.run.current import STALE, Current
 from tag2mask.run.folder import Run
 from tag2mask.segment.losses import check_labels
@@ -45,19 +45,21 @@ _BLOCK = 1024
 class Targets:
     """Which images of a data set are trained on, and where their masks are.
 
-    data: the images. run: where the pseudo masks are; None: masks are true ones, or blank (``find_targets``).
-    indices: (N,) int64, ascending, of ``data``. pixels: (N,) bool, True where the mask is the true one.
+    data: the images. run: where masks are; None: they are true ones, or blank.
+    indices: (N,) int64, ascending, of ``data``. pixels: (N,) bool, True where a person drew the mask.
+    corrected: (N,) bool, True where that is the run's mask, corrected; the others of ``pixels`` are true masks.
     left_out: how many images of the data are not trained on, by reason. notes: how true masks are read.
-    corrected: the run's masks that a person corrected; they take the place of the made ones.
+    blank: the masks that nobody drew are not read, every pixel of theirs is ignored.
     """
 
     data: Dataset
     run: Run | None
     indices: NDArray[np.int64]
     pixels: NDArray[np.bool_]
+    corrected: NDArray[np.bool_]
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    corrected: Corrected | None = None
+    blank: bool = False
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -67,15 +69,20 @@ class Targets:
         return self.data[int(self.indices[position])]
 
     def part(self, *, pixels: bool) -> Targets:
-        """Those with true masks alone, or those with pseudo masks alone (CCT takes them apart)."""
-        kept = self.pixels == pixels
-        return replace(self, indices=self.indices[kept], pixels=self.pixels[kept])
+        """Those whose masks a person drew or corrected, or the others alone (CCT takes them apart)."""
+        return self.take(np.flatnonzero(self.pixels == pixels))
+
+    def take(self, positions: NDArray[np.int64]) -> Targets:
+        """Those at these positions, which ascend; one may come twice."""
+        columns = {name: getattr(self, name)[positions] for name in ("indices", "pixels", "corrected")}
+        return replace(self, **columns)
 
     @property
     def supervision(self) -> str:
         """What people gave to these masks: "tags", "tags+pixels(100)" or, where all are true, "pixels(100)"."""
-        count = int(self.pixels.sum()) + sum(self._by_hand(position) for position in range(len(self)))
-        source = [] if self.run is None else [str(self.run.settings.get("supervision", "tags"))]
+        count = int(self.pixels.sum())
+        read = self.run is not None and not (self.blank and not self.corrected.any())
+        source = [str(self.run.settings.get("supervision", "tags"))] if self.run is not None and read else []
         return "+".join([*source, *([f"pixels({count})"] if count else [])])
 
     @property
@@ -83,7 +90,7 @@ class Targets:
         """Stands for the ids, in order, and for which of them have true or corrected masks."""
         digest = hashlib.sha256()
         for position, pixels in enumerate(self.pixels):
-            whose = 2 if self._by_hand(position) else int(pixels)
+            whose = 2 if self.corrected[position] else int(pixels)
             digest.update(f"{self.sample(position).id}\0{whose}\n".encode())
         return digest.hexdigest()[:16]
 
@@ -95,9 +102,9 @@ class Targets:
             UserError: it has values outside the class set.
         """
         sample = self.sample(position)
-        if self.pixels[position] and sample.truth is not None:
+        if self.is_true(position) and sample.truth is not None:
             mask, name = sample.truth(), f"the true mask of {sample.id}"
-        elif self.run is None:
+        elif self.run is None or (self.blank and not self.corrected[position]):
             return torch.full(image_size(sample.image), IGNORE, dtype=torch.uint8)
         else:
             path = self.mask_path(sample)
@@ -114,7 +121,7 @@ class Targets:
         Raises:
             BadImage: it cannot be read.
         """
-        if self.pixels[position] or self.run is None or self._by_hand(position):
+        if self.pixels[position] or self.run is None or self.blank:
             return torch.ones(labels.shape)
         return torch.from_numpy(read_confidence(self.run.confidence_path(self.sample(position).id)))
 
@@ -122,13 +129,15 @@ class Targets:
         """Where the pseudo mask of a sample is, or the corrected one."""
         if self.run is None:
             raise RuntimeError("without a run there are no pseudo masks")
-        return self.run.mask_path(sample.id) if self.corrected is None else self.corrected.mask_path(sample.id)
+        return self.run.mask_path(sample.id)
 
-    def _by_hand(self, position: int) -> bool:
-        """Whether a person corrected the mask that is trained on."""
-        if self.corrected is None or self.pixels[position]:
-            return False
-        return self.corrected.path(self.sample(position).id) is not None
+    def is_true(self, position: int) -> bool:
+        """Whether the mask is the true one."""
+        return bool(self.pixels[position] and not self.corrected[position])
+
+    def is_made(self, position: int) -> bool:
+        """Whether the mask is the run's as it was made."""
+        return self.run is not None and not self.blank and not bool(self.pixels[position])
 
 
 def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = None, *, blank: bool = False) -> Targets:
@@ -136,14 +145,19 @@ def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = Non
 
     Args:
         data: what the run was made on.
-        run: the masks; None: none but the true ones (the upper bound).
+        run: the masks, those that a person corrected among them where it is ``run.corrected.counting`` them; None:
+            none but the true ones (the upper bound).
         pixel_labels: a text file that names the images, one a line, whose true masks are read.
-        blank: without a run, take the images that are not listed, too; every pixel of theirs is ignored (CCT).
+        blank: take the images whose mask nobody drew or corrected, too, and do not read it: every pixel of theirs is
+            ignored (CCT).
 
     Raises:
         UserError: a list that cannot be read, or names images that are not there or have no true mask; a run on
             other classes; nothing left to train on; true masks of turned photographs that could be meant either way.
     """
+    drawn = run.corrected if isinstance(run, Counting) and len(run.corrected) else None
+    if blank and drawn is None:
+        run = None  # nothing of it is read
     if run is not None:
         names = run.settings.get("classes", {}).get("names")
         if names != list(data.classes.names):
@@ -154,25 +168,31 @@ def find_targets(data: Dataset, run: Run | None, pixel_labels: Path | None = Non
     true = set() if pixel_labels is None else _listed(pixel_labels, data)
     others = {} if run is None else {each.id: each.status for each in run.last_words() if each.status != "ok"}
     current = None if run is None else Current(run)
-    indices, pixels, left_out = [], [], Counter[str]()
+    indices, pixels, corrected, left_out = [], [], [], Counter[str]()
     for index, sample in enumerate(data):
+        by_hand = False
         if index in true:
             pass
         elif current is None:
             if not blank:
                 continue
-        elif (reason := current.why_none(sample)) is not None:
-            left_out[STALE.get(reason, others.get(sample.id, "not labelled"))] += 1
-            continue
+        else:
+            by_hand = drawn is not None and drawn.path(sample.id) is not None
+            reason = current.why_none(sample) if by_hand or not blank else None
+            by_hand = by_hand and reason is None
+            if reason is not None and not blank:
+                left_out[STALE.get(reason, others.get(sample.id, "not labelled"))] += 1
+                continue
         indices.append(index)
-        pixels.append(index in true)
+        pixels.append(index in true or by_hand)
+        corrected.append(by_hand)
     if not indices:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "the data set is empty"
         where = pixel_labels if run is None else run.path
         raise UserError(f"{where}: no image of {data.root} has a mask to train on ({why}); label the images first")
     data, notes = _settled(data, run, sorted(true))
-    corrected = None if run is None or not (found := Corrected(run)) else found
-    return Targets(data, run, np.array(indices), np.array(pixels), dict(left_out), notes, corrected)
+    columns = np.array(indices), np.array(pixels), np.array(corrected)
+    return Targets(data, run, *columns, dict(left_out), notes, blank)
 
 
 def _settled(data: Dataset, run: Run | None, true: Sequence[int]) -> tuple[Dataset, tuple[str, ...]]:
@@ -237,13 +257,13 @@ def check_targets(
         sample = targets.sample(position)
         try:
             size = image_size(sample.image)
-            if (targets.run is None or targets.pixels[position]) and position not in few:
+            if not (targets.is_made(position) or targets.corrected[position]) and position not in few:
                 return  # a true mask may have to be drawn; its size is seen when it is loaded
             labels = None
             if position in few:
-                labels = true.read(sample) if targets.pixels[position] else targets.labels(position)
+                labels = true.read(sample) if targets.is_true(position) else targets.labels(position)
             masked = image_size(targets.mask_path(sample)) if labels is None else tuple(labels.shape)
-            if confidence and targets.run is not None and not targets.pixels[position]:
+            if confidence and targets.run is not None and targets.is_made(position):
                 image_size(targets.run.confidence_path(sample.id))
         except BadImage as problem:
             unreadable[sample.id] = str(problem)
@@ -259,7 +279,7 @@ def check_targets(
         raise UserError(
             f"{many(len(wrong), 'mask')} {'is' if len(wrong) == 1 else 'are'} not of the size (height x width) of "
             f"the image: {listing(sorted(wrong), 3)}; "
-            "make the masks from these images"
+            "make the masks from these very images"
         )
     if len(unreadable) == len(targets):
         raise UserError(

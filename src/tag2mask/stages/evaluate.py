@@ -20,7 +20,7 @@ from tag2mask.data.truth import MaskFolders, read_truth
 from tag2mask.data.truth_turn import settle_turn
 from tag2mask.run.about import check_classes, rule_of
 from tag2mask.run.ahead import ahead
-from tag2mask.run.corrected import Corrected
+from tag2mask.run.corrected import Counting, counting
 from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
@@ -46,7 +46,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a run's masks, and its score maps for every background rule, against ``data``'s ground truth.
 
-    Writes ``metrics.json`` into the run folder.
+    A mask that a person corrected (``run.corrected``) is scored in the place of the made one. Writes
+    ``metrics.json`` into the run folder.
 
     Args:
         run: the run, or its folder.
@@ -62,7 +63,7 @@ def evaluate(
         UserError: no ground truth or none but ignored pixels, no mask, other classes than the run's, masks of another
             size, truth that numbers the classes otherwise, or a damaged run.yaml.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = counting(run if isinstance(run, Run) else Run.open(run))
     check_classes(run, data)
     thresholds = thresholds and bool(run.settings.get("keep_scores", True))
     data, notes = settle_truth(run, data)
@@ -81,7 +82,7 @@ def evaluate(
 
 def supervision_of(run: Run) -> str | None:
     """What people gave to the masks, corrections of the run's own masks included."""
-    made, by_hand = run.settings.get("supervision"), len(Corrected(run))
+    made, by_hand = run.settings.get("supervision"), len(counting(run).corrected)
     return f"{made or 'tags'}+pixels({by_hand})" if by_hand else made
 
 
@@ -118,7 +119,7 @@ class _Loaded(NamedTuple):
     turned: bool
 
 
-def _score(run: Run, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
+def _score(run: Counting, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
     """Pass over ``data`` once: read in one thread, count in this one."""
     wrong: list[str] = []
     current = Current(run)
@@ -173,8 +174,7 @@ def _score(run: Run, data: Dataset, tally: Tally, progress: bool) -> Evaluation:
     return tally.result()
 
 
-def _load(run: Run, data: Dataset, tally: Tally, current: Current, progress: bool) -> Iterator[_Loaded]:
-    corrected = current.corrected
+def _load(run: Counting, data: Dataset, tally: Tally, current: Current, progress: bool) -> Iterator[_Loaded]:
     for sample in show_progress(data, "evaluate", enabled=progress):
         if sample.truth is None:
             tally.without_truth += 1
@@ -187,13 +187,14 @@ def _load(run: Run, data: Dataset, tally: Tally, current: Current, progress: boo
         if reason in ("absent", "picture"):  # the truth is of what is there now
             continue
         try:
-            mask, true = torch.from_numpy(read_mask(corrected.mask_path(sample.id))), read_truth(sample)
-            made = corrected.path(sample.id) is None  # how sure a person is is not known
+            mask, true = torch.from_numpy(read_mask(run.mask_path(sample.id))), read_truth(sample)
+            made = run.corrected.path(sample.id) is None  # how sure a person is is not known
             sure = read_confidence(run.confidence_path(sample.id)) if tally.sure is not None and made else None
         except (BadImage, OSError) as error:
             # leaving it out would change the figures in silence
             raise UserError(f"{sample.id} cannot be scored: {error}; fix or remove that file") from error
         maps = None if tally.rule is None else _stored(run, sample.id)
+        tally.without_maps += tally.rule is not None and maps is None and not made
         yield _Loaded(sample.id, sample.tags, torch.from_numpy(true.mask), mask, maps, sure, true.by, true.turned)
 
 

@@ -18,6 +18,8 @@ from tag2mask.config import explain
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_mask
 from tag2mask.data.protocol import Content, Export, ExportOptions, FileExporter, FolderExporter, Labelled, Picture
+from tag2mask.data.tools.layout import PieceOptions
+from tag2mask.data.tools.shapes import drop_small
 from tag2mask.run.about import check_classes, is_predicted, stored_classes
 from tag2mask.run.artefacts import CHECKPOINTS, CONFIDENCE, MASKS, SCORES
 from tag2mask.run.corrected import CORRECTED, counting
@@ -28,7 +30,7 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.warn import warn
 from tag2mask.tables import find
 from tag2mask.types import Dataset, UserError
-from tag2mask.words import listing
+from tag2mask.words import listing, many
 
 MARKER = ".tag2mask-export"
 """An empty file that says that the folder is an export, whose masks may be replaced."""
@@ -88,8 +90,32 @@ def export(
     if first is None:
         whose = "" if data is None else f" for any of the {len(data)} images of {data.root}"
         raise UserError(f"{run.path} has no mask{whose}; label them first")
-    _write(exporter, Export(classes, itertools.chain([first], masks), chosen), out)
+    small = _Small(chosen.min_pixels if isinstance(chosen, PieceOptions) else 0)
+    _write(exporter, Export(classes, small.without(itertools.chain([first], masks)), chosen), out)
+    small.warn()
     return out
+
+
+class _Small:
+    """Leaves small pieces out of masks, and counts them. least: pixels of the smallest that stays."""
+
+    def __init__(self, least: int) -> None:
+        self._least, self._pieces, self._pixels, self._images = least, 0, 0, 0
+
+    def without(self, masks: Iterator[Labelled]) -> Iterator[Labelled]:
+        for each in masks:
+            mask, pieces, pixels = drop_small(each.mask, self._least)
+            self._pieces, self._pixels = self._pieces + pieces, self._pixels + pixels
+            self._images += pieces > 0
+            yield each._replace(mask=mask)
+
+    def warn(self) -> None:
+        if self._pieces:
+            warn(
+                f"left out: {many(self._pieces, 'piece')} of fewer than {self._least} pixels, "
+                f"{many(self._pixels, 'pixel')} in {many(self._images, 'image')}. These masks do not come back "
+                "equal, so import takes them for corrected: give back those alone that a person changed"
+            )
 
 
 def find_exporter(name: str) -> Exporter:

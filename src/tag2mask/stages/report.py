@@ -117,7 +117,7 @@ def report(
         classes=classes,
         colours=[parts.css(colour) for colour in classes.palette],
         images=len(images),
-        tiles=_tiles(run, told, len(images), evaluation, found.confidence, floors or {}),
+        tiles=_tiles(run, told, len(images), found, evaluation, floors or {}),
         strip=strip(run, best, data, classes),
         cards=cards(run, listed, data, classes, room_for_each(len(listed.ids), worst)),
         gallery=None if pages is None else f"{quote(pages.parent.name)}/{pages.name}",
@@ -236,13 +236,15 @@ def _tiles(
     run: Run,
     told: Told,
     images: int,
+    found: Survey,
     evaluation: Evaluation | None,
-    confidence: float,
     floors: Mapping[str, float],
 ) -> list[Tile]:
     failed, skipped = told.failures.count, sum(some.count for some in told.skipped.values())
     done = "images predicted" if is_predicted(run) else "images labelled"
     without = (f"{failed:,} failed" if failed else "none failed") + (f", {skipped:,} skipped" if skipped else "")
+    by_hand = sum(each != each for each in found.confidences)
+    without += f", {by_hand:,} corrected by a person" if by_hand else ""
     tiles = [Tile(f"{images:,}", done, without)]
     if evaluation is not None:
         note = ", ".join(f"{name} {percent(value)}" for name, value in floors.items())
@@ -257,7 +259,9 @@ def _tiles(
             tiles.append(Tile(percent(evaluation.metrics.pixel_accuracy), "pixel accuracy", "per cent"))
     else:
         who = _refiner(run) or ("network" if is_predicted(run) else "method")
-        tiles.append(Tile(percent(confidence), "mean confidence", f"per cent: how sure the {who} is, not how right"))
+        tiles.append(
+            Tile(percent(found.confidence), "mean confidence", f"per cent: how sure the {who} is, not how right")
+        )
     speed = sum(float(each.get("images_per_second") or 0) for each in _summaries(run))
     if speed:
         tiles.append(Tile(f"{speed:.3g}", "images per second", ""))

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from tag2mask.data.image import BadImage, image_size, read_image
-from tag2mask.data.png import read_confidence, read_mask
+from tag2mask.data.png import read_mask
 from tag2mask.run.folder import Run
 from tag2mask.stages import report_parts as parts
+from tag2mask.stages.report_survey import confidence_of
 from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Dataset, Sample, Scores, UserError
 
 ROOM = 1_950_000
@@ -35,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """One image of the report. Figures are fractions; miou is None without truth.
+    """One image of the report. Figures are fractions; miou is None without truth, confidence NaN of a corrected mask.
 
     legend: (class name, CSS colour). classes: the mask values of the same. size: (H, W) of the pictures' shape.
     """
@@ -118,7 +119,8 @@ def _card(run: Run, id: str, sample: Sample | None, chosen: Chosen, classes: Cla
         name = "map" if scores.initial is None else "refined map"
         others.append((name, _map(ground, scores.maps, scores, classes)))
     maps = len(others)
-    others.append(("confidence", parts.confidence_thumbnail(read_confidence(run.confidence_path(id)))))
+    if (confidence := confidence_of(run, id)) is not None:
+        others.append(("confidence", parts.confidence_thumbnail(confidence)))
     if sample is not None and sample.truth is not None:
         truth = sample.truth()
         present |= set(np.unique(truth).tolist())

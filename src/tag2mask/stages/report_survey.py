@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tag2mask.data.image import BadImage
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.run.ahead import ahead
+from tag2mask.run.corrected import Counting
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Dataset, Sample
@@ -45,7 +46,7 @@ class Images:
 class MaskRow:
     """One class in the masks. value: the mask value. images: whose mask holds it. share: of all pixels.
 
-    confidence: the mean of its pixels, a fraction.
+    confidence: the mean of its pixels, a fraction; NaN where all of them are of corrected masks.
     """
 
     value: int
@@ -62,8 +63,8 @@ class Survey:
 
     best: (id, mean confidence) of the surest images that hold a class, the surest first; doubtful: of the least sure.
     named: mean confidence by id, of those that were asked for. indices, confidences: of all that can be read, in one
-    order: which image it is, and its mean confidence. unreadable: images whose mask or confidence is damaged, with
-    the reason.
+    order: which image it is, and its mean confidence; that of a mask which a person corrected is NaN: how sure a
+    person was is not known. unreadable: images whose mask or confidence is damaged, with the reason.
     """
 
     classes: ClassSet
@@ -76,6 +77,7 @@ class Survey:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_VALUES, np.int64))
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_VALUES, np.int64))
+    scored: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_VALUES, np.int64))
     sure: NDArray[np.float64] = field(default_factory=lambda: np.zeros(_VALUES))
     _kinds: dict[bytes, int] = field(default_factory=dict)  # the values in a mask, as bytes, and their number
     _kind: array[int] = field(default_factory=lambda: array("I"))
@@ -87,29 +89,32 @@ class Survey:
     @property
     def confidence(self) -> float:
         """The mean of the images' mean confidences; NaN where there is none."""
-        return sum(self.confidences) / len(self.confidences) if self.confidences else float("nan")
+        known = [each for each in self.confidences if each == each]
+        return sum(known) / len(known) if known else float("nan")
 
-    def add(self, index: int, id: str, mask: NDArray[np.uint8], confidence: NDArray[np.float32]) -> None:
-        """Count one image: mask and confidence (H, W).
+    def add(self, index: int, id: str, mask: NDArray[np.uint8], confidence: NDArray[np.float32] | None) -> None:
+        """Count one image: mask and confidence (H, W); None: a person corrected the mask.
 
         Raises:
             ValueError: the sizes differ.
         """
-        if mask.shape != confidence.shape:
+        if confidence is not None and mask.shape != confidence.shape:
             raise ValueError(f"the mask is {mask.shape}, the confidence {confidence.shape}")
         counts = np.bincount(mask.ravel(), minlength=_VALUES)
         self.pixels += counts
         self.images += counts > 0
-        self.sure += np.bincount(mask.ravel(), weights=confidence.ravel(), minlength=_VALUES)
+        if confidence is not None:
+            self.scored += counts
+            self.sure += np.bincount(mask.ravel(), weights=confidence.ravel(), minlength=_VALUES)
         self.indices.append(index)
-        self.confidences.append(float(confidence.mean()))
+        self.confidences.append(float("nan") if confidence is None else float(confidence.mean()))
         self._kind.append(self._kinds.setdefault(bytes(np.flatnonzero(counts).tolist()), len(self._kinds)))
         if id in self.wanted:
             self.named[id] = self.confidences[-1]
 
     def finish(self, images: Images, best: int, doubtful: int) -> None:
         """Name the surest and the least sure; images: those that the indices are of."""
-        order = self.order()
+        order = self.order()[: int(np.isfinite(np.asarray(self.confidences)).sum())]
         surest = (place for place in order[::-1].tolist() if self.foreground(place))
         self.best, self.doubtful = (
             [(images.id(self.indices[place]), self.confidences[place]) for place in places]
@@ -118,7 +123,7 @@ class Survey:
         self.named |= dict([*self.best, *self.doubtful])
 
     def order(self) -> NDArray[np.int64]:
-        """The places of all images in ``indices``, the least sure first."""
+        """The places of all images in ``indices``, the least sure first; those without a confidence last."""
         return np.argsort(np.asarray(self.confidences), kind="stable")
 
     def rows(self) -> list[MaskRow]:
@@ -132,7 +137,7 @@ class Survey:
                 int(self.images[value]),
                 int(self.pixels[value]),
                 int(self.pixels[value]) / total,
-                float(self.sure[value] / self.pixels[value]),
+                float(self.sure[value] / self.scored[value]) if self.scored[value] else float("nan"),
             )
             for value, name in names
             if self.pixels[value]
@@ -191,10 +196,21 @@ def survey(
 
 def _readable(
     run: Run, images: Images, indices: Iterable[int], unreadable: list[tuple[str, str]]
-) -> Iterator[tuple[int, str, NDArray[np.uint8], NDArray[np.float32]]]:
+) -> Iterator[tuple[int, str, NDArray[np.uint8], NDArray[np.float32] | None]]:
     for index in indices:
         id = images.id(index)
         try:
-            yield index, id, read_mask(run.mask_path(id)), read_confidence(run.confidence_path(id))
+            yield index, id, read_mask(run.mask_path(id)), confidence_of(run, id)
         except BadImage as error:
             unreadable.append((id, str(error)))
+
+
+def confidence_of(run: Run, id: str) -> NDArray[np.float32] | None:
+    """How sure each pixel of a mask is, (H, W) float32; None where a person corrected it.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    if isinstance(run, Counting) and run.corrected.path(id) is not None:
+        return None
+    return read_confidence(run.confidence_path(id))

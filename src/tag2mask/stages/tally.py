@@ -17,6 +17,7 @@ from tag2mask.ops.metrics import BackgroundSweep, boundary_counts, boundary_iou,
 from tag2mask.stages.confidence import ConfidenceTally
 from tag2mask.stages.evaluation import ClassRow, Curve, Evaluation, ImageScore
 from tag2mask.types import Background, Constant, Dataset, MaskRule, Own, Power, Scores, UserError
+from tag2mask.words import many
 
 POWERS = (0.25, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 CONSTANTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -48,6 +49,7 @@ class Tally:
     turned: int = 0
     notes: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
+    without_maps: int = 0
 
     def __post_init__(self) -> None:
         self.agreement = Agreement(self.data.classes)
@@ -97,7 +99,7 @@ class Tally:
             missing=self.missing_count,
             missing_ids=tuple(self.missing),
             without_truth=self.without_truth,
-            stale=tuple(self.stale),
+            stale=(*self.stale, *self._without_maps()),
             # where only some images have maps, those may have no scored pixel
             curves=tuple(curve for curve in curves if not math.isnan(curve.at_used)),
             worst=tuple(ImageScore(id, -miou, fg) for miou, id, fg in sorted(self.worst, reverse=True)),
@@ -105,6 +107,11 @@ class Tally:
             confidence=None if self.sure is None else self.sure.table(),
             truth_notes=self._truth_notes(),
         )
+
+    def _without_maps(self) -> list[str]:
+        if not self.without_maps:
+            return []
+        return [f"{many(self.without_maps, 'corrected mask')} without score maps: not in the figures of the maps"]
 
     def _truth_notes(self) -> tuple[str, ...]:
         found = self.agreement.finding()

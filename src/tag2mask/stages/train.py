@@ -22,6 +22,7 @@ import lightning.pytorch as lightning
 import torch
 
 from tag2mask.run.checkpoint import LAST, steps_done
+from tag2mask.run.corrected import counting
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.files import file_sha256, write_atomic
 from tag2mask.run.folder import Run
@@ -141,7 +142,8 @@ def train(
     that was asked for at once; else a warning says what differs.
 
     Args:
-        run: a run with masks; None: true masks alone, of ``data`` and ``pixel_labels`` (the upper bound).
+        run: a run with masks; those that a person corrected are pixel labels. None: true masks alone, of ``data`` and
+            ``pixel_labels`` (the upper bound).
         out: the folder of this training.
         recipe: all that decides what the weights become.
         settings: default: ``TrainSettings()``.
@@ -210,7 +212,7 @@ def train(
 def find_masks(
     run: Run | Path | str | None, data: Dataset | None, pixel_labels: Path | None, recipe: TrainRecipe
 ) -> Targets:
-    """The masks to train on.
+    """The masks to train on; those that a person corrected take the place of the made ones.
 
     run, data, pixel_labels, recipe: as ``train`` takes them.
 
@@ -224,8 +226,8 @@ def find_masks(
         data = data_for(run)
     if run is None and pixel_labels is None:
         raise UserError("no masks to train on: give a run with masks, or --pixel-labels with a list of image ids")
-    blank = recipe.semi == "cct" and recipe.cct.weak == "none"  # then the run only says where the images are
-    return find_targets(data, None if blank else run, pixel_labels, blank=blank)
+    blank = recipe.semi == "cct" and recipe.cct.weak == "none"  # then the made masks are not read
+    return find_targets(data, None if run is None else counting(run), pixel_labels, blank=blank)
 
 
 class _Keep(lightning.Callback):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
 
 from tag2mask.data.coco_outline import draw, read_outline
-from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, json_document, size_of
+from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, UnreadableError, json_document, size_of
+from tag2mask.data.tools.shapes import Mask
 from tag2mask.types import UserError
 
 
@@ -28,21 +30,28 @@ def _read(files: Files, labels: Labels) -> Iterator[Correction]:
         drawn: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for annotation in document["annotations"]:
             drawn[annotation["image_id"]].append(annotation)
-        images = document["images"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{files.path} is no COCO file: {error} is missing") from error
-    for image in images:
-        name = str(image.get("sample") or image.get("file_name"))
-        mask = np.zeros(size_of(image.get("height"), image.get("width"), name), np.uint8)
-        for annotation in drawn[image.get("id")]:
-            try:
-                outline = read_outline(annotation.get("segmentation"))
-                if outline is not None:
-                    shape = rle.decode(draw(outline, (mask.shape[0], mask.shape[1])))
-                    mask[shape == 1] = labels.value(names.get(annotation.get("category_id")), name)
-            except ValueError as error:
-                raise UserError(f"{name}: {error}") from error
-        yield Correction(name, mask)
+        images = [(str(image.get("sample") or image.get("file_name")), image) for image in document["images"]]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{files.path} is no COCO file ({type(error).__name__}: {error})") from error
+    for name, image in images:
+        yield Correction(name, partial(_mask, name, image, drawn[image.get("id")], names, labels))
+
+
+def _mask(
+    name: str, image: Mapping[str, Any], drawn: list[dict[str, Any]], names: Mapping[Any, Any], labels: Labels
+) -> Mask:
+    mask = np.zeros(size_of(image.get("height"), image.get("width"), name), np.uint8)
+    for annotation in drawn:
+        try:
+            outline = read_outline(annotation.get("segmentation"))
+            if outline is None:
+                continue
+            shape = rle.decode(draw(outline, (mask.shape[0], mask.shape[1])))
+        except ValueError as error:
+            raise UnreadableError(f"{name}: {error}") from error
+        number = annotation.get("category_id")
+        mask[shape == 1] = labels.value(names.get(number, f"category {number}"), name)
+    return mask
 
 
 IMPORTER = Importer(recognise=_recognise, read=_read, ignored=False)

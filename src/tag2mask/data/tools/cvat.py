@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
@@ -14,10 +15,9 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from tag2mask.data.protocol import Export, FileExporter
-from tag2mask.data.tools.layout import label_names
-from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, size_of
-from tag2mask.data.tools.shapes import Mask, fill, layers, objects, paint, runs
-from tag2mask.types import UserError
+from tag2mask.data.tools.layout import PieceOptions, label_names
+from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, Unread, UnreadableError, size_of
+from tag2mask.data.tools.shapes import Mask, fill_in, layers, objects, paint, runs
 
 MARK = "<!-- tag2mask: masks of a run -->"
 
@@ -47,20 +47,28 @@ def _recognise(files: Files) -> bool:
     return any(b"<annotations>" in files.read(name)[:4096] for name in files.ending(".xml")[:1])
 
 
-def _read(files: Files, labels: Labels) -> Iterator[Correction]:
+def _read(files: Files, labels: Labels) -> Iterator[Correction | Unread]:
     for name in files.ending(".xml"):
-        content = files.read(name)
-        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-            raise UserError(f"{name} in {files.path} declares a document type, which CVAT does not; it is not read")
         try:
-            root = ElementTree.fromstring(content)
-        except ElementTree.ParseError as error:
-            raise UserError(f"{name} in {files.path} is damaged XML ({error}); export it again") from error
+            root = _document(files, name)
+        except UnreadableError as error:
+            yield Unread(name, str(error))
+            continue
         for image in root.iter("image"):
-            yield _image(image, labels)
+            yield Correction(image.get("name", ""), partial(_mask, image, labels))
 
 
-def _image(image: ElementTree.Element, labels: Labels) -> Correction:
+def _document(files: Files, name: str) -> ElementTree.Element:
+    content = files.read(name)
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise UnreadableError(f"{name} in {files.path} declares a document type, which CVAT does not; it is not read")
+    try:
+        return ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise UnreadableError(f"{name} in {files.path} is damaged XML ({error}); export it again") from error
+
+
+def _mask(image: ElementTree.Element, labels: Labels) -> Mask:
     name = image.get("name", "")
     size = size_of(image.get("height"), image.get("width"), name)
     mask = np.zeros(size, np.uint8)
@@ -68,19 +76,21 @@ def _image(image: ElementTree.Element, labels: Labels) -> Correction:
         if shape.tag not in ("mask", "polygon"):
             if shape.tag == "tag":  # of the whole image
                 continue
-            raise UserError(f"{name}: a {shape.tag}; masks and polygons can be read: draw it as one of these in CVAT")
+            raise UnreadableError(
+                f"{name}: a {shape.tag}; masks and polygons can be read: draw it as one of these in CVAT"
+            )
         value = labels.value(shape.get("label"), name)
         try:
             _draw(shape, mask, value)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{name}: a {shape.tag} of {shape.get('label')} is damaged ({error})") from error
-    return Correction(name, mask)
+            raise UnreadableError(f"{name}: a {shape.tag} of {shape.get('label')} is damaged ({error})") from error
+    return mask
 
 
 def _draw(shape: ElementTree.Element, mask: Mask, value: int) -> None:
     if shape.tag == "polygon":
         points = [tuple(map(float, pair.split(","))) for pair in shape.get("points", "").split(";")]
-        mask[fill([[(x, y) for x, y in points]], (mask.shape[0], mask.shape[1])) == 1] = value
+        fill_in(mask, [[(x, y) for x, y in points]], value)
         return
     left, top, width, height = (int(float(shape.get(key, ""))) for key in ("left", "top", "width", "height"))
     if min(left, top) < 0 or left + width > mask.shape[1] or top + height > mask.shape[0]:
@@ -91,6 +101,11 @@ def _draw(shape: ElementTree.Element, mask: Mask, value: int) -> None:
 
 
 EXPORTER = FileExporter(
-    write=_write, called="CVAT export of tag2mask", example="annotations.xml", mark=MARK, needs_images=True
+    write=_write,
+    called="CVAT export of tag2mask",
+    example="annotations.xml",
+    mark=MARK,
+    Options=PieceOptions,
+    needs_images=True,
 )
 IMPORTER = Importer(recognise=_recognise, read=_read)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from pycocotools import mask as rle
 from tag2mask.data.coco_outline import draw, read_outline
 from tag2mask.data.protocol import Content, Export, FolderExporter
 from tag2mask.data.tools.layout import ToolOptions, encoded, json_list, label_names, picture, picture_name
-from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, json_document, size_of
-from tag2mask.data.tools.shapes import Mask, fill, layers
+from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, UnreadableError, json_document, size_of
+from tag2mask.data.tools.shapes import Mask, fill_in, layers
 from tag2mask.types import UserError
 
 
@@ -60,14 +61,21 @@ def _recognise(files: Files) -> bool:
 
 def _read(files: Files, labels: Labels) -> Iterator[Correction]:
     document = json_document(files)
-    known = [each.get("name") for each in document["categories"].get("label", {}).get("labels", [])]
-    for item in document["items"]:
-        name = str(item.get("id"))
-        image = item.get("image", {})
-        mask = _blank(image["size"], name) if image.get("size") else None
-        for annotation in sorted(item.get("annotations", []), key=lambda each: each.get("z_order", 0)):
-            mask = _drawn(mask, annotation, known, labels, name)
-        yield Correction(name, mask)
+    try:
+        known = [each.get("name") for each in document["categories"].get("label", {}).get("labels", [])]
+        items = [(str(item.get("id")), item) for item in document["items"]]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{files.path} is no file of Datumaro ({type(error).__name__}: {error})") from error
+    for name, item in items:
+        yield Correction(name, partial(_mask, name, item, known, labels))
+
+
+def _mask(name: str, item: dict[str, Any], known: list[Any], labels: Labels) -> Mask | None:
+    image = item.get("image") or {}
+    mask = _blank(image["size"], name) if image.get("size") else None
+    for annotation in sorted(item.get("annotations", []), key=lambda each: each.get("z_order", 0)):
+        mask = _drawn(mask, annotation, known, labels, name)
+    return mask
 
 
 def _blank(size: Any, name: str) -> Mask:
@@ -81,7 +89,7 @@ def _drawn(mask: Mask | None, annotation: dict[str, Any], known: list[Any], labe
     if kind not in ("mask", "polygon"):
         if kind == "label":  # of the whole image
             return mask
-        raise UserError(f"{name}: an annotation of the type {kind!r}; masks and polygons can be read")
+        raise UnreadableError(f"{name}: an annotation of the type {kind!r}; masks and polygons can be read")
     try:
         label = known[annotation["label_id"]]
         if mask is None:
@@ -89,12 +97,12 @@ def _drawn(mask: Mask | None, annotation: dict[str, Any], known: list[Any], labe
         if kind == "mask":
             outline = read_outline(annotation["rle"])
             shape = rle.decode(draw(outline, mask.shape)) if outline else np.zeros_like(mask)
+            mask[shape == 1] = labels.value(label, name)
         else:
             points = annotation["points"]
-            shape = fill([list(zip(points[::2], points[1::2], strict=True))], mask.shape)
+            fill_in(mask, [list(zip(points[::2], points[1::2], strict=True))], labels.value(label, name))
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{name}: a damaged annotation ({error}); export it again") from error
-    mask[shape == 1] = labels.value(label, name)
+        raise UnreadableError(f"{name}: a damaged annotation ({error}); export it again") from error
     return mask
 
 

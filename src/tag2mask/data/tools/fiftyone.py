@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from tag2mask.data.png import encode_mask
 from tag2mask.data.protocol import Content, Export, FolderExporter
@@ -35,7 +36,7 @@ def _read(files: Files, labels: Labels) -> Iterator[Correction]:
     check_names({int(value): name for value, name in targets.items()}, labels, _TARGETS)
     for name in files.ending(".png"):
         if name.startswith("labels/"):
-            yield Correction(name.removeprefix("labels/"), indexed_mask(files, name, labels))
+            yield Correction(name.removeprefix("labels/"), partial(indexed_mask, files, name, labels))
 
 
 EXPORTER = FolderExporter(files=_files, Options=ToolOptions, needs_images=True)

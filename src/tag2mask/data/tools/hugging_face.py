@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from pydantic import Field
 
@@ -57,7 +58,7 @@ def _read(files: Files, labels: Labels) -> Iterator[Correction]:
         check_names(dict(enumerate(known)), labels, name)
     for name in files.ending(".png"):
         if "/masks/" in f"/{name}":
-            yield Correction(f"/{name}".partition("/masks/")[2], indexed_mask(files, name, labels))
+            yield Correction(f"/{name}".partition("/masks/")[2], partial(indexed_mask, files, name, labels))
 
 
 EXPORTER = FolderExporter(files=_files, Options=HuggingFaceOptions, needs_images=True)

@@ -14,6 +14,7 @@ length less 1, and the value. The alpha channel says what is labelled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -23,8 +24,8 @@ from pydantic import Field
 
 from tag2mask.data.protocol import Content, Export, FolderExporter
 from tag2mask.data.tools.layout import ToolOptions, encoded, json_list, label_names, picture, picture_name
-from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, json_document, size_of
-from tag2mask.data.tools.shapes import Mask, fill, layers, runs
+from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, UnreadableError, json_document, size_of
+from tag2mask.data.tools.shapes import Mask, fill_in, layers, runs
 from tag2mask.types import UserError
 
 _SIZES = (3, 4, 8, 16)  # bits of a run's length
@@ -142,7 +143,7 @@ def _read(files: Files, labels: Labels) -> Iterator[Correction]:
         results = (done or task.get("predictions") or [{}])[-1].get("result", [])
         if not done and not task.get("predictions"):
             continue  # nobody has looked at it
-        yield Correction(name, _mask(results, labels, name))
+        yield Correction(name, partial(_mask, results, labels, name))
 
 
 def _mask(results: list[dict[str, Any]], labels: Labels, name: str) -> Mask | None:
@@ -151,18 +152,19 @@ def _mask(results: list[dict[str, Any]], labels: Labels, name: str) -> Mask | No
     for result in results:
         value, kind = result.get("value", {}), result.get("type", "")
         if kind not in ("brushlabels", "polygonlabels"):
-            raise UserError(f"{name}: a label of the type {kind!r}; brush and polygon labels can be read")
+            raise UnreadableError(f"{name}: a label of the type {kind!r}; brush and polygon labels can be read")
         size = size_of(result.get("original_height"), result.get("original_width"), name)
         mask = np.zeros(size, np.uint8) if mask is None else mask
         try:
-            if kind == "brushlabels":
-                shape = decode_brush(value.get("rle", []), size)
-            else:
-                shape = fill([[(x * size[1] / 100, y * size[0] / 100) for x, y in value.get("points", [])]], size)
-        except ValueError as error:
-            raise UserError(f"{name}: {error}") from error
-        for label in value.get(kind, []):
-            mask[shape == 1] = labels.value(label, name)
+            for label in value.get(kind, []):
+                number = labels.value(label, name)
+                if kind == "brushlabels":
+                    mask[decode_brush(value.get("rle", []), size) == 1] = number
+                else:
+                    points = [(x * size[1] / 100, y * size[0] / 100) for x, y in value.get("points", [])]
+                    fill_in(mask, [points], number)
+        except (TypeError, ValueError) as error:
+            raise UnreadableError(f"{name}: {error}") from error
     return mask
 
 

@@ -17,6 +17,14 @@ IGNORED = "ignore"
 _IN_MEMORY = 1 << 20
 
 
+class PieceOptions(ExportOptions):
+    """The option of formats with a shape for each object."""
+
+    min_pixels: int = Field(
+        0, ge=0, description="leave out pieces of fewer pixels than that; 0: none, so that every pixel comes back"
+    )
+
+
 class ToolOptions(ExportOptions):
     """The option that every format with pictures has."""
 

@@ -12,19 +12,32 @@ YOLO's classes count from 0 without background, and it knows no ignored pixels: 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import yaml
 
 from tag2mask.data.png import encode_mask
 from tag2mask.data.protocol import Content, Export, FolderExporter
-from tag2mask.data.tools.layout import ToolOptions, picture
-from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, check_names, indexed_mask
-from tag2mask.data.tools.shapes import Mask, fill, layers, objects, outline
+from tag2mask.data.tools.layout import PieceOptions, ToolOptions, picture
+from tag2mask.data.tools.reading import (
+    Correction,
+    Files,
+    Importer,
+    Labels,
+    UnreadableError,
+    check_names,
+    indexed_mask,
+)
+from tag2mask.data.tools.shapes import Mask, fill_in, layers, outlines
 from tag2mask.safe_yaml import parse_yaml
-from tag2mask.types import IGNORE, UserError
+from tag2mask.types import IGNORE
 
 _YAML = "data.yaml"
+
+
+class YoloOptions(ToolOptions, PieceOptions):
+    """What ``--set`` can change of outlines."""
 
 
 def _data(names: dict[int, str], **more: str) -> bytes:
@@ -48,8 +61,8 @@ def _yolo(export: Export) -> Iterator[tuple[str, Content]]:
         for value, layer in layers(image.mask):
             if value == IGNORE:
                 continue
-            for shape, at in objects(layer):
-                shares = (f"{x / width:.7g} {y / height:.7g}" for x, y in outline(shape, at))
+            for points in outlines(layer):
+                shares = (f"{x / width:.7g} {y / height:.7g}" for x, y in points)
                 lines.append(f"{value - 1} {' '.join(shares)}\n")
         yield f"labels/train/{image.id}.txt", "".join(lines).encode()
 
@@ -74,7 +87,7 @@ def _read_semantic(files: Files, labels: Labels) -> Iterator[Correction]:
     check_names(_names(files), labels, _YAML)
     for name in files.ending(".png"):
         if "/masks/" in f"/{name}":
-            yield Correction(_inside(name, "masks"), indexed_mask(files, name, labels))
+            yield Correction(_inside(name, "masks"), partial(indexed_mask, files, name, labels))
 
 
 def _read_yolo(files: Files, labels: Labels) -> Iterator[Correction]:
@@ -82,23 +95,24 @@ def _read_yolo(files: Files, labels: Labels) -> Iterator[Correction]:
     for name in files.ending(".txt"):
         if "/labels/" in f"/{name}":
             own = _inside(name, "labels")
-            text, size = files.read(name).decode("utf-8", "replace"), labels.size(own)
-            yield Correction(own, None if size is None else _filled(text, size, names, labels, name))
+            yield Correction(own, partial(_filled, files, name, own, names, labels))
 
 
-def _filled(text: str, size: tuple[int, int], names: dict[int, str], labels: Labels, where: str) -> Mask:
-    """The mask of a label file. size: (H, W)."""
-    mask = np.zeros(size, np.uint8)
+def _filled(files: Files, where: str, image: str, names: dict[int, str], labels: Labels) -> Mask | None:
+    """The mask of a label file; None where the run has no such image."""
+    size = labels.size(image)
+    if size is None:
+        return None
+    text, mask = files.read(where).decode("utf-8", "replace"), np.zeros(size, np.uint8)
     for line, words in enumerate((row.split() for row in text.splitlines()), start=1):
         if not words:
             continue
         try:
-            shares = np.array(words[1:], dtype=np.float64).reshape(-1, 2)
-            shape = fill([[(x, y) for x, y in (shares * size[::-1]).tolist()]], mask.shape)
-            label = names[int(words[0])]
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{where}, line {line}: no outline of a known class ({error})") from error
-        mask[shape == 1] = labels.value(label, where)
+            shares, number = np.array(words[1:], dtype=np.float64).reshape(-1, 2), int(words[0])
+            value = labels.value(names.get(number, number), where)
+            fill_in(mask, [[(x, y) for x, y in (shares * size[::-1]).tolist()]], value)
+        except ValueError as error:
+            raise UnreadableError(f"{where}, line {line}: no outline ({error})") from error
     return mask
 
 
@@ -108,6 +122,6 @@ def _inside(name: str, folder: str) -> str:
 
 
 SEMANTIC = FolderExporter(files=_semantic, Options=ToolOptions, needs_images=True)
-YOLO = FolderExporter(files=_yolo, Options=ToolOptions, needs_images=True)
+YOLO = FolderExporter(files=_yolo, Options=YoloOptions, needs_images=True)
 READ_SEMANTIC = Importer(recognise=lambda files: _has(files, "masks", ".png"), read=_read_semantic)
 READ_YOLO = Importer(recognise=lambda files: _has(files, "labels", ".txt"), read=_read_yolo, ignored=False)

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from tag2mask.data.tools.layout import Lines, ToolOptions, label_names, picture
 from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, indexed_mask, picture_of
 from tag2mask.data.tools.shapes import Mask
 from tag2mask.types import IGNORE, UserError
+
+_MOST_COLOURS = 20
+"""Of one mask, that are named where the label map does not: a photograph has a hundred thousand."""
 
 _MAP, _MASKS = "labelmap.txt", "SegmentationClass/"
 
@@ -47,8 +51,8 @@ def _read(files: Files, labels: Labels) -> Iterator[Correction]:
     for name in files.ending(".png"):
         if f"/{_MASKS}" in f"/{name}":
             own = f"/{name}".partition(f"/{_MASKS}")[2]
-            mask = _by_colour(files, name, colours) if colours else indexed_mask(files, name, labels)
-            yield Correction(own, mask)
+            read = partial(_by_colour, colours=colours) if colours else indexed_mask
+            yield Correction(own, partial(read, files, name, labels))
 
 
 def _colours(files: Files, labels: Labels) -> dict[tuple[int, ...], int]:
@@ -67,7 +71,7 @@ def _colours(files: Files, labels: Labels) -> dict[tuple[int, ...], int]:
     return found
 
 
-def _by_colour(files: Files, name: str, colours: dict[tuple[int, ...], int]) -> Mask:
+def _by_colour(files: Files, name: str, labels: Labels, colours: dict[tuple[int, ...], int]) -> Mask:
     """A mask from its colours: what they stand for, whatever the file's own indices are."""
     pixels = np.array(picture_of(files, name).convert("RGB")).astype(np.int64)  # (H, W, 3)
     codes = pixels @ np.array([1 << 16, 1 << 8, 1])
@@ -76,8 +80,8 @@ def _by_colour(files: Files, name: str, colours: dict[tuple[int, ...], int]) -> 
         here = codes == (red << 16) + (green << 8) + blue
         mask[here], left[here] = value, False
     if left.any():
-        colour = tuple(int(number) for number in pixels[left][0])
-        raise UserError(f"{name} in {files.path} has the colour {colour}, which {_MAP} does not name")
+        for code in np.unique(codes[left])[:_MOST_COLOURS].tolist():
+            labels.unknown(f"the colour ({code >> 16}, {code >> 8 & 255}, {code & 255}), not in {_MAP}", name)
     return mask
 
 

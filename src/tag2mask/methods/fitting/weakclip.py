@@ -5,7 +5,6 @@ checkpoints/network     the network, its CLIP by name and sha256
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,7 @@ def train(
         recipe: of the training. settings: where and how it runs.
         data: images and tags.
         folder: of the fit.
-        seeds: a run, or a folder of label maps.
+        seeds: a run, of which the made masks are taken, or a folder of label maps.
         test: how the network is tested, to be kept with it.
         twice: a list of images that are drawn twice as often.
 
@@ -86,7 +85,6 @@ def repeated(targets: Targets, path: Path) -> Targets:
             f"repeated={path}: {len(listed.missing)} images are not among those with seeds ({some}); ids look like "
             f"{ids[0]!r}"
         )
-    indices = np.concatenate([targets.indices, targets.indices[listed.positions]])
-    order = np.argsort(indices, kind="stable")
-    pixels = np.concatenate([targets.pixels, targets.pixels[listed.positions]])
-    return replace(targets, indices=indices[order], pixels=pixels[order])
+    places = np.concatenate([np.arange(len(targets)), listed.positions])
+    order = np.argsort(targets.indices[places], kind="stable")
+    return targets.take(places[order])

@@ -51,7 +51,7 @@ def held_out(targets: Targets, count: int) -> Targets:
     out = set(sorted(range(len(ids)), key=lambda position: (crc32(ids[position].encode()), ids[position]))[:count])
     kept = np.array([position not in out for position in range(len(ids))])
     left = {**targets.left_out, **({"held out": count} if count else {})}
-    return replace(targets, indices=targets.indices[kept], pixels=targets.pixels[kept], left_out=left)
+    return replace(targets.take(np.flatnonzero(kept)), left_out=left)
 
 
 def validation_samples(validation: Validation, targets: Targets) -> list[Sample]:
