@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ from transformers import Dinov2Config, Dinov2Model
 from golden_models import golden_clip
 from methods.toys import CLASSES, make_data
 from tag2mask.classes import load_classes
+from tag2mask.config import read_config
 from tag2mask.methods import make_method, method_class
-from tag2mask.methods.cd_clip import SETTINGS
+from tag2mask.methods.cd_clip import CDCLIP, SETTINGS, CDCLIPOptions
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.online.boundaries import boundary_loss
+from tag2mask.methods.online.method import Online
 from tag2mask.methods.online.teacher import Teacher, Texts
 from tag2mask.methods.online.training import OnlineTraining
+from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.dino import load_dino
 from tag2mask.models.state import state_sha256
 from tag2mask.models.tower import Positions
@@ -207,6 +211,123 @@ def test_sure_predictions_replace_labels_late(clip, monkeypatch):
         assert (target[0, 24:] == IGNORE).all()
 
 
+# --- WeCLIP+ ------------------------------------------------------------------------------------------------------
+
+PLUS = {
+    "setting": 2,
+    "decoder": "clip+dino",
+    "boxes": False,
+    "choose": "signed",
+    "feedback": True,
+    "dice_weight": 1.0,
+}
+
+
+def plus(clip, dino, **options):
+    return make_method("cd-clip", WORLD, clip=clip, dino=dino, **{**SMALL, **PLUS, **options})
+
+
+def test_two_outputs_agree_and_their_mean_counts(clip, dino, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "tag2mask.methods.online.training.balanced_cross_entropy",
+        lambda logits, labels: seen.append((logits, labels)) or logits.mean(),
+    )
+    module = training(plus(clip, dino))
+    module.training_step(batch(), 0)
+    (mean, labels), (first, of_second), (second, of_first) = seen
+    torch.testing.assert_close(mean, (first + second) / 2)
+    known = labels != IGNORE
+    assert torch.equal(of_second[known].long(), second.argmax(1)[known])
+    assert torch.equal(of_first[known].long(), first.argmax(1)[known])
+    assert (of_first[~known] == IGNORE).all()
+    assert (~known).any()
+    wanted = 0.1 * float(first.mean() + second.mean())
+    assert module.terms["mutual"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_what_weclip_plus_adds_can_be_left_out(clip, dino):
+    method = plus(clip, dino, mutual_weight=0, dice_weight=0.0)
+    module = training(method)
+    loss = module.training_step(batch(), 0)
+    loss.backward()
+    assert set(module.terms) == {"loss", "affinity", "segmentation"}
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+    assert method.recipe.late.boxes is None
+    assert plus(clip, dino, boxes=True).recipe.late.boxes == 0.4
+    assert "mutual" not in training(cd_clip(clip, setting=1)).__dict__
+
+
+def test_a_dino_sees_its_own_statistics(clip, dino):
+    with pytest.raises(UserError, match="a DINO knows ImageNet's; leave statistics out"):
+        plus(clip, dino, statistics="clip")
+
+
+def test_without_boundaries_a_decoder_still_needs_its_dino(clip):
+    kind = method_class("cd-clip")
+    assert kind.towers_of(kind.Options(setting=2, decoder="clip+dino")) == ("clip", "dino")
+    with pytest.raises(UserError, match="cd-clip needs a DINO"):
+        make_method("cd-clip", WORLD, clip=clip, **SMALL, **PLUS)
+
+
+@pytest.fixture(scope="module")
+def fitted_plus(clip, dino, tmp_path_factory):
+    where = tmp_path_factory.mktemp("plus")
+    plus(clip, dino).fit(make_data(where / "images", count=4), where / "fit")
+    return where / "fit"
+
+
+def test_a_network_beside_a_dino_is_saved_without_it_and_finds_it(fitted_plus, clip, dino, tmp_path):
+    method = plus(clip, dino)
+    method.load(fitted_plus)
+    net = load_network(fitted_plus, "cpu")
+    assert net.towers == ("network.tower.", "network.dino.")
+    image = torch.randint(0, 256, (1, 3, 32, 40), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(net(image), method.net(image))
+    assert method.scores([Item("a", image[0].to(torch.uint8), torch.tensor([1, 3]))])[0].maps.shape == (2, 4, 5)
+    state = torch.load(fitted_plus / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in state} == {"fuse", "decoder", "dino_fuse"}
+    with pytest.raises(UserError, match=r"stands on a DINO of sha256 .*, and this method's on CLIP alone"):
+        cd_clip(clip, setting=2).load(fitted_plus)
+    for about, said in (
+        ({"dino": str(tmp_path / "gone")}, "not saved with it and not at hand"),
+        ({"dino_sha256": "0" * 64}, "with sha256 000000000000"),
+    ):
+        with pytest.raises(UserError, match=f"{said}.*`dino` under `options`"):
+            load_network(changed(fitted_plus / "network", tmp_path / next(iter(about)), about), "cpu")
+
+
+def changed(network, copy, about):
+    """A copy of a network's folder with other options in it."""
+    copy.mkdir()
+    for file in network.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    config = json.loads((copy / "config.json").read_text())
+    config["options"] |= about
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+@pytest.mark.parametrize(("name", "late"), [("voc12_weclip_plus", (None, 6)), ("coco14_weclip_plus", (0.7, 8))])
+def test_weclip_plus_has_rules_for_each_data_set(dino, name, late):
+    vision = VisionTransformer(width=48, layers=12, heads=3, patch=8, native_grid=(4, 4), embed=24)
+    config = read_config(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
+    known = load_classes(config.data.classes)
+    world = replace(known, texts={"weclip": replace(WORDS, names=("cat",) * len(known.foreground))})
+    deep = oracle()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Online, "say", lambda self, phrases: torch.ones(len(phrases), 24) / 24**0.5)
+        clip = SimpleNamespace(model=SimpleNamespace(vision=vision, logit_scale=deep.logit_scale.detach()), patch=8,
+                               name="a", sha256="0", device=torch.device("cpu"), dtype=torch.float32)  # fmt: skip
+        method = CDCLIP(world, CDCLIPOptions(**config.options), clip=clip, dino=dino)
+    recipe = method.recipe
+    assert (recipe.late.boxes, recipe.late.layers) == late
+    assert (recipe.late.choose, recipe.late.decoder, recipe.feedback) == ("signed", True, True)
+    assert recipe.replace_at / recipe.steps == pytest.approx({30_000: 0.6, 80_000: 0.5}[recipe.steps], abs=1e-4)
+    assert recipe.batch == (4 if recipe.steps == 30_000 else 8)
+    assert recipe.lr == pytest.approx(2e-4)
+
+
 # --- boundaries ---------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +480,8 @@ def test_texts_that_are_compared(clip):
         ("cd-clip", {"distance": "cos", "temperature": 2.0}, "temperature: no effect with distance=cos"),
         ("cd-clip", {"side": "leaving"}, "side: no effect with place=before"),
         ("cd-clip", {"sure": 0.5}, "sure: no effect with no replace_at"),
+        ("cd-clip", {"mutual_weight": 0.5}, "mutual_weight: no effect with decoder=clip"),
+        ("cd-clip", {"setting": 0, "boxes": True}, "boxes: no effect with setting=0"),
         ("cd-clip", {"variant": "released"}, "no code of CD-CLIP was released"),
         ("cd-clip", {"distance": "jsd"}, "known: js, kl"),
         ("cd-clip", {"superclasses": "seven"}, "set of super-classes of 'toy'"),
@@ -427,13 +550,7 @@ def test_a_network_without_its_tower_says_where_to_put_it(fitted, tmp_path):
         ({"clip": str(tmp_path / "gone")}, "not saved with it and not at hand"),
         ({"sha256": "0" * 64}, "weights of sha256 000000000000"),
     ):
-        copy = tmp_path / next(iter(about))
-        copy.mkdir()
-        for file in (folder / "network").iterdir():
-            (copy / file.name).write_bytes(file.read_bytes())
-        config = json.loads((copy / "config.json").read_text())
-        config["options"] |= about
-        (copy / "config.json").write_text(json.dumps(config))
+        copy = changed(folder / "network", tmp_path / next(iter(about)), about)
         with pytest.raises(UserError, match=f"{said}.*`clip` under `options`"):
             load_network(copy, "cpu")
 

@@ -90,6 +90,10 @@ class WeCLIPOptions(Options):
         description="the CLIP whose frozen image tower the decoder stands on: its name, or where it lies"
     )
     sha256: str = Field(description="sha256 of that CLIP's weights")
+    dino: str | None = Field(
+        None, description="the DINO whose tower the decoder stands on, too, as in WeCLIP+: its name, or where it lies"
+    )
+    dino_sha256: str = Field("", description="sha256 of that DINO's weights")
     activation: Literal["quick_gelu", "gelu"] = Field("quick_gelu", description="that it was trained with")
     width: int = Field(256, ge=8, multiple_of=8, description="channels of the decoder")
     blocks: int = Field(3, ge=1, description="transformer blocks of the decoder")
@@ -283,8 +287,8 @@ def _build_hub(name: str, names: Names, options: HubOptions, init: str) -> nn.Mo
     return build_hub_network(name.removeprefix(HUB), names, options.model, pretrained=init == "pretrained")
 
 
-def weclip_net(tower: nn.Module, classes: int, options: WeCLIPOptions) -> WeCLIPNet:
-    """WeCLIP's decoder of random weights over a tower that is at hand.
+def weclip_net(tower: nn.Module, classes: int, options: WeCLIPOptions, dino: nn.Module | None = None) -> WeCLIPNet:
+    """WeCLIP's decoder of random weights over a tower that is at hand, and over a DINO's where there is one.
 
     Raises:
         UserError: the tower is a ResNet.
@@ -293,16 +297,22 @@ def weclip_net(tower: nn.Module, classes: int, options: WeCLIPOptions) -> WeCLIP
         raise UserError(f"{options.clip} is a ResNet, and the decoder stands on the blocks of a ViT; take a ViT")
     positions = Positions(round_fp16=options.round_fp16)
     how: Any = {"width": options.width, "blocks": options.blocks, "heads": options.heads}
-    return WeCLIPNet(tower, classes, positions=positions, **how)
+    return WeCLIPNet(tower, classes, positions=positions, dino=dino, **how)
 
 
 def _build_weclip(name: str, names: Names, options: WeCLIPOptions, init: str) -> nn.Module:
+    from tag2mask.models.dino import load_structure
     from tag2mask.models.weights import load_vision
 
     if init not in (RANDOM, LATER):
         raise UserError(f'init {init}: the decoder of {name} starts from random weights; expected "random"')
     tower: Any = load_vision(options.clip, options.sha256, options.activation)
-    return weclip_net(tower, len(names), options)
+    dino = None if options.dino is None else load_structure(options.dino, options.dino_sha256)
+    return weclip_net(tower, len(names), options, dino)
+
+
+def _weclip_towers(options: WeCLIPOptions) -> tuple[str, ...]:
+    return ("tower",) if options.dino is None else ("tower", "dino")
 
 
 def _own_pixels(images: Tensor, options: HubOptions | WeCLIPOptions) -> Tensor:
@@ -318,7 +328,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cct-small": Architecture(CCTSmallOptions, _build_cct, _standard, "tenfold", STORYBOOK_RESNET),
     "cct-resnet50": Architecture(CCTOptions, _build_cct, _standard, "tenfold"),
     "deeplabv2-resnet101": Architecture(DeepLabV2Options, _build_deeplabv2, _deeplab_pixels, "convolutions"),
-    "weclip": Architecture(WeCLIPOptions, _build_weclip, _own_pixels, "adamw", towers=("tower",)),
+    "weclip": Architecture(WeCLIPOptions, _build_weclip, _own_pixels, "adamw", towers=_weclip_towers),
     "deeplabv1-resnet38": Architecture(DeepLabV1Options, _build_deeplabv1, _standard, "convolutions"),
     "weakclip": Architecture(
         WeakCLIPOptions,

@@ -37,6 +37,7 @@ from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Power, Scores, Tex
 if TYPE_CHECKING:
     from tag2mask.methods.online.boundaries import Boundaries
     from tag2mask.methods.online.recipe import OnlineRecipe
+    from tag2mask.models.dino import DINO
     from tag2mask.models.weights import CLIP
     from tag2mask.run.folder import Run
 
@@ -86,6 +87,16 @@ class OnlineOptions(FitOptions):
     )
     allow_unknown: bool = Field(False, description="go on where a text has words that the tokenizer does not know")
     max_tokens: int = Field(4096, ge=1, description="an image with more patches is shrunk to this many, for its maps")
+
+
+def _lasting(name: str) -> str:
+    """What a tower is asked for by, from wherever the network is read: a path from the root, or a name."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
+
+
+def _dino_of(sha256: str) -> str:
+    return f"a DINO of sha256 {sha256[:12]}…" if sha256 else "CLIP alone"
 
 
 class Online(Trainable):
@@ -144,6 +155,11 @@ class Online(Trainable):
     def feature(self) -> Feature:
         """What class distributions compare with texts."""
         return "last"
+
+    @property
+    def second(self) -> DINO | None:
+        """The DINO that the decoder stands on beside CLIP, if it stands on one."""
+        return None
 
     def make_boundaries(self) -> Boundaries | None:
         """What teaches boundaries between super-classes, if anything does."""
@@ -227,10 +243,12 @@ class Online(Trainable):
     def new_network(self) -> SegmentationNet:
         """A decoder of random weights, drawn by the seed, over this method's own tower."""
         mean, std = self.pixel_statistics
-        path = Path(self.clip.name).expanduser()
         options = {
-            "clip": str(path.absolute()) if path.exists() else self.clip.name,
+            "clip": _lasting(self.clip.name),
             "sha256": self.clip.sha256,
+            **(
+                {} if self.second is None else {"dino": _lasting(self.second.name), "dino_sha256": self.second.sha256}
+            ),
             "activation": self.vision.blocks[0].mlp.activation,
             "width": self.options.width or 8 * max(1, round(self.vision.ln_post.normalized_shape[0] / 24)),
             "round_fp16": self.released,
@@ -246,7 +264,8 @@ class Online(Trainable):
         assert isinstance(options, WeCLIPOptions)  # for the type checker: the architecture is WeCLIP's
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options.seed)
-            bare = weclip_net(self.vision, len(config.names), options)
+            dino = None if self.second is None else self.second.model
+            bare = weclip_net(self.vision, len(config.names), options, dino)
         config = replace(config, options=options.model_dump(mode="json"))
         return SegmentationNet(config, bare, kind, options, pretrained=False)
 
@@ -292,6 +311,12 @@ class Online(Trainable):
                 f"{str(saved.config.options.get('sha256'))[:12]}…), not on {self.clip.name} "
                 f"({self.clip.sha256[:12]}…); give that CLIP, or fit anew"
             )
+        theirs, own = saved.config.options.get("dino_sha256") or "", "" if self.second is None else self.second.sha256
+        if theirs != own:
+            raise UserError(
+                f"{saved.path}: its decoder stands on {_dino_of(theirs)}, and this method's on {_dino_of(own)}; give "
+                "that DINO and that decoder (--dino, --set decoder=), or fit anew"
+            )
         net = self._network(saved.config)
         fill_network(net, saved)
         self.net = net.to(self.device).eval()
@@ -319,10 +344,11 @@ class Online(Trainable):
             raise ValueError(f"{item.id} has no tags; {self.name} needs to know them")
         grid, patch = self.grid(size), self.clip.patch
         image = resize_bicubic(item.image.cpu(), (grid[0] * patch, grid[1] * patch))
-        seen = self.teacher.look(self.teacher.pixels(image[None].to(self.device)))
-        fused = net.fuse(seen)
+        pixels = self.teacher.pixels(image[None].to(self.device))
+        seen = self.teacher.look(pixels)
+        found = net.decode(seen.taps, seen.grid, net.structure(pixels))
         recipe = self.recipe
         settings = recipe.late if recipe.steps > recipe.switch else recipe.early
-        probs = net.decoder(fused).softmax(1) if recipe.feedback else None
-        maps = self.teacher.maps(seen, [item.tags], settings, decoder_affinity(fused), probs)[0]
+        probs = found.logits.softmax(1) if recipe.feedback else None
+        maps = self.teacher.maps(seen, [item.tags], settings, decoder_affinity(found.features), probs)[0]
         return Scores(item.tags, maps.refined.float().cpu(), size, initial=maps.initial.float().cpu())

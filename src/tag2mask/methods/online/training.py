@@ -5,7 +5,7 @@ What is kept in checkpoints is the decoder; towers are frozen and loaded by name
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -18,7 +18,7 @@ from tag2mask.methods.fitting.tagged import PictureBatch
 from tag2mask.methods.online.boundaries import Boundaries, boundary_loss
 from tag2mask.methods.online.recipe import OnlineRecipe
 from tag2mask.methods.online.teacher import Teacher
-from tag2mask.models.weclip import WeCLIPNet
+from tag2mask.models.weclip import WeCLIPNet, decode
 from tag2mask.ops.decoder_affinity import affinity_loss, affinity_targets, decoder_affinity
 from tag2mask.ops.superclasses import dice_loss
 from tag2mask.run.sampling import step_dice
@@ -39,8 +39,9 @@ class OnlineTraining(lightning.LightningModule):
         boundaries: Boundaries | None = None,
     ) -> None:
         super().__init__()
-        self.fuse, self.decoder = net.decoder_fts_fuse, net.decoder
+        self.fuse, self.decoder, self.dino_fuse = net.decoder_fts_fuse, net.decoder, net.dino_decoder_fts_fuse
         self.train()
+        self.structure = net.structure
         self.teacher, self.boundaries = teacher, boundaries  # no modules: their towers are in no checkpoint
         self.recipe, self.settings = recipe, settings
 
@@ -61,18 +62,21 @@ class OnlineTraining(lightning.LightningModule):
         pixels = teacher.pixels(images)
         seen = teacher.look(pixels)
         with step_dice(self.settings.seed, batch_idx, self.device):  # dropout, the same whenever this batch is seen
-            fused = self.fuse(seen.taps, seen.grid)
-        logits = self.decoder(fused)  # (B, C + 1, h, w)
-        affinity = decoder_affinity(fused)
+            found = decode(self.decoder, self.fuse, seen.taps, seen.grid, self.dino_fuse, self.structure(pixels))
+        logits = found.logits  # (B, C + 1, h, w)
+        affinity = decoder_affinity(found.features)
         settings = recipe.late if self.global_step >= recipe.switch else recipe.early
         probs = logits.detach().softmax(1) if recipe.feedback else None
         maps = teacher.maps(seen, tags, settings, affinity.detach(), probs)
         shown = known if recipe.padding == "ignored" else self._readable(known)
         labels = teacher.labels(pixels, [each.refined for each in maps], tags, shown)
-        large = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+        large = _enlarged(logits, labels)
         terms = {"affinity": recipe.affinity_weight * affinity_loss(affinity, affinity_targets(labels, seen.grid))}
         labels = self._replaced(labels, large)
         terms["segmentation"] = balanced_cross_entropy(large, labels)
+        if recipe.mutual_weight:
+            parts = [_enlarged(each, labels) for each in found.parts]
+            terms["mutual"] = recipe.mutual_weight * mutual_loss(parts, labels)
         if recipe.dice_weight:
             terms["dice"] = recipe.dice_weight * dice_loss(large, labels)
         if self.boundaries is not None and self.boundaries.settings.weight:
@@ -95,3 +99,19 @@ class OnlineTraining(lightning.LightningModule):
         confidence, own = logits.softmax(1).max(1)
         replaced = (confidence > self.recipe.sure) & (labels != IGNORE)
         return torch.where(replaced, own.to(labels.dtype), labels)
+
+
+def _enlarged(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (B, K, h, w) on the pixels of labels (B, H, W)."""
+    return F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+
+
+def mutual_loss(parts: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """WeCLIP+'s agreement of its two outputs: each learns the other's classes, by the balanced cross entropy.
+
+    Args:
+        parts: two logits (B, K, H, W).
+        labels: (B, H, W); pixels of IGNORE, a crop's padding, teach nothing here either.
+    """
+    first, second = (torch.where(labels == IGNORE, IGNORE, each.detach().argmax(1)) for each in parts)
+    return balanced_cross_entropy(parts[0], second) + balanced_cross_entropy(parts[1], first)
