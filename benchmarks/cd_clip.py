@@ -1,6 +1,6 @@
 """WeCLIP and CD-CLIP (a reconstruction) on Storybook: maps, networks, boundaries, and the cost of a step.
 
-    python benchmarks/cd_clip.py [-n 40] [--steps 60] [--minutes 170] [--parts cost maps fits pictures]
+    python benchmarks/cd_clip.py [-n 40] [--steps 200] [--minutes 170] [--parts cost maps fits pictures]
         [--other NAME=FOLDER ...] [--work runs/cd-clip] [--out FILE]
 
 Every row is kept in the work folder when it is measured; the same command goes on with the others, and the page is
@@ -40,7 +40,8 @@ def arguments() -> Namespace:
     """Of the command."""
     parser = options(__doc__)
     parser.add_argument("-n", type=int, default=40, help="scenes, and as many each of two kinds of contacts")
-    parser.add_argument("--steps", type=int, default=60, help="of each fit")
+    parser.add_argument("--steps", type=int, default=200, help="of each fit")
+    parser.add_argument("--views", type=int, default=2, help="fixed views of each scene in the fits")
     parser.add_argument("--lr", type=float, default=2e-4, help="base rate of the fits")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--rows", nargs="*", choices=[*FITS], default=[*FITS], metavar="ROW", help="of the fits")
@@ -56,9 +57,9 @@ def main() -> None:
     args = arguments()
     began = time.monotonic()
     torch.set_num_threads(1)
-    work = args.work / f"n{args.n}-lr{args.lr:g}-seed{args.seed}"  # rows of other scenes are other rows
+    work = args.work / f"n{args.n}-lr{args.lr:g}-views{args.views}-seed{args.seed}"  # others are other rows
     kept = Kept(work, lambda: time.monotonic() - began < 60 * args.minutes)
-    how = {"steps": args.steps, "lr": args.lr}
+    how = {"steps": args.steps, "lr": args.lr, "views": args.views}
     others = {name: Path(folder) for name, folder in (each.split("=", 1) for each in args.other)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

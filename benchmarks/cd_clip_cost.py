@@ -5,6 +5,9 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -102,9 +105,12 @@ def cost(clip: CLIP, data: Dataset, repeats: int = 3) -> Row:
     assert isinstance(method, Online)
     side, count = method.recipe.crop, 4
     chosen = [item for item, _ in items_of(data) if min(item.image.shape[1:]) >= side][: count * repeats]
-    seconds: dict[str, list[float]] = {"ours": [], "obvious": [], "ours, labels": [], "obvious, labels": []}
+    keys = ("ours", "obvious", "ours, labels", "obvious, labels", "kept", "kept, labels")
+    seconds: dict[str, list[float]] = {key: [] for key in keys}
     same = []
     module = alone(method)
+    fixed = make_method("cd-clip", data.classes, clip=clip, setting=3, steps=10, views=1)
+    assert isinstance(fixed, Online)
     for start in range(0, count * repeats, count):
         some = chosen[start : start + count]
         images = torch.stack([item.image[:, :side, :side].float() for item in some])
@@ -130,6 +136,19 @@ def cost(clip: CLIP, data: Dataset, repeats: int = 3) -> Row:
         same.append(float((a.long() == b).float().mean()))
         seconds["ours"].append(timed(step)[0])
         seconds["obvious"].append(timed(obvious_step)[0])
+        with TemporaryDirectory() as folder:
+            again = alone(fixed, Path(folder))
+
+            def kept_step(again: Any = again, images: Tensor = images, tags: list[Tensor] = tags) -> None:
+                again.training_step((images, tags), 0).backward()
+
+            def kept_labels(again: Any = again, images: Tensor = images, tags: list[Tensor] = tags) -> None:
+                known = torch.ones_like(images[:, 0], dtype=torch.bool)
+                again.lessons(images, tags, known).teach(method.recipe.early, None, None)
+
+            kept_step()
+            seconds["kept"].append(timed(kept_step)[0])
+            seconds["kept, labels"].append(timed(kept_labels)[0])
     row: Row = {name: round(sorted(values)[len(values) // 2], 3) for name, values in seconds.items()}
     classes = sum(len(item.tags) for item in chosen if item.tags is not None) / len(chosen)
     return {
@@ -137,6 +156,7 @@ def cost(clip: CLIP, data: Dataset, repeats: int = 3) -> Row:
         "equal labels": round(100 * sum(same) / len(same), 3),
         "classes an image": round(classes, 2),
         "batch": f"{count} crops of {side}",
+        "MB a view": round(fixed.view_bytes(fixed.new_network().network) / 1e6, 1),
         "command": f"python benchmarks/cd_clip.py -n {len(data)} --parts cost",
         "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
@@ -149,9 +169,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
-def alone(method: Online) -> Any:
+def alone(method: Online, folder: Path = Path()) -> Any:
     """A training's module without a Trainer."""
     net = method.new_network().network
+    lessons, _ = method.lessons(net, folder)
 
     class Alone(OnlineTraining):
         global_step = 0
@@ -160,15 +181,11 @@ def alone(method: Online) -> Any:
 
         def on_labels(self, pixels: Tensor, labels: Tensor) -> None:
             """The rest of a step, its decoder looking at the pictures by itself."""
-            seen = self.teacher.look(pixels)
-            self.teacher.labels = lambda *_: labels  # type: ignore[method-assign]
-            self.teacher.maps = lambda *_: []  # type: ignore[method-assign]
-            self.teacher.look = lambda _: seen  # type: ignore[method-assign]
+            self.lessons = lambda *batch: replace(lessons(*batch), teach=lambda *_: (labels, []))
             try:
                 self.training_step((pixels, []), 0).backward()
             finally:
-                for name in ("labels", "maps", "look"):
-                    del self.teacher.__dict__[name]
+                self.lessons = lessons
 
     settings = FitSettings.of(method, steps=method.recipe.steps, batch=method.recipe.batch, lr=method.recipe.lr)
-    return Alone(net, method.teacher, method.recipe, settings)
+    return Alone(net, lessons, method.recipe, settings)

@@ -78,7 +78,7 @@ def batch(tags=((1,), (2, 3)), seed=0):
     return pictures, [torch.tensor(own, dtype=torch.int64) for own in tags]
 
 
-def training(method, at=0):
+def training(method, at=0, folder=None):
     """The module of a fit, at a step, without a Trainer."""
     net = method.new_network()
 
@@ -89,7 +89,8 @@ def training(method, at=0):
             self.terms = {name: float(value) for name, value in values.items()}
 
     settings = FitSettings.of(method, steps=method.recipe.steps, batch=2, lr=method.recipe.lr)
-    return Alone(net.network, method.teacher, method.recipe, settings, method.make_boundaries())
+    lessons, weight = method.lessons(net.network, folder)
+    return Alone(net.network, lessons, method.recipe, settings, weight)
 
 
 # --- as recorded --------------------------------------------------------------------------------------------------

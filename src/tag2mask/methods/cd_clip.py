@@ -188,6 +188,11 @@ class CDCLIP(Online):
                 f"cd-clip: statistics={chosen.statistics} with decoder=clip+dino: CLIP and the DINO see the same "
                 "pixels, and a DINO knows ImageNet's; leave statistics out"
             )
+        if chosen.views and chosen.feedback and _bounded(chosen):
+            raise UserError(
+                "cd-clip: views keeps boundary labels, and feedback changes them at every step; leave one of them "
+                "out, or boundaries (--set boundary_gate=never)"
+            )
         self.groups, self.group_names = self._groups(classes, chosen)
         self.dino = dino
         super().__init__(classes, chosen, clip=clip, **({} if dino is None else {"dino": dino}))

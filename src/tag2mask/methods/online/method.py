@@ -16,6 +16,7 @@ from torch import Tensor
 from tag2mask.methods.clip_es import fit_grid
 from tag2mask.methods.fitting.settings import FitOptions, FitSettings
 from tag2mask.methods.idle import refuse_idle
+from tag2mask.methods.online.lesson import FOLDER, Fixed, Lessons, Live, check_room
 from tag2mask.methods.online.teacher import Feature, Teacher, Texts
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.clip import VisionTransformer
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from tag2mask.methods.online.boundaries import Boundaries
     from tag2mask.methods.online.recipe import OnlineRecipe
     from tag2mask.models.dino import DINO
+    from tag2mask.models.weclip import WeCLIPNet
     from tag2mask.models.weights import CLIP
     from tag2mask.run.folder import Run
 
@@ -57,6 +59,10 @@ class OnlineOptions(FitOptions):
     )
     batch: int | None = Field(None, ge=1, description="images at a time; default 4")
     accumulate: int = Field(1, ge=1, description="batches that make a step")
+    views: int | None = Field(
+        None, ge=1, description="fixed views of each picture, whose tower outputs are kept on the disk while the fit "
+        "lasts; default: a new view at each step, as published"
+    )  # fmt: skip
     crop: int | None = Field(None, ge=8, description="side of what is seen, in pixels; default 20 patches")
     scales: tuple[float, float] = Field((0.5, 2.0), description="pictures are enlarged by a factor: from, to")
     lr: float | None = Field(None, gt=0, description="base learning rate; the decoder's is 10 times it")
@@ -283,7 +289,7 @@ class Online(Trainable):
         recipe, options = self.recipe, self.options
         padding = (math.nan,) * 3  # told from every pixel
         shapes = Augment(recipe.crop, scale=Uniform(*recipe.scales), place="anywhere", fill=padding)
-        images = TaggedImages(data, shapes, options.seed)
+        images = TaggedImages(data, shapes, options.seed, views=options.views)
         if not any(images.data[i].tags for i in images.indices):
             raise UserError(
                 f"{self.name} learns from tags, and none of the {len(data)} images in {data.root} has any"
@@ -292,10 +298,35 @@ class Online(Trainable):
         bare: Any = net.network
         settings = FitSettings.of(self, steps=recipe.steps, batch=recipe.batch, lr=recipe.lr)
         settings = replace(settings, accumulate=options.accumulate)
-        module = OnlineTraining(bare, self.teacher, recipe, settings, self.make_boundaries())
-        train_to_end(module, images, settings, folder, self.name)
+        if options.views:
+            check_room(folder, options.views * len(images), self.view_bytes(bare), self.name)
+        lessons, weight = self.lessons(bare, folder)
+        train_to_end(OnlineTraining(bare, lessons, recipe, settings, weight), images, settings, folder, self.name)
+        if isinstance(lessons, Fixed):
+            lessons.forget()
         noted = {"method": self.name, "steps": recipe.steps, "test": self.network_test}
         keep_network(folder, net, recipe.steps, supervision="tags", noted=noted)
+
+    def lessons(self, net: WeCLIPNet, folder: Path) -> tuple[Lessons, float]:
+        """What a decoder is shown and taught, of fixed views kept in ``folder``, and the boundary loss's weight."""
+        boundaries = self.make_boundaries()
+        live = Live(self.teacher, net.structure, boundaries)
+        weight = 0.0 if boundaries is None else boundaries.settings.weight
+        if self.options.views is None:
+            return live, weight
+        return Fixed(live, len(net.decoder_fts_fuse.linears_modulelist), folder / FOLDER), weight
+
+    def view_bytes(self, net: WeCLIPNet) -> int:
+        """Of the disk, for one fixed view."""
+        recipe = self.recipe
+        cells = (recipe.crop // self.clip.patch) ** 2
+        numbers = len(net.decoder_fts_fuse.linears_modulelist) * cells * self.vision.ln_post.normalized_shape[0]
+        if self.second is not None:
+            numbers += (recipe.crop // self.second.patch) ** 2 * self.second.model.width
+        for affinity in {recipe.early, recipe.late}:
+            if affinity.decoder or recipe.feedback:
+                numbers += (affinity.layers + (affinity.distributions is not None)) * cells**2
+        return 4 * numbers + 2 * recipe.crop**2
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Take up the decoder that ``fit`` left.

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.fitting.tagged import PictureBatch
-from tag2mask.methods.online.boundaries import Boundaries, boundary_loss
+from tag2mask.methods.online.boundaries import boundary_loss
+from tag2mask.methods.online.lesson import Lessons
 from tag2mask.methods.online.recipe import OnlineRecipe
-from tag2mask.methods.online.teacher import Teacher
 from tag2mask.models.weclip import WeCLIPNet, decode
 from tag2mask.ops.decoder_affinity import affinity_loss, affinity_targets, decoder_affinity
 from tag2mask.ops.superclasses import dice_loss
@@ -33,17 +33,19 @@ class OnlineTraining(lightning.LightningModule):
     def __init__(
         self,
         net: WeCLIPNet,
-        teacher: Teacher,
+        lessons: Lessons,
         recipe: OnlineRecipe,
         settings: FitSettings,
-        boundaries: Boundaries | None = None,
+        boundary_weight: float = 0.0,
     ) -> None:
+        """lessons: what the decoder is shown and taught; their towers are no modules of this, and in no checkpoint.
+
+        boundary_weight: of the loss against the boundary labels in the lessons.
+        """
         super().__init__()
         self.fuse, self.decoder, self.dino_fuse = net.decoder_fts_fuse, net.decoder, net.dino_decoder_fts_fuse
         self.train()
-        self.structure = net.structure
-        self.teacher, self.boundaries = teacher, boundaries  # no modules: their towers are in no checkpoint
-        self.recipe, self.settings = recipe, settings
+        self.lessons, self.recipe, self.settings, self.boundary_weight = lessons, recipe, settings, boundary_weight
 
     def configure_optimizers(self) -> Any:
         """AdamW; everything decays."""
@@ -56,22 +58,19 @@ class OnlineTraining(lightning.LightningModule):
     def training_step(self, batch: PictureBatch, batch_idx: int) -> Tensor:
         """The weighted sum of the losses of pictures, whose padding is NaN, with their tags."""
         pictures, tags = batch
-        recipe, teacher = self.recipe, self.teacher
+        recipe = self.recipe
         known = ~pictures.isnan().any(1)  # (B, H, W)
-        images = pictures.nan_to_num(0.0)
-        pixels = teacher.pixels(images)
-        seen = teacher.look(pixels)
+        shown = known if recipe.padding == "ignored" else self._readable(known)
+        lesson = self.lessons(pictures.nan_to_num(0.0), tags, shown)
         with step_dice(self.settings.seed, batch_idx, self.device):  # dropout, the same whenever this batch is seen
-            found = decode(self.decoder, self.fuse, seen.taps, seen.grid, self.dino_fuse, self.structure(pixels))
+            found = decode(self.decoder, self.fuse, lesson.taps, lesson.grid, self.dino_fuse, lesson.structure)
         logits = found.logits  # (B, C + 1, h, w)
         affinity = decoder_affinity(found.features)
         settings = recipe.late if self.global_step >= recipe.switch else recipe.early
         probs = logits.detach().softmax(1) if recipe.feedback else None
-        maps = teacher.maps(seen, tags, settings, affinity.detach(), probs)
-        shown = known if recipe.padding == "ignored" else self._readable(known)
-        labels = teacher.labels(pixels, [each.refined for each in maps], tags, shown)
+        labels, edges = lesson.teach(settings, affinity.detach(), probs)
         large = _enlarged(logits, labels)
-        terms = {"affinity": recipe.affinity_weight * affinity_loss(affinity, affinity_targets(labels, seen.grid))}
+        terms = {"affinity": recipe.affinity_weight * affinity_loss(affinity, affinity_targets(labels, lesson.grid))}
         labels = self._replaced(labels, large)
         terms["segmentation"] = balanced_cross_entropy(large, labels)
         if recipe.mutual_weight:
@@ -79,9 +78,8 @@ class OnlineTraining(lightning.LightningModule):
             terms["mutual"] = recipe.mutual_weight * mutual_loss(parts, labels)
         if recipe.dice_weight:
             terms["dice"] = recipe.dice_weight * dice_loss(large, labels)
-        if self.boundaries is not None and self.boundaries.settings.weight:
-            edges = self.boundaries.labels(images, seen, maps, tags, settings, shown)
-            terms["boundary"] = self.boundaries.settings.weight * boundary_loss(large, edges)
+        if self.boundary_weight:
+            terms["boundary"] = self.boundary_weight * boundary_loss(large, edges)
         loss = torch.stack(list(terms.values())).sum()
         self.log_dict({"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}})
         return loss
