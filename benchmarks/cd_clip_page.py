@@ -54,9 +54,9 @@ methods cd-clip`). No figure here is the authors', and none repeats theirs.
 Made by `python benchmarks/cd_clip.py -n {args.n} --steps {args.steps} --views {args.views}` on {date.today()}:
 {args.n} scenes of Storybook's val split, seed {args.seed}, 256x192, and near contacts {args.n} each of its splits
 `adjacency` and `contact`; storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch
-{torch.__version__}, {platform.machine()}. mIoU in %, masks by PAR with background 1 - max; nothing was chosen with ground truth.
-Boundaries stand on CLIP's own patches, for no DINO that knows drawn scenes is at hand: row 6 cannot show what DINO's
-would do.
+{torch.__version__}, {platform.machine()}. mIoU in %, masks by PAR with background 1 - max; nothing was chosen with
+ground truth. Boundaries stand on CLIP's own patches, for no DINO that knows drawn scenes is at hand: row 6 cannot
+show what DINO's would do.
 {further}"""
 
 

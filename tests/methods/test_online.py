@@ -29,6 +29,7 @@ from tag2mask.models.state import state_sha256
 from tag2mask.models.tower import Positions
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.affinity import AFFINITIES
+from tag2mask.segment.losses import balanced_cross_entropy
 from tag2mask.segment.network import load_network
 from tag2mask.stages.label import label
 from tag2mask.types import IGNORE, Item, TextSet, UserError
@@ -183,6 +184,52 @@ def test_any_number_of_tags(clip, tags):
     loss = module.training_step(batch(tags), 0)
     loss.backward()
     assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+MANY = 15
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Classes enough for an image with 15 tags, in the few words that the tiny CLIP knows."""
+    names = tuple(f"thing {i}" for i in range(1, MANY + 1))
+    words = ("red", "cat", "dog", "photo", "of", "the cat", "the dog", "a red", "a cat", "a dog", "cat dog",
+             "dog cat", "red cat", "red dog", "cat red")  # fmt: skip
+    groups = {"kind": {"cat": names[:7], "dog": names[7:]}}
+    classes = replace(WORLD, names=("background", *names), palette=tuple((i, i, i) for i in range(MANY + 1)))
+    return replace(classes, texts={"clip-es": replace(WORDS, names=words)}, superclasses=groups)
+
+
+@pytest.mark.parametrize("name", ["weclip", "cd-clip"])
+def test_an_image_with_fifteen_tags(clip, many, name):
+    options = {"structure": "clip"} if name == "cd-clip" else {}
+    method = make_method(name, many, clip=clip, **SMALL, **options)
+    module = training(method)
+    loss = module.training_step(batch((tuple(range(1, MANY + 1)), (1,))), 0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+    method.net = method.new_network().eval()
+    image = torch.randint(0, 256, (3, 32, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    maps = method.scores([Item("a", image, torch.arange(1, MANY + 1))])[0].maps
+    assert maps.shape == (MANY, 4, 5)
+    assert maps.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["weclip", "cd-clip"])
+def test_a_crop_that_shows_none_of_its_tags(clip, name, monkeypatch):
+    """GradCAM is 0 everywhere: then nothing is labelled with them, and nothing is divided by 0."""
+    monkeypatch.setattr(Teacher, "cams", lambda self, seen, image, texts: torch.zeros(len(texts), *seen.grid))
+    labelled = []
+    monkeypatch.setattr(
+        "tag2mask.methods.online.training.balanced_cross_entropy",
+        lambda logits, labels: labelled.append(labels) or balanced_cross_entropy(logits, labels),
+    )
+    method = weclip(clip) if name == "weclip" else cd_clip(clip)
+    module = training(method)
+    module.training_step(batch(((1, 2), (3,))), 0).backward()
+    assert set(labelled[0].unique().tolist()) == {0, IGNORE}
     assert all(torch.isfinite(p.grad).all() for p in module.parameters())
 
 

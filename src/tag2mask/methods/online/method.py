@@ -113,7 +113,7 @@ class Online(Trainable):
 
     needs = ("clip",)
     label_options = ("max_tokens",)
-    fit_heeds = ("workers", "minutes")
+    fit_heeds = ("devices", "workers", "minutes")
     mask_rule = MaskRule(background=Power(1.0), refiner="par")
     name: ClassVar[str]
     options: Any

@@ -1,5 +1,7 @@
 """The training of a decoder on labels that are made in the very step. Import this module only where training is done.
 
+Of several devices each takes the losses of its share of a batch, and their gradients are averaged.
+
 What is kept in checkpoints is the decoder; towers are frozen and loaded by name.
 """
 
@@ -62,7 +64,8 @@ class OnlineTraining(lightning.LightningModule):
         known = ~pictures.isnan().any(1)  # (B, H, W)
         shown = known if recipe.padding == "ignored" else self._readable(known)
         lesson = self.lessons(pictures.nan_to_num(0.0), tags, shown)
-        with step_dice(self.settings.seed, batch_idx, self.device):  # dropout, the same whenever this batch is seen
+        # dropout, the same whenever this batch is seen
+        with step_dice(self.settings.seed, batch_idx, self.device, self.global_rank):
             found = decode(self.decoder, self.fuse, lesson.taps, lesson.grid, self.dino_fuse, lesson.structure)
         logits = found.logits  # (B, C + 1, h, w)
         affinity = decoder_affinity(found.features)
