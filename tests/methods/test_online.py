@@ -294,6 +294,23 @@ def test_two_outputs_agree_and_their_mean_counts(clip, dino, monkeypatch):
     assert module.terms["mutual"] == pytest.approx(wanted, rel=1e-4)
 
 
+def test_feedback_multiplies_initial_maps_by_the_decoders_probabilities(clip):
+    method = cd_clip(clip, setting=0, feedback=True)
+    pictures, tags = batch(((1, 3), (2,)))
+    seen = method.teacher.look(method.teacher.pixels(pictures.nan_to_num(0)))
+    probs = torch.rand(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    plain, fed = (method.teacher.maps(seen, tags, method.recipe.early, None, each) for each in (None, probs))
+    for i, own in enumerate(tags):
+        torch.testing.assert_close(fed[i].initial, plain[i].initial * probs[i, own])
+    module = training(method)
+    given = []
+    lessons = module.lessons
+    module.lessons = lambda *of: replace(found := lessons(*of), teach=lambda *x: given.append(x) or found.teach(*x))
+    module.training_step(batch(), 0)
+    assert given[0][2].shape == (2, 4, 4, 4)
+    torch.testing.assert_close(given[0][2].sum(1), torch.ones(2, 4, 4))
+
+
 def test_what_weclip_plus_adds_can_be_left_out(clip, dino):
     method = plus(clip, dino, mutual_weight=0, dice_weight=0.0)
     module = training(method)
