@@ -22,11 +22,11 @@ tune_process()  # as the command line does, before torch is loaded
 
 import torch
 from cd_clip_cost import cost
-from cd_clip_fits import FITS, fit_row, measure_fits
+from cd_clip_fits import FITS, SETTINGS, WECLIP, measure_fits
 from cd_clip_looks import pictures
 from cd_clip_maps import measure_maps
 from cd_clip_page import page
-from cd_clip_scenes import Kept, scenes
+from cd_clip_scenes import Kept, fit_row, scenes
 from page import options, write_page
 
 from tag2mask.models.weights import load_clip
@@ -68,8 +68,11 @@ def main() -> None:
         clip = load_clip("storybook-clip", device="cpu")
         if "cost" in args.parts:
             kept("cost", lambda: cost(clip, data))
+        table3 = [name for name in args.rows if name in (*SETTINGS, WECLIP)]
+        if "fits" in args.parts:  # what says most comes first
+            measure_fits(kept, clip, data, touching, table3, **how)
         if "maps" in args.parts:
-            measure_maps(kept, clip, data, touching, others)
+            measure_maps(kept, clip, data, touching, others, args.steps)
         if "fits" in args.parts:
             measure_fits(kept, clip, data, touching, args.rows, **how)
         drawn = all(kept.find(fit_row(name, args.steps)) for name in DRAWN)

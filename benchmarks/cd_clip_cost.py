@@ -106,6 +106,7 @@ def cost(clip: CLIP, data: Dataset, repeats: int = 3) -> Row:
     side, count = method.recipe.crop, 4
     chosen = [item for item, _ in items_of(data) if min(item.image.shape[1:]) >= side][: count * repeats]
     keys = ("ours", "obvious", "ours, labels", "obvious, labels", "kept", "kept, labels")
+    keys += ("ours, a scene", "obvious, a scene")
     seconds: dict[str, list[float]] = {key: [] for key in keys}
     same = []
     module = alone(method)
@@ -149,6 +150,9 @@ def cost(clip: CLIP, data: Dataset, repeats: int = 3) -> Row:
             kept_step()
             seconds["kept"].append(timed(kept_step)[0])
             seconds["kept, labels"].append(timed(kept_labels)[0])
+        whole, own = method.teacher.pixels(some[0].image[None]), tags[:1]
+        seconds["ours, a scene"].append(timed(lambda: ours(whole, own))[0])  # noqa: B023  # called at once
+        seconds["obvious, a scene"].append(timed(lambda: obvious_labels(method, whole, own))[0])  # noqa: B023
     row: Row = {name: round(sorted(values)[len(values) // 2], 3) for name, values in seconds.items()}
     classes = sum(len(item.tags) for item in chosen if item.tags is not None) / len(chosen)
     return {

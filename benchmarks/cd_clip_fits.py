@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from cd_clip_maps import make
-from cd_clip_scenes import Counts, Kept, Row, items_of, slug
+from cd_clip_scenes import Counts, Kept, Row, fit_row, items_of, slug
 from torch import Tensor
 
 from tag2mask.methods import make_method
@@ -129,8 +129,3 @@ def measure_fits(
     folder = kept.folder / f"fits-{how['steps']}"
     for name in names:
         kept(fit_row(name, how["steps"]), partial(fitted, name, clip, data, touching, folder, **how))
-
-
-def fit_row(name: str, steps: int) -> str:
-    """What a fit's row is kept as."""
-    return f"fit {name} {steps}"

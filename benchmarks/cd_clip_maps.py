@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cd_clip_scenes import Counts, Row, items_of
+from cd_clip_scenes import Counts, Kept, Row, fit_row, items_of
 from torch import Tensor
 
 from tag2mask.methods import make_method
@@ -192,12 +192,17 @@ JOINED = {
 """Rows of that table."""
 
 
-def measure_maps(kept: Any, clip: CLIP, data: Dataset, touching: Sequence[Dataset], others: dict[str, Path]) -> None:
-    """All rows of maps."""
+def measure_maps(
+    kept: Kept, clip: CLIP, data: Dataset, touching: Sequence[Dataset], others: dict[str, Path], steps: int
+) -> None:
+    """All rows of maps. Those of a fit of so many steps are taken from it where no decoder has a part in them."""
     from tag2mask.models.untrained import untrained
 
     for name, options in BEFORE.items():
         where = touching if name[0] == "#" or "MHSA" in name else []
+        fit = kept.find(fit_row(name, steps))
+        if fit is not None:
+            kept(f"maps {name}", lambda f=fit: {"maps": f["maps"], "two": f["maps, two"], "one": f["maps, one"]})
         kept(f"maps {name}", lambda o=options, w=where: untrained_maps(make(clip, data, **o), data, *w))
     random = untrained(clip, seed=0)
     kept(f"maps {FLOOR}", lambda: untrained_maps(make(random, data, setting=3), data, *touching))

@@ -9,9 +9,9 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from cd_clip_fits import GATES, LAMBDAS, SETS, SETTINGS, WECLIP, fit_row
+from cd_clip_fits import GATES, LAMBDAS, SETS, SETTINGS, WECLIP
 from cd_clip_maps import BEFORE, FIRST_TAG, FLOOR, JOINED, KINDS, STARTS
-from cd_clip_scenes import NEAR, REACH, Kept
+from cd_clip_scenes import NEAR, REACH, Kept, fit_row
 from page import section
 
 from tag2mask import __version__
@@ -65,7 +65,7 @@ def _cost(kept: Kept) -> str:
     if found is None:
         return ""
     rows = [
-        [name, found[f"{key}, labels"], found[key], 4 / found[key]]
+        [name, found[f"{key}, labels"], found[key], 4 / found[key], 1 / found.get(f"{key}, a scene", float("nan"))]
         for name, key in (("the obvious way", "obvious"), ("ours", "ours"), ("ours, of views that are kept", "kept"))
     ]
     times = found["obvious"] / found["ours"], found["obvious, labels"] / found["ours, labels"]
@@ -77,10 +77,12 @@ def _cost(kept: Kept) -> str:
         f"{times[0]:.1f} times as quick, for the labels alone {times[1]:.1f} times; {found['equal labels']} % of "
         f"the labels are equal. With `--set views=N` a view that came before is read from the disk, "
         f"{found['MB a view']} MB each, with its label: {found['ours'] / found['kept']:.1f} times as quick again. "
-        f"Peak memory of the run: {found['peak MB']} MB. Made by `{found['command']}`."
+        f"`label` makes maps and masks of whole scenes. Peak memory of the run: {found['peak MB']} MB. Made by "
+        f"`{found['command']}`."
     )
-    texts = [[name, *(f"{value:.2f}" for value in values)] for name, *values in rows]
-    return section("Cost of a step", ["", "labels, s", "whole step, s", "images/s"], texts, note)
+    texts = [[name, *("" if value != value else f"{value:.2f}" for value in values)] for name, *values in rows]
+    head = ["", "labels, s", "whole step, s", "images/s of the step", "scenes/s of label"]
+    return section("Cost of a step", head, texts, note)
 
 
 def _maps(kept: Kept, others: Mapping[str, Path]) -> list[str]:

@@ -61,6 +61,11 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name)
 
 
+def fit_row(name: str, steps: int) -> str:
+    """What a fit's row is kept as."""
+    return f"fit {name} {steps}"
+
+
 def scenes(root: Path, n: int, split: str, seed: int) -> Dataset:
     """So many scenes of a split, drawn where they are not there."""
     if not (root / "done").exists():
