@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,14 @@ WORDS = TextSet(names=("red", "cat", "dog"), templates=("a photo of the {}.",), 
 GROUPS = {"kind": {"cat": ("red",), "dog": ("green", "blue")}}
 WORLD = replace(CLASSES, texts={"clip-es": WORDS}, superclasses=GROUPS)
 SMALL = {"steps": 4, "batch": 2, "crop": 32, "width": 16}
+PLUS = {
+    "setting": 2,
+    "decoder": "clip+dino",
+    "boxes": False,
+    "choose": "signed",
+    "feedback": True,
+    "dice_weight": 1.0,
+}
 
 
 def weclip(clip, **options):
@@ -36,7 +45,7 @@ def batch(tags=((1,), (2, 3)), seed=0):
     return pictures, [torch.tensor(own, dtype=torch.int64) for own in tags]
 
 
-def training(method, at=0):
+def training(method, at=0, folder=None):
     """The module of a fit, at a step, without a Trainer."""
     net = method.new_network()
 
@@ -47,4 +56,20 @@ def training(method, at=0):
             self.terms = {name: float(value) for name, value in values.items()}
 
     settings = FitSettings.of(method, steps=method.recipe.steps, batch=2, lr=method.recipe.lr)
-    return Alone(net.network, method.teacher, method.recipe, settings, method.make_boundaries())
+    lessons, weight = method.lessons(net.network, folder)
+    return Alone(net.network, lessons, method.recipe, settings, weight)
+
+
+def plus(clip, dino, **options):
+    return make_method("cd-clip", WORLD, clip=clip, dino=dino, **{**SMALL, **PLUS, **options})
+
+
+def changed(network, copy, about):
+    """A copy of a network's folder with other options in it."""
+    copy.mkdir()
+    for file in network.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    config = json.loads((copy / "config.json").read_text())
+    config["options"] |= about
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy

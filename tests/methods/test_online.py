@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from golden_models import golden_clip
-from methods.online_cases import SMALL, WORDS, WORLD, batch, cd_clip, training, weclip
+from methods.online_cases import SMALL, WORDS, WORLD, batch, cd_clip, changed, training, weclip
 from methods.toys import make_data
 from tag2mask.methods import make_method
 from tag2mask.methods.online.teacher import Teacher, Texts
@@ -19,6 +18,7 @@ from tag2mask.models.state import state_sha256
 from tag2mask.models.tower import Positions
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.affinity import AFFINITIES
+from tag2mask.segment.losses import balanced_cross_entropy
 from tag2mask.segment.network import load_network
 from tag2mask.stages.label import label
 from tag2mask.types import IGNORE, Item, UserError
@@ -117,6 +117,52 @@ def test_any_number_of_tags(clip, tags):
     assert all(torch.isfinite(p.grad).all() for p in module.parameters())
 
 
+MANY = 15
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Classes enough for an image with 15 tags, in the few words that the tiny CLIP knows."""
+    names = tuple(f"thing {i}" for i in range(1, MANY + 1))
+    words = ("red", "cat", "dog", "photo", "of", "the cat", "the dog", "a red", "a cat", "a dog", "cat dog",
+             "dog cat", "red cat", "red dog", "cat red")  # fmt: skip
+    groups = {"kind": {"cat": names[:7], "dog": names[7:]}}
+    classes = replace(WORLD, names=("background", *names), palette=tuple((i, i, i) for i in range(MANY + 1)))
+    return replace(classes, texts={"clip-es": replace(WORDS, names=words)}, superclasses=groups)
+
+
+@pytest.mark.parametrize("name", ["weclip", "cd-clip"])
+def test_an_image_with_fifteen_tags(clip, many, name):
+    options = {"structure": "clip"} if name == "cd-clip" else {}
+    method = make_method(name, many, clip=clip, **SMALL, **options)
+    module = training(method)
+    loss = module.training_step(batch((tuple(range(1, MANY + 1)), (1,))), 0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+    method.net = method.new_network().eval()
+    image = torch.randint(0, 256, (3, 32, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    maps = method.scores([Item("a", image, torch.arange(1, MANY + 1))])[0].maps
+    assert maps.shape == (MANY, 4, 5)
+    assert maps.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["weclip", "cd-clip"])
+def test_a_crop_that_shows_none_of_its_tags(clip, name, monkeypatch):
+    """GradCAM is 0 everywhere: then nothing is labelled with them, and nothing is divided by 0."""
+    monkeypatch.setattr(Teacher, "cams", lambda self, seen, image, texts: torch.zeros(len(texts), *seen.grid))
+    labelled = []
+    monkeypatch.setattr(
+        "tag2mask.methods.online.training.balanced_cross_entropy",
+        lambda logits, labels: labelled.append(labels) or balanced_cross_entropy(logits, labels),
+    )
+    method = weclip(clip) if name == "weclip" else cd_clip(clip)
+    module = training(method)
+    module.training_step(batch(((1, 2), (3,))), 0).backward()
+    assert set(labelled[0].unique().tolist()) == {0, IGNORE}
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+
+
 def test_labels_are_of_the_tags_and_background_without_any(clip):
     method = weclip(clip)
     pictures, tags = batch(((), (1, 3)))
@@ -187,13 +233,7 @@ def test_a_network_without_its_tower_says_where_to_put_it(fitted, tmp_path):
         ({"clip": str(tmp_path / "gone")}, "not saved with it and not at hand"),
         ({"sha256": "0" * 64}, "weights of sha256 000000000000"),
     ):
-        copy = tmp_path / next(iter(about))
-        copy.mkdir()
-        for file in (folder / "network").iterdir():
-            (copy / file.name).write_bytes(file.read_bytes())
-        config = json.loads((copy / "config.json").read_text())
-        config["options"] |= about
-        (copy / "config.json").write_text(json.dumps(config))
+        copy = changed(folder / "network", tmp_path / next(iter(about)), about)
         with pytest.raises(UserError, match=f"{said}.*`clip` under `options`"):
             load_network(copy, "cpu")
 

@@ -165,6 +165,8 @@ def test_texts_that_are_compared(clip):
         ("cd-clip", {"distance": "cos", "temperature": 2.0}, "temperature: no effect with distance=cos"),
         ("cd-clip", {"side": "leaving"}, "side: no effect with place=before"),
         ("cd-clip", {"sure": 0.5}, "sure: no effect with no replace_at"),
+        ("cd-clip", {"mutual_weight": 0.5}, "mutual_weight: no effect with decoder=clip"),
+        ("cd-clip", {"setting": 0, "boxes": True}, "boxes: no effect with setting=0"),
         ("cd-clip", {"variant": "released"}, "no code of CD-CLIP was released"),
         ("cd-clip", {"distance": "jsd"}, "known: js, kl"),
         ("cd-clip", {"superclasses": "seven"}, "set of super-classes of 'toy'"),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from golden_models import golden_clip
 from tag2mask.models.clip import VisionTransformer
+from tag2mask.models.dino import DINOTower
 from tag2mask.models.tower import Each, Mean, Positions
 from tag2mask.models.weclip import WeCLIPNet, class_cams, look
 from tag2mask.ops.affinity import AFFINITIES, choose_layers, make_affinity, spread
@@ -54,8 +55,8 @@ def net(golden, clip):
 def test_a_whole_step(net, clip, texts, case):
     settings, wanted = case
     seen = look(clip.vision, wanted["pixels"], 8, RELEASED)
-    fused = net.fuse(seen)
-    logits, affinity = net.decoder(fused), decoder_affinity(fused)
+    found = net.decode(seen.taps, seen.grid)
+    fused, logits, affinity = found.features, found.logits, decoder_affinity(found.features)
     torch.testing.assert_close(fused, wanted["fused"], rtol=0, atol=5e-4)
     torch.testing.assert_close(logits, wanted["seg_logits"], rtol=0, atol=1e-3)
     torch.testing.assert_close(affinity, wanted["affinity"], rtol=0, atol=1e-4)
@@ -161,4 +162,52 @@ def test_what_is_learned_is_the_decoder_alone():
 def test_training_and_looking_give_the_same_logits():
     net = WeCLIPNet(tower(), 5, width=16).eval()
     pixels = pictures(1, 3, 24, 24)
-    torch.testing.assert_close(net.decoder(net.fuse(look(net.tower, pixels, 2))), net(pixels))
+    seen = look(net.tower, pixels, 2)
+    torch.testing.assert_close(net.decode(seen.taps, seen.grid).logits, net(pixels))
+
+
+# --- beside a DINO ------------------------------------------------------------------------------------------------
+
+
+def dino_tower():
+    how = {"width": 64, "layers": 1, "heads": 1, "patch": 7, "native_grid": (4, 4), "registers": 2}
+    return shake(DINOTower(**how)).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def both():
+    return WeCLIPNet(tower(), 5, width=16, dino=dino_tower()).eval()
+
+
+def test_a_decoder_beside_a_dino_is_shared(both):
+    """Logits are the mean of what one decoder makes of CLIP's last tap and of the DINO; the affinity is of both."""
+    pixels = pictures(2, 3, 24, 32)  # 3x4 cells of CLIP, 3x4 of a patch of 7
+    seen, structure = look(both.tower, pixels, 2), both.structure(pixels)
+    assert structure.grid == (3, 4)
+    found = both.decode(seen.taps, seen.grid, structure)
+    clip = both.decoder_fts_fuse(seen.taps[-1:], seen.grid)
+    dino = both.dino_decoder_fts_fuse([both.dino.patches(F.interpolate(pixels, (21, 28), mode="bilinear"))], (3, 4))
+    torch.testing.assert_close(found.logits, (both.decoder(clip) + both.decoder(dino)) / 2)
+    torch.testing.assert_close(found.features, torch.cat([clip, dino], 1))
+    torch.testing.assert_close(found.logits, both(pixels))
+    names = {name.rsplit(".", 2)[0] for name in both.state_dict() if "fuse.linears" in name}
+    fuses = ("decoder_fts_fuse", "dino_decoder_fts_fuse")
+    assert names == {f"{fuse}.linears_modulelist.0" for fuse in fuses}  # as released, one layer each
+
+
+def test_a_dinos_cells_are_brought_to_clips(both):
+    pixels = pictures(1, 3, 32, 40)  # 4x5 cells of CLIP; the DINO has the same of 28x35 pixels
+    assert both.structure(pixels).grid == (4, 5)
+    pixels = pictures(1, 3, 56, 64)  # 7x8 and 8x9
+    assert both.structure(pixels).grid == (8, 9)
+    found = both.decode(look(both.tower, pixels, 2).taps, (7, 8), both.structure(pixels))
+    assert [tuple(each.shape) for each in found.fused] == [(1, 16, 7, 8)] * 2
+    assert both(pixels).shape == (1, 5, 7, 8)
+
+
+def test_beside_a_dino_both_fuse_layers_learn_and_no_tower(both):
+    both(pictures(1, 3, 24, 24)).sum().backward()
+    learned = {name.split(".")[0] for name, p in both.named_parameters() if p.grad is not None}
+    assert learned == {"decoder_fts_fuse", "decoder", "dino_decoder_fts_fuse"}
+    with pytest.raises(ValueError, match="nothing of the DINO"):
+        both.decode([torch.zeros(1, 9, 48)], (3, 3))

@@ -34,9 +34,24 @@ padding of crops                 ignored; WeCLIP labels it
 boundaries. An option that a row leaves without effect is refused. With ``setting=1`` a step is WeCLIP's before its
 switch. In rows 2 and 5 the attention is multiplied by the decoder's affinity from step 0 on, when the decoder has
 learned nothing: WeCLIP waits with RFM for its switch, what is known of the paper names none for these rows.
-``replace_at``, ``feedback``, ``dice_weight`` are WeCLIP+'s, and off here; in WeCLIP+ the replacement begins at 18 000
-of 30 000 steps on VOC, at 40 000 of 80 000 on COCO. Boundaries only teach: at test time the decoder and its CLIP are
-all that is needed.
+Boundaries only teach: at test time the decoder and its CLIP are all that is needed.
+
+WeCLIP+, whose training this is, does more, which is off here and can be asked for: ``decoder=clip+dino`` (a second
+fuse layer over a DINO's features; both outputs agree by ``mutual_weight``, their mean counts, and the DINO is needed
+at test time, too), ``feedback``, ``dice_weight`` and ``replace_at``. Its code (zbf1991/WeCLIP at 0f47db4) has rules
+for one data set alone; ``recipes/`` has a file for each:
+
+============================  ===========================  =================
+WeCLIP+                       VOC                          COCO
+============================  ===========================  =================
+labels replaced after step    18 000 of 30 000             40 000 of 80 000
+boxes                         none                         at 0.7
+batch                         4                            8
+layers that RFM chooses from  6                            8
+CRF at test time              yes                          no
+blocks before GradCAM's       one is left out: not here    all
+tags from                     the images' object names     true masks: not here
+============================  ===========================  =================
 """
 
 from __future__ import annotations
@@ -123,6 +138,17 @@ class CDCLIPOptions(OnlineOptions):
     structure: Literal["dino", "clip"] = Field(
         "dino", description="features of the prototypes: DINO's (--dino), or, where there is none, CLIP's own patches"
     )
+    boxes: bool | None = Field(
+        None, description="spread only from inside the boxes of a map; default as the setting has it, WeCLIP+ has "
+        "none on VOC"
+    )  # fmt: skip
+    decoder: Literal["clip", "clip+dino"] = Field(
+        "clip",
+        description="what the decoder stands on: CLIP's blocks (WeCLIP), or its last but one and a DINO (WeCLIP+)",
+    )
+    mutual_weight: float = Field(
+        0.1, ge=0, description="weight of the agreement between the decoder's two outputs, with decoder=clip+dino"
+    )
     feedback: bool = Field(False, description="multiply initial maps by the decoder's probabilities, as WeCLIP+ does")
     dice_weight: float = Field(0.0, ge=0, description="weight of WeCLIP+'s Dice loss over all classes")
     replace_at: int | None = Field(
@@ -145,8 +171,9 @@ class CDCLIP(Online):
 
     @classmethod
     def towers_of(cls, options: Any) -> tuple[str, ...]:
-        """A DINO where boundaries are taught by one."""
-        return (*cls.needs, *(("dino",) if _bounded(options) and options.structure == "dino" else ()))
+        """A DINO where boundaries are taught by one, or the decoder stands on one."""
+        used = (_bounded(options) and options.structure == "dino") or options.decoder == "clip+dino"
+        return (*cls.needs, *(("dino",) if used else ()))
 
     def __init__(
         self, classes: ClassSet, options: CDCLIPOptions | None = None, *, clip: CLIP, dino: DINO | None = None
@@ -156,6 +183,16 @@ class CDCLIP(Online):
             raise UserError(f"cd-clip: distance {chosen.distance!r} is not known; known: {', '.join(DISTANCES)}")
         if chosen.variant == "released":
             raise UserError("cd-clip: no code of CD-CLIP was released, so there is no such variant; take paper")
+        if chosen.decoder == "clip+dino" and chosen.statistics != "imagenet":
+            raise UserError(
+                f"cd-clip: statistics={chosen.statistics} with decoder=clip+dino: CLIP and the DINO see the same "
+                "pixels, and a DINO knows ImageNet's; leave statistics out"
+            )
+        if chosen.views and chosen.feedback and _bounded(chosen):
+            raise UserError(
+                "cd-clip: views keeps boundary labels, and feedback changes them at every step; leave one of them "
+                "out, or boundaries (--set boundary_gate=never)"
+            )
         self.groups, self.group_names = self._groups(classes, chosen)
         self.dino = dino
         super().__init__(classes, chosen, clip=clip, **({} if dino is None else {"dino": dino}))
@@ -199,6 +236,7 @@ class CDCLIP(Online):
             padding=options.padding or "ignored",
             affinity_weight=options.affinity_weight,
             dice_weight=options.dice_weight,
+            mutual_weight=options.mutual_weight if options.decoder == "clip+dino" else 0.0,
             feedback=options.feedback,
             replace_at=options.replace_at,
             sure=options.sure,
@@ -207,7 +245,7 @@ class CDCLIP(Online):
     def idle(self) -> dict[str, set[str]]:
         """Of the row of Table 3, and of options that switch others off."""
         options, (_, bounded) = self.options, SETTINGS[self.options.setting]
-        row = without_effect(self.recipe.late)
+        row = without_effect(self.recipe.late) | (set() if self.recipe.late.steps else {"boxes"})
         if self.recipe.late.distributions is None:
             row |= {"distance", "shares_over", "temperature", "tau", "tau_of", "combine", "place", "side"}
             row |= {"feature", "compared"}
@@ -225,12 +263,17 @@ class CDCLIP(Online):
             found["place=before, after which the affinity is made symmetric"] = {"side"}
         if options.replace_at is None:
             found["no replace_at"] = {"sure"}
+        if options.decoder == "clip":
+            found["decoder=clip"] = {"mutual_weight"}
         return found
 
     def spreading(self) -> Affinity:
         """The affinity of the setting, with the options in it."""
         options = self.options
-        affinity = tuned(self, AFFINITIES[SETTINGS[options.setting][0]])
+        affinity = AFFINITIES[SETTINGS[options.setting][0]]
+        if options.boxes is not None:
+            affinity = replace(affinity, boxes=0.4 if options.boxes else None)  # its threshold is set by ``tuned``
+        affinity = tuned(self, affinity)
         if affinity.distributions is None:
             return affinity
         distributions = ClassDistributions(
@@ -256,6 +299,11 @@ class CDCLIP(Online):
     def feature(self) -> Feature:
         """As the options have it."""
         return self.options.feature
+
+    @property
+    def second(self) -> DINO | None:
+        """With decoder=clip+dino."""
+        return self.dino if self.options.decoder == "clip+dino" else None
 
     def make_boundaries(self) -> Boundaries | None:
         """What teaches boundaries, where the setting has it."""

@@ -35,7 +35,7 @@ from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.types import UserError
 
-__all__ = ["DINO", "DINOTower", "load_dino"]
+__all__ = ["DINO", "DINOTower", "load_dino", "load_structure"]
 
 HUB_POSITIONS = Positions("bicubic", offset=0.1)
 TRANSFORMERS_POSITIONS = Positions("bicubic")
@@ -48,6 +48,7 @@ class PatchTower(Protocol):
     """What ``DINO`` needs of a network."""
 
     patch: int
+    width: int
 
     def patches(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) standardised, sides multiples of the patch -> normed patch tokens (B, N, D)."""
@@ -73,7 +74,7 @@ class DINOTower(nn.Module):
         how: Positions = TRANSFORMERS_POSITIONS,
     ) -> None:
         super().__init__()
-        self.patch, self.native_grid, self.how = patch, native_grid, how
+        self.patch, self.width, self.native_grid, self.how = patch, width, native_grid, how
         self.conv1 = nn.Conv2d(3, width, patch, patch)
         self.class_embedding = nn.Parameter(torch.zeros(1, width))
         self.registers = nn.Parameter(torch.zeros(registers, width))
@@ -120,7 +121,7 @@ class _Version3(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.patch = int(model.config.patch_size)
+        self.patch, self.width = int(model.config.patch_size), int(model.config.hidden_size)
         self.special = 1 + int(model.config.num_register_tokens)
 
     def patches(self, pixels: Tensor) -> Tensor:
@@ -197,6 +198,27 @@ def load_dino(source: str | Path, *, device: str | torch.device = "cpu", precisi
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return DINO(model, str(source), digest, layout, place, dtype)
+
+
+def load_structure(name: str, sha256: str) -> Any:
+    """The frozen tower that a network was trained on, on the processor, in float32.
+
+    Args:
+        name: what the DINO was asked for by.
+        sha256: of its weights.
+
+    Raises:
+        UserError: nothing is found by that name, or other weights.
+    """
+    about = f"the network stands on the frozen tower of {name}"
+    do = "restore it under that name, or write where it lies now as `dino` under `options` in its config.json"
+    try:
+        found = load_dino(name)
+    except UserError as error:
+        raise UserError(f"{about}, which is not saved with it and not at hand ({error}); {do}") from error
+    if found.sha256 != sha256:
+        raise UserError(f"{about} with sha256 {sha256[:12]}…, and what is there now has {found.sha256[:12]}…; {do}")
+    return found.model
 
 
 def _read(path: Path) -> tuple[Path, str, Any]:

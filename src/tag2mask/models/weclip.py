@@ -2,13 +2,15 @@
 
 The patch tokens after every block but the last are brought to one width and fused; three transformer blocks and a 1x1
 convolution make logits of them. Modules of the decoder carry the names of the released code. CD-CLIP uses the same
-decoder; WeCLIP+ puts a second fuse layer beside, over DINOv2's features, and shares the rest.
+decoder. WeCLIP+ takes CLIP's last of these tokens alone, puts a second fuse layer beside, over a
+DINO's, and shares the rest: its logits are the mean of both, its affinity is made of both together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +78,60 @@ class Decoder(nn.Module):
 
 
 @dataclass(frozen=True)
+class Structure:
+    """What a DINO sees of a batch: patch tokens (B, N, D) after its last norm, and their grid (h, w)."""
+
+    tokens: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoder makes of CLIP's tokens and, where there is a DINO, of its: one or two of everything.
+
+    fused: (B, E, h, w) each, on CLIP's grid. parts: logits (B, K, h, w) of each.
+    """
+
+    fused: tuple[Tensor, ...]
+    parts: tuple[Tensor, ...]
+
+    @property
+    def features(self) -> Tensor:
+        """What the decoder's affinity is made of: (B, E, h, w), or (B, 2 E, h, w)."""
+        return self.fused[0] if len(self.fused) == 1 else torch.cat(self.fused, 1)
+
+    @property
+    def logits(self) -> Tensor:
+        """The mean of the parts."""
+        return self.parts[0] if len(self.parts) == 1 else sum(self.parts[1:], self.parts[0]) / len(self.parts)
+
+
+def decode(
+    decoder: Decoder,
+    fuse: Fuse,
+    taps: Sequence[Tensor],
+    grid: tuple[int, int],
+    dino_fuse: Fuse | None = None,
+    structure: Structure | None = None,
+) -> Decoded:
+    """The decoder over the last of CLIP's tokens, as many as ``fuse`` takes, and over a DINO's where there is one.
+
+    Args:
+        decoder, fuse, dino_fuse: of one network.
+        taps: patch tokens (B, N, D) after blocks of CLIP.
+        grid: theirs. What is fused of a DINO's tokens is brought to it.
+        structure: what the DINO sees; ``dino_fuse`` needs it.
+    """
+    fused = [fuse(taps[-len(fuse.linears_modulelist) :], grid)]
+    if dino_fuse is not None:
+        if structure is None:
+            raise ValueError("a decoder over CLIP and a DINO was given nothing of the DINO")
+        own = dino_fuse([structure.tokens], structure.grid)
+        fused.append(F.interpolate(own, grid, mode="bilinear", align_corners=False))
+    return Decoded(tuple(fused), tuple(decoder(each) for each in fused))
+
+
+@dataclass(frozen=True)
 class Seen:
     """What the frozen tower leaves of a batch, without gradients.
 
@@ -117,10 +173,11 @@ def class_cams(vision: VisionTransformer, seen: Seen, image: int, texts: Tensor,
 
 
 class WeCLIPNet(nn.Module):
-    """The decoder with its frozen tower: pixels to logits.
+    """The decoder with its frozen towers: pixels to logits.
 
     Args:
         tower: CLIP's image transformer; it never learns, and is no part of what is saved.
+        dino: a DINO's tower (``models.dino.PatchTower``), likewise; None: WeCLIP's decoder, over CLIP alone.
         classes: K, background included.
         width, blocks, heads: of the decoder.
         dropout: of whole channels of the fused features, in training.
@@ -137,23 +194,41 @@ class WeCLIPNet(nn.Module):
         heads: int = 8,
         dropout: float = 0.1,
         positions: Positions = BILINEAR,
+        dino: Any = None,
     ) -> None:
         super().__init__()
         self.tower = tower.requires_grad_(False)
+        self.dino = None if dino is None else dino.requires_grad_(False)
         self.positions = positions
         inputs = tower.ln_post.normalized_shape[0]
-        self.decoder_fts_fuse = Fuse(inputs, len(tower.blocks) - 1, width, dropout)
+        self.decoder_fts_fuse = Fuse(inputs, len(tower.blocks) - 1 if dino is None else 1, width, dropout)
         self.decoder = Decoder(width, blocks, heads, classes)
+        self.dino_decoder_fts_fuse = None if dino is None else Fuse(dino.width, 1, width, dropout)
 
     @property
     def backbone(self) -> nn.ModuleList:
         """What is pretrained and learns at a lower rate: nothing."""
         return nn.ModuleList()
 
-    def fuse(self, seen: Seen) -> Tensor:
-        """What the decoder works on, and its affinity is made of: (B, E, h, w)."""
-        features: Tensor = self.decoder_fts_fuse(seen.taps, seen.grid)
-        return features
+    @torch.no_grad()
+    def structure(self, pixels: Tensor) -> Structure | None:
+        """What the DINO sees of (B, 3, H, W) standardised with ImageNet's statistics; None where there is none.
+
+        Sides are brought down to its whole patches (320 -> 308 pixels of a patch of 14): its grid then spans the same
+        picture as CLIP's, of other cells.
+        """
+        if self.dino is None:
+            return None
+        patch = self.dino.patch
+        grid = (max(pixels.shape[2] // patch, 1), max(pixels.shape[3] // patch, 1))
+        size = (grid[0] * patch, grid[1] * patch)
+        if tuple(pixels.shape[2:]) != size:
+            pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
+        return Structure(self.dino.patches(pixels).float(), grid)
+
+    def decode(self, taps: Sequence[Tensor], grid: tuple[int, int], structure: Structure | None = None) -> Decoded:
+        """``decode`` with this network's parts."""
+        return decode(self.decoder, self.decoder_fts_fuse, taps, grid, self.dino_decoder_fts_fuse, structure)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) standardised -> logits (B, K, H // patch, W // patch); what is no whole patch is cut off."""
@@ -165,7 +240,5 @@ class WeCLIPNet(nn.Module):
         total = len(self.tower.blocks)
         with torch.no_grad():
             seen = self.tower(pixels, taps=range(total - 1), stop_before_last=True, positions=self.positions)
-        logits: Tensor = self.decoder(
-            self.decoder_fts_fuse([seen.taps[i][:, 1:] for i in range(total - 1)], seen.grid)
-        )
-        return logits
+        taps = [seen.taps[i][:, 1:] for i in range(total - 1)]
+        return self.decode(taps, seen.grid, self.structure(pixels)).logits

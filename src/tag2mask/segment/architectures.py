@@ -90,6 +90,10 @@ class WeCLIPOptions(Options):
         description="the CLIP whose frozen image tower the decoder stands on: its name, or where it lies"
     )
     sha256: str = Field(description="sha256 of that CLIP's weights")
+    dino: str | None = Field(
+        None, description="the DINO whose tower the decoder stands on, too, as in WeCLIP+: its name, or where it lies"
+    )
+    dino_sha256: str = Field("", description="sha256 of that DINO's weights")
     activation: Literal["quick_gelu", "gelu"] = Field("quick_gelu", description="that it was trained with")
     width: int = Field(256, ge=8, multiple_of=8, description="channels of the decoder")
     blocks: int = Field(3, ge=1, description="transformer blocks of the decoder")
@@ -286,7 +290,11 @@ def _build_hub(name: str, names: Names, options: HubOptions, init: str) -> nn.Mo
 def _build_weclip(
     name: str, names: Names, options: WeCLIPOptions, init: str, *, towers: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """WeCLIP's decoder of random weights. towers: {"clip": a loaded CLIP} that is taken instead of one by name."""
+    """WeCLIP's decoder of random weights.
+
+    towers: loaded ones, which are taken instead of those of these names: {"clip": a CLIP, "dino": a DINO}.
+    """
+    from tag2mask.models.dino import load_structure
     from tag2mask.models.weights import load_vision
 
     if init not in (RANDOM, LATER):
@@ -299,7 +307,15 @@ def _build_weclip(
         raise UserError(f"{options.clip} is a ResNet, and the decoder stands on the blocks of a ViT; take a ViT")
     positions = Positions(round_fp16=options.round_fp16)
     how: Any = {"width": options.width, "blocks": options.blocks, "heads": options.heads}
-    return WeCLIPNet(tower, len(names), positions=positions, **how)
+    beside = (towers or {}).get("dino")
+    dino = None if beside is None else beside.model
+    if options.dino is not None and dino is None:
+        dino = load_structure(options.dino, options.dino_sha256)
+    return WeCLIPNet(tower, len(names), positions=positions, dino=dino, **how)
+
+
+def _weclip_towers(options: WeCLIPOptions) -> tuple[str, ...]:
+    return ("tower",) if options.dino is None else ("tower", "dino")
 
 
 def _refuse_parted(crop: int, network: WeCLIPNet) -> None:
@@ -325,7 +341,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cct-resnet50": Architecture(CCTOptions, _build_cct, _standard, "tenfold"),
     "deeplabv2-resnet101": Architecture(DeepLabV2Options, _build_deeplabv2, _deeplab_pixels, "convolutions"),
     "weclip": Architecture(
-        WeCLIPOptions, _build_weclip, _own_pixels, "adamw", towers=("tower",), check_crop=_refuse_parted
+        WeCLIPOptions, _build_weclip, _own_pixels, "adamw", towers=_weclip_towers, check_crop=_refuse_parted
     ),
     "deeplabv1-resnet38": Architecture(DeepLabV1Options, _build_deeplabv1, _standard, "convolutions"),
     "weakclip": Architecture(

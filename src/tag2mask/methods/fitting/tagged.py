@@ -38,12 +38,21 @@ class TaggedImages:
     """
 
     def __init__(
-        self, data: Dataset, settings: Augment | DeiTAugment, seed: int, *, tagged_only: bool = False
+        self,
+        data: Dataset,
+        settings: Augment | DeiTAugment,
+        seed: int,
+        *,
+        tagged_only: bool = False,
+        views: int | None = None,
     ) -> None:
-        """tagged_only: leave out images whose tags are known to be none."""
+        """tagged_only: leave out images whose tags are known to be none.
+
+        views: each picture comes in so many ways alone, again and again; None: each time in a new one.
+        """
         if settings.crop is None:
             raise ValueError("pictures of a batch are of one size: give a crop")
-        self.data, self.settings, self.seed = data, settings, seed
+        self.data, self.settings, self.seed, self.views = data, settings, seed, views
         self.indices = array(
             "l", (i for i, s in enumerate(data) if s.tags is not None and (s.tags or not tagged_only))
         )
@@ -65,7 +74,8 @@ class TaggedImages:
             plain = torch.tensor(self.settings.fill)[:, None, None]
             side = self.settings.crop or 1
             return plain.expand(3, side, side).clone(), torch.zeros(0, dtype=torch.int64)
-        dice = sample_dice(self.seed, draw)
+        view = draw if self.views is None else Draw(draw.step % self.views, draw.sample)
+        dice = sample_dice(self.seed, view)
         if isinstance(self.settings, DeiTAugment):
             seen = augment_deit(image, self.settings, dice)
         else:

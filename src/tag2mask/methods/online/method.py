@@ -16,6 +16,7 @@ from torch import Tensor
 from tag2mask.methods.clip_es import fit_grid
 from tag2mask.methods.fitting.settings import FitOptions, FitSettings
 from tag2mask.methods.idle import refuse_idle
+from tag2mask.methods.online.lesson import FOLDER, Fixed, Lessons, Live, check_room
 from tag2mask.methods.online.teacher import Feature, Teacher, Texts
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.clip import VisionTransformer
@@ -37,6 +38,8 @@ from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Power, Scores, Tex
 if TYPE_CHECKING:
     from tag2mask.methods.online.boundaries import Boundaries
     from tag2mask.methods.online.recipe import OnlineRecipe
+    from tag2mask.models.dino import DINO
+    from tag2mask.models.weclip import WeCLIPNet
     from tag2mask.models.weights import CLIP
     from tag2mask.run.folder import Run
 
@@ -56,6 +59,10 @@ class OnlineOptions(FitOptions):
     )
     batch: int | None = Field(None, ge=1, description="images at a time; default 4")
     accumulate: int = Field(1, ge=1, description="batches that make a step")
+    views: int | None = Field(
+        None, ge=1, description="fixed views of each picture, whose tower outputs are kept on the disk while the fit "
+        "lasts; default: a new view at each step, as published"
+    )  # fmt: skip
     crop: int | None = Field(None, ge=8, description="side of what is seen, in pixels; default 20 patches")
     scales: tuple[float, float] = Field((0.5, 2.0), description="pictures are enlarged by a factor: from, to")
     lr: float | None = Field(None, gt=0, description="base learning rate; the decoder's is 10 times it")
@@ -88,6 +95,16 @@ class OnlineOptions(FitOptions):
     max_tokens: int = Field(4096, ge=1, description="an image with more patches is shrunk to this many, for its maps")
 
 
+def _lasting(name: str) -> str:
+    """What a tower is asked for by, from wherever the network is read: a path from the root, or a name."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
+
+
+def _dino_of(sha256: str) -> str:
+    return f"a DINO of sha256 {sha256[:12]}…" if sha256 else "CLIP alone"
+
+
 class Online(Trainable):
     """A method whose masks arise while it trains a decoder; derive ``WeCLIP`` and ``CDCLIP`` from it.
 
@@ -97,7 +114,7 @@ class Online(Trainable):
     needs = ("clip",)
     side_by_side = True
     label_options = ("max_tokens",)
-    fit_uses = ("workers", "minutes")
+    fit_uses = ("devices", "workers", "minutes")
     mask_rule = MaskRule(background=Power(1.0), refiner="par")
     name: ClassVar[str]
     options: Any
@@ -145,6 +162,11 @@ class Online(Trainable):
     def feature(self) -> Feature:
         """What class distributions compare with texts."""
         return "last"
+
+    @property
+    def second(self) -> DINO | None:
+        """The DINO that the decoder stands on beside CLIP, if it stands on one."""
+        return None
 
     def make_boundaries(self) -> Boundaries | None:
         """What teaches boundaries between super-classes, if anything does."""
@@ -236,10 +258,12 @@ class Online(Trainable):
     def new_network(self) -> SegmentationNet:
         """A decoder of random weights, drawn by the seed, over this method's own tower."""
         mean, std = self.pixel_statistics
-        path = Path(self.clip.name).expanduser()
         options = {
-            "clip": str(path.absolute()) if path.exists() else self.clip.name,
+            "clip": _lasting(self.clip.name),
             "sha256": self.clip.sha256,
+            **(
+                {} if self.second is None else {"dino": _lasting(self.second.name), "dino_sha256": self.second.sha256}
+            ),
             "activation": self.vision.blocks[0].mlp.activation,
             "width": self.options.width or 8 * max(1, round(self.vision.ln_post.normalized_shape[0] / 24)),
             "round_fp16": self.released,
@@ -247,7 +271,12 @@ class Online(Trainable):
             "std": std,
         }
         config = NetworkConfig.of(ARCHITECTURE, self.classes, **options)
-        return build_network(config, seed=self.options.seed, towers={"clip": self.clip})
+        return build_network(config, seed=self.options.seed, towers=self._towers)
+
+    @property
+    def _towers(self) -> dict[str, Any]:
+        """What is at hand, and need not be loaded again."""
+        return {"clip": self.clip, **({} if self.second is None else {"dino": self.second})}
 
     def fit(self, data: Dataset, folder: Path, earlier: Run | None = None) -> None:
         """Train on images and tags; goes on where it was stopped. Leaves the decoder in ``folder / INSIDE``.
@@ -263,7 +292,7 @@ class Online(Trainable):
         recipe, options = self.recipe, self.options
         padding = (math.nan,) * 3  # no pixel is that
         shapes = Augment(recipe.crop, scale=Uniform(*recipe.scales), place="anywhere", fill=padding)
-        images = TaggedImages(data, shapes, options.seed)
+        images = TaggedImages(data, shapes, options.seed, views=options.views)
         if not any(images.data[i].tags for i in images.indices):
             raise UserError(
                 f"{self.name} learns from tags, and none of the {len(data)} images in {data.root} has any"
@@ -272,10 +301,35 @@ class Online(Trainable):
         bare: Any = net.network
         settings = FitSettings.of(self, steps=recipe.steps, batch=recipe.batch, lr=recipe.lr)
         settings = replace(settings, accumulate=options.accumulate)
-        module = OnlineTraining(bare, self.teacher, recipe, settings, self.make_boundaries())
-        train_to_end(module, images, settings, folder, self.name)
+        if options.views:
+            check_room(folder, options.views * len(images), self.view_bytes(bare), self.name)
+        lessons, weight = self.lessons(bare, folder)
+        train_to_end(OnlineTraining(bare, lessons, recipe, settings, weight), images, settings, folder, self.name)
+        if isinstance(lessons, Fixed):
+            lessons.forget()
         noted = {"method": self.name, "steps": recipe.steps, "test": self.network_test}
         keep_network(folder, net, recipe.steps, supervision="tags", noted=noted)
+
+    def lessons(self, net: WeCLIPNet, folder: Path) -> tuple[Lessons, float]:
+        """What a decoder is shown and taught, of fixed views kept in ``folder``, and the boundary loss's weight."""
+        boundaries = self.make_boundaries()
+        live = Live(self.teacher, net.structure, boundaries)
+        weight = 0.0 if boundaries is None else boundaries.settings.weight
+        if self.options.views is None:
+            return live, weight
+        return Fixed(live, len(net.decoder_fts_fuse.linears_modulelist), folder / FOLDER), weight
+
+    def view_bytes(self, net: WeCLIPNet) -> int:
+        """Of the disk, for one fixed view."""
+        recipe = self.recipe
+        cells = (recipe.crop // self.clip.patch) ** 2
+        numbers = len(net.decoder_fts_fuse.linears_modulelist) * cells * self.vision.ln_post.normalized_shape[0]
+        if self.second is not None:
+            numbers += (recipe.crop // self.second.patch) ** 2 * self.second.model.width
+        for affinity in {recipe.early, recipe.late}:
+            if affinity.decoder or recipe.feedback:
+                numbers += (affinity.layers + (affinity.distributions is not None)) * cells**2
+        return 4 * numbers + 2 * recipe.crop**2
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Load the decoder that ``fit`` left.
@@ -291,7 +345,13 @@ class Online(Trainable):
                 f"{str(saved.config.options.get('sha256'))[:12]}…), not on {self.clip.name} "
                 f"({self.clip.sha256[:12]}…); give that CLIP, or fit again"
             )
-        self.net = load_network(saved, str(self.device), towers={"clip": self.clip})
+        theirs, own = saved.config.options.get("dino_sha256") or "", "" if self.second is None else self.second.sha256
+        if theirs != own:
+            raise UserError(
+                f"{saved.path}: its decoder stands on {_dino_of(theirs)}, and this method's on {_dino_of(own)}; give "
+                "that DINO and that decoder (--dino, --set decoder=), or fit again"
+            )
+        self.net = load_network(saved, str(self.device), towers=self._towers)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) in pixels -> (h, w) in patches: each side up to a whole patch, at most ``max_tokens`` in all."""
@@ -316,10 +376,11 @@ class Online(Trainable):
             raise ValueError(f"{item.id} has no tags; {self.name} needs to know them")
         grid, patch = self.grid(size), self.clip.patch
         image = resize_bicubic(item.image.cpu(), (grid[0] * patch, grid[1] * patch))
-        seen = self.teacher.look(self.teacher.pixels(image[None].to(self.device)))
-        fused = net.fuse(seen)
+        pixels = self.teacher.pixels(image[None].to(self.device))
+        seen = self.teacher.look(pixels)
+        found = net.decode(seen.taps, seen.grid, net.structure(pixels))
         recipe = self.recipe
         settings = recipe.late if recipe.steps > recipe.switch else recipe.early
-        probs = net.decoder(fused).softmax(1) if recipe.feedback else None
-        maps = self.teacher.maps(seen, [item.tags], settings, decoder_affinity(fused), probs)[0]
+        probs = found.logits.softmax(1) if recipe.feedback else None
+        maps = self.teacher.maps(seen, [item.tags], settings, decoder_affinity(found.features), probs)[0]
         return Scores(item.tags, maps.refined.float().cpu(), size, initial=maps.initial.float().cpu())

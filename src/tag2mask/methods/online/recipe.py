@@ -15,7 +15,8 @@ class OnlineRecipe:
     early, late: how maps are spread before and from step ``switch`` on.
     lr: of the decoder. warmup: steps. padding: whether what a crop has beyond its picture is labelled, as the
     released code does, or ignored.
-    affinity_weight: of the decoder's affinity loss. dice_weight: of WeCLIP+'s Dice.
+    affinity_weight: of the decoder's affinity loss. dice_weight: of WeCLIP+'s Dice. mutual_weight: of the agreement
+    of its two outputs.
     feedback: multiply the initial maps by the decoder's own probabilities (WeCLIP+).
     replace_at: from this step on, labels are the decoder's own where its probability is above ``sure`` (WeCLIP+);
         None: never.
@@ -33,6 +34,7 @@ class OnlineRecipe:
     padding: Literal["ignored", "labelled"]
     affinity_weight: float
     dice_weight: float = 0.0
+    mutual_weight: float = 0.0
     feedback: bool = False
     replace_at: int | None = None
     sure: float = 0.75

@@ -38,6 +38,19 @@ class Maps:
 
 
 @dataclass(frozen=True)
+class Ground:
+    """What a frozen CLIP says of a batch before any decoder has a part in it.
+
+    attentions: (B, k, N, N) between patches, of the layers that an affinity goes by. initial: maps (K, h, w) in
+    [0, 1] of each image's tags. factor: (B, N, N) of class distributions, where the affinity is rectified by them.
+    """
+
+    attentions: Tensor
+    initial: tuple[Tensor, ...]
+    factor: Tensor | None
+
+
+@dataclass(frozen=True)
 class Texts:
     """Unit rows of texts: of the classes (C, E), of what is no class (M, E), and all that class distributions range
     over (T, E).
@@ -96,18 +109,26 @@ class Teacher:
         return F.normalize(self.vision.project(tokens).float(), dim=-1)
 
     @torch.no_grad()
-    def affinities(self, seen: Seen, settings: Affinity, decoder: Tensor | None) -> Tensor | None:
+    def ground(self, seen: Seen, tags: Sequence[Tensor], settings: Affinity) -> Ground:
+        """What the settings go by, and the initial maps of each image's tags (K,)."""
+        factor = None
+        if settings.steps and settings.distributions is not None:
+            factor = distribution_factor(self.patch_features(seen), self.texts.compared, settings.distributions)
+        own = [each.to(self.texts.classes.device) for each in tags]
+        initial = tuple(self.cams(seen, i, self.texts.classes[each - 1]) for i, each in enumerate(own))
+        return Ground(seen.attentions[:, -settings.layers :], initial, factor)
+
+    @staticmethod
+    @torch.no_grad()
+    def affinities(ground: Ground, settings: Affinity, decoder: Tensor | None) -> Tensor | None:
         """The affinity of each image (B, N, N); None where nothing is spread.
 
         decoder: the decoder's affinity (B, N, N), if the settings use it.
         """
         if not settings.steps:
             return None
-        attention = choose_layers(seen.attentions[:, -settings.layers :], decoder, settings.choose)
-        factor = None
-        if settings.distributions is not None:
-            factor = distribution_factor(self.patch_features(seen), self.texts.compared, settings.distributions)
-        return make_affinity(attention, settings, decoder=decoder, factor=factor)
+        attention = choose_layers(ground.attentions, decoder, settings.choose)
+        return make_affinity(attention, settings, decoder=decoder, factor=ground.factor)
 
     @torch.no_grad()
     def maps(
@@ -122,13 +143,24 @@ class Teacher:
 
         probs: the decoder's class probabilities (B, C + 1, h, w), to multiply the initial maps by (WeCLIP+).
         """
-        matrices = self.affinities(seen, settings, decoder)
+        return self.refined(self.ground(seen, tags, settings), tags, settings, decoder, probs)
+
+    @torch.no_grad()
+    def refined(
+        self,
+        ground: Ground,
+        tags: Sequence[Tensor],
+        settings: Affinity,
+        decoder: Tensor | None = None,
+        probs: Tensor | None = None,
+    ) -> list[Maps]:
+        """``maps`` from what ``ground`` gave of these tags by these settings."""
+        matrices = self.affinities(ground, settings, decoder)
         out = []
         for i, own in enumerate(tags):
-            wanted = own.to(self.texts.classes.device)
-            initial = self.cams(seen, i, self.texts.classes[wanted - 1])
+            initial = ground.initial[i]
             if probs is not None:
-                initial = initial * probs[i, wanted]
+                initial = initial * probs[i, own.to(probs.device)]
             matrix = None if matrices is None else matrices[i]
             out.append(Maps(initial, self.spread(initial, matrix, settings), matrix))
         return out
