@@ -69,8 +69,9 @@ def overview() -> str:
         method = method_class(name)
         doc = importlib.import_module(method.__module__).__doc__ or ""
         what = doc.strip().splitlines()[0].partition(": ")[2]
-        words = what[0].upper() + what[1:]
-        rows.append((f"[`{name}`]({name}.md)", words, ", ".join(towers(method)), earlier(method)))
+        rows.append(
+            (f"[`{name}`]({name}.md)", what[0].upper() + what[1:], ", ".join(towers(method)), earlier(method))
+        )
     return "\n".join(["## All methods", "", *table(("method", "what it is", "needs", "earlier run"), rows)])
 
 

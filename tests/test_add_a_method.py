@@ -37,7 +37,8 @@ def test_the_method_of_the_page_labels(page, tmp_path):
 def test_the_method_with_a_clip_has_texts(page):
     import with_clip
 
-    from methods.test_conformance import CLASSES, WORDS, random_clip
+    from methods.cases import WORDS, random_clip
+    from methods.toys import CLASSES
 
     classes = replace(CLASSES, names=("background", *WORDS.names))
     made = with_clip.WithCLIP(classes, clip=random_clip())

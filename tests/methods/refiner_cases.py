@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from methods.test_conformance import FITS, random_classifier
+from methods.cases import FITS, random_classifier
 from methods.toys import CLASSES
 from tag2mask.methods import make_method
 from tag2mask.ops.image import MEAN, STD

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mctformers import save_timm, timm_state
-from methods.test_conformance import random_classifier
+from methods.cases import random_classifier
 from methods.toys import CLASSES, TinyData, forbidden, make_data
 from tag2mask.classes import load_classes
 from tag2mask.config import read_config

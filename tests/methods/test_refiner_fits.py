@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods.test_conformance import FITS, random_classifier
+from methods.cases import FITS, random_classifier
 from methods.toys import CLASSES, TrainingFree, make_data
 from tag2mask.data.image import read_image
 from tag2mask.methods import make_method, method_class

@@ -10,9 +10,11 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from methods.cases import FITS, random_classifier
 from methods.refiner_cases import item_of, make, pixels_of
-from methods.test_conformance import FITS, artefacts, learned, random_classifier
+from methods.test_conformance import learned
 from methods.toys import CLASSES, TrainingFree, make_data
+from run_folders import artefacts
 from tag2mask.cli import app
 from tag2mask.config import LabelConfig, RefineConfig
 from tag2mask.data import read_dataset

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from methods.test_conformance import FITS, random_clip
+from methods.cases import FITS, random_clip
 from methods.toys import CLASSES, make_data
 from methods.weakclip_cases import KNOWN, seed_folder, weakclip
 from tag2mask.classes import load_classes

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from methods.test_conformance import random_clip
+from methods.cases import random_clip
 from methods.toys import CLASSES, TrainingFree, make_data
 from methods.weakclip_cases import KNOWN, seed_folder, weakclip
 from tag2mask.classes import load_classes
@@ -198,7 +198,7 @@ def test_choices_that_others_leave_without_effect(options, idle):
 
 def test_train_refuses_the_crops_that_the_method_refuses(tmp_path):
     """One check for both; without it labels would not lie on the pixels that the network answers for."""
-    from methods.test_conformance import clip_folder
+    from methods.cases import clip_folder
     from tag2mask.segment.network import NetworkConfig, build_network
 
     texts = ["photo", "red", "cat", "dog"]

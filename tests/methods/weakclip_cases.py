@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from methods.test_conformance import FITS, random_clip
+from methods.cases import FITS, random_clip
 from methods.toys import CLASSES
 from tag2mask.methods import make_method
 from tag2mask.methods.weakclip import WeakCLIP

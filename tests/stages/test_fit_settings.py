@@ -13,7 +13,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from methods.test_conformance import FITS, KNOWN, build, random_classifier
+from methods.cases import FITS, KNOWN, build, random_classifier
 from methods.toys import CLASSES, FittedOnTags, Refiner, TrainingFree, make_data
 from tag2mask.cli import app
 from tag2mask.methods import make_method, make_options, method_class
@@ -158,7 +158,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from dataclasses import replace
 from pathlib import Path
-from methods.test_conformance import FITS, WORDS, random_clip
+from methods.cases import FITS, WORDS, random_clip
 from methods.toys import CLASSES, make_data
 from tag2mask.methods import make_method
 from tag2mask.methods.fitting import clims

@@ -35,7 +35,7 @@ from torch import Tensor
 from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.idle import refuse_idle
-from tag2mask.methods.refiners import Refiner, RefinerOptions, check_crop, frame_of, seeded, working
+from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.classifier import load_backbone
 from tag2mask.models.irn import GRID, IRNHeads, boundary_map
 from tag2mask.models.state import state_sha256
@@ -78,7 +78,7 @@ class IRNOptions(RefinerOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> IRNOptions:
-        check_crop(self.crop, self.radius, GRID)
+        self.check_crop(self.crop, self.radius, GRID)
         low, high = self.scale
         if not 0.05 <= low <= high <= 20:
             raise ValueError(f"scale is {self.scale}, expected two numbers from 0.05 to 20, the lower first")

@@ -35,7 +35,7 @@ from torch import Tensor
 from tag2mask.methods.fitting.affinity import AffinityExamples, PriorMaps, make_labels
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.methods.idle import refuse_idle
-from tag2mask.methods.refiners import Refiner, RefinerOptions, check_crop, frame_of, seeded, working
+from tag2mask.methods.refiners import Refiner, RefinerOptions, frame_of, seeded, working
 from tag2mask.models.psa import CELL, AffinityNet, load_affinity_net
 from tag2mask.models.state import state_sha256
 from tag2mask.ops.affinity_labels import psa_labels, psa_scores
@@ -77,7 +77,7 @@ class PSAOptions(RefinerOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> PSAOptions:
-        check_crop(self.crop, self.radius, CELL)
+        self.check_crop(self.crop, self.radius, CELL)
         if self.low >= self.alpha_high:
             raise ValueError(f"low {self.low:g} is not below high {self.alpha_high:g}")
         if self.walk_steps == 0:

@@ -49,18 +49,18 @@ class RefinerOptions(FitOptions):
     )
     max_pixels: int = Field(2_000_000, ge=1, description="an image with more is worked on at this size")
 
+    @staticmethod
+    def check_crop(crop: int, radius: float, cell: int) -> None:
+        """Refuse crops in which no cell, of ``cell`` pixels, has all its neighbours within ``radius`` cells.
 
-def check_crop(crop: int, radius: float, cell: int) -> None:
-    """Refuse crops of ``crop`` pixels in which no cell has all its neighbours within ``radius`` cells.
-
-    Raises:
-        ValueError: with the least crop.
-    """
-    needed = cell * (2 * reach(radius) + 1)
-    if crop < needed:
-        raise ValueError(
-            f"crop {crop} is too small to compare pixels within radius {radius:g}; expected {needed} or more"
-        )
+        Raises:
+            ValueError: with the least crop.
+        """
+        needed = cell * (2 * reach(radius) + 1)
+        if crop < needed:
+            raise ValueError(
+                f"crop {crop} is too small to compare pixels within radius {radius:g}; expected {needed} or more"
+            )
 
 
 Options = TypeVar("Options", bound=RefinerOptions)
