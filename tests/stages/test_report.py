@@ -150,6 +150,17 @@ def test_without_truth_the_least_sure_come_first(tmp_path: Path) -> None:
     assert not (run.path / "metrics.json").exists()
 
 
+def test_the_strip_shows_the_surest_that_hold_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "STRIP", 2)
+    data = toys(tmp_path / "data", truth=False)
+    run = small_run(tmp_path / "run", data)
+    page = Page(report(run, data, progress=False))
+    shown = re.findall(r'alt="mask of (.*?)"', page.html[: page.html.index("</section>")])
+    held = [id for id in least_sure(run, data)[::-1] if read_mask(run.mask_path(id)).any()]
+    assert shown == held[:2]
+    assert shown[0] != least_sure(run, data)[-1], "the surest of all holds nothing"
+
+
 def test_without_data_it_shows_what_the_run_holds(data: Toys, tmp_path: Path) -> None:
     run = small_run(tmp_path / "run", data)
     page = Page(report(run.path, out=tmp_path / "else" / "page.html", progress=False))
