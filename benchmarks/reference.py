@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from tag2mask.data import read_dataset
 from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.clip_es import ClipES, ClipESOptions
+from tag2mask.models import transformer
 from tag2mask.models.transformer import Block
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.affinity import symmetric_affinity
@@ -31,11 +32,13 @@ from tag2mask.types import Item
 
 def block_forward(block: Block, x: torch.Tensor, fed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A block as its formulas stand, from tokens x (B, T, D) and their first norm: tokens, mean attention."""
-    q, k, v = block.attn.qkv(fed)
+    attn, mlp = block.attn, block.mlp
+    parts = F.linear(fed, attn.in_proj_weight, attn.in_proj_bias).unflatten(-1, (3, attn.heads, -1))
+    q, k, v = parts.permute(2, 0, 3, 1, 4)  # (B, heads, T, dh) each
     p = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)  # (B, heads, T, T)
-    x = x + block.attn.out_proj((p @ v).transpose(1, 2).flatten(2))
-    hidden = block.mlp.c_fc(block.ln_2(x))
-    return x + block.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden)), p.mean(1)
+    x = x + F.linear((p @ v).transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias)
+    hidden = F.linear(block.ln_2(x), mlp.c_fc.weight, mlp.c_fc.bias)
+    return x + F.linear(hidden * torch.sigmoid(1.702 * hidden), mlp.c_proj.weight, mlp.c_proj.bias), p.mean(1)
 
 
 def the_obvious_way(method: ClipES, item: Item) -> list[torch.Tensor]:
@@ -79,6 +82,7 @@ def main() -> None:
     parser.add_argument("clip", type=Path)
     parser.add_argument("maps", type=Path)
     args = parser.parse_args()
+    transformer.pack = lambda layers: None  # copies of the weights that are not used here
     data = read_dataset(args.data, kind="folder", classes="voc12")
     clip = load_clip(args.clip, device="cpu")
     method = ClipES(data.classes, ClipESOptions(variant="released"), clip=clip)

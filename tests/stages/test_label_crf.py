@@ -11,6 +11,7 @@ import torch
 
 from methods.toys import CLASSES, TrainingFree, make_data
 from run_folders import artefacts
+from tag2mask.methods.protocol import Machine
 from tag2mask.ops.compiled import trouble
 from tag2mask.run.folder import Run
 from tag2mask.stages.label import label
@@ -66,6 +67,51 @@ def test_masks_made_side_by_side_are_those_made_one_by_one(data, tmp_path, threa
     assert found[1] == found[3]
     order = [list(Run.open(tmp_path / f"run{count}").records()) for count in (1, 3)]
     assert order[0] == order[1]  # written in the order of the data
+
+
+class Watched(TrainingFree):
+    """Notes how many calls there are at once, and with how many of torch's threads."""
+
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.at_once, self.most, self.threads, self.lock = 0, 0, set(), threading.Lock()
+
+    def scores(self, items):
+        with self.lock:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+            self.threads.add(torch.get_num_threads())
+        time.sleep(0.05)  # so that another can begin
+        with self.lock:
+            self.at_once -= 1
+        return super().scores(items)
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    ("side_by_side", "machine", "most", "each"),
+    [
+        (False, Machine(), 1, 4),  # the masks alone are made side by side
+        (True, Machine(), 4, 1),
+        (True, Machine(workers=2), 2, 2),
+        (True, Machine(workers=0), 1, 4),
+        (True, Machine(workers=99), 12, 1),  # of 12 images
+    ],
+)
+def test_a_method_sees_several_batches_at_once_only_if_it_says_so(
+    side_by_side, machine, most, each, data, tmp_path, threads, monkeypatch
+):
+    monkeypatch.setenv("TAG2MASK_CRF", "loops")
+    threads(4)
+    method = Watched(CLASSES)
+    monkeypatch.setattr(Watched, "side_by_side", side_by_side)
+    assert label(data, method, tmp_path / "run", rule=RULE, machine=machine, progress=False).done == 12
+    assert (method.most, method.threads) == (most, {each})
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [torch.get_num_threads()] == [4]  # nobody else is left with the share of one
 
 
 @needs_numba
