@@ -18,6 +18,7 @@ from tag2mask.methods import make_method
 from tag2mask.methods.online.method import Online
 from tag2mask.models.weights import CLIP
 from tag2mask.ops.masks import pseudo_mask
+from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.folder import Run
 from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.stages.machinery.fit import fit
@@ -71,6 +72,7 @@ def fitted(name: str, clip: CLIP, data: Dataset, touching: Sequence[Dataset], fo
     method = method_of(name, clip, data, **how)
     began = time.perf_counter()
     with Run.create(folder / slug(name), {"method": method.name, "options": method.options}) as run:
+        begun = steps_done(run.checkpoints)  # of a fit that was stopped
         fit(method, data, run)
     seconds = time.perf_counter() - began
     net = method.net
@@ -88,7 +90,7 @@ def fitted(name: str, clip: CLIP, data: Dataset, touching: Sequence[Dataset], fo
             else:
                 near_maps.add(truth, mask)
                 near_network.add(truth, labels)
-    images = method.recipe.steps * method.recipe.batch
+    images = (method.recipe.steps - begun) * method.recipe.batch
     return {
         "maps": maps.miou,
         "network": network.miou,

@@ -198,15 +198,6 @@ def measure_maps(
     """All rows of maps. Those of a fit of so many steps are taken from it where no decoder has a part in them."""
     from tag2mask.models.untrained import untrained
 
-    for name, options in BEFORE.items():
-        where = touching if name[0] == "#" or "MHSA" in name else []
-        fit = kept.find(fit_row(name, steps))
-        if fit is not None:
-            kept(f"maps {name}", lambda f=fit: {"maps": f["maps"], "two": f["maps, two"], "one": f["maps, one"]})
-        kept(f"maps {name}", lambda o=options, w=where: untrained_maps(make(clip, data, **o), data, *w))
-    random = untrained(clip, seed=0)
-    kept(f"maps {FLOOR}", lambda: untrained_maps(make(random, data, setting=3), data, *touching))
-    kept(f"maps {FIRST_TAG}", lambda: everything(data))
     kept("joined storybook-clip", lambda: joined(make(clip, data, setting=3), data))
     for name, folder in others.items():
         loaded, more = other_clip(folder)
@@ -217,6 +208,15 @@ def measure_maps(
                 f"start {name} {kind}",
                 lambda c=loaded, o={**own, **cleaned}: untrained_maps(make(c, data, **o), data),
             )
+    for name, options in BEFORE.items():
+        where = touching if name[0] == "#" or "MHSA" in name else []
+        fit = kept.find(fit_row(name, steps))
+        if fit is not None:
+            kept(f"maps {name}", lambda f=fit: {"maps": f["maps"], "two": f["maps, two"], "one": f["maps, one"]})
+        kept(f"maps {name}", lambda o=options, w=where: untrained_maps(make(clip, data, **o), data, *w))
+    random = untrained(clip, seed=0)
+    kept(f"maps {FLOOR}", lambda: untrained_maps(make(random, data, setting=3), data, *touching))
+    kept(f"maps {FIRST_TAG}", lambda: everything(data))
     for start in STARTS[1:]:
         for kind in KINDS:
             if kind != "none" or (start.kept and not start.layers):
