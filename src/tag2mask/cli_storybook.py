@@ -142,6 +142,91 @@ def pretrain(
     typer.echo(result.text())
 
 
+RecipeOption = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the recipe, as NAME=VALUE; --list shows all.")
+]
+ListOption = Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
+]
+CacheOption = Annotated[Path | None, typer.Option(help="Folder for the drawn scenes; default: inside --out.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the network; the first step takes two minutes.")
+]
+
+
+@storybook_app.command("pretrain-dino")
+def pretrain_dino(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights, to create or resume.")] = Path(
+        "dino"
+    ),
+    set_: RecipeOption = None,
+    minutes: MinutesOption = None,
+    measure: Annotated[int, typer.Option(min=1, help="Number of held-out scenes to look for contacts in.")] = 60,
+    cache: CacheOption = None,
+    compiled: CompileOption = False,
+    device: DeviceOption = "auto",
+    list_: ListOption = False,
+) -> None:
+    """Let a small image transformer teach itself on scenes, without captions, tags or masks: a DINO for cd-clip.
+
+    Stop it whenever you like; the same command resumes it. At the end it says whether prototypes on it are right more
+    often than CLIP's maps where super-classes touch: only then do CD-CLIP's boundaries learn from it (--dino OUT).
+    """
+    from tag2mask.config import read_recipe
+    from tag2mask.lab.pretrain_dino import pretrain_dino as run
+    from tag2mask.lab.running import Running
+    from tag2mask.lab.self_distil_recipe import SelfDistil
+
+    recipe = read_recipe(SelfDistil, set_ or [])
+    if list_:
+        list_settings(recipe)
+        return
+    _tell(
+        out, run(out, recipe, Running(device, minutes, cache, compiled), scenes=measure), "cd-clip takes it (--dino)"
+    )
+
+
+@storybook_app.command("pretrain-deit")
+def pretrain_deit(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights, to create or resume.")] = Path(
+        "deit"
+    ),
+    set_: RecipeOption = None,
+    minutes: MinutesOption = None,
+    measure: Annotated[int, typer.Option(min=1, help="Number of held-out scenes to measure the result on.")] = 200,
+    cache: CacheOption = None,
+    compiled: CompileOption = False,
+    device: DeviceOption = "auto",
+    list_: ListOption = False,
+) -> None:
+    """Train a small image transformer on scenes' tags and a classifier's answers: a DeiT for mctformer.
+
+    Stop it whenever you like; the same command resumes it.
+    """
+    from tag2mask.config import read_recipe
+    from tag2mask.lab.pretrain_deit import DeitRecipe
+    from tag2mask.lab.pretrain_deit import pretrain_deit as run
+    from tag2mask.lab.running import Running
+
+    recipe = read_recipe(DeitRecipe, set_ or [])
+    if list_:
+        list_settings(recipe)
+        return
+    found = run(out, recipe, Running(device, minutes, cache, compiled), scenes=measure)
+    _tell(out, found, "mctformer takes it (--set weights=)")
+
+
+def _tell(out: Path, found: Any, use: str) -> None:
+    """What a training came to: its figures, or None where time was up."""
+    if found is None:
+        typer.echo(f"time is up; the state is in {out}, and the same command resumes it")
+        return
+    typer.echo(found.text())
+    typer.echo(f"written: {out}; {use}")
+
+
 @storybook_app.command()
 def measure(
     clip: Annotated[

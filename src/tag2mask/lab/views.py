@@ -90,7 +90,7 @@ class Pairs:
 def look(images: Tensor, views: Tensor, size: tuple[int, int]) -> Tensor:
     """Pictures (B, H, W, 3) uint8 as their views (B, 9) show them: (B, 3, h, w) float32 in about [0, 1]."""
     pixels = images.permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
-    pixels = F.grid_sample(pixels, _window(views, size), padding_mode="border", align_corners=False)  # (B, 3, h, w)
+    pixels = F.grid_sample(pixels, window(views, size), padding_mode="border", align_corners=False)  # (B, 3, h, w)
     contrast, shift = views[:, 5, None, None, None], views[:, 6:, None, None]
     return (1 + contrast) * (pixels - 0.5) + 0.5 + shift
 
@@ -98,13 +98,13 @@ def look(images: Tensor, views: Tensor, size: tuple[int, int]) -> Tensor:
 def look_at_labels(labels: Tensor, views: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks (B, H, W) uint8 in the windows of the same views: (B, h, w) int64, each that of the nearest pixel."""
     seen = F.grid_sample(
-        labels[:, None].float(), _window(views, size), mode="nearest", padding_mode="border", align_corners=False
+        labels[:, None].float(), window(views, size), mode="nearest", padding_mode="border", align_corners=False
     )
     return seen[:, 0].long()
 
 
-def _window(views: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where each pixel of a view lies in its picture, in [-1, 1]: (B, 9) -> (B, h, w, 2)."""
+def window(views: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where each cell of a view lies in its picture, (x, y) in [-1, 1]: (B, 9) -> (B, h, w, 2)."""
     height, width, top, left, flip = views[:, :5].T
     across = width * (1 - 2 * flip)
     # affine_grid maps the output's [-1, 1] into the input's, both over the whole picture
@@ -112,3 +112,14 @@ def _window(views: Tensor, size: tuple[int, int]) -> Tensor:
     theta[:, 0, 0], theta[:, 0, 2] = across, 2 * left + width - 1
     theta[:, 1, 1], theta[:, 1, 2] = height, 2 * top + height - 1
     return F.affine_grid(theta, [len(views), 3, *size], align_corners=False)
+
+
+def find(places: Tensor, views: Tensor) -> Tensor:
+    """Where places of a picture lie in its view: the inverse of ``window``.
+
+    places: (B, h, w, 2), (x, y) in [-1, 1]. Returns (B, h, w, 2); what the view does not show is beyond [-1, 1].
+    """
+    height, width, top, left, flip = views[:, :5].T[..., None, None]  # (B, 1, 1) each
+    x = (places[..., 0] - (2 * left + width - 1)) / (width * (1 - 2 * flip))
+    y = (places[..., 1] - (2 * top + height - 1)) / height
+    return torch.stack([x, y], -1)

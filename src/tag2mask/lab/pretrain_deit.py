@@ -1,0 +1,328 @@
+"""storybook-deit: a small image transformer trained on scenes' tags and on what storybook-resnet says of each view.
+
+Source: DeiT (Touvron et al. 2021): an image transformer learns sooner beside a convolutional teacher's answers. Here
+the teacher's probabilities and the tags are mixed into one target for the class token; there is no token of its own
+for the teacher. Where things are is not told: the teacher's class maps stay out, or seeds would be its own.
+
+The training is ``TagTraining``, the data those of storybook-resnet; masks are read only to say how good it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tag2mask.lab import classifier as resnet
+from tag2mask.lab.cache import Rendered, render_cache
+from tag2mask.lab.classifier import ClassifierRecipe, augment
+from tag2mask.lab.running import Running
+from tag2mask.lab.teacher import check_teacher
+from tag2mask.lab.train_classifier import TaggedPictures
+from tag2mask.models.classifier import Classifier, load_classifier
+from tag2mask.models.mctformer import MCTformer, Shape
+from tag2mask.models.save import save_vit
+from tag2mask.ops.image import MEAN, STD, standardise
+from tag2mask.ops.metrics import average_precision
+from tag2mask.run.checkpoint import LAST
+from tag2mask.run.device import find_device
+from tag2mask.run.files import write_atomic
+from tag2mask.run.lock import locked
+from tag2mask.run.progress import Advance, minutes_left, no_progress
+from tag2mask.run.progress import progress as show_progress
+from tag2mask.run.sampling import Training
+from tag2mask.run.schedule import adamw
+from tag2mask.run.settings import check_own, claim, plain
+from tag2mask.run.tag_training import TagBatch, TagTraining
+from tag2mask.run.training import fit
+from tag2mask.storybook.render import kind_of, scene_seed
+from tag2mask.storybook.scenes import CLASSES, EDITION, draw_scene
+from tag2mask.types import UserError
+
+OFFSET = 0.1
+"""How positions are brought to other grids: as MCTformer's V1 and V2, which start from these weights."""
+
+
+@dataclass(frozen=True)
+class DeitRecipe:
+    """How storybook-deit is made.
+
+    width, layers, heads, patch, side: the transformer; its positions are learned for side x side pixels.
+    scenes, size, crop, zoom, jitter, batch, steps, warmup, lr, weight_decay: as storybook-resnet's recipe has them;
+    crop in whole patches.
+    teacher: a classifier that knows all classes, a folder or "storybook-resnet". soft: its share of the target,
+    beside the tags.
+    """
+
+    width: int = 192
+    layers: int = 6
+    heads: int = 3
+    patch: int = 8
+    side: int = 128
+    scenes: int = 8000
+    size: tuple[int, int] = (144, 192)
+    crop: tuple[int, int] = (96, 128)
+    zoom: tuple[float, float] = (0.7, 1.0)
+    jitter: float = 0.3
+    teacher: str = "storybook-resnet"
+    soft: float = 0.5
+    batch: int = 64
+    steps: int = 2000
+    warmup: int = 100
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+
+    @property
+    def views(self) -> ClassifierRecipe:
+        """How pictures are drawn and seen."""
+        same = ("scenes", "size", "crop", "zoom", "jitter", "batch", "steps", "warmup", "lr", "weight_decay", "seed")
+        return ClassifierRecipe(**{name: getattr(self, name) for name in same})
+
+
+def check(recipe: DeitRecipe) -> None:
+    """Refuse a recipe that cannot be run, before anything is drawn.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    resnet.check(recipe.views)
+    counts = ("width", "layers", "heads", "patch", "side")
+    if small := [name for name in counts if getattr(recipe, name) < 1]:
+        raise UserError(f"{', '.join(f'{name} {getattr(recipe, name)}' for name in small)}: expected at least 1")
+    fits = {
+        "a width in multiples of heads": recipe.width % recipe.heads == 0,
+        "side and both sides of crop in multiples of patch": not any(
+            each % recipe.patch for each in (recipe.side, *recipe.crop)
+        ),
+        "0 <= soft <= 1": 0 <= recipe.soft <= 1,
+    }
+    wrong = [expected for expected, kept in fits.items() if not kept]
+    if wrong:
+        raise UserError(f"{recipe}: expected {'; '.join(wrong)}")
+
+
+class TaggedViT(nn.Module):
+    """An image transformer whose class token scores classes: (B, 3, H, W) standardised -> logits (B, C)."""
+
+    def __init__(self, shape: Shape, classes: int) -> None:
+        super().__init__()
+        self.tower = MCTformer(1, shape, patch_cam=False, offset=OFFSET)
+        self.norm = nn.LayerNorm(shape.width, shape.eps)
+        self.head = nn.Linear(shape.width, classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits."""
+        tokens = self.tower(pixels, positions=self.tower.how).tokens  # (B, 1 + N, D)
+        return self.head(self.norm(tokens[:, 0]))
+
+
+def make_vit(recipe: DeitRecipe) -> TaggedViT:
+    """The untrained network of a recipe; its weights depend on the recipe alone."""
+    grid = recipe.side // recipe.patch
+    shape = Shape(recipe.width, recipe.layers, recipe.heads, recipe.patch, (grid, grid))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = TaggedViT(shape, len(CLASSES))
+        nn.init.trunc_normal_(network.head.weight, std=0.02)
+        nn.init.zeros_(network.head.bias)
+    return network
+
+
+@torch.no_grad()
+def soft_tags(teacher: Classifier, pixels: Tensor, tags: Tensor, soft: float) -> Tensor:
+    """Tags (B, C) mixed with what the teacher sees in pixels (B, 3, H, W): the target of each class, in [0, 1].
+
+    soft: the teacher's share; 0 asks it nothing.
+    """
+    if not soft:
+        return tags
+    order = torch.tensor([teacher.names.index(name) for name in CLASSES], device=pixels.device)
+    return torch.lerp(tags, teacher(pixels)[:, order].sigmoid(), soft)
+
+
+def deit_training(
+    recipe: DeitRecipe, network: TaggedViT, teacher: Classifier, *, compiled: bool = False
+) -> TagTraining:
+    """The training of ``network`` on batches of ``TaggedPictures``, by AdamW under a warm-up and a cosine."""
+
+    def look(batch: tuple[Tensor, Tensor, Tensor]) -> TagBatch:
+        pictures, tags, dice = batch
+        pixels = augment(pictures, dice, recipe.views)
+        return pixels, soft_tags(teacher.to(pixels.device), pixels, tags, recipe.soft), None
+
+    def optimizer() -> Any:
+        return adamw(
+            network.parameters(),
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            steps=recipe.steps,
+            warmup=recipe.warmup,
+        )
+
+    return TagTraining(network.train(), look, optimizer, compiled=compiled)
+
+
+@torch.inference_mode()
+def tag_precision(
+    network: nn.Module,
+    n: int,
+    *,
+    size: tuple[int, int] = (192, 256),
+    split: str = "val",
+    seed: int = 0,
+    progress: Advance = no_progress,
+) -> float:
+    """Mean average precision (%) of the tags of the first ``n`` scenes of a split."""
+    logits, shown = torch.empty(n, len(CLASSES)), torch.zeros(n, len(CLASSES), dtype=torch.bool)
+    for i in range(n):
+        scene = draw_scene(scene_seed(split, seed, i), size, CLASSES, kind_of(split))
+        image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        logits[i] = network(standardise(image, MEAN, STD))[0]
+        shown[i, [tag - 1 for tag in scene.tags]] = True
+        progress()
+    return 100 * float(average_precision(logits, shown).nanmean())
+
+
+@dataclass(frozen=True)
+class DeitFigures:
+    """Tag mAP (%) of the network, of its teacher and of random weights, on the same scenes."""
+
+    network: float
+    teacher: float
+    untrained: float
+    scenes: int
+
+    def text(self) -> str:
+        """For people, in a line."""
+        return (
+            f"tag mAP {self.network:.1f} on {self.scenes} scenes (teacher {self.teacher:.1f}, floor: untrained "
+            f"{self.untrained:.1f})"
+        )
+
+
+def pretrain_deit(
+    out: Path | str,
+    recipe: DeitRecipe | None = None,
+    running: Running | None = None,
+    *,
+    scenes: int = 200,
+    workers: int | None = None,
+) -> DeitFigures | None:
+    """Train an image transformer on drawn scenes' tags and a teacher's; called again on the same folder, it goes on.
+
+    Leaves config.json, model.safetensors and MODEL_CARD.md in ``out``, which MCTformer starts from (``--set
+    weights=``); beside them ``training``, which may be deleted once all is done.
+
+    Args:
+        out: the folder; new, empty, or of this training.
+        recipe: default: ``DeitRecipe()``.
+        running: where, and how long.
+        scenes: of the val split, that the result is measured on.
+        workers: processes that draw scenes; None is one a core.
+
+    Returns:
+        How good it is, or None if time was up before the last step.
+
+    Raises:
+        UserError: an impossible recipe; the folder cannot be written, or holds other things, or the training of
+            another recipe or of other drawings; there is no such device or teacher, or it lacks a class.
+        KeyboardInterrupt: Ctrl-C; the state is saved.
+    """
+    began = time.monotonic()
+    out, recipe, running = Path(out), recipe or DeitRecipe(), running or Running()
+    work = out / "training"
+    check(recipe)
+    find_device(running.device)
+    taught_by = check_teacher(recipe.teacher, CLASSES)
+    if scenes < 1:
+        raise UserError(f"the result is measured on {scenes} scenes: expected at least 1")
+    check_own(out, "training/recipe.json")
+    with locked(work, f"The training in {out}"):
+        settings = {**plain(recipe), "teacher_sha256": taught_by, "drawing": EDITION}
+        claim(work / "recipe.json", settings, begun=(work / LAST).exists())
+        with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=running.progress) as bar:
+            wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed)
+            drawn = render_cache(running.cache or work, wanted, workers=workers, progress=bar.advance)
+        teacher, _ = load_classifier(recipe.teacher)
+        network = make_vit(recipe)
+        module = deit_training(recipe, network, teacher.requires_grad_(False), compiled=running.compiled)
+        left = minutes_left(running.minutes, began)
+        training = Training(
+            *(recipe.steps, recipe.batch), seed=recipe.seed, device=running.device, minutes=left, save_steps=200
+        )
+        data = TaggedPictures.of(drawn, CLASSES, recipe.seed)
+        trainer = fit(module, data, training, work, label="train", unit="pictures", show=running.progress)
+        if trainer.global_step < recipe.steps:
+            return None
+        found = measured(work, network.cpu().eval(), teacher.cpu(), recipe, scenes, running.progress)
+        write_atomic(out / "MODEL_CARD.md", card(recipe, network, found, trainer.strategy.root_device.type).encode())
+        save_vit(out, network.tower, network.norm, network.head, CLASSES)
+        return found
+
+
+def measured(
+    work: Path, network: TaggedViT, teacher: Classifier, recipe: DeitRecipe, scenes: int, progress: bool = True
+) -> DeitFigures:
+    """The figures, from the training's folder where they are there: they take a minute."""
+    file = work / f"measured-{scenes}.json"
+    with suppress(OSError, ValueError, TypeError):  # where there are none, or not ours, they are measured again
+        return DeitFigures(**json.loads(file.read_text(encoding="utf-8")))
+    known = [teacher.names.index(name) for name in CLASSES]
+    ordered = _Ordered(teacher, known)
+    with show_progress(3 * scenes, "measure", unit="scenes", enabled=progress) as bar:
+        network_, teacher_, blank = (
+            tag_precision(each.eval(), scenes, progress=bar.advance) for each in (network, ordered, make_vit(recipe))
+        )
+    found = DeitFigures(network_, teacher_, blank, scenes)
+    if all(map(math.isfinite, (network_, teacher_, blank))):
+        write_atomic(file, json.dumps(dataclasses.asdict(found)).encode())
+    return found
+
+
+class _Ordered(nn.Module):
+    """A classifier's scores in another order of classes."""
+
+    def __init__(self, network: nn.Module, order: list[int]) -> None:
+        super().__init__()
+        self.network, self.order = network, order
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        scores: Tensor = self.network(pixels)
+        return scores[:, self.order]
+
+
+def card(recipe: DeitRecipe, network: TaggedViT, found: DeitFigures, device: str) -> str:
+    """What MODEL_CARD.md says: origin, recipe, figures beside their floors, limits."""
+    parameters = sum(p.numel() for p in network.parameters())
+    settings = "\n".join(f"| {name} | {value} |" for name, value in dataclasses.asdict(recipe).items())
+    return f"""# storybook-deit
+
+A small image transformer, {recipe.layers} layers of width {recipe.width}, patches of {recipe.patch} pixels:
+{parameters:,} parameters, float16, in transformers' layout. It was trained from random weights on drawn Storybook
+scenes, their tags and a teacher's answers, never on masks or class maps, and stands where DeiT-S stands in the
+papers. It knows no photographs.
+
+Made by `tag2mask storybook pretrain-deit`, on {platform.machine()} ({device}), PyTorch {torch.__version__}.
+
+| tag mAP on {found.scenes} scenes of the val split, 256x192 | % |
+|---|---|
+| this network | {found.network:.1f} |
+| its teacher | {found.teacher:.1f} |
+| random weights of the same shape | {found.untrained:.1f} |
+
+| recipe | |
+|---|---|
+{settings}
+| pictures seen | {recipe.steps * recipe.batch:,} |
+| optimiser | AdamW, warm-up, cosine to zero |
+"""
