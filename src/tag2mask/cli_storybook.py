@@ -142,15 +142,6 @@ def pretrain(
     typer.echo(result.text())
 
 
-RecipeOption = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting of the recipe, as NAME=VALUE; --list shows all.")
-]
-ListOption = Annotated[bool, typer.Option("--list", help="List the recipe's settings and stop.")]
-MinutesOption = Annotated[
-    float | None,
-    typer.Option(min=0, help="Stop after this many minutes; all is saved, and the same command resumes it."),
-]
-CacheOption = Annotated[Path | None, typer.Option(help="Folder for the drawn scenes; default: inside --out.")]
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Compile the network; the first step takes two minutes.")
 ]
@@ -161,7 +152,7 @@ def pretrain_dino(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights, to create or resume.")] = Path(
         "dino"
     ),
-    set_: RecipeOption = None,
+    set_: RecipeSetOption = None,
     minutes: MinutesOption = None,
     measure: Annotated[int, typer.Option(min=1, help="Number of held-out scenes to look for contacts in.")] = 60,
     cache: CacheOption = None,
@@ -193,7 +184,7 @@ def pretrain_deit(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the weights, to create or resume.")] = Path(
         "deit"
     ),
-    set_: RecipeOption = None,
+    set_: RecipeSetOption = None,
     minutes: MinutesOption = None,
     measure: Annotated[int, typer.Option(min=1, help="Number of held-out scenes to measure the result on.")] = 200,
     cache: CacheOption = None,
