@@ -7,8 +7,10 @@ import re
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 import pytest
@@ -28,9 +30,10 @@ from tag2mask.data.image import read_image
 from tag2mask.data.png import read_confidence, read_mask
 from tag2mask.ops.crf import dense_crf, preset, unary_from_probs
 from tag2mask.run.folder import Run
-from tag2mask.segment.network import load_network, save_network
+from tag2mask.segment.network import SegmentationNet, load_network, save_network
 from tag2mask.segment.test_time import TestTime
 from tag2mask.segment.test_time import predict as view
+from tag2mask.stages.machinery.predictor import Predictor
 from tag2mask.stages.predict import predict
 from tag2mask.types import UserError
 
@@ -116,6 +119,41 @@ def test_the_crf_sees_the_networks_probabilities(network, photos, tmp_path):
     mask = read_mask(tmp_path / "run" / "masks" / "0.png")
     assert (mask == better.argmax(0).numpy()).mean() > 0.999
     assert (mask != read_mask(tmp_path / "bare" / "masks" / "0.png")).mean() > 0.01
+
+
+def test_pictures_side_by_side_give_the_same_bytes_and_the_network_sees_one_at_a_time(
+    network, photos, tmp_path, monkeypatch
+):
+    inside, together = [], Barrier(3)
+    forward = SegmentationNet.forward
+
+    def alone(self, pictures):
+        inside.append(1)
+        assert len(inside) == 1
+        logits = forward(self, pictures)
+        inside.pop()
+        return logits
+
+    def refined(self, picture, probs, tags):  # not before three are refined at once
+        with suppress(BrokenBarrierError):
+            together.wait(timeout=60)
+        return whole(self, picture, probs, tags)
+
+    whole = Predictor._refined
+    predict(network, images(photos), tmp_path / "one", device="cpu", refiner="clip-es", progress=False)
+    monkeypatch.setattr("tag2mask.stages.predict._beside", lambda engine: 3)
+    monkeypatch.setattr(SegmentationNet, "forward", alone)
+    monkeypatch.setattr(Predictor, "_refined", refined)
+    three = [photos / f"{number}.png" for number in range(3)]
+    (tmp_path / "some").mkdir()
+    for path in three:
+        shutil.copy(path, tmp_path / "some")
+    predict(network, images(tmp_path / "some"), tmp_path / "many", device="cpu", refiner="clip-es", progress=False)
+    assert not together.broken
+    for path in three:
+        for kind in ("mask_path", "confidence_path"):
+            one, many = (getattr(Run.open(tmp_path / run), kind)(path.stem) for run in ("one", "many"))
+            assert one.read_bytes() == many.read_bytes()
 
 
 def test_use_tags_leaves_only_the_classes_of_the_tags(network, tmp_path):

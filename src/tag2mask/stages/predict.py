@@ -127,11 +127,18 @@ def predict(
         work = Work(
             *(run, classes, predictor, limit.images),
             did="predicted",
+            beside=_beside(by),
+            threads=torch.get_num_threads(),
             made=changed.made,
             notes=lambda: [*changed.notes(), *left, *limit.notes(run)],
         )
         loaded = ahead(load(batches, describe, changed.inputs, untagged=True))
         return work.through(loaded, show_progress(limit.images, "predict", enabled=how.progress))
+
+
+def _beside(engine: str | None) -> int:
+    """How many pictures are worked off at once: compiled loops of a CRF use one core a picture."""
+    return torch.get_num_threads() if engine == "loops" else 1
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from threading import Lock
 from time import perf_counter
 from typing import Literal
 
@@ -34,6 +35,8 @@ def rule_of(method: Method, masks_of: Literal["maps", "network"]) -> MaskRule:
 class Predictor:
     """From images to masks by a network: the outcomes of the predict stage.
 
+    Several threads may call it at once; the network sees one picture at a time, with all cores.
+
     Args:
         net: in eval mode, on ``device``.
         device: where it computes.
@@ -58,6 +61,7 @@ class Predictor:
         self.net, self.device, self.test = net, device, test
         self.rule = rule
         self.refine_max_pixels, self.use_tags = refine_max_pixels, use_tags
+        self._alone = Lock()
 
     def __call__(self, loaded: Loaded) -> Iterator[Outcome]:
         """What becomes of each image of a batch that is not finished."""
@@ -76,7 +80,7 @@ class Predictor:
             image = loaded.images[sample.id].to(self.device)  # (3, H, W) uint8
             tags = sample.tags if self.use_tags else None
             labels, confidence = predict_labels(
-                self.net, image, self.test, refine=lambda picture, probs: self._refined(picture, probs, tags)
+                self._logits, image, self.test, refine=lambda picture, probs: self._refined(picture, probs, tags)
             )
             if tags and self.rule.others == "ignore":
                 labels = ignore_untagged(labels, tags)
@@ -90,6 +94,11 @@ class Predictor:
             return Outcome(sample.id, "failed", seconds, error=said)
         seconds["network"] = perf_counter() - start
         return Outcome(sample.id, "ok", seconds, mask, sure)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with self._alone:
+            logits: Tensor = self.net(images)
+        return logits
 
     def _refined(self, picture: Tensor, probs: Tensor, tags: tuple[int, ...] | None) -> Tensor:
         """Probabilities (K, h, w) after tags and refiner.
