@@ -6,8 +6,6 @@ Decoding is in a thread before it, results are made here, some of them side by s
 from __future__ import annotations
 
 import json
-import os
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -17,7 +15,6 @@ from typing import Any, Protocol
 
 import torch
 
-from tag2mask.data.image import BadImage
 from tag2mask.run.device import peak_device_memory, peak_memory
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs
@@ -136,7 +133,7 @@ class Work:
     ):
         self.run, self.worker, self.made, self.notes = run, worker, made, notes
         self.pool = ThreadPoolExecutor(max_workers=beside, thread_name_prefix="outcome") if beside > 1 else None
-        self.store = Store(run, classes.palette, describe, self._count)
+        self.store = Store(run, classes.palette, self._count)
         self.summary = Summary(str(run.path), did, total)
         self.seconds = dict.fromkeys(worker.steps, 0.0)
         self.lacks_end = Some()
@@ -235,12 +232,3 @@ class Work:
         )
         with suppress(OSError):  # the summary can be made again from the manifest
             self.run.write_summary(json.dumps(asdict(self.summary), indent=1).encode())
-
-
-def describe(error: Exception) -> str:
-    """An error in one line; one that nobody foresaw also says where it arose."""
-    if isinstance(error, BadImage | UserError):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
