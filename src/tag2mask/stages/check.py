@@ -29,8 +29,8 @@ from tag2mask.run.ahead import side_by_side
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.stages.checked import Check, ClassCount, Fault, Few, Sizes, TruthCheck, Twins
 from tag2mask.stages.label import label
+from tag2mask.stages.machinery.errors import describe
 from tag2mask.stages.machinery.estimate import Estimate, estimate
-from tag2mask.stages.machinery.work import describe
 from tag2mask.types import Dataset, Sample, UserError
 from tag2mask.words import Some
 

@@ -31,7 +31,7 @@ from tag2mask.stages.machinery.labeller import Labeller
 from tag2mask.stages.machinery.limit import first_images
 from tag2mask.stages.machinery.plan import load, plan, survey
 from tag2mask.stages.machinery.predictor import Predictor, tested_by
-from tag2mask.stages.machinery.work import Summary, Work, describe
+from tag2mask.stages.machinery.work import Summary, Work
 from tag2mask.types import Dataset, MaskRule, Sample, UserError
 
 __all__ = ["LabelSettings", "label"]
@@ -112,7 +112,7 @@ def label(
             made=renewed.made,
             notes=lambda: [*renewed.notes(), *left, *limit.notes(run)],
         )
-        loaded = ahead(load(batches, describe, renewed.inputs))
+        loaded = ahead(load(batches, renewed.inputs))
         return work.through(loaded, show_progress(limit.images, "label", enabled=settings.progress))
 
 

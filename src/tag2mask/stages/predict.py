@@ -30,7 +30,7 @@ from tag2mask.stages.machinery.changes import Changes, Removed, left_over
 from tag2mask.stages.machinery.limit import first_images
 from tag2mask.stages.machinery.plan import SampleBatch, load, survey
 from tag2mask.stages.machinery.predictor import Predictor
-from tag2mask.stages.machinery.work import Summary, Work, describe
+from tag2mask.stages.machinery.work import Summary, Work
 from tag2mask.stages.run_data import absolute, open_data
 from tag2mask.types import ClassSet, Dataset, MaskRule, UserError
 
@@ -132,7 +132,7 @@ def predict(
             made=changed.made,
             notes=lambda: [*changed.notes(), *left, *limit.notes(run)],
         )
-        loaded = ahead(load(batches, describe, changed.inputs, untagged=True))
+        loaded = ahead(load(batches, changed.inputs, untagged=True))
         return work.through(loaded, show_progress(limit.images, "predict", enabled=how.progress))
 
 

@@ -33,7 +33,7 @@ from tag2mask.run.lock import Lock
 from tag2mask.run.progress import Bar
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import describe_differences
-from tag2mask.stages.machinery.work import describe
+from tag2mask.stages.machinery.errors import describe
 from tag2mask.types import IGNORE, ClassSet, Dataset, Sample, UserError
 from tag2mask.words import listing, many
 

@@ -15,9 +15,9 @@ from tag2mask.ops.masks import pseudo_mask
 from tag2mask.run.current import STALE, Current
 from tag2mask.run.folder import Run
 from tag2mask.segment.losses import check_labels
+from tag2mask.stages.machinery.errors import describe
 from tag2mask.stages.machinery.plan import Loaded
 from tag2mask.stages.machinery.store import Outcome
-from tag2mask.stages.machinery.work import describe
 from tag2mask.types import Item, MaskRule, Prior, Sample, Scores
 
 

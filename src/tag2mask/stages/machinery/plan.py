@@ -22,6 +22,7 @@ from tag2mask.data.pixels import decode_pixels
 from tag2mask.run.artefacts import check_id
 from tag2mask.run.inputs import Inputs, KnownInputs, content_of
 from tag2mask.run.shard import Shard, in_shard
+from tag2mask.stages.machinery.errors import describe
 from tag2mask.stages.machinery.fit_data import Surveyed, as_rows, row
 from tag2mask.types import Dataset, Sample, UserError
 
@@ -172,7 +173,6 @@ def survey(
 
 def load(
     batches: Iterable[SampleBatch],
-    describe: Callable[[Exception], str],
     inputs: Callable[[Sample], Inputs],
     *,
     untagged: bool = False,
@@ -190,11 +190,11 @@ def load(
         for sample in first:
             with suppress(OSError):  # decoding will say why
                 loaded.inputs[sample.id] = inputs(sample)
-            _decode(sample, loaded, describe)
+            _decode(sample, loaded)
         if loaded.images:
             for sample in batch.samples:
                 if sample.id not in batch.todo:
-                    _decode(sample, loaded, describe)
+                    _decode(sample, loaded)
         yield loaded
 
 
@@ -208,7 +208,7 @@ def _grid_of(
         return None
 
 
-def _decode(sample: Sample, loaded: Loaded, describe: Callable[[Exception], str]) -> None:
+def _decode(sample: Sample, loaded: Loaded) -> None:
     start = time.perf_counter()
     try:
         pixels, lacks_end = decode_pixels(sample.image)

@@ -15,9 +15,9 @@ from tag2mask.methods.protocol import Method, Trainable
 from tag2mask.ops.masks import ignore_untagged, keep_tagged, refine
 from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.test_time import PRESETS, Preset, TestTime, predict_labels
+from tag2mask.stages.machinery.errors import describe
 from tag2mask.stages.machinery.plan import Loaded
 from tag2mask.stages.machinery.store import Outcome
-from tag2mask.stages.machinery.work import describe
 from tag2mask.types import MaskRule, Sample
 
 

@@ -14,6 +14,7 @@ from tag2mask.data.png import encode_confidence, encode_mask
 from tag2mask.run.files import cannot_write
 from tag2mask.run.folder import Run
 from tag2mask.run.inputs import Inputs
+from tag2mask.stages.machinery.errors import describe
 from tag2mask.types import Color, Scores
 
 if TYPE_CHECKING:
@@ -57,10 +58,9 @@ class Store:
         self,
         run: Run,
         palette: Sequence[Color],
-        describe: Callable[[Exception], str],
         written: Callable[[Outcome], None],
     ):
-        self._run, self._palette, self._describe, self._written = run, palette, describe, written
+        self._run, self._palette, self._written = run, palette, written
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._waiting: deque[Future[Outcome]] = deque()
         self._broken: CannotWrite | None = None
@@ -109,9 +109,9 @@ class Store:
                 except OSError as problem:
                     if problem.errno not in _ONE_FILE:
                         raise
-                    status, error = "failed", self._describe(problem)
+                    status, error = "failed", describe(problem)
                 except Exception as problem:  # one bad image never stops a run
-                    status, error = "failed", self._describe(problem)
+                    status, error = "failed", describe(problem)
             if status == "failed":
                 self._discard(outcome.id)  # what an earlier picture or other tags left there is not its mask
             seconds = {**outcome.seconds, "write": perf_counter() - start}

@@ -6,8 +6,6 @@ Decoding is in a thread before it, results are made here or side by side in thre
 from __future__ import annotations
 
 import json
-import os
-import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +15,6 @@ from typing import Any, Protocol
 
 import torch
 
-from tag2mask.data.image import BadImage
 from tag2mask.run.ahead import side_by_side
 from tag2mask.run.device import peak_device_memory, peak_memory
 from tag2mask.run.folder import Run
@@ -137,7 +134,7 @@ class Work:
     ):
         self.run, self.worker, self.made, self.notes = run, worker, made, notes
         self.beside, self.threads = beside, threads
-        self.store = Store(run, classes.palette, describe, self._count)
+        self.store = Store(run, classes.palette, self._count)
         self.summary = Summary(str(run.path), did, total)
         self.seconds = dict.fromkeys(worker.steps, 0.0)
         self.lacks_end = Some()
@@ -236,14 +233,3 @@ class Work:
         )
         with suppress(OSError):  # the summary can be made again from the manifest
             self.run.write_summary(json.dumps(asdict(self.summary), indent=1).encode())
-
-
-def describe(error: Exception) -> str:
-    """An error in one line; one that nobody foresaw also says where it arose."""
-    if isinstance(error, BadImage | UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
-        return f"{error.filename}: {error.strerror}"
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
