@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -149,3 +150,11 @@ def test_weakclip(tmp_path):
     (cells / "main-clip-es.json").write_text('{"miou": 12.34, "ignored": 0.0, "fit_seconds": 5}')
     python(*command, "--minutes", 0, "--out", tmp_path / "page.md")
     assert "| WeakCLIP on clip-es's seeds | 12.3 | 0.0 | 5 |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
+def test_many_images(tmp_path):
+    page = python("benchmarks/many_images.py", 20, "--work", tmp_path)
+    for command in ("report", "report --no-gallery", "eval"):
+        assert f"| 20 | `{command}` |" in page
+    assert len([*(tmp_path / "20/run/report-images/thumbs").rglob("*.jpg")]) == 20
+    assert json.loads((tmp_path / "20/run/metrics.json").read_text())["images"] == 20

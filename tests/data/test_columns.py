@@ -32,7 +32,7 @@ def build(rows, **options):
     return builder.build(VOC, ROOT, **options)
 
 
-part = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=6).filter(
+part = st.text(st.characters(exclude_characters="/\0\\", exclude_categories=["Cs"]), min_size=1, max_size=6).filter(
     lambda s: s not in (".", "..")
 )
 rows = st.lists(
