@@ -125,39 +125,53 @@ def random_walk(links: Links, maps: Tensor, *, beta: float, steps: int = 256) ->
     # Inside the grid the neighbour at (dy, dx) is dy w + dx further on; where it is not inside, the weight is 0.
     shifts = [dy * links.affinity.shape[2] + dx for dy, dx in links.offsets]
     flat = maps.flatten(1).to(where, torch.float64)  # (K, n)
-    scale = 1 / _weighted_sums(weights, shifts, flat.new_ones(1, flat.shape[1]))  # (1, n), of T's columns
-    step = partial(_step, weights, shifts, scale)
+    links_of = partial(_links, weights, shifts)
+    ones = flat.new_ones(1, flat.shape[1])
+    sums = torch.empty_like(ones)
+    _step(ones, sums, links_of(ones, sums))
+    scale = 1 / sums  # (1, n), of T's columns
     together = _TOGETHER if flat.device.type == "cpu" else max(1, len(flat))
-    spread = torch.cat([_power(step, part, steps) for part in flat.split(together)])  # (K, n)
+    spread = torch.cat([_power(links_of, scale, part, steps) for part in flat.split(together)])  # (K, n)
     # Means of values: what rounding leaves outside of their range is brought back.
     spread = spread.clamp(flat.amin(1, keepdim=True), flat.amax(1, keepdim=True))
     return spread.view(maps.shape).to(maps.device, torch.float32)
 
 
-def _step(weights: Tensor, shifts: list[int], scale: Tensor, x: Tensor) -> Tensor:
-    """x T: the sums over neighbours and oneself, divided by those of T's columns; (K, n) -> (K, n)."""
-    return _weighted_sums(weights, shifts, x).mul_(scale)
+_Link = tuple[Tensor, Tensor, Tensor]
+"""Views of one offset: where to, where from, and by how much."""
 
 
-def _weighted_sums(weights: Tensor, shifts: list[int], x: Tensor) -> Tensor:
-    """x A^beta; weights (P, n), x (K, n) -> (K, n)."""
-    out = x.clone()  # every pixel is linked to itself
+def _links(weights: Tensor, shifts: list[int], x: Tensor, out: Tensor) -> list[_Link]:
+    """How x (K, n) spreads into out (K, n); weights (P, n). Made once: of small maps, views cost what sums do."""
+    links: list[_Link] = []
     for weight, shift in zip(weights, shifts, strict=True):
-        out[:, shift:].addcmul_(x[:, :-shift], weight[:-shift])  # what sources give
-        out[:, :-shift].addcmul_(x[:, shift:], weight[:-shift])  # what destinations give back
-    return out
+        links.append((out[:, shift:], x[:, :-shift], weight[:-shift]))  # what sources give
+        links.append((out[:, :-shift], x[:, shift:], weight[:-shift]))  # what destinations give back
+    return links
 
 
-def _power(step: Callable[[Tensor], Tensor], x: Tensor, steps: int) -> Tensor:
-    """x T^steps as a sum of Chebyshev polynomials of T."""
+def _step(x: Tensor, out: Tensor, links: list[_Link]) -> None:
+    """x A^beta into out."""
+    out.copy_(x)  # every pixel is linked to itself
+    for to, source, weight in links:
+        to.addcmul_(source, weight)
+
+
+def _power(links_of: Callable[[Tensor, Tensor], list[_Link]], scale: Tensor, x: Tensor, steps: int) -> Tensor:
+    """x T^steps, (K, n) -> (K, n), as a sum of Chebyshev polynomials of T = A^beta scale."""
     coefficients = chebyshev_power(steps)
     total = coefficients[0] * x
-    before = torch.zeros_like(x)
+    # x T_k, x T_(k + 1) and x T_(k + 2) take turns in three buffers
+    buffers = [torch.zeros_like(x), x.clone(), torch.empty_like(x)]
+    links = [links_of(buffers[i], buffers[(i + 1) % 3]) for i in range(3)]
     for degree, coefficient in enumerate(coefficients[1:], start=1):
-        after = step(x) if degree == 1 else step(x).mul_(2).sub_(before)  # T_1 = x, T_k = 2 x T_(k-1) - T_(k-2)
-        before, x = x, after
+        before, now, after = (buffers[(degree - 1 + i) % 3] for i in range(3))
+        _step(now, after, links[degree % 3])
+        after.mul_(scale)
+        if degree > 1:  # T_1 = x, T_k = 2 x T_(k-1) - T_(k-2)
+            after.mul_(2).sub_(before)
         if coefficient:
-            total.add_(x, alpha=coefficient)
+            total.add_(after, alpha=coefficient)
     return total
 
 
