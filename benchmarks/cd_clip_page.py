@@ -53,10 +53,10 @@ methods cd-clip`). No figure here is the authors', and none repeats theirs.
 
 Made by `python benchmarks/cd_clip.py -n {args.n} --fitted {args.fitted} --steps {args.steps} --views {args.views}`
 on {date.today()}: scenes of 256x192 of Storybook, seed {args.seed}, for the maps {args.n} of the val split, for the
-fits {args.fitted} of it and, near contacts, {args.fitted} each of the splits `adjacency` and `contact`; storybook-clip
-(sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch {torch.__version__}, {platform.machine()}. mIoU in %, masks
-by PAR with background 1 - max; nothing was chosen with ground truth. Boundaries stand on CLIP's own patches, for no
-DINO that knows drawn scenes is at hand: row 6 cannot show what DINO's would do.
+fits {args.fitted} of it and, near contacts, {args.fitted} each of the splits `adjacency` and `contact`;
+storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch {torch.__version__}, {platform.machine()}.
+mIoU in %, masks by PAR with background 1 - max; nothing was chosen with ground truth. Boundaries stand on CLIP's own
+patches, for no DINO that knows drawn scenes is at hand: row 6 cannot show what DINO's would do.
 {further}"""
 
 
