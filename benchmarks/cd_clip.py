@@ -1,6 +1,6 @@
 """WeCLIP and CD-CLIP (a reconstruction) on Storybook: maps, networks, boundaries, and the cost of a step.
 
-    python benchmarks/cd_clip.py [-n 40] [--steps 200] [--minutes 170] [--parts cost maps fits pictures]
+    python benchmarks/cd_clip.py [-n 40] [--fitted 24] [--steps 100] [--minutes 170] [--parts cost maps fits pictures]
         [--other NAME=FOLDER ...] [--work runs/cd-clip] [--out FILE]
 
 Every row is kept in the work folder when it is measured; the same command goes on with the others, and the page is
@@ -39,8 +39,11 @@ DRAWN = ("#1 CAA", "#2 RFM", "#3 CDA", "#6 CDA + boundaries")
 def arguments() -> Namespace:
     """Of the command."""
     parser = options(__doc__)
-    parser.add_argument("-n", type=int, default=40, help="scenes, and as many each of two kinds of contacts")
-    parser.add_argument("--steps", type=int, default=200, help="of each fit")
+    parser.add_argument("-n", type=int, default=40, help="scenes of the maps")
+    parser.add_argument(
+        "--fitted", type=int, default=24, help="scenes of the fits, and of two kinds of contacts each"
+    )
+    parser.add_argument("--steps", type=int, default=100, help="of each fit")
     parser.add_argument("--views", type=int, default=2, help="fixed views of each scene in the fits")
     parser.add_argument("--lr", type=float, default=2e-4, help="base rate of the fits")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
@@ -57,29 +60,31 @@ def main() -> None:
     args = arguments()
     began = time.monotonic()
     torch.set_num_threads(1)
-    work = args.work / f"n{args.n}-lr{args.lr:g}-views{args.views}-seed{args.seed}"  # others are other rows
-    kept = Kept(work, lambda: time.monotonic() - began < 60 * args.minutes)
+    # rows of other scenes are other rows
+    work, fits = (args.work / f"n{n}-lr{args.lr:g}-views{args.views}-seed{args.seed}" for n in (args.n, args.fitted))
+    kept, kept_fits = (Kept(folder, lambda: time.monotonic() - began < 60 * args.minutes) for folder in (work, fits))
     how = {"steps": args.steps, "lr": args.lr, "views": args.views}
     others = {name: Path(folder) for name, folder in (each.split("=", 1) for each in args.other)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = scenes(work / "scenes", args.n, "val", args.seed)
-        touching = [scenes(work / split, args.n, split, args.seed) for split in ("adjacency", "contact")]
+        learned = scenes(fits / "scenes", args.fitted, "val", args.seed)
+        touching = [scenes(fits / split, args.fitted, split, args.seed) for split in ("adjacency", "contact")]
         clip = load_clip("storybook-clip", device="cpu")
         if "cost" in args.parts:
             kept("cost", lambda: cost(clip, data))
         table3 = [name for name in args.rows if name in (*SETTINGS, WECLIP)]
         if "fits" in args.parts:  # what says most comes first
-            measure_fits(kept, clip, data, touching, table3, **how)
+            measure_fits(kept_fits, clip, learned, touching, table3, **how)
         if "maps" in args.parts:
-            measure_maps(kept, clip, data, touching, others, args.steps)
+            measure_maps(kept, clip, data, others)
         if "fits" in args.parts:
-            measure_fits(kept, clip, data, touching, args.rows, **how)
-        drawn = all(kept.find(fit_row(name, args.steps)) for name in DRAWN)
+            measure_fits(kept_fits, clip, learned, touching, args.rows, **how)
+        drawn = all(kept_fits.find(fit_row(name, args.steps)) for name in DRAWN)
         if "pictures" in args.parts and drawn and kept.left():
-            fits = work / f"fits-{args.steps}"
-            pictures(clip, data, touching[0], fits, args.out.with_suffix(".jpg"), **how)
-    write_page(args.out, page(args, kept, clip, others))
+            folder = fits / f"fits-{args.steps}"
+            pictures(clip, learned, touching[0], folder, args.out.with_suffix(".jpg"), **how)
+    write_page(args.out, page(args, kept, kept_fits, clip, others))
     print(f"written: {args.out}")
 
 

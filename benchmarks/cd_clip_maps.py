@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from cd_clip_scenes import Counts, Kept, Row, fit_row, items_of
+from cd_clip_scenes import Counts, Kept, Row, items_of
 from torch import Tensor
 
 from tag2mask.methods import make_method
@@ -110,20 +110,16 @@ def thinned(method: Online, share: float) -> Online:
 
 
 @torch.no_grad()
-def untrained_maps(method: Online, data: Dataset, *more: Dataset) -> Row:
-    """mIoU of the masks of maps that no decoder has a part in, and boundary IoU near contacts in ``more`` scenes."""
-    counts, touching = Counts.of(data), Counts.of(data)
-    for part, each in ((data, counts), *((other, touching) for other in more)):
-        for item, truth in items_of(part):
-            size = (item.image.shape[1], item.image.shape[2])
-            seen = method.teacher.look(method.teacher.pixels(item.image[None]))
-            maps = method.teacher.maps(seen, [item.tags], method.recipe.early)[0].refined
-            mask, _ = pseudo_mask(Scores(item.tags, maps, size), item.image, method.mask_rule)
-            each.add(truth, mask)
-    row = {"maps": counts.miou}
-    if more:
-        row |= {"two": touching.boundary(same=False), "one": touching.boundary(same=True)}
-    return row
+def untrained_maps(method: Online, data: Dataset) -> Row:
+    """mIoU of the masks of maps that no decoder has a part in."""
+    counts = Counts.of(data)
+    for item, truth in items_of(data):
+        size = (item.image.shape[1], item.image.shape[2])
+        seen = method.teacher.look(method.teacher.pixels(item.image[None]))
+        maps = method.teacher.maps(seen, [item.tags], method.recipe.early)[0].refined
+        mask, _ = pseudo_mask(Scores(item.tags, maps, size), item.image, method.mask_rule)
+        counts.add(truth, mask)
+    return {"maps": counts.miou}
 
 
 def everything(data: Dataset) -> Row:
@@ -192,10 +188,8 @@ JOINED = {
 """Rows of that table."""
 
 
-def measure_maps(
-    kept: Kept, clip: CLIP, data: Dataset, touching: Sequence[Dataset], others: dict[str, Path], steps: int
-) -> None:
-    """All rows of maps. Those of a fit of so many steps are taken from it where no decoder has a part in them."""
+def measure_maps(kept: Kept, clip: CLIP, data: Dataset, others: dict[str, Path]) -> None:
+    """All rows of maps."""
     from tag2mask.models.untrained import untrained
 
     kept("joined storybook-clip", lambda: joined(make(clip, data, setting=3), data))
@@ -209,13 +203,9 @@ def measure_maps(
                 lambda c=loaded, o={**own, **cleaned}: untrained_maps(make(c, data, **o), data),
             )
     for name, options in BEFORE.items():
-        where = touching if name[0] == "#" or "MHSA" in name else []
-        fit = kept.find(fit_row(name, steps))
-        if fit is not None:
-            kept(f"maps {name}", lambda f=fit: {"maps": f["maps"], "two": f["maps, two"], "one": f["maps, one"]})
-        kept(f"maps {name}", lambda o=options, w=where: untrained_maps(make(clip, data, **o), data, *w))
+        kept(f"maps {name}", lambda o=options: untrained_maps(make(clip, data, **o), data))
     random = untrained(clip, seed=0)
-    kept(f"maps {FLOOR}", lambda: untrained_maps(make(random, data, setting=3), data, *touching))
+    kept(f"maps {FLOOR}", lambda: untrained_maps(make(random, data, setting=3), data))
     kept(f"maps {FIRST_TAG}", lambda: everything(data))
     for start in STARTS[1:]:
         for kind in KINDS:

@@ -22,10 +22,10 @@ COLUMNS = ("maps", "network", "against", "images/s")
 CONTACTS = ("maps, two", "maps, one", "network, two", "network, one", "network there")
 
 
-def page(args: argparse.Namespace, kept: Kept, clip: CLIP, others: Mapping[str, Path]) -> str:
-    """All of it."""
+def page(args: argparse.Namespace, kept: Kept, fits: Kept, clip: CLIP, others: Mapping[str, Path]) -> str:
+    """All of it. kept: rows of the maps; fits: of the fits."""
     picture = args.out.with_suffix(".jpg")
-    parts = [_head(args, clip, others), _cost(kept), *_maps(kept, others), *_fits(kept, args)]
+    parts = [_head(args, clip, others), _cost(kept), *_maps(kept, others), *_fits(fits, args)]
     if picture.exists():
         parts.append(_PICTURE.format(steps=args.steps, name=picture.name))
     return "\n".join(part for part in parts if part)
@@ -51,12 +51,12 @@ def _head(args: argparse.Namespace, clip: CLIP, others: Mapping[str, Path]) -> s
 **A reconstruction.** No code of CD-CLIP is public; what its text leaves open was filled in by us (see `tag2mask
 methods cd-clip`). No figure here is the authors', and none repeats theirs.
 
-Made by `python benchmarks/cd_clip.py -n {args.n} --steps {args.steps} --views {args.views}` on {date.today()}:
-{args.n} scenes of Storybook's val split, seed {args.seed}, 256x192, and near contacts {args.n} each of its splits
-`adjacency` and `contact`; storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch
-{torch.__version__}, {platform.machine()}. mIoU in %, masks by PAR with background 1 - max; nothing was chosen with
-ground truth. Boundaries stand on CLIP's own patches, for no DINO that knows drawn scenes is at hand: row 6 cannot
-show what DINO's would do.
+Made by `python benchmarks/cd_clip.py -n {args.n} --fitted {args.fitted} --steps {args.steps} --views {args.views}`
+on {date.today()}: scenes of 256x192 of Storybook, seed {args.seed}, for the maps {args.n} of the val split, for the
+fits {args.fitted} of it and, near contacts, {args.fitted} each of the splits `adjacency` and `contact`;
+storybook-clip (sha256 {clip.sha256[:16]}); tag2mask {__version__}, torch {torch.__version__}, {platform.machine()}.
+mIoU in %, masks by PAR with background 1 - max; nothing was chosen with ground truth. Boundaries stand on CLIP's own
+patches, for no DINO that knows drawn scenes is at hand: row 6 cannot show what DINO's would do.
 {further}"""
 
 
@@ -87,16 +87,9 @@ def _cost(kept: Kept) -> str:
 
 def _maps(kept: Kept, others: Mapping[str, Path]) -> list[str]:
     found = []
-    note = (
-        "No training. Rows 2 and 5 need a decoder, and row 6 differs from row 3 in the training alone. Boundary IoU "
-        f"(%): bands of {REACH} pixels, counted within {NEAR} pixels of two objects of two super-classes, and of one."
-    )
-    rows = []
-    for name in (*BEFORE, FLOOR, FIRST_TAG):
-        row = kept.find(f"maps {name}") or {}
-        rows.append([name, *(row.get(key, "" if row else "not run") for key in ("maps", "two", "one"))])
-    head = ["maps", "mIoU", "boundary IoU, two super-classes", "one"]
-    found.append(section("Maps before any training", head, rows, note))
+    note = "No training. Rows 2 and 5 need a decoder, and row 6 differs from row 3 in the training alone."
+    rows = [[name, kept.cell(f"maps {name}", "maps")] for name in (*BEFORE, FLOOR, FIRST_TAG)]
+    found.append(section("Maps before any training", ["maps", "mIoU"], rows, note))
     note = (
         "mIoU of the masks. Of initial maps with a threshold only the highest patches are left, as of a CLIP that "
         "sees the most telling part alone."
@@ -142,8 +135,9 @@ def _fits(kept: Kept, args: argparse.Namespace) -> list[str]:
     rows.append(row("RFM from the first step on (#2)", "#2 RFM", COLUMNS))
     found.append(section("WeCLIP's switch", head, rows, note))
     note = (
-        "Boundary IoU (%) as above, of maps and networks, where objects of two super-classes touch and, as a "
-        "control, where two of one do; last, the network's mIoU on all of these scenes, on which it was not trained."
+        f"Boundary IoU (%) of maps and networks in {2 * args.fitted} other scenes, with bands of {REACH} pixels, "
+        f"counted within {NEAR} pixels of two objects of two super-classes and, as a control, of one; last, the "
+        "network's mIoU on all of these scenes, on which it was not trained."
     )
     head = ["setting", "maps: two", "maps: one", "network: two", "network: one", "network, mIoU there"]
     found.append(section("Near contacts", head, [row(n, n, CONTACTS) for n in SETTINGS], note))
