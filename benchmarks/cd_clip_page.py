@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from cd_clip_fits import GATES, LAMBDAS, SETS, SETTINGS, WECLIP
-from cd_clip_maps import BEFORE, FIRST_TAG, FLOOR, JOINED, KINDS, STARTS
+from cd_clip_maps import BEFORE, FIRST_TAG, FLOOR, JOINED, KINDS, PAIRED, STARTS
 from cd_clip_scenes import NEAR, REACH, Kept, fit_row
 from page import section
 
@@ -99,7 +99,7 @@ def _maps(kept: Kept, others: Mapping[str, Path]) -> list[str]:
     found.append(section("Other starting points", ["", *KINDS], rows, note))
     note = (
         "Of all pairs of patches of a scene: how often a pair of one class (background is one) has the higher score "
-        "than a pair of two, in %; 50 is chance. Means of the scenes."
+        f"than a pair of two, in %; 50 is chance. Means of {PAIRED} scenes."
     )
     clips = ["storybook-clip", *others]
     rows = [[title, *(kept.cell(f"joined {name}", key) for name in clips)] for key, title in JOINED.items()]
