@@ -149,3 +149,25 @@ def test_weakclip(tmp_path):
     (cells / "main-clip-es.json").write_text('{"miou": 12.34, "ignored": 0.0, "fit_seconds": 5}')
     python(*command, "--minutes", 0, "--out", tmp_path / "page.md")
     assert "| WeakCLIP on clip-es's seeds | 12.3 | 0.0 | 5 |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
+def test_contacts(tmp_path):
+    from tag2mask.lab.self_distil import make_learner
+    from tag2mask.lab.self_distil_recipe import SelfDistil
+    from tag2mask.models.save import save_dino
+
+    tower = make_learner(SelfDistil(width=16, layers=1, heads=1, side=16, seed=3)).tower
+    save_dino(tmp_path / "dino", tower)
+    printed = python("benchmarks/contacts.py", "-n", 5, "--dino", tmp_path / "dino")
+    rows = dict((cells[1].strip(), cells[2:4]) for line in printed.splitlines() if len(cells := line.split("|")) == 5)
+    for row in (
+        "the maps",
+        "storybook-clip's patches",
+        "colours of 8x8",
+        "floor: prototypes",
+        str(tmp_path / "dino"),
+    ):
+        (near, everywhere) = next(value for name, value in rows.items() if row in name)
+        assert 0 <= float(near) <= 100, row
+        assert 0 <= float(everywhere) <= 100, row
+    assert "1 of 5 scenes of val, seed 1" in printed
