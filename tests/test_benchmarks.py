@@ -159,7 +159,7 @@ def test_contacts(tmp_path):
     tower = make_learner(SelfDistil(width=16, layers=1, heads=1, side=16, seed=3)).tower
     save_dino(tmp_path / "dino", tower)
     printed = python("benchmarks/contacts.py", "-n", 5, "--dino", tmp_path / "dino")
-    rows = dict((cells[1].strip(), cells[2:4]) for line in printed.splitlines() if len(cells := line.split("|")) == 5)
+    rows = {cells[1].strip(): cells[2:4] for line in printed.splitlines() if len(cells := line.split("|")) == 5}
     for row in (
         "the maps",
         "storybook-clip's patches",
@@ -167,7 +167,7 @@ def test_contacts(tmp_path):
         "floor: prototypes",
         str(tmp_path / "dino"),
     ):
-        (near, everywhere) = next(value for name, value in rows.items() if row in name)
+        near, everywhere = next(value for name, value in rows.items() if row in name)
         assert 0 <= float(near) <= 100, row
         assert 0 <= float(everywhere) <= 100, row
     assert "1 of 5 scenes of val, seed 1" in printed
