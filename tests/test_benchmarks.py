@@ -158,3 +158,25 @@ def test_many_images(tmp_path):
         assert f"| 20 | `{command}` |" in page
     assert len([*(tmp_path / "20/run/report-images/thumbs").rglob("*.jpg")]) == 20
     assert json.loads((tmp_path / "20/run/metrics.json").read_text())["images"] == 20
+
+
+def test_contacts(tmp_path):
+    from tag2mask.lab.self_distil import make_learner
+    from tag2mask.lab.self_distil_recipe import SelfDistil
+    from tag2mask.models.save import save_dino
+
+    tower = make_learner(SelfDistil(width=16, layers=1, heads=1, side=16, seed=3)).tower
+    save_dino(tmp_path / "dino", tower)
+    printed = python("benchmarks/contacts.py", "-n", 5, "--dino", tmp_path / "dino")
+    rows = {cells[1].strip(): cells[2:4] for line in printed.splitlines() if len(cells := line.split("|")) == 5}
+    for row in (
+        "the maps",
+        "storybook-clip's patches",
+        "colours of 8x8",
+        "floor: prototypes",
+        str(tmp_path / "dino"),
+    ):
+        near, everywhere = next(value for name, value in rows.items() if row in name)
+        assert 0 <= float(near) <= 100, row
+        assert 0 <= float(everywhere) <= 100, row
+    assert "1 of 5 scenes of val, seed 1" in printed

@@ -22,7 +22,21 @@ from tag2mask.models.save import save_dino
 from tag2mask.types import UserError
 
 TINY = SelfDistil(
-    width=16, layers=2, heads=2, side=16, few=0, scenes=8, size=(32, 48), codes=12, steps=3, batch=4, warmup=1
+    width=16,
+    layers=2,
+    heads=2,
+    side=16,
+    small=8,
+    few=1,
+    hidden=0.3,
+    whole_weight=0.25,
+    scenes=8,
+    size=(32, 48),
+    codes=12,
+    steps=3,
+    batch=4,
+    warmup=1,
+    lr=1e-3,
 )
 QUIET = Running(device="cpu", progress=False)
 SCENES = 5
@@ -78,7 +92,7 @@ def test_figures_stand_beside_the_maps_and_a_floor(trained) -> None:
     for row in rows:
         assert f"{row.contacts:.1f} % | {row.everywhere:.1f} %" in card
     assert "| pictures seen | 12 |" in card
-    assert "| views seen | 24 |" in card
+    assert "| views seen | 36 |" in card
     assert pretrain_dino(folder, TINY, QUIET, scenes=SCENES) == found
 
 
