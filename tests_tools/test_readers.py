@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from stages.small_run import CLASSES, small_run, toys
 from tag2mask.data.png import read_mask
+from tag2mask.data.tools.shapes import fill_in
 from tag2mask.stages.export import export
 from tag2mask.types import IGNORE, MaskRule
 
@@ -121,6 +123,60 @@ def test_datumaro_reads(run, data, tmp_path, to, kind):
         np.testing.assert_array_equal(mask, expected[item.id])
         read += 1
     assert read == len(data)
+
+
+def test_cvats_own_masks(run, data, tmp_path):
+    """CVAT's SDK reads tasks from a server alone; how it encodes pixels is in the package."""
+    masks = pytest.importorskip("cvat_sdk.masks")
+    read = 0
+    for image in ElementTree.parse(out(run, data, "cvat", tmp_path / "annotations.xml")).iter("image"):
+        expected = masks_of(run)[image.get("name").rpartition(".")[0]]
+        mask = np.zeros_like(expected)
+        for shape in image.iter("mask"):
+            left, top, width, height = (int(shape.get(key)) for key in ("left", "top", "width", "height"))
+            points = [*map(int, shape.get("rle").split(",")), left, top, left + width - 1, top + height - 1]
+            drawn = masks.decode_mask(points, image_width=mask.shape[1], image_height=mask.shape[0])
+            assert masks.encode_mask(drawn) == points
+            mask[drawn] = next(number for number, name in NAMES.items() if name == shape.get("label"))
+        np.testing.assert_array_equal(mask, expected)
+        read += 1
+    assert read == len(data)
+
+
+def ultralytics_data(place):
+    """What Ultralytics takes from data.yaml, and the arguments of its data sets."""
+    utils = pytest.importorskip("ultralytics.data.utils")
+    described = utils.check_det_dataset(str(place / "data.yaml"), autodownload=False)
+    how = {"img_path": described["train"], "data": described, "augment": False, "imgsz": 64, "cache": False}
+    return described, how
+
+
+def test_ultralytics_reads_masks(run, data, tmp_path):
+    described, how = ultralytics_data(out(run, data, "ultralytics", tmp_path / "semantic"))
+    from ultralytics.data.dataset import SemanticDataset
+
+    assert described["names"] == dict(enumerate(CLASSES.names))
+    found = SemanticDataset(**how, task="semantic")
+    assert len(found) == len(data)
+    for index, label in enumerate(found.labels):
+        id = label["im_file"].rpartition("/")[2].rpartition(".")[0]
+        np.testing.assert_array_equal(found.load_mask(index), masks_of(run)[id])
+
+
+def test_ultralytics_reads_outlines(run, data, tmp_path):
+    described, how = ultralytics_data(out(run, data, "yolo-seg", tmp_path / "yolo"))
+    from ultralytics.data.dataset import YOLODataset
+
+    assert described["names"] == dict(enumerate(CLASSES.foreground))
+    found = YOLODataset(**how, task="segment")
+    assert len(found) == len(data)
+    for label in found.labels:
+        expected = masks_of(run)[label["im_file"].rpartition("/")[2].rpartition(".")[0]]
+        mask = np.zeros_like(expected)
+        for number, points in zip(label["cls"].ravel(), label["segments"], strict=True):
+            corners = np.asarray(points, np.float64) * mask.shape[::-1]
+            fill_in(mask, [[(x, y) for x, y in corners.tolist()]], int(number) + 1)
+        np.testing.assert_array_equal(mask, no_ignored(expected))
 
 
 def test_label_studios_decoder(run, data, tmp_path):
