@@ -14,8 +14,8 @@ import torch
 from torchmetrics.functional.classification import multiclass_jaccard_index
 from typer.testing import CliRunner
 
+from stages.report_page import Page
 from stages.small_run import CLASSES, Toys, small_run, toys, truth_of
-from stages.test_report import Page
 from tag2mask.cli import app
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.run.folder import Run
