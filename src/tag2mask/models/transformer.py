@@ -79,8 +79,8 @@ class Attention(nn.Module):
     def _head_by_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Each head's output (B, heads, T, dh) and the mean attention (B, T, T) of q, k, v (B, heads, T, dh).
 
-        On a processor the attention of one head stays in its cache, and that of all would be the most memory that a
-        large image takes: 800 MB at 4,096 tokens.
+        On a processor the attention of one head stays in its cache, and that of all takes much memory of a large
+        image: 800 MB at 4,096 tokens.
         """
         batch, heads, tokens, _ = q.shape
         out = v.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)  # as it is projected

@@ -33,7 +33,8 @@ class CLIP:
 
     name: what it was asked for by. sha256: of the weights' file (of several, of their digests in order of name).
     mean, std: pixel statistics of red, green and blue in 0..1. dtype: of the vision blocks before the last; the
-    last block, the projections and the text tower are float32 always.
+    last block, the projections and the text tower are float32 always, but a transformer's GradCAM has the products of
+    its last block in bfloat16 where ``dtype`` is that.
     """
 
     model: CLIPModel
