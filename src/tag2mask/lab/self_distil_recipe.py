@@ -16,8 +16,8 @@ from tag2mask.types import UserError
 class SelfDistil:
     """The whole recipe. Equal recipes on one machine's processor give equal weights.
 
-    The defaults are what came furthest in trials of a few hundred pictures. What needs long trainings (small views, class tokens,
-    hidden patches) is off: few=2, whole_weight=0.25 and hidden=0.3 turn it on.
+    The defaults are what came furthest in trials of a few hundred pictures. What needs long trainings (small views,
+    class tokens, hidden patches) is off: few=2, whole_weight=0.25 and hidden=0.3 turn it on.
 
     width, layers, heads, patch, side: the transformer; its positions are learned for side x side pixels, also the
     size of a large view. scenes: how many are drawn, at ``size`` (H, W).
