@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from tag2mask.classes import load_classes
@@ -60,17 +60,18 @@ class Rightness:
     pixels: int
 
 
-def near_contacts(truth: Tensor, radius: int = RADIUS) -> Tensor:
+def near_contacts(truth: Tensor, radius: float = RADIUS) -> Tensor:
     """Which pixels of super-classes are at most ``radius`` from one of another: (H, W) int64 of 0 .. S -> bool.
 
-    Distance is the larger of those along the two sides; what is not of a super-class (0) touches nothing.
+    Straight distances between centres of pixels; what is not of a super-class (0) touches nothing.
     """
-    groups = F.one_hot(truth, int(truth.max()) + 1)[..., 1:].permute(2, 0, 1).float()  # (S, H, W)
-    if not len(groups):
-        return torch.zeros_like(truth, dtype=torch.bool)
-    around = F.max_pool2d(groups[None], 2 * radius + 1, 1, radius)[0]
-    others = around.sum(0) - (groups * around).sum(0)  # how many super-classes but its own are so near
-    return (others > 0) & (truth > 0)
+    labels = truth.numpy()
+    near = np.zeros(labels.shape, bool)
+    for group in np.unique(labels[labels > 0]):
+        others = (labels > 0) & (labels != group)
+        if others.any():
+            near |= (labels == group) & (distance_transform_edt(~others) <= radius)
+    return torch.from_numpy(near)
 
 
 def touching_scenes(
