@@ -18,7 +18,7 @@ from tag2mask import __version__
 from tag2mask.models.weights import CLIP
 from tag2mask.run.files import file_sha256
 
-COLUMNS = ("maps", "network", "against", "images/s")
+COLUMNS = ("maps", "network", "against")
 CONTACTS = ("maps, two", "maps, one", "network, two", "network, one", "network there")
 
 
@@ -128,7 +128,7 @@ def _fits(kept: Kept, args: argparse.Namespace) -> list[str]:
         f"views={args.views}`), base rate {args.lr:g}. Network: one scale, no CRF; against its masks: the network "
         "held against the masks of its own maps. The paper's training is of 30 000 steps, and no view comes twice."
     )
-    head = ["setting", "maps", "network", "network against its masks", "images/s of the fit"]
+    head = ["setting", "maps", "network", "network against its masks"]
     found.append(section("After a training", head, [row(n, n, COLUMNS) for n in (*SETTINGS, WECLIP)], note))
     note = "WeCLIP before its switch is row 1, whose steps are the same; after it, maps are spread by RFM."
     rows = [row("CAA to the end (#1)", "#1 CAA", COLUMNS), row("RFM from half on", WECLIP, COLUMNS)]
