@@ -21,6 +21,13 @@ from tag2mask.types import IGNORE, MaskRule
 NAMES = {**dict(enumerate(CLASSES.names)), IGNORE: "ignore"}
 
 
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    """Ultralytics neither asks its server anything nor writes into the home folder."""
+    monkeypatch.setenv("YOLO_OFFLINE", "true")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "settings"))
+
+
 @pytest.fixture
 def data(tmp_path):
     return toys(tmp_path / "data", prefix="")

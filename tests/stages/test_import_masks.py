@@ -438,6 +438,27 @@ def test_links_out_of_the_folder_are_not_followed(run, data, tmp_path):
     assert import_masks(run, folder, progress=False).equal == len(data) - 1
 
 
+@pytest.mark.parametrize("kind", ["ultralytics", "yolo-seg"])
+def test_ultralytics_finds_the_folders_beside_its_yaml(run, data, tmp_path, kind):
+    """Its "path" is taken from the working folder; without it, from the folder of the file."""
+    place = out(run, data, kind, tmp_path / "out")
+    described = yaml.safe_load((place / "data.yaml").read_text())
+    assert "path" not in described
+    assert all((place / described[split]).is_dir() for split in ("train", "val"))
+
+
+def test_a_correction_is_taken_back_by_its_lines(run, data, tmp_path):
+    folder = corrected_folder(run, tmp_path / "a", toy_0=changed(run, "toy/0"), toy_1=changed(run, "toy/1"))
+    import_masks(run, folder, progress=False)
+    log = run.path / "corrected" / "corrected.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(row["id"], row["source"]) for row in rows] == [("toy/0", "png: a"), ("toy/1", "png: a")]
+    assert all(set(row) == {"id", "picture", "classes", "source"} for row in rows)
+    log.write_text(json.dumps(rows[1]) + "\n")
+    assert counting(run).mask_path("toy/0") == run.mask_path("toy/0")
+    assert list(Corrected(run).ids()) == ["toy/1"]
+
+
 # --- images without a made mask
 
 

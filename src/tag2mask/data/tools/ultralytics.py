@@ -41,7 +41,8 @@ class YoloOptions(ToolOptions, PieceOptions):
 
 
 def _data(names: dict[int, str], **more: str) -> bytes:
-    content = {"path": ".", "train": "images/train", "val": "images/train", **more, "names": names}
+    # without "path": then the folders are beside this file, wherever it is read from
+    content = {"train": "images/train", "val": "images/train", **more, "names": names}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
 
 
