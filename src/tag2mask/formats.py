@@ -40,8 +40,8 @@ READERS = {
 """By name, as ``--kind`` takes it. Of data that two are sure of, the first one's."""
 
 EXPORTERS = {
-    "png": Format("tag2mask.data.export_png:EXPORTER", "a folder of indexed PNGs with the classes' colours"),
-    "coco": Format("tag2mask.data.export_coco:EXPORTER", "a COCO JSON file, with compressed RLE of each class"),
+    "png": Format("tag2mask.data.tools.png_folder:EXPORTER", "a folder of indexed PNGs with the classes' colours"),
+    "coco": Format("tag2mask.data.tools.coco:EXPORTER", "a COCO JSON file, with compressed RLE of each class"),
     "voc": Format("tag2mask.data.tools.voc_folder:EXPORTER", "a folder as VOC has it, with CVAT's label map"),
     "cvat": Format("tag2mask.data.tools.cvat:EXPORTER", "an XML file for CVAT, with a mask of each object"),
     "label-studio": Format("tag2mask.data.tools.label_studio:EXPORTER", "tasks and a configuration for Label Studio"),
@@ -51,12 +51,12 @@ EXPORTERS = {
     "hf": Format("tag2mask.data.tools.hugging_face:EXPORTER", "a folder for Hugging Face datasets"),
     "ultralytics": Format("tag2mask.data.tools.ultralytics:SEMANTIC", "a folder for Ultralytics' semantic networks"),
     "yolo-seg": Format("tag2mask.data.tools.ultralytics:YOLO", "a folder for YOLO, with an outline of each object"),
-    "voc-test": Format("tag2mask.data.export_voc_test:EXPORTER", "a .tgz file for the VOC server"),
+    "voc-test": Format("tag2mask.data.tools.voc_test:EXPORTER", "a .tgz file for the VOC server"),
 }
 """By name, as ``export --to`` takes it."""
 
 IMPORTERS = {
-    "png": Format("tag2mask.data.export_png:IMPORTER", "a folder of indexed PNGs"),
+    "png": Format("tag2mask.data.tools.png_folder:IMPORTER", "a folder of indexed PNGs"),
     "coco": Format("tag2mask.data.tools.coco:IMPORTER", "a COCO JSON file"),
     "voc": Format(
         "tag2mask.data.tools.voc_folder:IMPORTER", 'a folder as VOC has it, or CVAT\'s "Segmentation mask"'

@@ -14,8 +14,8 @@ from pycocotools import mask as rle
 
 from tag2mask.classes import load_classes, plain_classes
 from tag2mask.data import read_coco, read_dataset, read_folder
-from tag2mask.data.export_coco import write_coco
 from tag2mask.data.png import encode_mask
+from tag2mask.data.tools.coco import write_coco
 from tag2mask.types import UserError
 
 H, W = 10, 12

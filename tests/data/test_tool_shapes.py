@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as rle
 
 from stages.small_run import CLASSES
-from tag2mask.data.export_coco import write_coco
+from tag2mask.data.tools.coco import write_coco
 from tag2mask.data.tools.label_studio import decode_brush, encode_brush
 from tag2mask.data.tools.shapes import drop_small, fill, fill_in, layers, objects, outlines, paint, runs
 from tag2mask.types import IGNORE
