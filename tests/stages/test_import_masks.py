@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
-from typer.testing import CliRunner
 
+from stages.import_cases import changed, corrected_folder, out, with_inputs, zipped
 from stages.small_run import CLASSES, small_run, toys
 from tag2mask import formats
-from tag2mask.cli import app
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.run.corrected import Corrected, corrections_in, counting
-from tag2mask.run.inputs import Inputs, Stamp
-from tag2mask.segment.augment import Augment
-from tag2mask.segment.examples import Examples
 from tag2mask.segment.targets import find_targets
 from tag2mask.stages.compare import compare
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.export import export
 from tag2mask.stages.import_masks import import_masks
-from tag2mask.stages.report import report
 from tag2mask.types import IGNORE, MaskRule, UserError
 
 WAYS = [
@@ -46,7 +39,6 @@ WAYS = [
     ("ultralytics", {}),
     ("yolo-seg", {"images": "link"}),
 ]
-FILES = {"coco": "masks.json", "cvat": "annotations.xml"}
 
 
 @pytest.fixture
@@ -57,10 +49,6 @@ def data(tmp_path):
 @pytest.fixture
 def run(tmp_path, data):
     return small_run(tmp_path / "run", data, MaskRule(mu=0.7))
-
-
-def out(run, data, kind, folder, **options):
-    return export(run, data, kind, folder / FILES.get(kind, ""), options, progress=False)
 
 
 @pytest.mark.parametrize(("kind", "options"), WAYS)
@@ -95,23 +83,6 @@ def test_pictures_and_the_same_bytes(run, data, tmp_path, kind):
         assert {sample.image.read_bytes() for sample in data} <= pictures
 
 
-def changed(run, id, value=2):
-    """The made mask with a square of another class."""
-    mask = read_mask(run.mask_path(id)).copy()
-    mask[2:6, 3:9] = value
-    return mask
-
-
-def corrected_folder(run, folder, **masks):
-    folder.mkdir()
-    for id in run.ids():
-        mask = masks.get(id.replace("/", "_"), read_mask(run.mask_path(id)))
-        path = folder / f"{id}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_mask(mask, CLASSES.palette))
-    return folder
-
-
 def test_corrections_count_and_nothing_is_lost(run, data, tmp_path):
     id = run.ids()[0]
     key, made = id.replace("/", "_"), read_mask(run.mask_path(id))
@@ -142,14 +113,6 @@ def test_corrections_count_and_nothing_is_lost(run, data, tmp_path):
     place = [corrected.sample(i).id for i in range(len(corrected))].index(id)
     np.testing.assert_array_equal(corrected.labels(place).numpy(), changed(run, id, 3))
     assert corrected.confidence(place, corrected.labels(place)).min() == 1
-
-
-def with_inputs(run, data):
-    """The run with notes on what its masks were made of, as label makes them."""
-    with run.create(run.path, run.settings) as noted:
-        for sample in data:
-            noted.record(sample.id, "ok", inputs=Inputs(Stamp.of(sample.image), sample.tags))
-    return run.open(run.path)
 
 
 def test_a_correction_of_a_picture_that_was_replaced_counts_no_more(run, data, tmp_path):
@@ -203,13 +166,6 @@ def test_corners_far_away_are_refused(run, data, tmp_path, corner):
     assert "far outside of the image" in why
 
 
-def zipped(folder, path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for each in folder.rglob("*"):
-            archive.write(each, each.relative_to(folder).as_posix())
-    return path
-
-
 def test_cvats_archive_of_colours(run, data, tmp_path):
     """CVAT gives masks as colours by the label map, in whatever order."""
     folder = out(run, data, "voc", tmp_path / "out", images="none")
@@ -256,152 +212,6 @@ def test_what_has_two_meanings_is_asked(run, data, tmp_path):
     (tmp_path / "odd" / "notes.md").write_text("nothing")
     with pytest.raises(UserError, match=r"is none of png, coco.*--from png"):
         import_masks(run, tmp_path / "odd", progress=False)
-
-
-def broken(kind, folder, text):
-    for path in folder.rglob("*") if folder.is_dir() else [folder]:
-        if path.suffix in (".json", ".xml", ".txt", ".yaml") and path.is_file():
-            path.write_text(text(path.read_text()))
-
-
-@pytest.mark.parametrize(
-    "kind", ["coco", "cvat", "label-studio", "labelme", "datumaro", "fiftyone", "yolo-seg", "voc"]
-)
-def test_all_unknown_classes_are_named_at_once(run, data, tmp_path, kind):
-    place = out(run, data, kind, tmp_path / "out")
-    for name, wrong in (("dog", "dgo"), ("cat", "tree")):
-        broken(
-            kind,
-            place,
-            lambda text, name=name, wrong=wrong: (
-                text.replace(f'"{name}"', f'"{wrong}"')
-                .replace(f": {name}", f": {wrong}")
-                .replace(f"{name}:", f"{wrong}:")
-            ),
-        )
-    with pytest.raises(UserError, match=r"(?s)(dgo.*tree|tree.*dgo).*Nothing is stored") as error:
-        import_masks(run, place, kind, data=data, progress=False)
-    if kind != "fiftyone":
-        assert "\"dgo\" (did you mean 'dog'?)" in str(error.value)
-        assert "The run's are cat, dog, hat" in str(error.value)
-    assert not (run.path / "corrected").exists()  # nothing is stored before all is read
-    if kind == "fiftyone":
-        return
-    known = replace(data, classes=replace(CLASSES, aliases={"dgo": "dog", "Tree": "cat"}))
-    assert import_masks(run, place, kind, data=known, progress=False).corrected == ()
-
-
-def test_all_values_and_colours_that_are_no_class_are_named(run, data, tmp_path):
-    masks = {id.replace("/", "_"): changed(run, id, 9 + at) for at, id in enumerate(run.ids()[:2])}
-    folder = corrected_folder(run, tmp_path / "value", **masks)
-    with pytest.raises(UserError, match=r"the value 9 \(they are 0 to 3, and 255\) \(1 time, .*the value 10"):
-        import_masks(run, folder, progress=False)
-    folder = out(run, data, "voc", tmp_path / "voc", images="none")
-    lines = (folder / "labelmap.txt").read_text().splitlines(keepends=True)
-    (folder / "labelmap.txt").write_text("".join(line for line in lines if not line.startswith(("cat", "dog"))))
-    with pytest.raises(
-        UserError, match=r"the colour \(200, 30, 30\).*the colour \(30, 160, 30\), not in labelmap.txt"
-    ):
-        import_masks(run, folder, progress=False)
-    assert not (run.path / "corrected").exists()
-
-
-@pytest.mark.parametrize("kind", ["coco", "cvat", "label-studio", "labelme", "datumaro", "fiftyone"])
-def test_where_nothing_can_be_read(run, data, tmp_path, kind):
-    place = out(run, data, kind, tmp_path / "out")
-    broken(kind, place, lambda text: text[: len(text) // 2])
-    with pytest.raises(UserError, match=r"damaged|no file of LabelMe"):
-        import_masks(run, place, kind, progress=False)
-
-
-def one_damaged(kind, place, id):
-    """Damage what an export says of one image."""
-    if kind in ("png", "voc", "fiftyone", "hf", "ultralytics"):
-        files = (
-            path for path in place.rglob(f"{id}.png") if not {"data", "images", "JPEGImages"} & set(path.parts[-4:])
-        )
-        (path,) = files
-        path.write_bytes(path.read_bytes()[:70])
-    elif kind == "labelme":
-        (place / f"{id}.json").write_text("{")
-    elif kind == "yolo-seg":
-        next(place.rglob(f"{id}.txt")).write_text("0 0.1 0.1 0.2\n")
-    elif kind == "cvat":
-        text = place.read_text()
-        start = text.index(f'name="{id.rpartition("/")[2]}')
-        place.write_text(text[:start] + text[start:].replace('rle="', 'rle="?', 1))
-    else:
-        path = {"coco": place, "datumaro": place / "annotations" / "default.json"}.get(kind, place / "tasks.json")
-        document = json.loads(path.read_text())
-        if kind == "coco":
-            number = next(image["id"] for image in document["images"] if image["sample"] == id)
-            shape = next(each for each in document["annotations"] if each["image_id"] == number)
-            shape["segmentation"]["counts"] = "???"
-        elif kind == "datumaro":
-            item = next(item for item in document["items"] if item["id"] == id)
-            item["annotations"][0] = 7
-        else:
-            task = next(task for task in document if task["data"]["sample"] == id)
-            task["predictions"][0]["result"][0]["value"]["rle"] = [1, 2, 3]
-        path.write_text(json.dumps(document))
-
-
-@pytest.mark.parametrize("kind", sorted(formats.IMPORTERS))
-def test_one_damaged_file_stops_no_import(run, data, tmp_path, kind):
-    """The others are stored; it is named with the reason, and the exit code says so."""
-    damaged, other = "toy/0", "toy/1"
-    blank = tmp_path / "blank"
-    shutil.copytree(run.path, blank)
-    for id in (damaged, other):
-        path = blank / "masks" / f"{id}.png"
-        path.write_bytes(encode_mask(np.zeros_like(read_mask(path)), CLASSES.palette))
-    place = out(run, data, kind, tmp_path / "out")
-    one_damaged(kind, place, damaged)
-    found = import_masks(blank, place, kind, progress=False)
-    assert (found.corrected, found.equal, found.complete) == ((other,), len(data) - 2, False)
-    ((name, why),) = found.unread
-    assert "0" in name
-    assert why
-    assert f"LEFT OUT: 1 that cannot be read:\n  {name}: {why}" in found.text()
-    assert counting(run.open(blank)).corrected.path(damaged) is None
-    done = CliRunner().invoke(app, ["import", str(blank), str(place), "--from", kind])
-    assert (done.exit_code, "0 masks corrected, 4 as they were" in done.output) == (3, True), done.output
-
-
-def test_damaged_files_among_several_documents(run, data, tmp_path):
-    folder = tmp_path / "tasks"
-    out(run, data, "cvat", folder)
-    (folder / "second.xml").write_text("<annotations><image")
-    found = import_masks(run, folder, progress=False)
-    assert (found.equal, [name for name, _ in found.unread]) == (len(data), ["second.xml"])
-    archive = zipped(corrected_folder(run, tmp_path / "png"), tmp_path / "png.zip")
-    with zipfile.ZipFile(archive) as opened:
-        info = opened.getinfo("toy/0.png")
-    content = bytearray(archive.read_bytes())
-    start = info.header_offset + 30 + len("toy/0.png")
-    content[start + 20 : start + 30] = bytes(10)
-    archive.write_bytes(content)
-    found = import_masks(run, archive, progress=False)
-    assert (found.equal, [name for name, _ in found.unread]) == (len(data) - 1, ["toy/0.png"])
-
-
-def test_other_sizes_and_names(run, data, tmp_path):
-    id = run.ids()[0]
-    folder = corrected_folder(run, tmp_path / "size", **{id.replace("/", "_"): np.zeros((5, 7), np.uint8)})
-    found = import_masks(run, folder, progress=False)
-    assert found.equal == len(data) - 1
-    assert "the mask is 7 x 5 (width x height), the run's is 64 x 48" in found.unread[0][1]
-    (folder / f"{id}.png").write_bytes((run.path / "masks" / f"{id}.png").read_bytes())
-    (folder / "stranger.png").write_bytes(encode_mask(np.zeros((5, 7), np.uint8), CLASSES.palette))
-    done = CliRunner().invoke(app, ["import", str(run.path), str(folder)])
-    assert done.exit_code == 3
-    assert "LEFT OUT: 1 name that the run does not have: stranger.png" in done.output
-    (folder / "stranger.png").unlink()
-    assert CliRunner().invoke(app, ["import", str(run.path), str(folder)]).exit_code == 0
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "else.png").write_bytes(encode_mask(np.zeros((5, 7), np.uint8), CLASSES.palette))
-    with pytest.raises(UserError, match=r"no mask of an image of .*; its names are else.png"):
-        import_masks(run, tmp_path / "none", progress=False)
 
 
 def test_pieces_that_are_left_out_are_said(run, data, tmp_path):
@@ -457,117 +267,3 @@ def test_a_correction_is_taken_back_by_its_lines(run, data, tmp_path):
     log.write_text(json.dumps(rows[1]) + "\n")
     assert counting(run).mask_path("toy/0") == run.mask_path("toy/0")
     assert list(Corrected(run).ids()) == ["toy/1"]
-
-
-# --- images without a made mask
-
-
-@pytest.fixture
-def gappy(tmp_path, data):
-    """A run whose labelling failed on one image, and left out another for want of tags."""
-    data.samples[3] = replace(data.samples[3], tags=None)
-    return small_run(tmp_path / "gappy", data, MaskRule(mu=0.7), leave_out=(0, 3))
-
-
-def drawn_by_hand(folder, **masks):
-    folder.mkdir()
-    for name, mask in masks.items():
-        (folder / f"{name}.png").write_bytes(encode_mask(mask, CLASSES.palette))
-    return folder
-
-
-def hand_masks(data):
-    """Masks for the two images without one, 0 and 3, by the ends of their ids."""
-    found = {}
-    for at in (0, 3):
-        mask = np.zeros_like(data[at].truth())
-        mask[5:20, 5:25], mask[30, 30] = 2, IGNORE
-        found[str(at)] = mask
-    return found
-
-
-def test_an_image_without_a_made_mask_gets_one(gappy, data, tmp_path):
-    masks = hand_masks(data)
-    folder = drawn_by_hand(tmp_path / "in", **masks)
-    with pytest.raises(UserError, match=r"no mask of an image of .*; its names are 0.png, 3.png"):
-        import_masks(gappy, folder, progress=False)  # without the data nothing is known of these images
-    before = evaluate(gappy, data, progress=False)
-    found = import_masks(gappy, folder, data=data, progress=False)
-    assert found.corrected == found.added == ("toy/0", "toy/3")
-    assert "2 of them are of images without a made mask" in found.text()
-    assert import_masks(gappy, folder, data=data, progress=False).equal == 2
-    run = counting(gappy)
-    assert run.ids() == [sample.id for sample in data]
-    assert gappy.ids() == ["toy/1", "toy/2", "toy/4"]
-
-    found = evaluate(gappy, data, progress=False)
-    assert (before.images, before.missing, found.images, found.missing) == (3, 2, 5, 0)
-    assert found.supervision == "tags+pixels(2)"
-    assert found.stale == ("2 corrected masks without score maps: not in the figures of the maps",)
-    assert [curve.images for curve in found.curves] == [curve.images for curve in before.curves]
-
-    for given in (data, None):  # with the images and without
-        place = export(gappy, given, "png", tmp_path / f"out{given is None}", progress=False)
-        for at, mask in masks.items():
-            np.testing.assert_array_equal(read_mask(place / "toy" / f"{at}.png"), mask)
-
-    targets = find_targets(data, run)
-    assert (len(targets), targets.supervision, targets.left_out) == (5, "tags+pixels(2)", {})
-    np.testing.assert_array_equal(targets.labels(3).numpy(), masks["3"])
-    assert find_targets(data, gappy).left_out == {"failed": 2}
-
-    other = small_run(tmp_path / "other", data, MaskRule(mu=0.7))
-    assert compare([gappy, other], [data, data]).images == 5
-
-
-def test_the_report_shows_a_corrected_mask_without_confidence(gappy, data, tmp_path):
-    import_masks(gappy, drawn_by_hand(tmp_path / "in", **hand_masks(data)), data=data, progress=False)
-    for given in (data, replace(data, samples=[replace(each, truth=None) for each in data.samples]), None):
-        page = report(gappy, given, tmp_path / "page.html", progress=False).read_text()
-        assert "5</b><span>images labelled" in page
-        assert "2 corrected by a person" in page
-        assert "cannot be read" not in page
-        small = (tmp_path / "page-images" / "all-1.html").read_text()
-        assert small.count("corrected by a person") == 2
-        assert small.count('data-confidence=""') == 2
-
-
-def test_a_drawing_of_a_picture_that_was_replaced_counts_no_more(gappy, data, tmp_path):
-    import_masks(gappy, drawn_by_hand(tmp_path / "in", **hand_masks(data)), data=data, progress=False)
-    data[3].image.write_bytes(data[0].image.read_bytes())
-    targets = find_targets(data, counting(gappy))
-    assert targets.left_out == {"whose picture was replaced": 1}
-    assert targets.supervision == "tags+pixels(1)"
-    assert evaluate(gappy, data, progress=False).images == 4
-
-
-def test_where_nothing_was_drawn_an_image_stays_without_a_mask(gappy, data, tmp_path):
-    """A tool lists every image of a task; an image nobody looked at is not one without any object."""
-    blank = {at: np.zeros_like(mask) for at, mask in hand_masks(data).items()}
-    found = import_masks(gappy, drawn_by_hand(tmp_path / "in", **blank), data=data, progress=False)
-    assert (found.corrected, found.blank) == ((), ("toy/0", "toy/3"))
-    assert "nothing is drawn on 2 images without a made mask" in found.text()
-    assert counting(gappy).ids() == gappy.ids()
-
-
-def test_an_outline_on_an_image_without_a_made_mask(gappy, data, tmp_path):
-    """A format that says no size takes the picture's; ignored pixels are of masks that were made."""
-    folder = out(gappy, data, "yolo-seg", tmp_path / "out", images="none")
-    (folder / "labels" / "train" / "toy" / "3.txt").write_text("1 0 0 0.5 0 0.5 0.5 0 0.5\n")
-    assert import_masks(gappy, folder, data=data, progress=False).added == ("toy/3",)
-    mask = read_mask(counting(gappy).mask_path("toy/3"))
-    expected = np.zeros((48, 64), np.uint8)
-    expected[:24, :32] = 2
-    np.testing.assert_array_equal(mask, expected)
-
-
-def test_a_later_label_keeps_what_was_drawn(gappy, data, tmp_path):
-    masks = hand_masks(data)
-    import_masks(gappy, drawn_by_hand(tmp_path / "in", **masks), data=data, progress=False)
-    again = small_run(gappy.path, data, MaskRule(mu=0.7))
-    again = with_inputs(again, data)
-    np.testing.assert_array_equal(read_mask(counting(again).mask_path("toy/0")), masks["0"])
-    examples = Examples(find_targets(data, counting(again)), Augment(crop=None, flip=0), seed=0, confidence=True)
-    example = examples.read(0)
-    assert torch.equal(example.labels, torch.from_numpy(masks["0"]))
-    assert example.confidence.min() == 1
