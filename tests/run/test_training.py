@@ -83,7 +83,7 @@ def unbroken(tmp_path_factory):
 def test_the_bar_counts_steps_also_of_several_batches_and_after_a_stop(tmp_path, capsys):
     how = Training(**{**vars(HOW), "steps": 2, "accumulate": 3})
     fit(Line(), Numbers(), how, tmp_path, unit="images", show=True)
-    assert re.fullmatch(r"train: 2/2 steps, [\d.e+]+ images/s\n", capsys.readouterr().err)
+    assert re.fullmatch(r"train: 2/2 steps, [\d.,e+]+ images/s\n", capsys.readouterr().err)
     fit(Line(), Numbers(), Training(**{**vars(how), "steps": 3}), tmp_path, unit="images", show=True)
     assert capsys.readouterr().err.startswith("train: 3/3 steps, ")
 
