@@ -53,6 +53,7 @@ def test_bad_settings_are_refused(bad):
         (torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(2, 4, 5, dtype=torch.long)),
         (torch.zeros(3, 4, 5, dtype=torch.uint8), torch.full((2, 4, 5), math.nan)),
         (torch.zeros(3, 4, 5, dtype=torch.uint8), torch.full((2, 4, 5), math.inf)),
+        (torch.zeros(3, 4, 5, dtype=torch.uint8), torch.full((2, 4, 5), 1e39, dtype=torch.float64)),
     ],
 )
 def test_bad_tensors_are_refused(image, unary):

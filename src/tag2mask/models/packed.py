@@ -49,7 +49,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def pack(layers: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Keep ordered copies of (weight (O, I), bias (O,)) for as long as the weights live; as much memory again.
 
-    Weights that are not on a processor, not of float32 or bfloat16, or change later, are multiplied as ever.
+    Weights that are not on a processor, not of float32 or bfloat16, or change later, are multiplied as ever. A change
+    that torch does not count, through ``weight.data``, is not seen: change weights in place instead.
     """
     for weight, bias in layers:
         known = _known.get(weight)
