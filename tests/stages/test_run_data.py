@@ -178,6 +178,15 @@ def test_voc_that_gains_a_class_goes_on_as_it_is_told(tmp_path, photos):
 # --- data that moved ---------------------------------------------------------------------------------------------
 
 
+def test_the_truth_is_kept_where_label_goes_on_without_it(photos, tmp_path):
+    tag(photos, n0="cat", n1="dog", n2="ape")
+    draw(tmp_path / "truth", [2, 3, 1])
+    label(photos, tmp_path / "run", "--truth", tmp_path / "truth", "--limit", "2")
+    label(photos, tmp_path / "run")
+    assert Run.open(tmp_path / "run").noted["config"]["data"]["truth"] == str(tmp_path / "truth")
+    assert "ape" in call("eval", tmp_path / "run")
+
+
 def test_moved_photographs_are_asked_for_and_found(photos, tmp_path):
     tag(photos, n0="cat", n1="dog", n2="ape")
     draw(photos / "masks", [2, 3, 1])

@@ -15,7 +15,7 @@ from tag2mask.run.artefacts import SEEDS
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.folder import Run
 from tag2mask.stages.machinery.predictor import rule_of
-from tag2mask.stages.run_data import absolute, in_run_order, open_data
+from tag2mask.stages.run_data import absolute, in_run_order, open_data, with_its_truth
 from tag2mask.types import MaskRule, Own, UserError
 
 
@@ -71,8 +71,10 @@ def prepare(
                 "pot"
             )
     config = absolute(config)
-    data = open_data(config.data)
     before = None if out is None else _begun(out)
+    if before is not None:
+        config = config.model_copy(update={"data": with_its_truth(config.data, before)})
+    data = open_data(config.data)
     if before is not None:
         data = in_run_order(data, config.data, before)
     find_precision(config.precision, find_device(device))

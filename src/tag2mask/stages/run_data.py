@@ -17,7 +17,7 @@ from tag2mask.run.about import is_predicted, stored_classes
 from tag2mask.run.folder import Run
 from tag2mask.types import ClassSet, UserError
 
-__all__ = ["absolute", "data_for", "data_of", "images_for", "in_run_order", "open_data"]
+__all__ = ["absolute", "data_for", "data_of", "images_for", "in_run_order", "open_data", "with_its_truth"]
 
 
 def open_data(config: DataConfig, network: ClassSet | None = None, classes: ClassSet | None = None) -> Columns:
@@ -96,6 +96,17 @@ def data_for(run: Run, given: Mapping[str, Any] | None = None) -> Columns:
     except UserError as error:
         raise UserError(f"{error}{_where_to_say(config)}") from error
     return data if is_predicted(run) else in_run_order(data, config, run)
+
+
+def with_its_truth(config: DataConfig, run: Run) -> DataConfig:
+    """The settings with the ground truth that a run was given before, where they name none for the same data."""
+    if config.truth is not None or "config" not in run.noted:
+        return config
+    before = data_of(run)
+    if before.path != config.path or (before.truth is not None and not Path(before.truth).exists()):
+        return config
+    keys = ("truth", "truth_values", "truth_turn")
+    return config.model_copy(update={key: getattr(before, key) for key in keys if getattr(config, key) is None})
 
 
 def _moved(before: dict[str, Any], path: Path) -> dict[str, Any]:
