@@ -217,14 +217,17 @@ def label(
         learned = given.method if given.refine is None else given.refine.method
         typer.echo(f"{out}: {learned} has learned; the same command without --fit-only labels")
         return
-    _say(out, summaries, measured=bool(recipe.data.has_truth.any()))
+    _say(out, summaries, measured=bool(recipe.data.has_truth.any()), few=limit is not None)
     # of a shard alone, images without tags may be all there are
     if any(summary.failed or (summary.empty and shard_ == WHOLE) for summary in summaries):
         raise typer.Exit(SOME_FAILED)
 
 
-def _say(out: Path, summaries: Sequence[Any], *, measured: bool) -> None:
-    """Print what was done, and what comes next. measured: there are true masks to measure by."""
+def _say(out: Path, summaries: Sequence[Any], *, measured: bool, few: bool) -> None:
+    """Print what was done, and what comes next.
+
+    measured: there are true masks to measure by. few: others are left for later; a network would learn from too few.
+    """
     from tag2mask.run.corrected import CORRECTED, corrections_in
     from tag2mask.run.folder import Run
 
@@ -234,7 +237,8 @@ def _say(out: Path, summaries: Sequence[Any], *, measured: bool) -> None:
         typer.echo(corrected)
     if not summaries[-1].empty:
         steps = [["eval", out]] if measured else []
-        next_steps(*steps, ["report", out], ["train", out, "-o", Path("nets") / out.name])
+        more = [] if few else [["train", out, "-o", Path("nets") / out.name]]
+        next_steps(*steps, ["report", out], *more)
 
 
 @label_app.command()

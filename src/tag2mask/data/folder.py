@@ -102,6 +102,12 @@ def read_folder(
 def _check_something(root: Path, base: Path, images: Sequence[str], *, known: bool) -> None:
     """Raises UserError where there is no image, or nothing that says what they hold (``known``)."""
     if not known:
+        draft = root / "tags.suggested.csv"
+        if draft.is_file():
+            raise UserError(
+                f"{root} has no tags.csv, but {draft.name}, which nobody has confirmed: correct it, call its "
+                'column of labels "labels", and save it as tags.csv'
+            )
         nested = bool(images) and all("/" in image for image in images)
         hint = f", or take an image's folder for its class by --tags {FOLDERS}" if nested else ""
         raise UserError(
