@@ -123,6 +123,24 @@ def test_a_torn_line_is_passed_over_and_not_continued(tmp_path):
     assert all(json.loads(line) for line in path.read_bytes().splitlines() if line.endswith(b"}"))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"at": at} for at in (None, "x", [1], float("nan"), float("inf"), True, 10**400)]
+    + [{"id": 5}, {"status": "odd"}, {"status": []}, {"error": 5}]
+    + [{"seconds": seconds} for seconds in (None, [], {"read": "x"})]
+    + [{"inputs": inputs} for inputs in (5, [1], {}, {"image": 5}, {"image": [float("inf"), 1, "0" * 32]})],
+)
+def test_a_line_of_other_kinds_is_passed_over(tmp_path, wrong):
+    path = tmp_path / "manifest.0-of-1.jsonl"
+    line = {"id": "a", "status": "ok", "seconds": {"read": 1}, "error": None, "at": 1}
+    later = {**line, "status": "failed", "at": 2.0}
+    path.write_text(
+        "".join(json.dumps(each) + "\n" for each in (line, {**later, **wrong}, 5, None, {**line, "id": "b"}))
+    )
+    assert {id: record.status for id, record in merge_manifests([path]).items()} == {"a": "ok", "b": "ok"}
+    assert [(record.id, record.seconds) for record in LastWords([path])] == [("a", {"read": 1}), ("b", {"read": 1})]
+
+
 def test_the_last_word_counts(tmp_path):
     one, two = Manifest(tmp_path / "manifest.0-of-2.jsonl"), Manifest(tmp_path / "manifest.1-of-2.jsonl")
     one.append(Record("a", "failed", at=5))

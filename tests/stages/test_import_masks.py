@@ -263,7 +263,7 @@ def test_a_correction_is_taken_back_by_its_lines(run, data, tmp_path):
     log = run.path / "corrected" / "corrected.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(row["id"], row["source"]) for row in rows] == [("toy/0", "png: a"), ("toy/1", "png: a")]
-    assert all(set(row) == {"id", "picture", "classes", "source"} for row in rows)
+    assert all(set(row) == {"id", "picture", "mask", "classes", "source"} for row in rows)
     log.write_text(json.dumps(rows[1]) + "\n")
     assert counting(run).mask_path("toy/0") == run.mask_path("toy/0")
     assert list(Corrected(run).ids()) == ["toy/1"]

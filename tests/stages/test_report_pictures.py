@@ -16,7 +16,7 @@ from PIL import Image
 
 from stages.report_page import Page, least_sure
 from stages.small_run import CLASSES, Toys, small_run, toys
-from tag2mask.data.png import read_mask
+from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.run.folder import Run
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.report import report
@@ -191,3 +191,16 @@ def test_it_names_the_weights_and_says_what_they_do_not_know(tmp_path):
     trained = {"trained": {"recipe": {"architecture": "small", "init": None}}}
     found = text("net", {"stage": "predict", "supervision": "tags", "method": "small"}, trained)
     assert f"Network: small, trained from storybook-resnet. storybook-resnet {unknown}." in found
+
+
+@pytest.mark.parametrize("gallery", [True, False])
+def test_a_mask_with_a_value_of_no_class_is_listed_as_unreadable(tmp_path: Path, gallery: bool) -> None:
+    data = toys(tmp_path / "data", truth=False)
+    run = small_run(tmp_path / "run", data)
+    mask = read_mask(run.mask_path("toy/1")).copy()
+    mask[:2] = 9
+    run.mask_path("toy/1").write_bytes(encode_mask(mask, CLASSES.palette))
+    page = Page(report(run, data, gallery=gallery, progress=False))
+    assert "the mask holds 9, expected 0 to 3 (toys), or 255" in page.text
+    assert "toy/1" not in page.cards()
+    assert len(page.cards()) == len(data) - 1

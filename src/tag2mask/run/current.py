@@ -114,12 +114,14 @@ class Current:
 
     def why_none(self, sample: Sample) -> str | None:
         """Why the sample has no mask of what it is now: "absent", or a key of ``STALE`` (counted). None: it has."""
+        by_hand = isinstance(self.run, Counting) and self.run.corrected.path(sample.id) is not None
         try:
-            if self.run.mask_path(sample.id).stat().st_size == 0:  # what a power cut left is no mask
+            # what a power cut left is no mask; of a corrected one whoever reads it says that it is damaged
+            if self.run.mask_path(sample.id).stat().st_size == 0 and not by_hand:
                 return "absent"
         except OSError:
             return "absent"
-        if isinstance(self.run, Counting) and self.run.corrected.path(sample.id) is not None:
+        if isinstance(self.run, Counting) and by_hand:
             reason = None if self.run.corrected.shows(sample) else "picture"  # a person drew it, whatever the tags
         else:
             reason, _ = self._compare.look(sample)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Inputs", "KnownInputs", "Stamp", "content_of", "id_key"]
+__all__ = ["Inputs", "KnownInputs", "Stamp", "content_of", "id_key", "stamp_from", "stamp_plain"]
 
 _DIGEST = 16  # bytes
 
@@ -58,25 +58,31 @@ class Inputs:
 
     def plain(self) -> dict[str, Any]:
         """As a manifest keeps it."""
-        kept: dict[str, Any] = {"image": [self.image.size, self.image.changed, self.image.digest]}
+        kept: dict[str, Any] = {"image": stamp_plain(self.image)}
         if self.tags is not None:
             kept["tags"] = list(self.tags)
         if self.earlier is not None:
-            kept["earlier"] = [self.earlier.size, self.earlier.changed, self.earlier.digest]
+            kept["earlier"] = stamp_plain(self.earlier)
         return kept
 
     @classmethod
     def from_plain(cls, kept: Mapping[str, Any]) -> Inputs:
-        """What :meth:`plain` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        """What :meth:`plain` gave. Raises KeyError, TypeError, ValueError, ... for anything else."""
         tags, earlier = kept.get("tags"), kept.get("earlier")
         return cls(
-            _stamp(kept["image"]),
+            stamp_from(kept["image"]),
             None if tags is None else tuple(int(tag) for tag in tags),
-            None if earlier is None else _stamp(earlier),
+            None if earlier is None else stamp_from(earlier),
         )
 
 
-def _stamp(kept: Any) -> Stamp:
+def stamp_plain(stamp: Stamp) -> list[Any]:
+    """A stamp as a file of JSON lines keeps it."""
+    return [stamp.size, stamp.changed, stamp.digest]
+
+
+def stamp_from(kept: Any) -> Stamp:
+    """What :func:`stamp_plain` gave. Raises OverflowError, TypeError or ValueError for anything else."""
     size, changed, digest = kept
     if not isinstance(digest, str) or len(digest) != 2 * _DIGEST:
         raise ValueError(f"digest {digest!r}")

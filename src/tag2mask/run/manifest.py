@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import io
-import json
-import os
+import math
 import threading
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tag2mask.run.inputs import Inputs, id_key
+from tag2mask.run.json_lines import JsonLines, read_lines
 
 Status = Literal["ok", "failed", "skipped"]
 
@@ -42,8 +40,7 @@ class Manifest:
     """
 
     def __init__(self, path: Path):
-        self._file = io.FileIO(path, "ab")
-        self._torn = _ends_torn(path)
+        self._lines = JsonLines(path)
         self._turn = threading.Lock()
         self._latest = 0.0
 
@@ -61,15 +58,7 @@ class Manifest:
             # a clock that was set back must not make the last word an old one
             self._latest = max(round(record.at or time.time(), 3), self._latest + 0.001)
             line["at"] = round(self._latest, 3)
-            # ASCII: lone surrogates of an undecodable file name survive, and a torn line is torn between characters
-            data = json.dumps(line).encode("ascii") + b"\n"
-            if self._torn:
-                data = b"\n" + data
-            self._torn = True
-            written = self._file.write(data)
-            if written != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
-            self._torn = False
+            self._lines.append(line)
 
     def comes_after(self, at: float) -> None:
         """Lines from now on are later than that, whatever the clock says."""
@@ -78,28 +67,38 @@ class Manifest:
 
     def close(self) -> None:
         """Close the file; every line is already in it."""
-        self._file.close()
-
-
-def _ends_torn(path: Path) -> bool:
-    """Whether a killed writer left half a line, which the next one must not continue."""
-    with open(path, "rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
+        self._lines.close()
 
 
 def read_manifest(path: Path) -> Iterator[Record]:
-    """The records of one file in order; a line that was torn by a kill or a full disk is passed over."""
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                fields = json.loads(line)
-                inputs = None if fields.get("inputs") is None else Inputs.from_plain(fields["inputs"])
-                yield Record(fields["id"], fields["status"], fields["seconds"], fields["error"], fields["at"], inputs)
-            except (ValueError, KeyError, TypeError):
-                continue
+    """The records of one file in order; what is none, as a line torn by a kill or a full disk, is passed over."""
+    for line in read_lines(path):
+        try:
+            record = _record(line)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            continue
+        yield record
+
+
+def _record(line: Any) -> Record:
+    """What a line says. Raises what ``read_manifest`` catches where it is no record."""
+    id, status, seconds, error, at = (line[key] for key in ("id", "status", "seconds", "error", "at"))
+    fits = (
+        isinstance(id, str)
+        and status in get_args(Status)
+        and isinstance(seconds, dict)
+        and all(map(_is_number, seconds.values()))
+        and (error is None or isinstance(error, str))
+        and _is_number(at)
+    )
+    if not fits:
+        raise ValueError("values of other kinds than those of a record")
+    inputs = None if line.get("inputs") is None else Inputs.from_plain(line["inputs"])
+    return Record(id, status, seconds, error, at, inputs)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def merge_manifests(paths: Iterable[Path]) -> dict[str, Record]:

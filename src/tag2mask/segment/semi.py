@@ -71,7 +71,8 @@ class Mixed:
         if not all(counts):
             lacking, rest = ("labelled", "name some with --pixel-labels, or correct some masks")
             if counts[0]:
-                lacking, rest = ("unlabelled", "name fewer with --pixel-labels, or train without --semi")
+                fewer = "name fewer with --pixel-labels, or " if not targets.corrected.all() else ""
+                lacking, rest = ("unlabelled", f"{fewer}train without --semi, which learns from all of these masks")
             raise UserError(
                 f"--semi cct: got {counts[0]} images with true or corrected masks and {counts[1]} without, expected "
                 "some of each; "

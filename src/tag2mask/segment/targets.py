@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from tag2mask.data.truth_turn import settle_turn
 from tag2mask.run.corrected import Counting
 from tag2mask.run.current import STALE, Current
 from tag2mask.run.folder import Run
+from tag2mask.segment.counting_masks import BadCorrection, naming_corrections, read_counting
 from tag2mask.segment.losses import check_labels
 from tag2mask.types import IGNORE, Dataset, Sample, UserError
 from tag2mask.words import counted, listing, many
@@ -87,18 +89,35 @@ class Targets:
 
     @property
     def fingerprint(self) -> str:
-        """Stands for the ids, in order, and for which of them have true or corrected masks."""
+        """Stands for the ids, in order, for which of them have true masks, and for the corrected masks themselves."""
+        return self._fingerprint(corrections=True)
+
+    @property
+    def examples(self) -> dict[str, Any]:
+        """What a training notes of its examples: how many there are, and what stands for them.
+
+        Where some are corrected, also how many, and what would stand for them if none were.
+        """
+        noted: dict[str, Any] = {"images": len(self), "fingerprint": self.fingerprint}
+        if self.corrected.any():
+            made = self._fingerprint(corrections=False)
+            noted |= {"corrected": int(self.corrected.sum()), "without_corrections": made}
+        return noted
+
+    def _fingerprint(self, *, corrections: bool) -> str:
         digest = hashlib.sha256()
-        for position, pixels in enumerate(self.pixels):
-            whose = 2 if self.corrected[position] else int(pixels)
-            digest.update(f"{self.sample(position).id}\0{whose}\n".encode())
+        for position in range(len(self)):
+            id, whose = self.sample(position).id, str(int(self.is_true(position)))
+            if corrections and self.corrected[position] and isinstance(self.run, Counting):
+                whose = f"2\0{self.run.corrected.digest(id)}"
+            digest.update(f"{id}\0{whose}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
 
     def labels(self, position: int) -> Tensor:
         """The mask of one image, (H, W) uint8.
 
         Raises:
-            BadImage: it cannot be read.
+            BadImage: it cannot be read; a BadCorrection where a person corrected it.
             UserError: it has values outside the class set.
         """
         sample = self.sample(position)
@@ -107,8 +126,7 @@ class Targets:
         elif self.run is None or (self.blank and not self.corrected[position]):
             return torch.full(image_size(sample.image), IGNORE, dtype=torch.uint8)
         else:
-            path = self.mask_path(sample)
-            mask, name = read_mask(path), str(path)
+            mask, name = read_counting(self.run, sample.id), str(self.mask_path(sample))
         labels = torch.from_numpy(np.array(mask))
         check_labels(labels, len(self.data.classes), name)
         return labels
@@ -251,6 +269,7 @@ def check_targets(
     few = set(np.linspace(0, len(targets) - 1, min(len(targets), VALUES_CHECKED)).astype(int).tolist())
     wrong: list[str] = []
     unreadable: dict[str, str] = {}
+    damaged: dict[str, str] = {}
     true = _TrueMasks(targets.data)
 
     def look(position: int) -> None:
@@ -262,11 +281,14 @@ def check_targets(
             labels = None
             if position in few:
                 labels = true.read(sample) if targets.is_true(position) else targets.labels(position)
-            masked = image_size(targets.mask_path(sample)) if labels is None else tuple(labels.shape)
+            with naming_corrections(targets.run, sample.id):
+                masked = image_size(targets.mask_path(sample)) if labels is None else tuple(labels.shape)
             if confidence and targets.run is not None and targets.is_made(position):
                 image_size(targets.run.confidence_path(sample.id))
         except BadImage as problem:
             unreadable[sample.id] = str(problem)
+            if isinstance(problem, BadCorrection):
+                damaged[sample.id] = str(problem)
             return
         if masked != size:
             wrong.append(f"{sample.id} ({_size(masked)}, image {_size(size)})")
@@ -289,6 +311,7 @@ def check_targets(
         *targets.notes,
         *true.notes(),
         *counted("images or masks that cannot be read, others stand in for them", sorted(unreadable)),
+        *counted("corrected masks among them, which are damaged", [damaged[id] for id in sorted(damaged)]),
     ]
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tag2mask.data.image import BadImage
-from tag2mask.data.png import read_mask
 from tag2mask.data.truth import read_truth
 from tag2mask.data.truth_turn import Read
 from tag2mask.ops.metrics import confusion_matrix, metrics
@@ -23,6 +22,7 @@ from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
+from tag2mask.segment.counting_masks import BadCorrection, read_counting
 from tag2mask.stages.comparison import Compared, Pair, SideBySide
 from tag2mask.stages.evaluate import MOST_WRONG, settle_truth, supervision_of
 from tag2mask.stages.export import refuse_foreign_file
@@ -250,12 +250,14 @@ def _load(
 ) -> Iterator[tuple[str, list[tuple[_Entry, Tensor, Read]], list[Tensor]]]:
     for id in ids:
         try:
-            masks = [torch.from_numpy(read_mask(entry.run.mask_path(id))) for entry in entries]
+            masks = [torch.from_numpy(read_counting(entry.run, id)) for entry in entries]
             truths = []
             for entry in entries:
                 if id in entry.true:
                     read = read_truth(entry.data[entry.true[id]])
                     truths.append((entry, torch.from_numpy(read.mask), read))
+        except BadCorrection as error:
+            raise UserError(f"{id} cannot be compared: {error}") from error
         except (BadImage, OSError) as error:
             # leaving it out would change the figures in silence
             raise UserError(f"{id} cannot be compared: {error}; fix or remove that file") from error

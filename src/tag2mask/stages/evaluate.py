@@ -25,6 +25,7 @@ from tag2mask.run.current import Current
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
+from tag2mask.segment.counting_masks import BadCorrection, read_counting
 from tag2mask.stages.confidence import ConfidenceTally
 from tag2mask.stages.evaluation import Evaluation
 from tag2mask.stages.tally import Tally
@@ -187,9 +188,11 @@ def _load(run: Counting, data: Dataset, tally: Tally, current: Current, progress
         if reason in ("absent", "picture"):  # the truth is of what is there now
             continue
         try:
-            mask, true = torch.from_numpy(read_mask(run.mask_path(sample.id))), read_truth(sample)
+            mask, true = torch.from_numpy(read_counting(run, sample.id)), read_truth(sample)
             made = run.corrected.path(sample.id) is None  # how sure a person is is not known
             sure = read_confidence(run.confidence_path(sample.id)) if tally.sure is not None and made else None
+        except BadCorrection as error:
+            raise UserError(f"{sample.id} cannot be scored: {error}") from error
         except (BadImage, OSError) as error:
             # leaving it out would change the figures in silence
             raise UserError(f"{sample.id} cannot be scored: {error}; fix or remove that file") from error

@@ -16,7 +16,6 @@ from tag2mask import formats
 from tag2mask.classes import CLASSES_FILE, CLASSES_MARK, classes_json, load_classes
 from tag2mask.config import explain
 from tag2mask.data.image import BadImage
-from tag2mask.data.png import read_mask
 from tag2mask.data.protocol import Content, Export, ExportOptions, FileExporter, FolderExporter, Labelled, Picture
 from tag2mask.data.tools.layout import PieceOptions
 from tag2mask.data.tools.shapes import drop_small
@@ -28,6 +27,7 @@ from tag2mask.run.files import atomic_path, write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.warn import warn
+from tag2mask.segment.counting_masks import BadCorrection, read_counting
 from tag2mask.tables import find
 from tag2mask.types import Dataset, UserError
 from tag2mask.words import listing, many
@@ -269,6 +269,8 @@ def _check_whole(run: Run, data: Dataset) -> None:
 
 def _read(run: Run, id: str) -> NDArray[np.uint8]:
     try:
-        return read_mask(run.mask_path(id))
+        return read_counting(run, id)
+    except BadCorrection as error:
+        raise UserError(str(error)) from error
     except BadImage as error:
         raise UserError(f"{error}; remove it and run {'predict' if is_predicted(run) else 'label'} again") from error

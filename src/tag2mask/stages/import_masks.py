@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -198,7 +199,7 @@ def _look(
     if id in found.looked_at:
         raise UserError(f"{source} has several masks of {id}; keep the one that holds")
     try:
-        now = images.mask(id)
+        now, damaged = images.mask(id)
         size = images.size(id) if now is None else (now.shape[0], now.shape[1])
         given = drawn(correction)
         if size is not None and given is not None and given.shape != size:
@@ -219,7 +220,7 @@ def _look(
         mask = np.zeros_like(now) if given is None else given
         if not ignored:
             mask = np.where((mask == 0) & (now == IGNORE), np.uint8(IGNORE), mask)
-        if np.array_equal(mask, now):
+        if np.array_equal(mask, now) and not damaged:  # else the damaged correction would stay
             return
     found.keep(id, encode_mask(mask, labels.classes.palette))
 
@@ -285,19 +286,40 @@ class _Images:
         """Whether there is a made mask of it."""
         return id in self._made
 
-    def mask(self, id: str) -> NDArray[np.uint8] | None:
-        """The mask that counts, (H, W); None where there is none yet. Raises BadImage where it is damaged."""
-        if id in self._made or self._run.corrected.path(id) is not None:
-            return read_mask(self._run.mask_path(id))
-        return None
+    def mask(self, id: str) -> tuple[NDArray[np.uint8] | None, bool]:
+        """The mask that counts, (H, W), None where there is none yet; and whether a correction is damaged.
+
+        A damaged correction, and one of a picture that was replaced since, are as good as none.
+
+        Raises:
+            BadImage: the made mask is damaged.
+        """
+        corrected, damaged = self._corrected(id), False
+        if corrected is not None:
+            try:
+                return read_mask(corrected), False
+            except BadImage:
+                damaged = True
+        return read_mask(self._run.made.mask_path(id)) if id in self._made else None, damaged
+
+    def _corrected(self, id: str) -> Path | None:
+        """The corrected mask, None where it is of a picture that was replaced since."""
+        place = self._run.corrected.path(id)
+        if place is None or self._data is None or id not in self._others:
+            return place
+        return place if self._run.corrected.shows(self._data[self._others[id]]) else None
 
     def size(self, name: str) -> tuple[int, int] | None:
         """(H, W) of the image of a name; None: there is none. Raises BadImage where it cannot be read."""
         id = self.find(name)
         if id is None:
             return None
-        picture = None if id in self._made else self.picture(id)
-        return image_size(self._run.mask_path(id) if picture is None else picture)
+        made = self._run.made.mask_path(id) if id in self._made else None
+        places = [place for place in (self.picture(id), self._corrected(id), made) if place is not None]
+        for place in places[:-1]:
+            with suppress(BadImage):  # a damaged correction; the next one says the size, too
+                return image_size(place)
+        return image_size(places[-1]) if places else None
 
     def picture(self, id: str) -> Path | None:
         """The image itself, where it has no made mask and the data are at hand."""

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tag2mask.data.image import BadImage
-from tag2mask.data.png import read_confidence, read_mask
+from tag2mask.data.png import read_confidence
 from tag2mask.run.ahead import ahead
 from tag2mask.run.corrected import Counting
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
+from tag2mask.segment.counting_masks import read_counting
 from tag2mask.types import BACKGROUND, IGNORE, ClassSet, Dataset, Sample
+from tag2mask.words import listing
 
 _VALUES = 256
 
@@ -96,11 +98,17 @@ class Survey:
         """Count one image: mask and confidence (H, W); None: a person corrected the mask.
 
         Raises:
-            ValueError: the sizes differ.
+            ValueError: the sizes differ, or a value of the mask is no class.
         """
         if confidence is not None and mask.shape != confidence.shape:
             raise ValueError(f"the mask is {mask.shape}, the confidence {confidence.shape}")
         counts = np.bincount(mask.ravel(), minlength=_VALUES)
+        last = len(self.classes) - 1
+        if odd := [value for value in np.flatnonzero(counts).tolist() if last < value != IGNORE]:
+            raise ValueError(
+                f"the mask holds {listing(odd, 3)}, expected 0 to {last} ({self.classes.id}), or {IGNORE}: it is of "
+                "other classes"
+            )
         self.pixels += counts
         self.images += counts > 0
         if confidence is not None:
@@ -200,7 +208,7 @@ def _readable(
     for index in indices:
         id = images.id(index)
         try:
-            yield index, id, read_mask(run.mask_path(id)), confidence_of(run, id)
+            yield index, id, read_counting(run, id), confidence_of(run, id)
         except BadImage as error:
             unreadable.append((id, str(error)))
 

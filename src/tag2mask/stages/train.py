@@ -47,7 +47,15 @@ from tag2mask.segment.recipe import TrainRecipe, check
 from tag2mask.segment.semi import CrossConsistency, Mixed
 from tag2mask.segment.supervised import SupervisedTraining
 from tag2mask.segment.targets import Targets, check_targets, find_targets
-from tag2mask.stages.machinery.longer import RECIPE, SUMMARY, clear, lengthen, lengthened, may_lengthen
+from tag2mask.stages.machinery.longer import (
+    RECIPE,
+    SUMMARY,
+    clear,
+    lengthen,
+    lengthened,
+    may_lengthen,
+    refuse_other_examples,
+)
 from tag2mask.stages.machinery.watch import Validation, Watch, held_out, validation_samples
 from tag2mask.stages.run_data import data_for
 from tag2mask.types import Dataset, UserError
@@ -292,7 +300,7 @@ def _claim(out: Path, recipe: TrainRecipe, targets: Targets, supervision: str, s
     if _nothing_learned(out):
         recipe_file.unlink()  # a corrected command may begin here
     settings = _deciding(recipe, targets, supervision, start)
-    _same_examples(recipe_file, settings["examples"])
+    refuse_other_examples(recipe_file, settings["examples"])
     lengthen(out, settings, recipe)
     claim(recipe_file, {**settings, **lengthened(out)})
 
@@ -312,7 +320,7 @@ def find_out(out: Path, recipe: TrainRecipe, targets: Targets, *, afresh: bool =
         return 0, supervision
     if (out / RECIPE).is_file() and not _nothing_learned(out):
         settings = _deciding(recipe, targets, supervision, start)
-        _same_examples(out / RECIPE, settings["examples"])
+        refuse_other_examples(out / RECIPE, settings["examples"])
         if not may_lengthen(out, settings, recipe):
             claim(out / RECIPE, {**settings, **lengthened(out)})  # which is there, so that it only compares
     return steps_done(out), supervision
@@ -335,25 +343,9 @@ def _deciding(recipe: TrainRecipe, targets: Targets, supervision: str, start: st
         "init_sha256": start,
         "supervision": supervision,
         "classes": {"id": classes.id, "names": list(classes.names)},
-        "examples": {"images": len(targets), "fingerprint": targets.fingerprint},
+        "examples": targets.examples,
         "run": None if targets.run is None else targets.run.digest,
     }
-
-
-def _same_examples(recipe_file: Path, now: dict[str, Any]) -> None:
-    """Raises UserError where the training in the folder is of other images."""
-    try:
-        before = json.loads(recipe_file.read_text(encoding="utf-8"))["examples"]
-        same = before == now
-        count = int(before["images"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # ``claim`` has its own words for these
-    if not same:
-        raise UserError(
-            f"{recipe_file.parent} is trained on {count} images, and now {now['images']} have a mask: others were "
-            "added, left out or put on the list. Choose another --out for a new training; predict goes on using the "
-            "network there"
-        )
 
 
 def _is_own(recipe_file: Path) -> bool:

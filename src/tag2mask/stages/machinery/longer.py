@@ -77,6 +77,44 @@ def _depends_on_steps(recipe: TrainRecipe, before: int, done: int) -> str:
     return ", and ".join(parts)
 
 
+def refuse_other_examples(recipe_file: Path, now: dict[str, Any]) -> None:
+    """See that a training is of the same images and corrections.
+
+    now: ``Targets.examples``.
+
+    Raises:
+        UserError: it is of others.
+    """
+    try:
+        before = json.loads(recipe_file.read_text(encoding="utf-8"))["examples"]
+        same = before == now
+        count = int(before["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # ``claim`` has its own words for these
+    if same:
+        return
+    if _uncorrected(before) == _uncorrected(now):
+        by_hand, by_hand_now = before.get("corrected", 0), now.get("corrected", 0)
+        why = (
+            f"these {count} images, but with other corrected masks ({by_hand} then, {by_hand_now} now): some were "
+            "corrected, corrected again or taken back since"
+        )
+    else:
+        why = (
+            f"{count} images, and now {now['images']} have a mask: others were added, left out, corrected or put on "
+            "the list"
+        )
+    raise UserError(
+        f"{recipe_file.parent} is trained on {why}. Choose another --out for a new training; predict goes on using "
+        "the network there"
+    )
+
+
+def _uncorrected(examples: dict[str, Any]) -> object:
+    """What would stand for the examples if no mask were corrected."""
+    return examples.get("without_corrections", examples.get("fingerprint"))
+
+
 def clear(out: Path) -> None:
     """Remove the training in a folder, and nothing else there.
 
