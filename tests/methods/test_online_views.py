@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import random
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
+from zipfile import ZipFile
 
+import numpy as np
 import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
@@ -13,10 +19,11 @@ from methods.online_cases import PLUS, SMALL, WORLD, batch, cd_clip, training, w
 from methods.toys import make_data
 from tag2mask.methods import make_method
 from tag2mask.methods.fitting.tagged import TaggedImages
-from tag2mask.methods.online.lesson import FOLDER, Fixed, check_room
+from tag2mask.methods.online.lesson import FOLDER, Fixed, check_room, view_bytes
 from tag2mask.methods.online.teacher import Teacher
 from tag2mask.models.dino import load_dino
 from tag2mask.models.weights import load_clip
+from tag2mask.run.files import write_atomic
 from tag2mask.run.sampling import Draw
 from tag2mask.segment.augment import Augment, Uniform
 from tag2mask.types import UserError
@@ -117,6 +124,125 @@ def test_a_damaged_view_is_made_again(clip, dino, tmp_path, looks):
     assert len(looks) == 4
 
 
+def without(name):
+    def write(path, good):
+        path.write_bytes(good)
+        with np.load(path) as arrays:
+            np.savez(path, **{key: arrays[key] for key in arrays.files if key != name})
+
+    return write
+
+
+def shorter(path, good):
+    """A header that says less than there is, at which np.load alone takes no offence."""
+    assert good.count(b"(16, 48)") % 2 == 1
+    path.write_bytes(good.replace(b"(16, 48)", b"(16, 40)"))
+
+
+def packed(path, good):
+    """By a method that Python does not know."""
+    parts = good.split(b"PK\1\2")
+    path.write_bytes(b"PK\1\2".join([parts[0], *(part[:6] + b"\x63\0" + part[8:] for part in parts[1:])]))
+
+
+DAMAGE = {
+    "empty": lambda path, good: path.write_bytes(b""),
+    "zeros": lambda path, good: path.write_bytes(bytes(len(good))),
+    "half": lambda path, good: path.write_bytes(good[: len(good) // 2]),
+    "another method of packing": packed,
+    "a shorter array": shorter,
+    "without tap1": without("tap1"),
+    "without its structure's grid": without("structure_grid"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_view_damaged_in_any_way_is_made_again(kind, clip, dino, tmp_path):
+    case = "beside a DINO" if "structure" in kind else "CAA"
+    method = method_of(case, clip, dino, views=1)
+    want = float(training(method, folder=tmp_path).training_step(batch(), 0))
+    good = {path: path.read_bytes() for path in (tmp_path / FOLDER).glob("*.towers.npz")}
+    for path, content in good.items():
+        DAMAGE[kind](path, content)
+        assert path.read_bytes() != content
+    assert float(training(method, folder=tmp_path).training_step(batch(), 0)) == want
+    for path, content in good.items():
+        with ZipFile(path) as kept, np.load(path) as arrays:
+            assert kept.testzip() is None
+            assert len(arrays.files) == content.count(b"PK\1\2")
+
+
+def test_flipped_bits_never_change_a_step(clip, dino, tmp_path):
+    method = method_of("CDA with boundaries", clip, dino, views=1)
+    want = float(training(method, folder=tmp_path).training_step(batch(), 0))
+    good = {path: path.read_bytes() for path in (tmp_path / FOLDER).iterdir()}
+    drawn = random.Random(0)
+    for _ in range(12):
+        for path, content in good.items():
+            flipped = bytearray(content)
+            for place in (drawn.randrange(200), -1 - drawn.randrange(400), drawn.randrange(len(content))):
+                flipped[place] ^= 1 << drawn.randrange(8)
+            path.write_bytes(flipped)
+        assert float(training(method, folder=tmp_path).training_step(batch(), 0)) == want
+
+
+def test_a_full_disk_stops_the_keeping_and_not_the_fit(clip, dino, tmp_path, monkeypatch):
+    data = make_data(tmp_path / "images", count=3)
+    states, written = [], []
+
+    def full(path, content):
+        written.append(path)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_atomic(path, content)
+
+    for kind in ("roomy", "full"):
+        folder = tmp_path / kind
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            method_of("CAA", clip, dino, views=1, steps=6).fit(data, folder)
+        states.append(torch.load(folder / "last.ckpt", weights_only=True)["state_dict"])
+        found = [str(each.message) for each in said if "a view cannot be kept" in str(each.message)]
+        assert len(found) == (kind == "full")
+        monkeypatch.setattr("tag2mask.methods.online.lesson.write_atomic", full)
+    assert len(written) == 3
+    assert "No space left on device" in found[0]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+OTHERS = {
+    "statistics": (weclip, {"statistics": "clip"}),
+    "variant": (weclip, {"variant": "released"}),
+    "layers": (weclip, {"layers": 1}),
+    "super-classes": (cd_clip, {"compared": "classes+super"}),
+}
+
+
+@pytest.mark.parametrize("changed", OTHERS)
+def test_views_under_other_options_are_others(changed, clip, tmp_path):
+    make, own = OTHERS[changed]
+    start = {"compared": "classes"} if make is cd_clip else {}
+    first, second = make(clip, views=1, **start), make(clip, views=1, **own)
+    steps = [training(each, folder=tmp_path / "one").training_step(batch(), 0) for each in (first, second)]
+    assert torch.equal(steps[1], training(second, folder=tmp_path / "two").training_step(batch(), 0))
+    names = [{path.name for path in (tmp_path / folder / FOLDER).iterdir()} for folder in ("one", "two")]
+    assert names[0] == names[1]  # the others are gone
+
+
+def test_views_by_other_towers_are_others_and_those_for_labelling_are_not(clip, dino, tmp_path):
+    def step(case, folder, tower=clip, **options):
+        method = method_of(case, tower, dino, views=1, **options)
+        training(method, folder=tmp_path / folder).training_step(batch(), 0)
+        return {path.name for path in (tmp_path / folder / FOLDER).iterdir()}
+
+    first = step("CAA", "a")
+    assert step("CAA", "b", max_tokens=64) == first
+    assert not step("CAA", "c", replace(clip, sha256="0" * 64)) & first
+    beside = step("beside a DINO", "d")
+    dino = replace(dino, sha256="0" * 64)
+    assert not step("beside a DINO", "e") & beside
+
+
 def test_views_of_other_tags_or_padding_are_others(clip, dino, tmp_path):
     method = method_of("CAA", clip, dino, views=1)
     module = training(method, folder=tmp_path)
@@ -144,7 +270,7 @@ def test_pictures_come_in_so_many_ways(tmp_path):
 
 def test_views_that_do_not_fit_on_the_disk(clip, dino, tmp_path, monkeypatch):
     method = method_of("CAA", clip, dino, views=2)
-    need = method.view_bytes(method.new_network().network)
+    need = view_bytes(method.recipe, 3, method.view_sizes)
     assert need == 4 * 3 * 16 * 48 + 2 * 32**2  # three taps of 16 cells, and labels
     training(method, folder=tmp_path).training_step(batch(((1,), (2,))), 0)
     kept = sum(path.stat().st_size for path in (tmp_path / FOLDER).iterdir())
@@ -157,6 +283,10 @@ def test_views_that_do_not_fit_on_the_disk(clip, dino, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=6 * need - 1 - kept))
     with pytest.raises(UserError, match="6 views of"):
         weclip(clip, affinity="caa", views=2).fit(data, tmp_path)
+    with pytest.raises(UserError, match="8 views of"):  # of 300 that there could be, in 2 steps of 2 times 2 pictures
+        weclip(clip, affinity="caa", views=100, steps=2, accumulate=2).fit(data, tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4 * need - kept))
+    weclip(clip, affinity="caa", views=100, steps=2).fit(data, tmp_path)
 
 
 def test_boundary_labels_that_change_are_not_kept(clip):

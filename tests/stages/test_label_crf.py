@@ -115,6 +115,22 @@ def test_a_method_sees_several_batches_at_once_only_if_it_says_so(
 
 
 @needs_numba
+def test_large_pictures_are_labelled_one_at_a_time(data, tmp_path, threads, monkeypatch):
+    """What is worked on at once has a bounded number of pixels; one picture may have more."""
+    monkeypatch.setenv("TAG2MASK_CRF", "loops")
+    monkeypatch.setattr(Watched, "side_by_side", True)
+    threads(4)
+    found = {}
+    for pixels, most in ((24_000_000, 4), (1, 1)):
+        monkeypatch.setattr("tag2mask.stages.machinery.work.MOST_PIXELS", pixels)
+        method, out = Watched(CLASSES), tmp_path / str(pixels)
+        assert label(data, method, out, rule=RULE, progress=False).done == 12
+        assert (method.most, method.threads) == (most, {1})
+        found[pixels] = (artefacts(out), list(Run.open(out).records()))
+    assert found[1] == found[24_000_000]
+
+
+@needs_numba
 def test_one_bad_mask_among_many_stops_no_other(data, tmp_path, threads, monkeypatch):
     monkeypatch.setenv("TAG2MASK_CRF", "loops")
     threads(3)

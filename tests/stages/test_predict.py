@@ -33,8 +33,9 @@ from tag2mask.run.folder import Run
 from tag2mask.segment.network import SegmentationNet, load_network, save_network
 from tag2mask.segment.test_time import TestTime
 from tag2mask.segment.test_time import predict as view
+from tag2mask.stages.machinery.asked import MOST_BESIDE
 from tag2mask.stages.machinery.predictor import Predictor
-from tag2mask.stages.predict import predict
+from tag2mask.stages.predict import _beside, predict
 from tag2mask.types import UserError
 
 STORYBOOK = load_classes("voc12")
@@ -154,6 +155,13 @@ def test_pictures_side_by_side_give_the_same_bytes_and_the_network_sees_one_at_a
         for kind in ("mask_path", "confidence_path"):
             one, many = (getattr(Run.open(tmp_path / run), kind)(path.stem) for run in ("one", "many"))
             assert one.read_bytes() == many.read_bytes()
+
+
+def test_so_many_pictures_are_worked_on_at_once(monkeypatch):
+    for threads, at_once in ((3, 3), (64, MOST_BESIDE)):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        assert _beside("loops") == at_once
+        assert _beside("torch") == _beside(None) == 1
 
 
 def test_use_tags_leaves_only_the_classes_of_the_tags(network, tmp_path):

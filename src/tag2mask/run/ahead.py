@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections import deque
@@ -59,21 +60,47 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
 
 
 def side_by_side(
-    work: Callable[[S], T], items: Iterable[S], threads: int, *, prepare: Callable[[], None] | None = None
+    work: Callable[[S], T],
+    items: Iterable[S],
+    threads: int,
+    *,
+    prepare: Callable[[], None] | None = None,
+    weigh: Callable[[S], float] = lambda _: 0.0,
+    most: float = math.inf,
 ) -> Iterator[T]:
     """``work`` of each item, in order, computed by so many threads; few results wait in memory.
 
-    An exception of ``work`` is raised here, in its place; what was not begun is then dropped. prepare: called first
-    in each thread.
+    A result is given out before the next item is begun, if it is its turn. An exception of ``work`` is raised here,
+    in its place; what was not begun is then dropped.
+
+    Args:
+        work: called in the threads.
+        items: taken as they are needed.
+        threads: how many.
+        prepare: called first in each thread.
+        weigh: what an item weighs, from when it is begun until its result is given out.
+        most: all of these together weigh no more, unless one alone does.
     """
     pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="side by side", initializer=prepare)
-    waiting: deque[Future[T]] = deque()
+    waiting: deque[tuple[Future[T], float]] = deque()
+    held = 0.0
+
+    def first() -> T:
+        nonlocal held
+        future, weight = waiting.popleft()
+        held -= weight
+        return future.result()
+
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
+            weight = weigh(item)
+            while waiting and held + weight > most:
+                yield first()
+            waiting.append((pool.submit(work, item), weight))
+            held += weight
+            while waiting and (len(waiting) > 2 * threads or waiting[0][0].done()):
+                yield first()
         while waiting:
-            yield waiting.popleft().result()
+            yield first()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -25,7 +25,7 @@ from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
 from tag2mask.segment.network import SavedNetwork, SegmentationNet, load_network, read_saved
 from tag2mask.segment.test_time import TestTime
-from tag2mask.stages.machinery.asked import REFINE_MAX_PIXELS
+from tag2mask.stages.machinery.asked import MOST_BESIDE, REFINE_MAX_PIXELS
 from tag2mask.stages.machinery.changes import Changes, Removed, left_over
 from tag2mask.stages.machinery.limit import first_images
 from tag2mask.stages.machinery.plan import SampleBatch, load, survey
@@ -138,7 +138,7 @@ def predict(
 
 def _beside(engine: str | None) -> int:
     """How many pictures are worked off at once: compiled loops of a CRF use one core a picture."""
-    return torch.get_num_threads() if engine == "loops" else 1
+    return min(torch.get_num_threads(), MOST_BESIDE) if engine == "loops" else 1
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tag2mask.methods.online.boundaries import Boundaries, BoundaryLabel
+from tag2mask.methods.online.recipe import OnlineRecipe
 from tag2mask.methods.online.teacher import Ground, Teacher
 from tag2mask.models.weclip import Structure
 from tag2mask.ops.affinity import Affinity
@@ -92,11 +96,19 @@ class Fixed:
         live: who looks where nothing is kept.
         taps: so many last ones are all that the decoder works on.
         folder: made where it is missing.
+        described: all that decides what is kept, but for the picture: towers, texts, settings. Views that were kept
+            under another description are removed.
     """
 
-    def __init__(self, live: Live, taps: int, folder: Path) -> None:
+    def __init__(self, live: Live, taps: int, folder: Path, described: str) -> None:
         self.live, self.taps, self.folder = live, taps, folder
+        self.key = hashlib.sha256(described.encode()).hexdigest()[:12]
+        self.keeps = True
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.npz"):
+            if not path.name.startswith(f"{self.key}-"):
+                with suppress(OSError):
+                    path.unlink()
 
     def __call__(self, images: Tensor, tags: Sequence[Tensor], known: Tensor) -> Lesson:
         """See ``Lessons``. A view is known by its pixels, its padding and its tags, whichever draw it comes by."""
@@ -130,6 +142,23 @@ class Fixed:
             structure = Structure(together("structure"), (int(own[0]), int(own[1])))
         return Lesson(taps, grid, structure, teach)
 
+    def keep(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """As far as the disk allows; after a write that failed nothing more is kept, and what is there is used."""
+        if not self.keeps:
+            return
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        try:
+            write_atomic(self.folder / name, buffer.getvalue())
+        except OSError as error:
+            self.keeps = False
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            warnings.warn(  # not by ``warn``: the caller outside is Lightning, whose warnings nobody sees
+                f"{self.folder}: a view cannot be kept ({reason}); no more are, and the towers run at every step for "
+                "those that are not there",
+                stacklevel=2,
+            )
+
     def forget(self) -> None:
         """Remove what was kept."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -142,16 +171,19 @@ class _View:
         self.fixed, self.image, self.tags, self.known = fixed, image, tags, known
         parts = (image, tags, known)
         digest = hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in parts))
-        self.name = digest.hexdigest()[:32]
+        self.name = f"{fixed.key}-{digest.hexdigest()[:32]}"
         self.lesson: Lesson | None = None
 
     def towers(self) -> dict[str, np.ndarray]:
         """What the decoder is shown."""
-        return self._kept("towers", self._look)
+        needed = {"grid", *(f"tap{i}" for i in range(self.fixed.taps))}
+        return self._kept("towers", self._look, needed, {"structure", "structure_grid"})
 
     def taught(self, settings: Affinity, place: int) -> Taught:
         """Labels that the decoder has no part in; boundaries are those of image ``place`` of the batch."""
-        kept = self._kept(f"labels-{_short(settings)}", lambda: self._labels(settings))
+        kept = self._kept(
+            f"labels-{_short(settings)}", lambda: self._labels(settings), {"labels"}, {"edges", "groups"}
+        )
         edges = []
         if "edges" in kept:
             groups = tuple(tuple(int(v) for v in row[row >= 0]) for row in kept["groups"])
@@ -161,7 +193,8 @@ class _View:
     def retaught(self, settings: Affinity, decoder: Tensor | None, probs: Tensor | None) -> Taught:
         """Labels by what the decoder says now."""
         teacher, device = self.fixed.live.teacher, self.image.device
-        kept = self._kept(f"ground-{_short(settings)}", lambda: self._ground(settings))
+        needed = {"attentions", "initial"}
+        kept = self._kept(f"ground-{_short(settings)}", lambda: self._ground(settings), needed, {"factor"})
         arrays = {name: torch.from_numpy(array).to(device) for name, array in kept.items()}
         ground = Ground(arrays["attentions"], (arrays["initial"],), arrays.get("factor"))
         few = [None if each is None else each[None] for each in (decoder, probs)]
@@ -169,17 +202,22 @@ class _View:
         pixels = teacher.pixels(self.image[None])
         return teacher.labels(pixels, [each.refined for each in maps], [self.tags], self.known[None])[0], []
 
-    def _kept(self, kind: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """From the disk; made, and put there, where it is not there or is damaged."""
-        path = self.fixed.folder / f"{self.name}.{kind}.npz"
+    def _kept(
+        self, kind: str, make: Callable[[], dict[str, np.ndarray]], needed: set[str], others: set[str]
+    ) -> dict[str, np.ndarray]:
+        """From the disk; made, and put there, where it is not there or is damaged.
+
+        needed: names of arrays that are always there. others: of those that come all together or not at all.
+        """
+        name = f"{self.name}.{kind}.npz"
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, KeyError, BadZipFile):
-            made = make()
-        buffer = io.BytesIO()
-        np.savez(buffer, **made)  # type: ignore[arg-type]
-        write_atomic(path, buffer.getvalue())
+            found = _read(self.fixed.folder / name)
+            if set(found) in (needed, needed | others):
+                return found
+        except Exception:  # a damaged file can raise anything, and all of it can be made again
+            pass
+        made = make()
+        self.fixed.keep(name, made)
         return made
 
     def _alone(self) -> Lesson:
@@ -219,8 +257,31 @@ def _array(values: Tensor) -> np.ndarray:
     return values.detach().cpu().contiguous().numpy()
 
 
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, whose bytes are all held against their checksums, which ``np.load`` alone does not."""
+    with ZipFile(path) as kept:
+        members = {name.removesuffix(".npy"): io.BytesIO(kept.read(name)) for name in kept.namelist()}
+    return {name: np.load(member, allow_pickle=False) for name, member in members.items()}
+
+
 def _short(settings: Affinity) -> str:
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
+
+
+def view_bytes(recipe: OnlineRecipe, taps: int, towers: Sequence[tuple[int, int]]) -> int:
+    """Of the disk, for one fixed view.
+
+    Args:
+        recipe: of the training.
+        taps: of CLIP that the decoder works on.
+        towers: patch and width of CLIP, and of the DINO where the decoder stands on one too.
+    """
+    cells = [(recipe.crop // patch) ** 2 for patch, _ in towers]
+    numbers = sum(count * own * width for count, own, (_, width) in zip((taps, 1), cells, towers, strict=False))
+    for affinity in {recipe.early, recipe.late}:
+        if affinity.decoder or recipe.feedback:
+            numbers += (affinity.layers + (affinity.distributions is not None)) * cells[0] ** 2
+    return 4 * numbers + 2 * recipe.crop**2
 
 
 def check_room(folder: Path, views: int, view: int, name: str) -> None:

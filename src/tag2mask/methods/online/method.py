@@ -16,7 +16,7 @@ from torch import Tensor
 from tag2mask.methods.clip_es import fit_grid
 from tag2mask.methods.fitting.settings import FitOptions, FitSettings
 from tag2mask.methods.idle import refuse_idle
-from tag2mask.methods.online.lesson import FOLDER, Fixed, Lessons, Live, check_room
+from tag2mask.methods.online.lesson import FOLDER, Fixed, Lessons, Live, check_room, view_bytes
 from tag2mask.methods.online.teacher import Feature, Teacher, Texts
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.clip import VisionTransformer
@@ -302,7 +302,9 @@ class Online(Trainable):
         settings = FitSettings.of(self, steps=recipe.steps, batch=recipe.batch, lr=recipe.lr)
         settings = replace(settings, accumulate=options.accumulate)
         if options.views:
-            check_room(folder, options.views * len(images), self.view_bytes(bare), self.name)
+            views = min(options.views * len(images), recipe.steps * recipe.batch * options.accumulate)
+            view = view_bytes(recipe, len(bare.decoder_fts_fuse.linears_modulelist), self.view_sizes)
+            check_room(folder, views, view, self.name)
         lessons, weight = self.lessons(bare, folder)
         train_to_end(OnlineTraining(bare, lessons, recipe, settings, weight), images, settings, folder, self.name)
         if isinstance(lessons, Fixed):
@@ -317,19 +319,21 @@ class Online(Trainable):
         weight = 0.0 if boundaries is None else boundaries.settings.weight
         if self.options.views is None:
             return live, weight
-        return Fixed(live, len(net.decoder_fts_fuse.linears_modulelist), folder / FOLDER), weight
+        taps = len(net.decoder_fts_fuse.linears_modulelist)
+        return Fixed(live, taps, folder / FOLDER, self._described), weight
 
-    def view_bytes(self, net: WeCLIPNet) -> int:
-        """Of the disk, for one fixed view."""
-        recipe = self.recipe
-        cells = (recipe.crop // self.clip.patch) ** 2
-        numbers = len(net.decoder_fts_fuse.linears_modulelist) * cells * self.vision.ln_post.normalized_shape[0]
-        if self.second is not None:
-            numbers += (recipe.crop // self.second.patch) ** 2 * self.second.model.width
-        for affinity in {recipe.early, recipe.late}:
-            if affinity.decoder or recipe.feedback:
-                numbers += (affinity.layers + (affinity.distributions is not None)) * cells**2
-        return 4 * numbers + 2 * recipe.crop**2
+    @property
+    def view_sizes(self) -> list[tuple[int, int]]:
+        """Patch and width of each tower that the decoder stands on."""
+        second = [] if self.second is None else [(self.second.patch, self.second.model.width)]
+        return [(self.clip.patch, self.vision.ln_post.normalized_shape[0]), *second]
+
+    @property
+    def _described(self) -> str:
+        """All that decides a view's maps but the picture and its tags, and more."""
+        learned = {name: value for name, value in self.options if name not in self.label_options}
+        towers = [(name, each.sha256, each.fingerprint, str(each.dtype)) for name, each in self.towers.items()]
+        return repr((self.name, learned, self.resolved, self.pixel_statistics, self.text_set, towers))
 
     def load(self, folder: Path, earlier: Run | None = None) -> None:
         """Load the decoder that ``fit`` left.

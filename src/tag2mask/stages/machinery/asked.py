@@ -153,7 +153,9 @@ def ask(data: Dataset, method: Method, out: Path, settings: LabelSettings) -> As
         beside = max(1, min(wanted, len(data)))  # of all images, however few are left: threads may move a last bit
         threads = max(1, threads // beside)  # which then need not wait for each other
     elif _on_processor(method, settings) and crf_engine(rule.refiner, method.device) == "loops":
-        beside = threads  # the method has all of them in turn, compiled loops use one core a picture
+        beside = min(
+            threads, MOST_BESIDE
+        )  # the method has all of them in turn, compiled loops use one core a picture
     return Asked(method, settings, rule, batch_size, use, before, fit, deciding, beside, threads)
 
 

@@ -26,6 +26,10 @@ from tag2mask.words import Some, in_line
 
 LACKS_END = "JPEGs whose last bytes are missing, read all the same"
 
+MOST_PIXELS = 24_000_000
+"""Of the images that are worked on at once or wait to be written, unless one has more: each pixel takes some 50 bytes
+while its mask is made."""
+
 _SHOWN_ERRORS = 10
 
 
@@ -184,7 +188,7 @@ class Work:
         total = torch.get_num_threads()
         prepare = partial(torch.set_num_threads, self.threads)
         try:
-            yield from side_by_side(self._all, batches, self.beside, prepare=prepare)
+            yield from side_by_side(self._all, batches, self.beside, prepare=prepare, weigh=_pixels, most=MOST_PIXELS)
         finally:
             torch.set_num_threads(total)  # a thread that begins takes what was set last, in whichever thread
 
@@ -233,3 +237,7 @@ class Work:
         )
         with suppress(OSError):  # the summary can be made again from the manifest
             self.run.write_summary(json.dumps(asdict(self.summary), indent=1).encode())
+
+
+def _pixels(loaded: Loaded) -> int:
+    return sum(image.shape[1] * image.shape[2] for image in loaded.images.values())
