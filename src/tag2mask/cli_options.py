@@ -18,6 +18,9 @@ Word = TypeVar("Word", bound=str)
 SOME_FAILED = 3
 """Exit code of a run that ended, but could not do some of its images, or none at all."""
 
+WIDEST = 50
+"""Characters of a setting that still has its default in the common column."""
+
 RemovedOption = Annotated[
     str,
     typer.Option(
@@ -276,13 +279,13 @@ def list_settings(recipe: Any, groups: Mapping[str, Sequence[str]] | None = None
     """
     import json
 
-    typer.echo(f"{inspect.getdoc(type(recipe))}\n")
+    typer.echo(f"{inspect.getdoc(type(recipe))}\n".replace("``", "`"))
     usual = type(recipe)()
-    rows = [
-        [f"{name}={json.dumps(_plain(value))}", f"default {json.dumps(_plain(getattr(usual, name)))}"]
-        for name, value in vars(recipe).items()
-    ]
-    lines = dict(zip(vars(recipe), aligned(rows), strict=True))
+    shown = {name: f"{name}={json.dumps(_plain(value))}" for name, value in vars(recipe).items()}
+    width = max(len(each) for each in shown.values() if len(each) <= WIDEST)  # one long value moves no other
+    lines = {
+        name: f"{each:<{width}}  default {json.dumps(_plain(getattr(usual, name)))}" for name, each in shown.items()
+    }
     if groups is None:
         typer.echo("\n".join(lines.values()))
         return

@@ -250,9 +250,8 @@ def test_what_stops_label_is_said_in_its_words_after_all_the_rest(photos):
     assert "counted as with --unknown skip" in done.stdout
     assert "tags: 1 image with a class" in done.stdout
     assert [line for line in lines if line.startswith("next: ") and "fetch" not in line] == [
-        "next: settle what stops label, as above",
+        "next: settle what stops label, as above, and check again",
         f"next: replace or remove the {1 + 3} files that cannot be used; label leaves them out, and says so",
-        f"next: tag2mask label {photos} -o runs/photos",
     ]
 
 

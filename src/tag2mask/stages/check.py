@@ -313,15 +313,17 @@ def _label(method: Any, data: Dataset, out: Path) -> Any:
 def _next(
     count: _Count, truth: TruthCheck | None, command: str, clip: str | Path | None, stops: Sequence[str]
 ) -> tuple[str, ...]:
-    """What to do, the command last."""
-    lines = ["settle what stops label, as above"] if stops else []
+    """What to do, the command last; where that would stop, it waits for the next check."""
+    lines = ["settle what stops label, as above, and check again"] if stops else []
     broken = count.missing.count + count.unreadable
     if broken:
         which = "the file" if broken == 1 else f"the {broken} files"
         lines.append(f"replace or remove {which} that cannot be used; label leaves them out, and says so")
     if truth is not None and truth.refused:
         lines.append("say what the true masks stand for, as above; label never reads them, eval does")
-    if not count.tagged and not stops:
+    if stops:
+        return tuple(lines)
+    if not count.tagged:
         lines.append(
             "tag the images: a tags.csv beside them, image,labels; label makes no mask of a class without tags"
         )

@@ -123,8 +123,8 @@ class Check:
     orientation, where it is not 1. sizes: None where no image can be read. twins: the same picture under several
     names. same_name: images that are called alike but for the suffix ("a.jpg", "a.png"), which keep it in their ids.
     truth: None where there is none. estimate: what ``label`` would take on this machine; else no_estimate says why
-    that is not known. next: what to do, a line each; the last is the command. stops: why ``label`` would stop before
-    it begins, in its words; then the tags are counted as far as they could be read.
+    that is not known. next: what to do, a line each; the last is the command, unless label would stop. stops: why
+    ``label`` would stop before it begins, in its words; then the tags are counted as far as they could be read.
     """
 
     data: str
