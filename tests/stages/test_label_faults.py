@@ -182,7 +182,7 @@ def test_a_manifest_without_room_stops_the_run_too(data, tmp_path, monkeypatch):
 
     def append(self, record):
         if len(appended) == 4:
-            self._file.write(b'{"id": "to')
+            self._lines._file.write(b'{"id": "to')
             raise OSError(errno.ENOSPC, "No space left on device")
         appended.append(record)
         keep(self, record)
