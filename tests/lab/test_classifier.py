@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tag2mask
-from tag2mask.lab import train_classifier
+from tag2mask.lab import running, train_classifier
 from tag2mask.lab.cache import EDITION, Rendered, render_cache
 from tag2mask.lab.classifier import (
     DICE,
@@ -237,7 +237,7 @@ def test_weights_of_another_shape_cannot_begin(tmp_path, other, message) -> None
 def test_other_drawings_are_another_training(tmp_path, monkeypatch) -> None:
     how = {"running": ONE_STEP, "scenes": 2, "workers": 1}
     pretrain_resnet(tmp_path, TINY, **how)
-    monkeypatch.setattr(train_classifier, "EDITION", EDITION + 1)
+    monkeypatch.setattr(running, "EDITION", EDITION + 1)
     with pytest.raises(UserError, match=f"drawing is {EDITION} there and {EDITION + 1} now"):
         pretrain_resnet(tmp_path, TINY, **how)
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from tag2mask.lab import classifier as resnet
-from tag2mask.lab.cache import Rendered, render_cache
+from tag2mask.lab.cache import Rendered
 from tag2mask.lab.classifier import ClassifierRecipe, augment
-from tag2mask.lab.running import Running
+from tag2mask.lab.running import Running, claimed
 from tag2mask.lab.teacher import check_teacher
 from tag2mask.lab.train_classifier import TaggedPictures
 from tag2mask.models.classifier import Classifier, load_classifier
@@ -33,19 +33,17 @@ from tag2mask.models.mctformer import MCTformer, Shape
 from tag2mask.models.save import save_vit
 from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.metrics import average_precision
-from tag2mask.run.checkpoint import LAST
 from tag2mask.run.device import find_device
 from tag2mask.run.files import write_atomic
-from tag2mask.run.lock import locked
 from tag2mask.run.progress import Advance, minutes_left, no_progress
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.sampling import Training
 from tag2mask.run.schedule import adamw
-from tag2mask.run.settings import check_own, claim, plain
+from tag2mask.run.settings import plain
 from tag2mask.run.tag_training import TagBatch, TagTraining
 from tag2mask.run.training import fit
 from tag2mask.storybook.render import kind_of, scene_seed
-from tag2mask.storybook.scenes import CLASSES, EDITION, draw_scene
+from tag2mask.storybook.scenes import CLASSES, draw_scene
 from tag2mask.types import UserError
 
 OFFSET = 0.1
@@ -218,7 +216,7 @@ def pretrain_deit(
     scenes: int = 200,
     workers: int | None = None,
 ) -> DeitFigures | None:
-    """Train an image transformer on drawn scenes' tags and a teacher's; called again on the same folder, it goes on.
+    """Train an image transformer on drawn scenes' tags and a teacher's; called again on the same folder, it resumes.
 
     Leaves config.json, model.safetensors and MODEL_CARD.md in ``out``, which MCTformer starts from (``--set
     weights=``); beside them ``training``, which may be deleted once all is done.
@@ -244,15 +242,9 @@ def pretrain_deit(
     check(recipe)
     find_device(running.device)
     taught_by = check_teacher(recipe.teacher, CLASSES)
-    if scenes < 1:
-        raise UserError(f"the result is measured on {scenes} scenes: expected at least 1")
-    check_own(out, "training/recipe.json")
-    with locked(work, f"The training in {out}"):
-        settings = {**plain(recipe), "teacher_sha256": taught_by, "drawing": EDITION}
-        claim(work / "recipe.json", settings, begun=(work / LAST).exists())
-        with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=running.progress) as bar:
-            wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed)
-            drawn = render_cache(running.cache or work, wanted, workers=workers, progress=bar.advance)
+    settings = {**plain(recipe), "teacher_sha256": taught_by}
+    wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed)
+    with claimed(out, settings, wanted, running, scenes=scenes, workers=workers) as drawn:
         teacher, _ = load_classifier(recipe.teacher)
         network = make_vit(recipe)
         module = deit_training(recipe, network, teacher.requires_grad_(False), compiled=running.compiled)

@@ -14,24 +14,20 @@ from pathlib import Path
 import torch
 
 from tag2mask.lab.bench import WATCH_SEED
-from tag2mask.lab.cache import Rendered, render_cache
+from tag2mask.lab.cache import Rendered
 from tag2mask.lab.contacts import Rightness, rightness, touching_scenes
-from tag2mask.lab.running import Running
+from tag2mask.lab.running import Running, claimed
 from tag2mask.lab.self_distil import Pictures, SelfDistilled, make_learner
 from tag2mask.lab.self_distil_recipe import SelfDistil, check
 from tag2mask.models.dino import DINO, DINOTower, load_dino
 from tag2mask.models.save import save_dino
 from tag2mask.models.weights import load_clip
-from tag2mask.run.checkpoint import LAST
 from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.files import write_atomic
-from tag2mask.run.lock import locked
 from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
-from tag2mask.run.settings import check_own, claim, plain
+from tag2mask.run.settings import plain
 from tag2mask.run.training import fit
-from tag2mask.storybook.scenes import EDITION
-from tag2mask.types import UserError
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def pretrain_dino(
     seed: int = WATCH_SEED,
     workers: int | None = None,
 ) -> DINOFigures | None:
-    """Let an image transformer teach itself on drawn scenes; called again on the same folder, it goes on.
+    """Let an image transformer teach itself on drawn scenes; called again on the same folder, it resumes.
 
     Leaves config.json, model.safetensors and MODEL_CARD.md in ``out``, which ``load_dino`` takes; beside them
     ``training``, which may be deleted once all is done.
@@ -97,14 +93,8 @@ def pretrain_dino(
     work = out / "training"
     check(recipe)
     find_precision(recipe.precision, find_device(running.device))
-    if scenes < 1:
-        raise UserError(f"the result is measured on {scenes} scenes: expected at least 1")
-    check_own(out, "training/recipe.json")
-    with locked(work, f"The training in {out}"):
-        claim(work / "recipe.json", {**plain(recipe), "drawing": EDITION}, begun=(work / LAST).exists())
-        with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=running.progress) as bar:
-            wanted = Rendered(recipe.scenes, recipe.size)
-            drawn = render_cache(running.cache or work, wanted, workers=workers, progress=bar.advance)
+    wanted = Rendered(recipe.scenes, recipe.size)
+    with claimed(out, plain(recipe), wanted, running, scenes=scenes, workers=workers) as drawn:
         module = SelfDistilled(recipe, compiled=running.compiled)
         training = recipe.training(
             device=running.device, minutes=minutes_left(running.minutes, began), save_steps=200

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tag2mask.lab.cache import Rendered, SceneCache, render_cache
+from tag2mask.lab.cache import Rendered, SceneCache
 from tag2mask.lab.classifier import (
     DICE,
     ClassifierRecipe,
@@ -27,20 +27,17 @@ from tag2mask.lab.classifier import (
     make_classifier,
     measure,
 )
-from tag2mask.lab.running import Running
+from tag2mask.lab.running import Running, claimed
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
-from tag2mask.run.checkpoint import LAST
 from tag2mask.run.device import find_device
 from tag2mask.run.files import write_atomic
-from tag2mask.run.lock import locked
 from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.sampling import Draw, Training, sample_generator
 from tag2mask.run.schedule import adamw
-from tag2mask.run.settings import check_own, claim, plain
+from tag2mask.run.settings import plain
 from tag2mask.run.tag_training import TagBatch, TagTraining
 from tag2mask.run.training import fit
-from tag2mask.storybook.scenes import EDITION
 from tag2mask.types import UserError
 
 
@@ -151,15 +148,9 @@ def pretrain_resnet(
     find_device(running.device)
     model, started_from = _start(recipe)
     module = tag_training(recipe, model, compiled=running.compiled)
-    if scenes < 1:
-        raise UserError(f"the result is measured on {scenes} scenes: expected at least 1")
-    check_own(out, "training/recipe.json")
-    with locked(work, f"The training in {out}"):
-        settings = {**plain(recipe), "init_sha256": started_from, "drawing": EDITION}
-        claim(work / "recipe.json", settings, begun=(work / LAST).exists())
-        with show_progress(recipe.scenes, "draw scenes", unit="scenes", enabled=running.progress) as bar:
-            wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
-            drawn = render_cache(running.cache or work, wanted, workers=workers, progress=bar.advance)
+    settings = {**plain(recipe), "init_sha256": started_from}
+    wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed, classes=recipe.classes)
+    with claimed(out, settings, wanted, running, scenes=scenes, workers=workers) as drawn:
         data = TaggedPictures.of(drawn, recipe.classes, recipe.seed)
         left = minutes_left(running.minutes, began)
         training = Training(
