@@ -172,10 +172,10 @@ def suggest(
 
     Example: `tag2mask suggest photos --classes voc12`
     """
+    from tag2mask.data.tag_columns import DRAFT
     from tag2mask.methods.zero_shot import ZeroShot
     from tag2mask.models.weights import load_clip
     from tag2mask.stages.run_data import open_data
-    from tag2mask.stages.suggest import NAME
     from tag2mask.stages.suggest import suggest as run_suggest
 
     given = label_config(None, data_flags(data, where) | models, [])
@@ -184,7 +184,7 @@ def suggest(
         typer.echo(f"note: {note}", err=True)
     model = load_clip(given.clip, device=device, tokenizer=given.tokenizer, activation=given.activation)
     scorer = ZeroShot(images.classes, model, template, allow_unknown=allow_unknown)
-    place = (data if data.is_dir() else data.parent) / NAME if out is None else out
+    place = (data if data.is_dir() else data.parent) / DRAFT if out is None else out
     size = batch or (1 if model.device.type == "cpu" else 8)
     done = run_suggest(images, scorer, place, least=least, top=top, batch_size=size, overwrite=overwrite)
     typer.echo(done.text())

@@ -10,34 +10,18 @@ import torch
 from transformers import Dinov2Model
 from typer.testing import CliRunner
 
+from lab import distil_cases
 from tag2mask.cli import app
 from tag2mask.lab import pretrain_dino as stage
 from tag2mask.lab.contacts import Rightness
 from tag2mask.lab.pretrain_dino import DINOFigures, pretrain_dino
 from tag2mask.lab.running import Running
 from tag2mask.lab.self_distil import make_learner
-from tag2mask.lab.self_distil_recipe import SelfDistil
 from tag2mask.models.dino import load_dino
 from tag2mask.models.save import save_dino
 from tag2mask.types import UserError
 
-TINY = SelfDistil(
-    width=16,
-    layers=2,
-    heads=2,
-    side=16,
-    small=8,
-    few=1,
-    hidden=0.3,
-    whole_weight=0.25,
-    scenes=8,
-    size=(32, 48),
-    codes=12,
-    steps=3,
-    batch=4,
-    warmup=1,
-    lr=1e-3,
-)
+TINY = dataclasses.replace(distil_cases.TINY, steps=3)
 QUIET = Running(device="cpu", progress=False)
 SCENES = 5
 """Of the watched ones; one of them shows two super-classes that touch."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lab.distil_cases import TINY
 from tag2mask.lab.cache import Rendered, render_cache
 from tag2mask.lab.self_distil import (
     Learner,
@@ -21,30 +22,12 @@ from tag2mask.lab.self_distil import (
     make_learner,
     sample_targets,
 )
-from tag2mask.lab.self_distil_recipe import SelfDistil, check
+from tag2mask.lab.self_distil_recipe import check
 from tag2mask.lab.views import find, look, window
 from tag2mask.models.average import follow
 from tag2mask.run.sampling import Draw
 from tag2mask.run.training import fit
 from tag2mask.types import UserError
-
-TINY = SelfDistil(
-    width=16,
-    layers=2,
-    heads=2,
-    side=16,
-    small=8,
-    few=1,
-    hidden=0.3,
-    whole_weight=0.25,
-    scenes=8,
-    size=(32, 48),
-    codes=12,
-    steps=4,
-    batch=4,
-    warmup=1,
-    lr=1e-3,
-)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

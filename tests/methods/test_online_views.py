@@ -13,7 +13,6 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model
 
 from methods.online_cases import PLUS, SMALL, WORLD, batch, cd_clip, training, weclip
 from methods.toys import make_data
@@ -21,29 +20,10 @@ from tag2mask.methods import make_method
 from tag2mask.methods.fitting.tagged import TaggedImages
 from tag2mask.methods.online.lesson import FOLDER, Fixed, check_room, view_bytes
 from tag2mask.methods.online.teacher import Teacher
-from tag2mask.models.dino import load_dino
-from tag2mask.models.weights import load_clip
 from tag2mask.run.files import write_atomic
 from tag2mask.run.sampling import Draw
 from tag2mask.segment.augment import Augment, Uniform
 from tag2mask.types import UserError
-from tiny_clips import oracle, shake, write_tokenizer
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    oracle().save_pretrained(folder)
-    write_tokenizer(folder)
-    return load_clip(folder, cache=None)
-
-
-@pytest.fixture(scope="module")
-def dino(tmp_path_factory):
-    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28, "patch_size": 7}
-    folder = tmp_path_factory.mktemp("dino")
-    shake(Dinov2Model(Dinov2Config(**sizes))).save_pretrained(folder)
-    return load_dino(folder)
 
 
 @pytest.fixture

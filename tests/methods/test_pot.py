@@ -10,31 +10,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from golden_models import recorded_pot
 from methods.pot_cases import examples_of, fitted, learned, method_of, recipe_of, small_network
 from methods.toys import CLASSES
 from tag2mask.methods.fitting import pot as subject
 from tag2mask.methods.fitting import settings as fitting
 from tag2mask.methods.fitting.pot import POTTraining
 from tag2mask.methods.fitting.settings import FitSettings
-from tag2mask.models.backbone import Layout, ResNet
 from tag2mask.models.classifier import load_classifier
-from tag2mask.models.pot import POTNetwork, build_pot
+from tag2mask.models.pot import build_pot
 from tag2mask.ops.pot import Prototypes
 from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.sampling import Draw
-from tiny_classifiers import LAYOUT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-# --- the recorded step of the released code
-
-
-@pytest.fixture(scope="module")
-def released(golden):
-    network = POTNetwork(ResNet(Layout(strides=LAYOUT.strides, frozen_norm=True)), 20)
-    return recorded_pot(network, str(golden("pot/network_train")["weights_sha256"]))
 
 
 def test_the_whole_image_becomes_the_square_and_its_maps_follow(data, earlier):

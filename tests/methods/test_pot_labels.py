@@ -9,7 +9,6 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from golden_models import recorded_pot
 from methods.pot_cases import SMALL, examples_of, fitted, learned, method_of, small_network
 from methods.toys import CLASSES, make_data
 from tag2mask.methods import make_method, make_options
@@ -19,8 +18,6 @@ from tag2mask.methods.fitting.pot_recipe import maps_of
 from tag2mask.methods.pot import POT_FILE
 from tag2mask.methods.pot_options import POTOptions
 from tag2mask.methods.protocol import EarlierRun
-from tag2mask.models.backbone import Layout, ResNet
-from tag2mask.models.pot import POTNetwork
 from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.masks import class_probabilities
 from tag2mask.ops.pot import Prototypes, activate, max_scaled
@@ -29,18 +26,8 @@ from tag2mask.run.sampling import Draw
 from tag2mask.run.scores import encode_scores
 from tag2mask.stages.label import label
 from tag2mask.types import Item, Own, Prior, UserError
-from tiny_classifiers import LAYOUT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-# --- the recorded step of the released code
-
-
-@pytest.fixture(scope="module")
-def released(golden):
-    network = POTNetwork(ResNet(Layout(strides=LAYOUT.strides, frozen_norm=True)), 20)
-    return recorded_pot(network, str(golden("pot/network_train")["weights_sha256"]))
 
 
 # --- labelling

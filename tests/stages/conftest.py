@@ -11,6 +11,7 @@ from stages.networks import SIZES, photographs, tiny_network
 from stages.small_run import small_run, toys
 from stages.small_training import HOW, RECIPE, watch
 from tag2mask.stages.train import train
+from tag2mask.types import MaskRule
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +46,15 @@ def network(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     return photographs(tmp_path_factory.mktemp("photos"), SIZES)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Five images with tags and truth."""
+    return toys(tmp_path / "data")
+
+
+@pytest.fixture
+def run(tmp_path, data):
+    """Their masks, unsure pixels left out."""
+    return small_run(tmp_path / "run", data, MaskRule(mu=0.7))

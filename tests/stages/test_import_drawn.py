@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.import_cases import out, with_inputs
-from stages.small_run import CLASSES, small_run, toys
+from stages.small_run import CLASSES, small_run
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.run.corrected import counting
 from tag2mask.segment.augment import Augment
@@ -21,16 +21,6 @@ from tag2mask.stages.export import export
 from tag2mask.stages.import_masks import import_masks
 from tag2mask.stages.report import report
 from tag2mask.types import IGNORE, MaskRule, UserError
-
-
-@pytest.fixture
-def data(tmp_path):
-    return toys(tmp_path / "data")
-
-
-@pytest.fixture
-def run(tmp_path, data):
-    return small_run(tmp_path / "run", data, MaskRule(mu=0.7))
 
 
 @pytest.fixture

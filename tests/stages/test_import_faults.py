@@ -12,23 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from stages.import_cases import changed, corrected_folder, out, zipped
-from stages.small_run import CLASSES, small_run, toys
+from stages.small_run import CLASSES
 from tag2mask import formats
 from tag2mask.cli import app
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.run.corrected import counting
 from tag2mask.stages.import_masks import import_masks
-from tag2mask.types import MaskRule, UserError
-
-
-@pytest.fixture
-def data(tmp_path):
-    return toys(tmp_path / "data")
-
-
-@pytest.fixture
-def run(tmp_path, data):
-    return small_run(tmp_path / "run", data, MaskRule(mu=0.7))
+from tag2mask.types import UserError
 
 
 def broken(kind, folder, text):

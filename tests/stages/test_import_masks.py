@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from stages.import_cases import changed, corrected_folder, out, with_inputs, zipped
-from stages.small_run import CLASSES, small_run, toys
+from stages.small_run import CLASSES, small_run
 from tag2mask import formats
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.run.corrected import Corrected, corrections_in, counting
@@ -39,16 +39,6 @@ WAYS = [
     ("ultralytics", {}),
     ("yolo-seg", {"images": "link"}),
 ]
-
-
-@pytest.fixture
-def data(tmp_path):
-    return toys(tmp_path / "data")
-
-
-@pytest.fixture
-def run(tmp_path, data):
-    return small_run(tmp_path / "run", data, MaskRule(mu=0.7))
 
 
 @pytest.mark.parametrize(("kind", "options"), WAYS)

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from tag2mask.classes import plain_classes
 from tag2mask.cli import app
 from tag2mask.data import read_folder
+from tag2mask.data.tag_columns import DRAFT
 from tag2mask.methods.zero_shot import ZeroShot
 from tag2mask.models.find_clip import STORYBOOK
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.metrics import average_precision
-from tag2mask.stages import suggest as stage
 from tag2mask.stages.suggest import suggest
 from tag2mask.storybook import render
 from tag2mask.types import UserError
@@ -60,7 +60,7 @@ def table(path):
 
 
 def test_the_table_says_which_classes_and_how_sure(photos):
-    out = photos / stage.NAME
+    out = photos / DRAFT
     done = suggest(read_folder(photos, classes=CLASSES), Colours(), out, top=2, **QUIET)
     rows = table(out)
     assert [row["image"] for row in rows] == ["a, b/0.png", "a, b/1.png", "a, b/2.png"]
@@ -73,7 +73,7 @@ def test_the_table_says_which_classes_and_how_sure(photos):
 
 
 def test_a_class_at_the_least_score_is_suggested_and_one_below_is_not(photos):
-    out = photos / stage.NAME
+    out = photos / DRAFT
     data = read_folder(photos, classes=CLASSES)
     suggest(data, Colours(), out, least=round(60 / 255, 5), **QUIET)
     assert table(out)[0]["suggested"] == "cat;bus"
@@ -120,7 +120,7 @@ def test_few_images_are_in_memory_at_a_time(tmp_path):
 
 
 def test_what_a_person_edited_is_not_overwritten(photos):
-    data, out = read_folder(photos, classes=CLASSES), photos / stage.NAME
+    data, out = read_folder(photos, classes=CLASSES), photos / DRAFT
     suggest(data, Colours(), out, **QUIET)
     edited = out.read_text().replace("cat;bus", "cat")
     out.write_text(edited)
@@ -132,7 +132,7 @@ def test_what_a_person_edited_is_not_overwritten(photos):
 
 
 def test_scores_made_otherwise_are_not_mixed_in(photos):
-    data, out = read_folder(photos, classes=CLASSES), photos / stage.NAME
+    data, out = read_folder(photos, classes=CLASSES), photos / DRAFT
     suggest(data, Colours(), out, **QUIET)
     other = Colours()
     other.templates = ("a {}",)
@@ -143,7 +143,7 @@ def test_scores_made_otherwise_are_not_mixed_in(photos):
 
 
 def test_nobody_takes_suggestions_for_tags_until_they_are_confirmed(photos):
-    data, out = read_folder(photos, classes=CLASSES), photos / stage.NAME
+    data, out = read_folder(photos, classes=CLASSES), photos / DRAFT
     suggest(data, Colours(), out, **QUIET)
     for tags in (out, shutil.copy(out, photos / "tags.csv")):
         with pytest.raises(UserError, match="nobody has confirmed"):
@@ -185,7 +185,7 @@ def test_the_command_on_scenes(tmp_path):
     assert done.exit_code == 0, done.output
     assert "mAP" in done.output
     assert "call that column 'labels'" in done.output
-    assert len(table(tmp_path / "photos" / stage.NAME)) == 3
+    assert len(table(tmp_path / "photos" / DRAFT)) == 3
 
 
 def test_a_batch_gives_what_each_image_gives_alone(tmp_path):

@@ -11,6 +11,7 @@ from unicodedata import normalize
 from tag2mask.data.columns import Columns, ColumnsBuilder
 from tag2mask.data.image import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_image, without_suffix
 from tag2mask.data.protocol import Asked, Reader, Sign
+from tag2mask.data.tag_columns import DRAFT
 from tag2mask.data.tags import (
     FOLDERS,
     TagReading,
@@ -102,10 +103,9 @@ def read_folder(
 def _check_something(root: Path, base: Path, images: Sequence[str], *, known: bool) -> None:
     """Raises UserError where there is no image, or nothing that says what they hold (``known``)."""
     if not known:
-        draft = root / "tags.suggested.csv"
-        if draft.is_file():
+        if (root / DRAFT).is_file():
             raise UserError(
-                f"{root} has no tags.csv, but {draft.name}, which nobody has confirmed: correct it, call its "
+                f"{root} has no tags.csv, but {DRAFT}, which nobody has confirmed: correct it, call its "
                 'column of labels "labels", and save it as tags.csv'
             )
         nested = bool(images) and all("/" in image for image in images)

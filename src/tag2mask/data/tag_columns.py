@@ -12,7 +12,7 @@ from tag2mask.data.tag_cells import Words, cell_text
 from tag2mask.data.tag_marks import kind_of
 from tag2mask.types import UserError
 
-__all__ = ["LABELS", "SUGGESTED", "Row", "Rows", "label_columns", "numbered_labels", "shown"]
+__all__ = ["DRAFT", "LABELS", "SUGGESTED", "Row", "Rows", "label_columns", "numbered_labels", "shown"]
 
 Row = tuple[str, str, Words]
 
@@ -23,6 +23,8 @@ LABELS = (
 """What programs call the column of labels, folded."""
 SUGGESTED = "suggested"
 """The column of tags that `tag2mask suggest` writes, which no person has confirmed."""
+DRAFT = "tags.suggested.csv"
+"""The file in which it is, beside the images."""
 _NUMBERED = re.compile(r"(.*?[^\W\d])[.#(\[]?\d{1,3}[)\]]?")
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tag2mask.data.pixels import read_pixels
-from tag2mask.data.tag_columns import SUGGESTED
+from tag2mask.data.tag_columns import DRAFT, SUGGESTED
 from tag2mask.data.truth import read_truth
 from tag2mask.methods.zero_shot import ZeroShot
 from tag2mask.ops.metrics import average_precision, chosen_right
@@ -36,8 +36,6 @@ from tag2mask.run.settings import describe_differences
 from tag2mask.stages.machinery.errors import describe
 from tag2mask.types import IGNORE, ClassSet, Dataset, Sample, UserError
 from tag2mask.words import listing, many
-
-NAME = "tags.suggested.csv"
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def suggest(
             "and numbers of at least 1"
         )
     if out.suffix.lower() != ".csv" or out.name.startswith("."):
-        raise UserError(f"--out {out}: expected the name of a CSV file, such as {NAME}")
+        raise UserError(f"--out {out}: expected the name of a CSV file, such as {DRAFT}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = Lock(out.with_name(f".{out.stem}.lock"), str(out))
