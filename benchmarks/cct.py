@@ -33,8 +33,9 @@ from tag2mask.ops.metrics import confusion_matrix, metrics
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress
 from tag2mask.segment.cct import PUBLISHED
-from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network, load_network
+from tag2mask.segment.network import SegmentationNet, build_network, load_network
 from tag2mask.segment.recipe import CCT, TrainRecipe
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.label import label

@@ -26,8 +26,9 @@ from tag2mask.lab.demo import Everything
 from tag2mask.methods.clip_es import ClipES
 from tag2mask.models.weights import load_clip
 from tag2mask.run.folder import Run
-from tag2mask.segment.network import NetworkConfig, build_network, save_network
+from tag2mask.segment.network import build_network, save_network
 from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.stages.confidence import span
 from tag2mask.stages.evaluate import evaluate
 from tag2mask.stages.label import label

@@ -15,8 +15,9 @@ from tag2mask.methods import make_options, method_class
 from tag2mask.ops.refiners import find_refiner
 from tag2mask.segment.augment import Example, augment
 from tag2mask.segment.examples import Batch
-from tag2mask.segment.network import NetworkConfig, build_network
+from tag2mask.segment.network import build_network
 from tag2mask.segment.recipe import TrainRecipe, check
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.segment.supervised import make_optimizer, output_loss, rate
 from tag2mask.types import MaskRule, UserError
 

@@ -255,7 +255,7 @@ def predict(
     `tag2mask predict runs/net dog.jpg`
     """
     from tag2mask.run.shard import find_shard
-    from tag2mask.segment.network import read_saved
+    from tag2mask.segment.saved import read_saved
     from tag2mask.segment.test_time import find_preset
     from tag2mask.stages.predict import PredictSettings, read_images
     from tag2mask.stages.predict import predict as run_predict

@@ -5,11 +5,13 @@ from __future__ import annotations
 import safetensors.torch
 import torch
 
+from methods.toys import TinyData, make_data
 from tag2mask.methods import make_method
 from tag2mask.methods.clims import CLIMS_FILE
 from tag2mask.run.folder import Run
 from tag2mask.stages.machinery.fit import fit
 from tag2mask.types import ClassSet, TextSet
+from tiny_classifiers import write_classifier
 
 TEXTS = TextSet(("red", "cat", "dog"), ("a photo of {}",), ("photo", "the"), {"cat": ("photo", "the dog")})
 CLASSES = ClassSet(
@@ -18,6 +20,17 @@ CLASSES = ClassSet(
 
 
 SMALL = {"batch": 3, "crop": 32, "long_side": (24, 40), "steps": 5, "lr": 0.01}
+
+
+def write_weights(folder) -> str:
+    """A classifier of the classes, in another order, and of one more; its norms have seen pictures."""
+    return write_classifier(folder, ("dog", "emu", "red", "cat"), seed=1)
+
+
+def seven_images(folder) -> TinyData:
+    made = make_data(folder, count=7)
+    made.classes = CLASSES
+    return made
 
 
 def method_of(clip, weights, **options):

@@ -11,8 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from methods.clims_cases import CLASSES, SMALL, TEXTS, fitted, method_of, pictures_and_maps
-from methods.toys import TinyData, make_data
+from methods.clims_cases import (
+    CLASSES,
+    SMALL,
+    TEXTS,
+    fitted,
+    method_of,
+    pictures_and_maps,
+    seven_images,
+    write_weights,
+)
+from methods.toys import TinyData
 from tag2mask.classes import load_classes
 from tag2mask.methods import make_method
 from tag2mask.methods.clims import CLIMSOptions, _native_size, make_recipe
@@ -22,7 +31,6 @@ from tag2mask.models.convert import from_openai_state
 from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO
 from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.types import UserError
-from tiny_classifiers import write_classifier
 from tiny_clips import openai_state, oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,15 +38,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
-    """A classifier of the classes, in another order, and of one more; its norms have seen pictures."""
-    return write_classifier(tmp_path_factory.mktemp("classifier"), ("dog", "emu", "red", "cat"), seed=1)
+    return write_weights(tmp_path_factory.mktemp("classifier"))
 
 
 @pytest.fixture
 def data(tmp_path) -> TinyData:
-    made = make_data(tmp_path / "images", count=7)
-    made.classes = CLASSES
-    return made
+    return seven_images(tmp_path / "images")
 
 
 # --- the start and the settings

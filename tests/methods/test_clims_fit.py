@@ -9,7 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.clims_cases import CLASSES, SMALL, TEXTS, fitted, method_of, pictures_and_maps
+from methods.clims_cases import (
+    CLASSES,
+    SMALL,
+    TEXTS,
+    fitted,
+    method_of,
+    pictures_and_maps,
+    seven_images,
+    write_weights,
+)
 from methods.toys import TinyData, forbidden, make_data
 from tag2mask.data.image import read_image
 from tag2mask.methods import make_method
@@ -24,7 +33,6 @@ from tag2mask.run.sampling import sample_indices
 from tag2mask.run.tag_training import TagTraining
 from tag2mask.stages.label import label
 from tag2mask.types import Sample, UserError
-from tiny_classifiers import write_classifier
 from tiny_clips import oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,15 +40,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
-    """A classifier of the classes, in another order, and of one more; its norms have seen pictures."""
-    return write_classifier(tmp_path_factory.mktemp("classifier"), ("dog", "emu", "red", "cat"), seed=1)
+    return write_weights(tmp_path_factory.mktemp("classifier"))
 
 
 @pytest.fixture
 def data(tmp_path) -> TinyData:
-    made = make_data(tmp_path / "images", count=7)
-    made.classes = CLASSES
-    return made
+    return seven_images(tmp_path / "images")
 
 
 # --- the fit

@@ -25,7 +25,8 @@ from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.folder import Run
 from tag2mask.run.settings import plain
 from tag2mask.segment.architectures import ARCHITECTURES
-from tag2mask.segment.network import find_network, load_network, read_saved
+from tag2mask.segment.network import load_network
+from tag2mask.segment.saved import find_network, read_saved
 from tag2mask.segment.test_time import PRESETS, TestTime
 from tag2mask.stages.export_network import export_network
 from tag2mask.stages.label import label

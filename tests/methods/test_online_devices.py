@@ -12,7 +12,7 @@ import torch
 from tag2mask.methods.online.lesson import FOLDER
 from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.folder import Run
-from tag2mask.segment.network import INSIDE, WEIGHTS
+from tag2mask.segment.saved import INSIDE, WEIGHTS
 
 SCRIPT = """
 import sys

@@ -19,7 +19,7 @@ from tag2mask.config import read_config
 from tag2mask.methods import make_method
 from tag2mask.methods.weakclip import WeakCLIP, WeakCLIPOptions
 from tag2mask.run.folder import Run
-from tag2mask.segment.network import read_saved
+from tag2mask.segment.saved import read_saved
 from tag2mask.segment.supervised import make_optimizer
 from tag2mask.segment.test_time import PRESETS
 from tag2mask.stages.label import label

@@ -199,7 +199,8 @@ def test_choices_that_others_leave_without_effect(options, idle):
 def test_train_refuses_the_crops_that_the_method_refuses(tmp_path):
     """One check for both; without it labels would not lie on the pixels that the network answers for."""
     from methods.cases import clip_folder
-    from tag2mask.segment.network import NetworkConfig, build_network
+    from tag2mask.segment.network import build_network
+    from tag2mask.segment.saved import NetworkConfig
 
     texts = ["photo", "red", "cat", "dog"]
     net = build_network(NetworkConfig.of("weakclip", KNOWN, clip=clip_folder().name, texts=texts, prompts=2))

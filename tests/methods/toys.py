@@ -21,14 +21,8 @@ from tag2mask.methods.protocol import EarlierRun, Method, MethodOptions, Trainab
 from tag2mask.models.state import state_sha256
 from tag2mask.run.files import write_atomic
 from tag2mask.segment.architectures import Architecture, Options
-from tag2mask.segment.network import (
-    INSIDE,
-    NetworkConfig,
-    SegmentationNet,
-    build_network,
-    load_network,
-    save_network,
-)
+from tag2mask.segment.network import SegmentationNet, build_network, load_network, save_network
+from tag2mask.segment.saved import INSIDE, NetworkConfig
 from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Power, Sample, Scores, UserError
 
 CLASSES = ClassSet(

@@ -16,7 +16,8 @@ from tag2mask.methods import make_method
 from tag2mask.models.backbone import Layout, ResNet
 from tag2mask.models.classifier import Classifier, class_maps, load_backbone, load_classifier, save_classifier
 from tag2mask.ops.image import MEAN, STD
-from tag2mask.segment.network import NetworkConfig, build_network
+from tag2mask.segment.network import build_network
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.storybook.embedded import embedded_clip
 from tag2mask.types import UserError
 from tiny_classifiers import LAYOUT, tiny_classifier

@@ -19,14 +19,8 @@ from segment.tiny_networks import TINY, TOYS, tiny
 from tag2mask.models.classifier import load_backbone, load_classifier
 from tag2mask.models.find_clip import STORYBOOK
 from tag2mask.models.hub_segmentation import query_logits
-from tag2mask.segment.network import (
-    ARCHITECTURES,
-    NetworkConfig,
-    SegmentationNet,
-    build_network,
-    load_network,
-    save_network,
-)
+from tag2mask.segment.network import ARCHITECTURES, SegmentationNet, build_network, load_network, save_network
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.storybook.embedded import CLIP_SHA256
 from tag2mask.types import ClassSet, UserError
 

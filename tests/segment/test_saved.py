@@ -12,14 +12,8 @@ import torch
 from segment.tiny_networks import TINY, TOYS, tiny
 from tag2mask.run import files
 from tag2mask.segment import saved as module
-from tag2mask.segment.network import (
-    NetworkConfig,
-    build_network,
-    check_network_classes,
-    load_network,
-    read_saved,
-    save_network,
-)
+from tag2mask.segment.network import build_network, check_network_classes, load_network, save_network
+from tag2mask.segment.saved import NetworkConfig, read_saved
 from tag2mask.types import ClassSet, UserError
 
 

@@ -20,8 +20,9 @@ from tag2mask.run.folder import Run
 from tag2mask.run.sampling import Draw, StepSampler, Training
 from tag2mask.segment.augment import Augment
 from tag2mask.segment.cct import PUBLISHED
-from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network
+from tag2mask.segment.network import SegmentationNet, build_network
 from tag2mask.segment.recipe import CCT, TrainRecipe, check
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.segment.semi import CrossConsistency, Halves, Mixed
 from tag2mask.segment.targets import check_targets, find_targets
 from tag2mask.types import IGNORE, UserError

@@ -12,8 +12,9 @@ from stages.small_run import CLASSES
 from tag2mask.config import read_recipe
 from tag2mask.models.average import follow
 from tag2mask.segment.examples import Batch
-from tag2mask.segment.network import NetworkConfig, build_network, save_network
+from tag2mask.segment.network import build_network, save_network
 from tag2mask.segment.recipe import TrainRecipe, check, parse_scale
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.segment.supervised import SupervisedTraining, _Dice, make_optimizer, output_loss, rate
 from tag2mask.types import IGNORE, UserError
 

@@ -18,8 +18,9 @@ from tag2mask.models.weakclip_files import released_name
 from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.segment.examples import Batch
 from tag2mask.segment.losses import auxiliary_loss, balanced_seed_loss, boundary_loss, refine, shrink_to_corners
-from tag2mask.segment.network import NetworkConfig, build_network, load_network, save_network
+from tag2mask.segment.network import build_network, load_network, save_network
 from tag2mask.segment.recipe import TrainRecipe, check
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.segment.schedule import cosine, set_rate
 from tag2mask.segment.supervised import SupervisedTraining, output_loss
 from tag2mask.segment.test_time import TestTime, predict

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tag2mask.segment.network import (
-    NetworkConfig,
-    SegmentationNet,
-    build_network,
-)
+from tag2mask.segment.network import SegmentationNet, build_network
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.types import ClassSet
 
 TOYS = ClassSet("toys", ("background", "cat", "dog"), ((0, 0, 0), (200, 30, 30), (30, 160, 30)))

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tag2mask.segment.network import NetworkConfig, build_network, save_network
+from tag2mask.segment.network import build_network, save_network
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.types import ClassSet
 
 SIZES = [(40, 56), (64, 33), (24, 24), (1, 1)]

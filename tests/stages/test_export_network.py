@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from calls import call
 from tag2mask.classes import load_classes
-from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network, load_network, save_network
+from tag2mask.segment.network import SegmentationNet, build_network, load_network, save_network
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.stages.export_network import WholeSize, compare, export_network
 from tag2mask.storybook.scenes import draw_scene
 from tag2mask.types import UserError

@@ -33,9 +33,9 @@ from tag2mask.run.folder import Run
 from tag2mask.segment.network import SegmentationNet, load_network, save_network
 from tag2mask.segment.test_time import TestTime
 from tag2mask.segment.test_time import predict as view
-from tag2mask.stages.machinery.asked import MOST_BESIDE
+from tag2mask.stages.machinery.asked import MOST_BESIDE, beside_by
 from tag2mask.stages.machinery.predictor import Predictor
-from tag2mask.stages.predict import _beside, predict
+from tag2mask.stages.predict import predict
 from tag2mask.types import UserError
 
 STORYBOOK = load_classes("voc12")
@@ -142,7 +142,7 @@ def test_pictures_side_by_side_give_the_same_bytes_and_the_network_sees_one_at_a
 
     whole = Predictor._refined
     predict(network, images(photos), tmp_path / "one", device="cpu", refiner="clip-es", progress=False)
-    monkeypatch.setattr("tag2mask.stages.predict._beside", lambda engine: 3)
+    monkeypatch.setattr("tag2mask.stages.predict.beside_by", lambda engine: 3)
     monkeypatch.setattr(SegmentationNet, "forward", alone)
     monkeypatch.setattr(Predictor, "_refined", refined)
     three = [photos / f"{number}.png" for number in range(3)]
@@ -160,8 +160,8 @@ def test_pictures_side_by_side_give_the_same_bytes_and_the_network_sees_one_at_a
 def test_so_many_pictures_are_worked_on_at_once(monkeypatch):
     for threads, at_once in ((3, 3), (64, MOST_BESIDE)):
         monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
-        assert _beside("loops") == at_once
-        assert _beside("torch") == _beside(None) == 1
+        assert beside_by("loops") == at_once
+        assert beside_by("torch") == beside_by(None) == 1
 
 
 def test_use_tags_leaves_only_the_classes_of_the_tags(network, tmp_path):

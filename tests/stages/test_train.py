@@ -27,8 +27,9 @@ from tag2mask.ops.metrics import confusion_matrix, metrics
 from tag2mask.run.checkpoint import steps_done
 from tag2mask.run.lock import Lock
 from tag2mask.run.sampling import sample_indices
-from tag2mask.segment.network import load_network, read_saved
+from tag2mask.segment.network import load_network
 from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.saved import read_saved
 from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.stages import train as stage
 from tag2mask.stages.machinery.watch import Validation

@@ -17,8 +17,9 @@ from tag2mask.cli import app
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.run.corrected import Corrected
 from tag2mask.run.folder import Run
-from tag2mask.segment.network import load_network, read_saved
+from tag2mask.segment.network import load_network
 from tag2mask.segment.recipe import CCT, TrainRecipe
+from tag2mask.segment.saved import read_saved
 from tag2mask.stages.train import Trained, train
 from tag2mask.types import UserError
 

@@ -18,7 +18,8 @@ from tag2mask.cli import app
 from tag2mask.data.pixels import read_pixels
 from tag2mask.ops.metrics import confusion_matrix, metrics
 from tag2mask.run.checkpoint import steps_done
-from tag2mask.segment.network import load_network, read_saved
+from tag2mask.segment.network import load_network
+from tag2mask.segment.saved import read_saved
 from tag2mask.segment.test_time import TestTime, predict_labels
 from tag2mask.stages.machinery import watch
 from tag2mask.stages.machinery.watch import Validation, Watch

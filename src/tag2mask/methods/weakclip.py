@@ -59,8 +59,9 @@ from tag2mask.ops.image import shrink_images, working_size
 from tag2mask.ops.masks import best_others
 from tag2mask.run.files import file_sha256
 from tag2mask.run.settings import plain
-from tag2mask.segment.network import NetworkConfig, SegmentationNet, build_network, load_network
+from tag2mask.segment.network import SegmentationNet, build_network, load_network
 from tag2mask.segment.recipe import TrainRecipe, check
+from tag2mask.segment.saved import NetworkConfig
 from tag2mask.segment.test_time import PRESETS, Preset, TestTime, predict
 from tag2mask.segment.weakclip import OF_CHECKPOINT, WeakCLIPChoices, idle_choices, refuse_parted
 from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Own, Scores, UserError

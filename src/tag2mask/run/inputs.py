@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Inputs", "KnownInputs", "Stamp", "content_of", "id_key", "stamp_from", "stamp_plain"]
+__all__ = ["Inputs", "KnownInputs", "Stamp", "content_of", "id_key", "last_of_each", "stamp_from", "stamp_plain"]
 
 _DIGEST = 16  # bytes
 
@@ -95,6 +95,15 @@ _PACK = struct.Struct(f"<Qd?qqq{_DIGEST}sqq{_DIGEST}s")
 _NOTHING = (-1, -1, bytes(_DIGEST))
 
 
+def last_of_each(keys: ArrayLike, times: ArrayLike) -> NDArray[np.intp]:
+    """The places of the last row of each key, the keys ascending; of equal times the later row counts."""
+    order = np.lexsort((times, keys))  # type: ignore[arg-type]  # stable
+    ordered = np.asarray(keys)[order]
+    last = np.ones(len(ordered), np.bool_)
+    last[:-1] = ordered[1:] != ordered[:-1]
+    return order[last]
+
+
 class KnownInputs:
     """The inputs of many images by id, some 100 bytes each; the last word on each counts.
 
@@ -107,11 +116,7 @@ class KnownInputs:
         for id, at, inputs in rows:
             packed += _PACK.pack(id_key(id), at, inputs is not None, *_fields(inputs))
         table: NDArray[Any] = np.frombuffer(packed, _ROW)
-        order = np.lexsort((table["at"], table["key"]))  # stable: of equal times the later line counts
-        keys = table["key"][order]
-        last = np.ones(len(table), np.bool_)
-        last[:-1] = keys[1:] != keys[:-1]
-        order = order[last]
+        order = last_of_each(table["key"], table["at"])
         self._table = table[order[table["ok"][order]]]  # one copy: they are large
         # a field of the table is not contiguous, and searching in one would copy it each time
         self._keys = np.ascontiguousarray(self._table["key"])

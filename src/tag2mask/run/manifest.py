@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tag2mask.run.inputs import Inputs, id_key
+from tag2mask.run.inputs import Inputs, id_key, last_of_each
 from tag2mask.run.json_lines import JsonLines, read_lines
 
 Status = Literal["ok", "failed", "skipped"]
@@ -125,13 +125,10 @@ class LastWords:
                 keys.append(id_key(record.id))
                 times.append(record.at)
             ends.append(len(keys))
-        by_id = np.lexsort((times, keys))  # stable: of equal times the later line counts
-        ordered = np.asarray(keys)[by_id]
-        last = np.ones(len(ordered), np.bool_)
-        last[:-1] = ordered[1:] != ordered[:-1]
-        self._keys: NDArray[np.uint64] = ordered[last]
-        self._counts = np.zeros(len(ordered), np.bool_)  # by line
-        self._counts[by_id[last]] = True
+        last = last_of_each(keys, times)
+        self._keys: NDArray[np.uint64] = np.asarray(keys)[last]
+        self._counts = np.zeros(len(keys), np.bool_)  # by line
+        self._counts[last] = True
         self._ends = ends
 
     def __len__(self) -> int:

@@ -23,7 +23,6 @@ from tag2mask.run.device import find_device
 from tag2mask.segment.architectures import ARCHITECTURES, Architecture, find_architecture, read_options
 from tag2mask.segment.options import LATER, RANDOM, Options
 from tag2mask.segment.saved import (
-    INSIDE,
     MODEL_TYPE,
     WEIGHTS,
     NetworkConfig,
@@ -37,17 +36,11 @@ from tag2mask.types import MAX_CLASSES, UserError
 
 __all__ = [
     "ARCHITECTURES",
-    "INSIDE",
-    "WEIGHTS",
-    "NetworkConfig",
-    "SavedNetwork",
     "SegmentationNet",
     "build_network",
     "check_network_classes",
     "fill_network",
-    "find_network",
     "load_network",
-    "read_saved",
     "save_network",
 ]
 

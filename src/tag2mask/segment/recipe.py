@@ -16,8 +16,8 @@ from tag2mask.segment.architectures import HUB, find_architecture, read_options
 from tag2mask.segment.augment import IMAGENET_MEAN, Augment, Choice, Colour, FitSide, LongSide, Uniform
 from tag2mask.segment.cct import PUBLISHED, Kind, kinds
 from tag2mask.segment.distort import Distort
-from tag2mask.segment.network import find_network
 from tag2mask.segment.options import RANDOM, WITH_HEAD
+from tag2mask.segment.saved import find_network
 from tag2mask.types import UserError
 
 PIXEL_SETS = ("ade", "ade20k", "cityscapes", "coco", "cocostuff", "voc")

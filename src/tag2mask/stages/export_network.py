@@ -21,14 +21,8 @@ from torch import Tensor, nn
 from tag2mask.formats import exporters
 from tag2mask.models.deeplab import MultiScale
 from tag2mask.run.files import write_atomic
-from tag2mask.segment.network import (
-    SavedNetwork,
-    SegmentationNet,
-    find_network,
-    load_network,
-    read_saved,
-    save_network,
-)
+from tag2mask.segment.network import SegmentationNet, load_network, save_network
+from tag2mask.segment.saved import SavedNetwork, find_network, read_saved
 from tag2mask.stages.export import refuse_foreign_file
 from tag2mask.types import UserError
 from tag2mask.words import did_you_mean

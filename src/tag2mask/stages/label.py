@@ -23,7 +23,8 @@ from tag2mask.run.processes import helping
 from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import in_shard
-from tag2mask.segment.network import find_network, load_network
+from tag2mask.segment.network import load_network
+from tag2mask.segment.saved import find_network
 from tag2mask.stages.machinery.asked import LabelSettings, ask, circumstances, name_of
 from tag2mask.stages.machinery.changes import Changes, left_over
 from tag2mask.stages.machinery.fit import help_to_fit, make_ready

@@ -23,9 +23,10 @@ from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.settings import plain
 from tag2mask.run.shard import WHOLE, Shard, in_shard
 from tag2mask.run.warn import warn
-from tag2mask.segment.network import SavedNetwork, SegmentationNet, load_network, read_saved
+from tag2mask.segment.network import SegmentationNet, load_network
+from tag2mask.segment.saved import SavedNetwork, read_saved
 from tag2mask.segment.test_time import TestTime
-from tag2mask.stages.machinery.asked import MOST_BESIDE, REFINE_MAX_PIXELS
+from tag2mask.stages.machinery.asked import REFINE_MAX_PIXELS, beside_by
 from tag2mask.stages.machinery.changes import Changes, Removed, left_over
 from tag2mask.stages.machinery.limit import first_images
 from tag2mask.stages.machinery.plan import SampleBatch, load, survey
@@ -127,18 +128,13 @@ def predict(
         work = Work(
             *(run, classes, predictor, limit.images),
             did="predicted",
-            beside=_beside(by),
+            beside=beside_by(by),
             threads=torch.get_num_threads(),
             made=changed.made,
             notes=lambda: [*changed.notes(), *left, *limit.notes(run)],
         )
         loaded = ahead(load(batches, changed.inputs, untagged=True))
         return work.through(loaded, show_progress(limit.images, "predict", enabled=how.progress))
-
-
-def _beside(engine: str | None) -> int:
-    """How many pictures are worked off at once: compiled loops of a CRF use one core a picture."""
-    return min(torch.get_num_threads(), MOST_BESIDE) if engine == "loops" else 1
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,10 @@ from tag2mask.run.training import first_process, fit
 from tag2mask.run.warn import warn
 from tag2mask.segment.architectures import pixels_of_start
 from tag2mask.segment.examples import Examples
-from tag2mask.segment.network import (
-    INSIDE,
-    NetworkConfig,
-    build_network,
-    find_network,
-    read_saved,
-    save_network,
-)
+from tag2mask.segment.network import build_network, save_network
 from tag2mask.segment.options import WITH_HEAD
 from tag2mask.segment.recipe import TrainRecipe, check
+from tag2mask.segment.saved import INSIDE, NetworkConfig, find_network, read_saved
 from tag2mask.segment.semi import CrossConsistency, Mixed
 from tag2mask.segment.supervised import SupervisedTraining
 from tag2mask.segment.targets import Targets, check_targets, find_targets

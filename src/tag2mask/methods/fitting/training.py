@@ -12,7 +12,8 @@ import torch
 from tag2mask.methods.fitting.settings import FitSettings
 from tag2mask.run.checkpoint import LAST, steps_done
 from tag2mask.run.training import Stopped, first_process, fit
-from tag2mask.segment.network import INSIDE, SegmentationNet, read_saved, save_network
+from tag2mask.segment.network import SegmentationNet, save_network
+from tag2mask.segment.saved import INSIDE, read_saved
 from tag2mask.types import UserError
 
 

@@ -24,14 +24,8 @@ from tag2mask.models.tower import Positions
 from tag2mask.models.weights import STORYBOOK
 from tag2mask.ops.decoder_affinity import decoder_affinity
 from tag2mask.ops.image import MEAN, STD, resize_bicubic
-from tag2mask.segment.network import (
-    NetworkConfig,
-    SegmentationNet,
-    build_network,
-    check_network_classes,
-    load_network,
-    read_saved,
-)
+from tag2mask.segment.network import SegmentationNet, build_network, check_network_classes, load_network
+from tag2mask.segment.saved import NetworkConfig, read_saved
 from tag2mask.segment.test_time import PRESETS
 from tag2mask.types import ClassSet, Dataset, Item, MaskRule, Power, Scores, TextSet, UserError
 

@@ -25,7 +25,7 @@ from tag2mask.stages.machinery.fit import check_machine, open_fitted
 from tag2mask.stages.machinery.predictor import rule_of, tested_by
 from tag2mask.types import ClassSet, Dataset, MaskRule, UserError
 
-__all__ = ["REFINE_MAX_PIXELS", "Asked", "Fit", "LabelSettings", "ask", "circumstances"]
+__all__ = ["REFINE_MAX_PIXELS", "Asked", "Fit", "LabelSettings", "ask", "beside_by", "circumstances"]
 
 REFINE_MAX_PIXELS = 2_000_000
 """A larger image is refined at this size, since a refiner's memory grows with the pixels."""
@@ -152,11 +152,14 @@ def ask(data: Dataset, method: Method, out: Path, settings: LabelSettings) -> As
         wanted = min(threads, MOST_BESIDE) if settings.machine.workers is None else settings.machine.workers
         beside = max(1, min(wanted, len(data)))  # of all images, however few are left: threads may move a last bit
         threads = max(1, threads // beside)  # which then need not wait for each other
-    elif _on_processor(method, settings) and crf_engine(rule.refiner, method.device) == "loops":
-        beside = min(
-            threads, MOST_BESIDE
-        )  # the method has all of them in turn, compiled loops use one core a picture
+    elif _on_processor(method, settings):  # the method has all threads in turn
+        beside = beside_by(crf_engine(rule.refiner, method.device))
     return Asked(method, settings, rule, batch_size, use, before, fit, deciding, beside, threads)
+
+
+def beside_by(engine: str | None) -> int:
+    """How many pictures are refined at once by an engine of the CRF: compiled loops use one core a picture."""
+    return min(torch.get_num_threads(), MOST_BESIDE) if engine == "loops" else 1
 
 
 def _on_processor(method: Method, settings: LabelSettings) -> bool:

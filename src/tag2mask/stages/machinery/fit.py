@@ -33,7 +33,7 @@ from tag2mask.run.progress import silent
 from tag2mask.run.settings import describe_differences, plain, without_machine
 from tag2mask.run.shard import WHOLE, Shard
 from tag2mask.run.warn import warn
-from tag2mask.segment.network import INSIDE
+from tag2mask.segment.saved import INSIDE
 from tag2mask.stages.machinery.fit_data import FIT_DATA, Surveyed, what_changed
 from tag2mask.types import ClassSet, Dataset, Sample, UserError
 

@@ -12,8 +12,8 @@ from tag2mask.run.checkpoint import LAST, steps_done
 from tag2mask.run.files import write_atomic
 from tag2mask.run.settings import describe_differences
 from tag2mask.run.warn import warn
-from tag2mask.segment.network import INSIDE
 from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.saved import INSIDE
 from tag2mask.segment.supervised import rate
 from tag2mask.types import UserError
 
