@@ -33,7 +33,7 @@ from tag2mask.models.mctformer import MCTformer, Shape
 from tag2mask.models.save import save_vit
 from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.metrics import average_precision
-from tag2mask.run.device import find_device
+from tag2mask.run.device import find_device, find_precision
 from tag2mask.run.files import write_atomic
 from tag2mask.run.progress import Advance, minutes_left, no_progress
 from tag2mask.run.progress import progress as show_progress
@@ -58,7 +58,7 @@ class DeitRecipe:
     scenes, size, crop, zoom, jitter, batch, steps, warmup, lr, weight_decay: as storybook-resnet's recipe has them;
     crop in whole patches.
     teacher: a classifier that knows all classes, a folder or "storybook-resnet". soft: its share of the target,
-    beside the tags.
+    beside the tags. precision: float32 or bfloat16.
     """
 
     width: int = 192
@@ -78,6 +78,7 @@ class DeitRecipe:
     warmup: int = 100
     lr: float = 1e-3
     weight_decay: float = 0.05
+    precision: str = "float32"
     seed: int = 0
 
     @property
@@ -145,7 +146,7 @@ def soft_tags(teacher: Classifier, pixels: Tensor, tags: Tensor, soft: float) ->
     if not soft:
         return tags
     order = torch.tensor([teacher.names.index(name) for name in CLASSES], device=pixels.device)
-    return torch.lerp(tags, teacher(pixels)[:, order].sigmoid(), soft)
+    return torch.lerp(tags, teacher(pixels)[:, order].float().sigmoid(), soft)
 
 
 def deit_training(
@@ -240,7 +241,7 @@ def pretrain_deit(
     out, recipe, running = Path(out), recipe or DeitRecipe(), running or Running()
     work = out / "training"
     check(recipe)
-    find_device(running.device)
+    find_precision(recipe.precision, find_device(running.device))
     taught_by = check_teacher(recipe.teacher, CLASSES)
     settings = {**plain(recipe), "teacher_sha256": taught_by}
     wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed)
@@ -250,7 +251,12 @@ def pretrain_deit(
         module = deit_training(recipe, network, teacher.requires_grad_(False), compiled=running.compiled)
         left = minutes_left(running.minutes, began)
         training = Training(
-            *(recipe.steps, recipe.batch), seed=recipe.seed, device=running.device, minutes=left, save_steps=200
+            *(recipe.steps, recipe.batch),
+            seed=recipe.seed,
+            device=running.device,
+            precision=recipe.precision,
+            minutes=left,
+            save_steps=200,
         )
         data = TaggedPictures.of(drawn, CLASSES, recipe.seed)
         trainer = fit(module, data, training, work, label="train", unit="pictures", show=running.progress)
