@@ -27,7 +27,8 @@ from page import options as page_options
 from tag2mask.data import read_voc
 from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.clims import CLIMS, STORYBOOK_LOSS, CLIMSOptions
-from tag2mask.models.classifier import STORYBOOK_RESNET, Classifier, load_classifier, save_classifier
+from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
+from tag2mask.models.embedded import STORYBOOK_RESNET
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import CLIP, load_clip
 from tag2mask.ops.masks import upsample

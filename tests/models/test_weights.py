@@ -213,10 +213,10 @@ def test_settings_that_do_not_exist(hf_folder) -> None:
 
 def test_storybook_clip_warns(hf_folder, tmp_path, monkeypatch) -> None:
     folder = hf_folder()
-    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path / package)
+    monkeypatch.setattr("tag2mask.models.embedded.WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="missing from this installation"):
         load_clip("storybook-clip")
-    shutil.copytree(folder, tmp_path / "tag2mask" / "storybook" / "weights" / "clip")
+    shutil.copytree(folder, tmp_path / "clip")
     with pytest.warns(UserWarning, match="knows no photographs") as caught:
         assert load_clip("storybook-clip").name == "storybook-clip"
     assert caught[0].filename == __file__  # not a file of the package

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from segment.tiny_networks import TINY, TOYS, tiny
 from tag2mask.models.classifier import load_backbone, load_classifier
-from tag2mask.models.find_clip import STORYBOOK
+from tag2mask.models.embedded import STORYBOOK_CLIP
 from tag2mask.models.hub_segmentation import query_logits
 from tag2mask.segment.network import ARCHITECTURES, SegmentationNet, build_network, load_network, save_network
 from tag2mask.segment.saved import NetworkConfig
@@ -276,7 +276,7 @@ def test_a_public_checkpoint(tmp_path: Path) -> None:
 
 
 def test_crops_that_part_a_patch_of_weclips_tower_are_refused() -> None:
-    tower = {"clip": STORYBOOK, "sha256": CLIP_SHA256, "width": 8, "blocks": 1, "heads": 1}
+    tower = {"clip": STORYBOOK_CLIP, "sha256": CLIP_SHA256, "width": 8, "blocks": 1, "heads": 1}
     net = tiny("weclip", **tower)
     patch = net.network.tower.patch
     net.check_crop(3 * patch)

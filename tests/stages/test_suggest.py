@@ -17,7 +17,7 @@ from tag2mask.cli import app
 from tag2mask.data import read_folder
 from tag2mask.data.tag_columns import DRAFT
 from tag2mask.methods.zero_shot import ZeroShot
-from tag2mask.models.find_clip import STORYBOOK
+from tag2mask.models.embedded import STORYBOOK_CLIP
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.metrics import average_precision
 from tag2mask.stages.suggest import suggest
@@ -179,7 +179,7 @@ def test_the_command_on_scenes(tmp_path):
     """Drawn scenes in the words of the CLIP that knows them: right classes come first, and tags are not needed."""
     scenes = render(tmp_path / "scenes", 3, split="val", size=(96, 128))
     shutil.copytree(scenes / "JPEGImages", tmp_path / "photos")
-    words = ["suggest", str(tmp_path / "photos"), "--classes", "voc12", "--clip", STORYBOOK, "--truth"]
+    words = ["suggest", str(tmp_path / "photos"), "--classes", "voc12", "--clip", STORYBOOK_CLIP, "--truth"]
     words += [str(scenes / "SegmentationClass"), "--template", "a photo of a {}."]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -189,7 +189,7 @@ def test_the_command_on_scenes(tmp_path):
 
 
 def test_a_batch_gives_what_each_image_gives_alone(tmp_path):
-    clip = load_clip(STORYBOOK, cache=None)
+    clip = load_clip(STORYBOOK_CLIP, cache=None)
     scorer = ZeroShot(CLASSES, clip, ["a photo of a {}."], allow_unknown=True)
     images = [torch.randint(0, 256, size, dtype=torch.uint8) for size in ((3, 40, 60), (3, 60, 40), (3, 20, 30))]
     together = scorer.scores(images)

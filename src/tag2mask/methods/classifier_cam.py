@@ -46,7 +46,8 @@ from tag2mask.models.classifier import (
     start_classifier,
     warn_of_weights,
 )
-from tag2mask.models.find_classifier import MAKE, STORYBOOK_RESNET, weights_file, weights_sha256
+from tag2mask.models.embedded import STORYBOOK_RESNET
+from tag2mask.models.find_classifier import MAKE, weights_file, weights_sha256
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.segment.augment import Augment, LongSide
 from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Scores, UserError

@@ -56,9 +56,9 @@ from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.classifier import warn_of_weights
 from tag2mask.models.clims import CLIMSNetwork, build_clims
-from tag2mask.models.find_classifier import STORYBOOK_RESNET, weights_sha256
+from tag2mask.models.embedded import STORYBOOK_CLIP, STORYBOOK_RESNET
+from tag2mask.models.find_classifier import weights_sha256
 from tag2mask.models.state import fit_state, read_state
-from tag2mask.models.weights import STORYBOOK as STORYBOOK_CLIP
 from tag2mask.ops.clims import CAMERA_READY, RELEASED, RELEASED_COCO, CLIMSLoss
 from tag2mask.types import ClassSet, Constant, Dataset, Item, MaskRule, Scores, TextSet, UserError
 

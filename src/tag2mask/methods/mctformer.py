@@ -52,7 +52,7 @@ from tag2mask.methods.fitting.tagged import TaggedImages
 from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.protocol import Trainable
 from tag2mask.methods.scales import check_scales
-from tag2mask.models.find_clip import STORYBOOK
+from tag2mask.models.embedded import STORYBOOK_CLIP
 from tag2mask.models.mctformer import MCTformer, Reading, read_maps
 from tag2mask.models.mctformer_files import RANDOM, Version, build_mctformer, read_start, save_mctformer
 from tag2mask.ops.cam_fusion import scaled_size, sum_at
@@ -120,7 +120,7 @@ class MCTformerOptions(FitOptions):
         None, description="v1: class tokens alone; v2 (default): with PatchCAM; not for variant plus"
     )
     weights: str = Field(
-        STORYBOOK,
+        STORYBOOK_CLIP,
         description="the start: DeiT-S (.pth, .safetensors, a folder or its name on the hub), a CLIP's folder, "
         'storybook-clip, or "random"; an MCTformer\'s checkpoint labels as it is',
     )
@@ -192,7 +192,7 @@ class MCTformerOptions(FitOptions):
         own = getattr(self, name)
         if own is not None:
             return own
-        if self.weights == STORYBOOK and name in SCENES:
+        if self.weights == STORYBOOK_CLIP and name in SCENES:
             return SCENES[name]
         return {**PUBLISHED, **VARIANTS[self.variant]}[name]
 
@@ -200,7 +200,7 @@ class MCTformerOptions(FitOptions):
     def rate(self) -> float:
         """The learning rate that the warm-up leads to."""
         published = 5e-4 * self.chosen("batch") / 512
-        return self.lr or (SCENES["lr"] if self.weights == STORYBOOK else published)
+        return self.lr or (SCENES["lr"] if self.weights == STORYBOOK_CLIP else published)
 
     @property
     def notches(self) -> int:

@@ -12,7 +12,7 @@ from tag2mask.methods.classifier_cam import SCENES
 from tag2mask.methods.fitting.pot_recipe import POTRecipe
 from tag2mask.methods.fitting.settings import FitOptions
 from tag2mask.methods.idle import refuse_idle
-from tag2mask.models.find_classifier import STORYBOOK_RESNET
+from tag2mask.models.embedded import STORYBOOK_RESNET
 from tag2mask.ops.pot import Prototypes
 
 

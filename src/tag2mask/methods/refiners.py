@@ -17,7 +17,7 @@ from tag2mask.methods.fitting.settings import ALL, FitOptions
 from tag2mask.methods.fitting.weights import keep_weights
 from tag2mask.methods.protocol import EarlierRun, Trainable
 from tag2mask.models.classifier import warn_of_weights
-from tag2mask.models.find_classifier import STORYBOOK_RESNET
+from tag2mask.models.embedded import STORYBOOK_RESNET
 from tag2mask.models.state import fit_state, read_state
 from tag2mask.ops.image import resize_bicubic, working_size
 from tag2mask.ops.pairs import reach

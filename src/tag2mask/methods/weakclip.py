@@ -54,7 +54,7 @@ from pydantic import Field
 from tag2mask.methods.fitting.settings import ALL, FitOptions, FitSettings
 from tag2mask.methods.idle import refuse_idle
 from tag2mask.methods.protocol import EarlierRun, Trainable
-from tag2mask.models.weights import STORYBOOK as STORYBOOK_CLIP
+from tag2mask.models.embedded import STORYBOOK_CLIP
 from tag2mask.ops.image import shrink_images, working_size
 from tag2mask.ops.masks import best_others
 from tag2mask.run.files import file_sha256

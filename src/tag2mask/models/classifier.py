@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.backbone import IRN, Layout, ResNet
-from tag2mask.models.find_classifier import MODEL_TYPE, STORYBOOK_RESNET, find_classifier, is_classifier
+from tag2mask.models.embedded import STORYBOOK_RESNET
+from tag2mask.models.find_classifier import MODEL_TYPE, find_classifier, is_classifier
 from tag2mask.models.public_resnet import OWN, outside, read_resnet
 from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.models.state import fit_state, read_state

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from pathlib import Path
 
+from tag2mask.models.embedded import STORYBOOK_RESNET, embedded
 from tag2mask.models.public_resnet import about_own
 from tag2mask.run.document import read_document
 from tag2mask.run.files import file_sha256
 from tag2mask.types import UserError
 
-STORYBOOK_RESNET = "storybook-resnet"
 MODEL_TYPE = "tag2mask-classifier"
 WEIGHTS = "model.safetensors"
 MAKE = "`tag2mask label IMAGES -m classifier-cam --set epochs=5 --set weights=RESNET50.pth --fit-only -o RUN`"
@@ -48,21 +47,16 @@ def find_classifier(source: str | Path = STORYBOOK_RESNET, instead: str = "") ->
     """
     path = Path(source).expanduser()
     if str(source) == STORYBOOK_RESNET:
-        folder = Path(str(importlib.resources.files("tag2mask"))) / "storybook" / "weights" / "resnet"
-        what = (
-            f"{STORYBOOK_RESNET} is missing from this installation; install tag2mask again, or train it by "
-            "`tag2mask storybook pretrain-resnet -o DIR` and name DIR"
-        )
-    else:
-        folder = path.parent if path.is_file() and _is_own(path) else _folder_of_run(path) or path
-        what = (
-            f"expected {STORYBOOK_RESNET}, a run that learned a classifier ({MAKE} makes one), or a folder that "
-            f"`tag2mask storybook pretrain-resnet` wrote{instead}"
-        )
-        if not folder.exists():
-            raise UserError(f"{path} does not exist; {what}")
-        if folder.is_file():
-            raise UserError(f"{path} is a file that does not say which classes it knows; {what}")
+        return embedded(STORYBOOK_RESNET)
+    folder = path.parent if path.is_file() and _is_own(path) else _folder_of_run(path) or path
+    what = (
+        f"expected {STORYBOOK_RESNET}, a run that learned a classifier ({MAKE} makes one), or a folder that "
+        f"`tag2mask storybook pretrain-resnet` wrote{instead}"
+    )
+    if not folder.exists():
+        raise UserError(f"{path} does not exist; {what}")
+    if folder.is_file():
+        raise UserError(f"{path} is a file that does not say which classes it knows; {what}")
     lost = [name for name in ("config.json", WEIGHTS) if not (folder / name).is_file()]
     if lost:
         raise UserError(f"{folder}: holds no {' and no '.join(lost)}; {what}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from pathlib import Path
 
+from tag2mask.models.embedded import STORYBOOK_CLIP, embedded
 from tag2mask.models.hub import why_unreachable
 from tag2mask.models.scenes_only import warn_of_scenes
 from tag2mask.types import UserError
 from tag2mask.words import did_you_mean
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch16"
-STORYBOOK = "storybook-clip"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the first there is taken
 OPEN_CLIP = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (
@@ -91,32 +90,20 @@ def locate_clip(source: str | Path | None, revision: str | None) -> Path:
                 f"`tag2mask fetch {DEFAULT_CLIP}`, or name another"
             )
         return found
-    if str(source) == STORYBOOK:
-        warn_of_scenes(STORYBOOK, DEFAULT_CLIP)
-        return embedded_clip()
+    if str(source) == STORYBOOK_CLIP:
+        warn_of_scenes(STORYBOOK_CLIP, DEFAULT_CLIP)
+        return embedded(STORYBOOK_CLIP)
     path = Path(source).expanduser()
     if path.exists():
         return path
     found = cached_clip(str(source), revision)
     if found is None:
         hint = f"; fetch it with `tag2mask fetch {source}`" if _looks_like_repository(str(source)) else ""
-        hint = did_you_mean(str(source), [STORYBOOK]) or hint
+        hint = did_you_mean(str(source), [STORYBOOK_CLIP]) or hint
         raise UserError(
             f"{source}: is no folder, .pt file or hub repository with weights in the Hugging Face cache{hint}"
         )
     return found
-
-
-def embedded_clip() -> Path:
-    """The folder of storybook-clip.
-
-    Raises:
-        UserError: it is missing.
-    """
-    folder = Path(str(importlib.resources.files("tag2mask"))) / "storybook" / "weights" / "clip"
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{STORYBOOK} is missing from this installation ({folder}); install tag2mask again")
-    return folder
 
 
 def _looks_like_repository(name: str) -> bool:

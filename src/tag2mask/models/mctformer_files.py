@@ -22,7 +22,8 @@ from torch import Tensor
 from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.clip_files import read_clip
 from tag2mask.models.containers import prefix_of, read_weights
-from tag2mask.models.find_clip import STORYBOOK, WEIGHTS, cached_clip, embedded_clip
+from tag2mask.models.embedded import STORYBOOK_CLIP, embedded
+from tag2mask.models.find_clip import WEIGHTS, cached_clip
 from tag2mask.models.mctformer import MCTformer, Shape
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.models.scenes_only import warn_of_scenes
@@ -112,15 +113,15 @@ def read_start(source: str | Path, *, heads: int | None = None) -> Start:
 def _located(source: str | Path) -> Path:
     """The file or folder that is meant; what knows no photographs is named as such."""
     path = Path(source).expanduser()
-    if str(source) == STORYBOOK:
-        warn_of_scenes(STORYBOOK, "DeiT-S (facebook/deit-small-patch16-224, or its .pth)")
-        return embedded_clip()
+    if str(source) == STORYBOOK_CLIP:
+        warn_of_scenes(STORYBOOK_CLIP, "DeiT-S (facebook/deit-small-patch16-224, or its .pth)")
+        return embedded(STORYBOOK_CLIP)
     found = path if path.exists() else cached_clip(str(source))
     if found is None:
         raise UserError(
             f"{source}: is no file, folder or repository in the Hugging Face cache; expected DeiT-S (a .pth or "
-            f".safetensors in timm's names or transformers', or its folder), an MCTformer's checkpoint, {STORYBOOK} "
-            f'or "{RANDOM}"{did_you_mean(str(source), [STORYBOOK])}'
+            f".safetensors in timm's names or transformers', or its folder), an MCTformer's checkpoint, "
+            f'{STORYBOOK_CLIP} or "{RANDOM}"{did_you_mean(str(source), [STORYBOOK_CLIP])}'
         )
     return found
 

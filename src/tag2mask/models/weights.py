@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tag2mask.models.clip import CLIPModel, ImageTower
 from tag2mask.models.clip_files import MEAN, STD, read_clip
-from tag2mask.models.find_clip import DEFAULT_CLIP, STORYBOOK, cached_clip, fetch, locate_clip, tokenizer_beside
+from tag2mask.models.find_clip import DEFAULT_CLIP, cached_clip, fetch, locate_clip, tokenizer_beside
 from tag2mask.models.text import FeatureCache, Tokenizer, Tokens, cache_folder, read_tokenizer
 from tag2mask.models.transformer import Activation
 from tag2mask.run.device import find_device, find_precision
@@ -22,7 +22,7 @@ from tag2mask.run.files import file_sha256
 from tag2mask.run.warn import warn
 from tag2mask.types import UserError
 
-__all__ = ["CLIP", "DEFAULT_CLIP", "MEAN", "STD", "STORYBOOK", "cached_clip", "fetch", "load_clip", "load_vision"]
+__all__ = ["CLIP", "DEFAULT_CLIP", "MEAN", "STD", "cached_clip", "fetch", "load_clip", "load_vision"]
 
 TEXT_BATCH, TEXT_STEP = 16, 16  # texts at a time, padded to a multiple of so many tokens
 

@@ -17,7 +17,8 @@ from tag2mask.models.classifier import load_backbone, load_classifier, warn_of_w
 from tag2mask.models.clip import VisionTransformer
 from tag2mask.models.decoders import CCT_RESNET50, CCTNet
 from tag2mask.models.deeplab import CAFFE_RESNET101, SCALES, DeepLabV2, MultiScale, caffe_pixels, load_deeplab
-from tag2mask.models.find_classifier import STORYBOOK_RESNET, is_classifier, weights_file
+from tag2mask.models.embedded import STORYBOOK_RESNET
+from tag2mask.models.find_classifier import is_classifier, weights_file
 from tag2mask.models.public_resnet import pixel_labels
 from tag2mask.models.small import SmallNet
 from tag2mask.models.tower import Positions

@@ -161,6 +161,7 @@ def _device() -> Device:
 
 
 def _weights() -> dict[str, bool]:
+    from tag2mask.models.embedded import EMBEDDED
     from tag2mask.models.weights import DEFAULT_CLIP, cached_clip
 
-    return {"storybook-clip": True, "storybook-resnet": True, DEFAULT_CLIP: cached_clip(DEFAULT_CLIP) is not None}
+    return {**dict.fromkeys(EMBEDDED, True), DEFAULT_CLIP: cached_clip(DEFAULT_CLIP) is not None}

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tag2mask.models.find_classifier import STORYBOOK_RESNET
-from tag2mask.models.find_clip import STORYBOOK
+from tag2mask.models.embedded import EMBEDDED, STORYBOOK_CLIP
 from tag2mask.models.scenes_only import knows_no_photographs
 from tag2mask.run.folder import Run
 from tag2mask.storybook.embedded import CLIP_SHA256
@@ -17,7 +16,7 @@ from tag2mask.types import UserError
 def weights_of(run: Run) -> tuple[str, ...]:
     """One sentence for each set of weights, those of the earlier run that was refined included."""
     said = [*_clip(run), *_network(run)]
-    for name in (STORYBOOK, STORYBOOK_RESNET):
+    for name in EMBEDDED:
         if any(name in each for each in said):
             said.append(f"{knows_no_photographs(name)}.")
     earlier = run.noted.get("prior_path")
@@ -32,8 +31,8 @@ def _clip(run: Run) -> list[str]:
         return []
     sha256 = str(clip.get("sha256", ""))
     name = str(run.noted.get("clip") or "without a name")
-    if sha256 == CLIP_SHA256 and name != STORYBOOK:
-        name = f"{name}, which is {STORYBOOK}"
+    if sha256 == CLIP_SHA256 and name != STORYBOOK_CLIP:
+        name = f"{name}, which is {STORYBOOK_CLIP}"
     return [f"CLIP: {name} (sha256 {sha256[:12]}…)."]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tag2mask.types import UserError
+from tag2mask.models.embedded import STORYBOOK_CLIP, embedded
 
 CLIP_SHA256 = "3ff319885d1cedaed42cf0320618ed4730f5619f4b2373e1c8e34732235a4c61"
 """Of ``model.safetensors`` in the folder of ``embedded_clip``."""
@@ -16,9 +16,4 @@ def embedded_clip() -> Path:
     Raises:
         UserError: the package was installed without its weights.
     """
-    folder = Path(__file__).parent / "weights" / "clip"
-    if not (folder / "model.safetensors").is_file():
-        raise UserError(
-            f"no weights in {folder}, where storybook-clip should be; install the package again, with its data files"
-        )
-    return folder
+    return embedded(STORYBOOK_CLIP)

@@ -20,8 +20,8 @@ from tag2mask.methods.online.lesson import FOLDER, Fixed, Lessons, Live, check_r
 from tag2mask.methods.online.teacher import Feature, Teacher, Texts
 from tag2mask.methods.protocol import Trainable
 from tag2mask.models.clip import VisionTransformer
+from tag2mask.models.embedded import STORYBOOK_CLIP
 from tag2mask.models.tower import Positions
-from tag2mask.models.weights import STORYBOOK
 from tag2mask.ops.decoder_affinity import decoder_affinity
 from tag2mask.ops.image import MEAN, STD, resize_bicubic
 from tag2mask.segment.network import SegmentationNet, build_network, check_network_classes, load_network
@@ -181,7 +181,7 @@ class Online(Trainable):
     @property
     def scenes(self) -> bool:
         """Whether the CLIP is the embedded one."""
-        return self.clip.name == STORYBOOK
+        return self.clip.name == STORYBOOK_CLIP
 
     @property
     def steps(self) -> int:
