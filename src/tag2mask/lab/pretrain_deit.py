@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import platform
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ from tag2mask.lab.running import Running, claimed
 from tag2mask.lab.teacher import check_teacher
 from tag2mask.lab.train_classifier import TaggedPictures
 from tag2mask.models.classifier import Classifier, load_classifier
+from tag2mask.models.containers import read_weights
 from tag2mask.models.mctformer import MCTformer, Shape
+from tag2mask.models.mctformer_files import read_start
 from tag2mask.models.save import save_vit
 from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.metrics import average_precision
@@ -262,17 +265,33 @@ def pretrain_deit(
         trainer = fit(module, data, training, work, label="train", unit="pictures", show=running.progress)
         if trainer.global_step < recipe.steps:
             return None
-        found = measured(work, network.cpu().eval(), teacher.cpu(), recipe, scenes, running.progress)
+        parts = (network.tower, network.norm, network.head, CLASSES)
+        with tempfile.TemporaryDirectory() as place:
+            save_vit(Path(place), *parts)
+            saved, digest = load_vit(Path(place), recipe)  # in half precision: what is kept is what is measured
+        kept = work / f"measured-{digest[:16]}-{scenes}.json"
+        found = measured(kept, saved, teacher.cpu(), recipe, scenes, running.progress)
         write_atomic(out / "MODEL_CARD.md", card(recipe, network, found, trainer.strategy.root_device.type).encode())
-        save_vit(out, network.tower, network.norm, network.head, CLASSES)
+        save_vit(out, *parts)
         return found
 
 
+def load_vit(folder: Path, recipe: DeitRecipe) -> tuple[TaggedViT, str]:
+    """The network of a recipe with the weights that ``save_vit`` wrote, in evaluation mode; and their sha256."""
+    start = read_start(folder)
+    others = read_weights(start.path).state
+    state = {f"tower.{name}": value for name, value in start.state.items()}
+    for ours, theirs in (("norm", "vit.layernorm"), ("head", "classifier")):
+        state |= {f"{ours}.{end}": others[f"{theirs}.{end}"] for end in ("weight", "bias")}
+    network = make_vit(recipe)
+    network.load_state_dict(state)
+    return network.eval(), start.sha256
+
+
 def measured(
-    work: Path, network: TaggedViT, teacher: Classifier, recipe: DeitRecipe, scenes: int, progress: bool = True
+    file: Path, network: TaggedViT, teacher: Classifier, recipe: DeitRecipe, scenes: int, progress: bool = True
 ) -> DeitFigures:
-    """The figures, from the training's folder where they are there: they take a minute."""
-    file = work / f"measured-{scenes}.json"
+    """The figures, from the file where they are there: they take a minute."""
     with suppress(OSError, ValueError, TypeError):  # where there are none, or not ours, they are measured again
         return DeitFigures(**json.loads(file.read_text(encoding="utf-8")))
     known = [teacher.names.index(name) for name in CLASSES]
