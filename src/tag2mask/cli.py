@@ -129,7 +129,11 @@ def import_(
     source: Annotated[Path, typer.Argument(help="The folder, zip archive or file that the tool wrote.")],
     kind: Annotated[
         str | None,
-        typer.Option("--from", help=f"The format: {', '.join(IMPORTERS)}. Default: what its files show."),
+        typer.Option(
+            "--from",
+            help=f"The format: {', '.join(IMPORTERS)}. Default: what its files show; where that could be two, it "
+            "asks.",
+        ),
     ] = None,
     where: dict[str, Any],
 ) -> None:

@@ -48,7 +48,10 @@ LimitOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be done, with which settings and how long; write nothing.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Say what would be done, which settings are not the defaults, how long; write nothing."
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `label` or `predict` wrote.")]
 SetOption = Annotated[

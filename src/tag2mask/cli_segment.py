@@ -145,7 +145,7 @@ def train(
         from tag2mask.stages.dry_run import dry_train
 
         rest = (dataset, pixel_labels)
-        typer.echo(dry_train(opened, out, recipe, *rest, hold_out=hold_out, afresh=overwrite).text())
+        typer.echo(dry_train(opened, out, recipe, *rest, hold_out=hold_out, afresh=overwrite, device=device).text())
         return
     validation = None
     if eval_every is not None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tag2mask.classes import load_classes, plain_classes
+from tag2mask.classes import class_index, fold, load_classes, plain_classes
 from tag2mask.data.agreement import Agreement, Finding
 from tag2mask.data.truth_values import COCO_IDS
 from tag2mask.types import IGNORE, ClassSet
@@ -20,7 +20,9 @@ def scenes(count: int, classes: int = 6, seed: int = 0) -> list[tuple[np.ndarray
     dice = np.random.default_rng(seed)
     out = []
     for _ in range(count):
-        tags = sorted(dice.choice(np.arange(1, classes + 1), dice.integers(1, 4), replace=False).tolist())
+        tags = sorted(
+            dice.choice(np.arange(1, classes + 1), dice.integers(1, min(4, classes + 1)), replace=False).tolist()
+        )
         mask = np.zeros((20, 48), np.uint8)
         for place, tag in enumerate(tags):
             mask[3:17, 1 + 16 * place : 15 + 16 * place] = IGNORE
@@ -125,6 +127,51 @@ def test_cocos_ids_and_other_gaps():
     assert said.outside
     assert "with gaps" in said.cause
     assert "'1=ant,2=bee,4=cow,5=dog,7=elk,9=fox'" in said.cause
+
+
+@pytest.mark.parametrize("count", [1, 3, 60])
+@pytest.mark.parametrize(
+    ("names", "called"),
+    [(("cat", "dog", "train"), "voc12"), (("TV", "person", "sheep"), "voc12"), (("dog",), "voc12")],
+)
+def test_masks_in_the_numbers_of_a_public_set(names, called, count):
+    classes, index = plain_classes(names, "tags"), class_index(load_classes(called))
+    table = {own: index[fold(name)] for own, name in enumerate(names, start=1)}
+    said = found(through(table, scenes(count, len(names))), classes)
+    assert said.refuse
+    assert f"give --classes {called}." in said.cause
+    if count == 60:
+        pairs = ",".join(f"{number}={names[own - 1]}" for own, number in sorted(table.items(), key=lambda p: p[1]))
+        assert f"--truth-values '{pairs}'" in said.cause
+
+
+def test_what_a_public_set_has_besides_the_tags_may_stand_in_the_masks():
+    classes = plain_classes(("cat", "dog"), "tags")
+    pairs = through({1: 8, 2: 12}, scenes(20, 2))
+    for mask, _ in pairs:
+        mask[:2] = 15  # a person, which nobody tagged
+    said = found(pairs, classes)
+    assert said.refuse
+    assert "give --classes voc12." in said.cause
+    assert "15=" not in said.cause
+    for mask, _ in pairs:
+        mask[:1] = 21  # no value of VOC's
+    assert "voc12" not in found(pairs, classes).cause
+
+
+def test_coco_ids_under_tags_of_a_few_of_its_classes():
+    said = found(through({1: 17, 2: 18}, scenes(20, 2)), plain_classes(("cat", "dog"), "tags"))
+    assert "give --classes coco14 --truth-values coco-ids." in said.cause
+    said = found(through({1: 16, 2: 17}, scenes(20, 2)), plain_classes(("cat", "dog"), "tags"))
+    assert "give --classes coco14." in said.cause
+
+
+def test_a_public_set_is_no_hint_where_a_name_is_not_in_it_or_the_tags_do_not_bear_it_out():
+    other = found(through({1: 8, 2: 12}, scenes(20, 2)), plain_classes(("cat", "ocelot"), "tags"))
+    wrong = found(through({1: 12, 2: 8}, scenes(20, 2)), plain_classes(("cat", "dog"), "tags"))
+    for said in (other, wrong):
+        assert said.refuse
+        assert "voc12" not in said.cause
 
 
 @pytest.mark.parametrize("tagged", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -165,6 +166,22 @@ def test_figures_stand_beside_teacher_and_floor(trained, monkeypatch) -> None:
     assert found.network != found.untrained
     monkeypatch.setattr(stage, "tag_precision", lambda *args, **kwargs: pytest.fail("measured again"))
     assert pretrain_deit(folder, recipe, QUIET, scenes=3) == found
+
+
+def test_what_is_saved_is_what_is_measured(trained, tmp_path, monkeypatch) -> None:
+    _, recipe, found = trained
+    folder = shutil.copytree(trained[0], tmp_path / "deit")
+    seen = []
+    monkeypatch.setattr(stage, "tag_precision", lambda network, *args, **kwargs: seen.append(network) or 1.0)
+    for file in (folder / "training").glob("measured-*.json"):
+        file.rename(file.with_name("measured-3.json"))  # as figures of other weights were called
+    assert pretrain_deit(folder, recipe, QUIET, scenes=3) != found
+    own = torch.load(folder / "training" / "last.ckpt", weights_only=True)["state_dict"]
+    looked_at = seen[0].state_dict()
+    assert {f"network.{name}" for name in looked_at} == own.keys()
+    assert all(torch.equal(value, own[f"network.{name}"].half().float()) for name, value in looked_at.items())
+    assert any(not torch.equal(value, own[f"network.{name}"]) for name, value in looked_at.items())
+    assert (folder / "training" / "measured-3.json").exists()
 
 
 def test_another_training_is_refused(trained, tmp_path) -> None:

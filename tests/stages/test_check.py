@@ -83,6 +83,20 @@ def test_it_finds_what_is_wrong_and_goes_on(photos):
     assert json.loads(found.as_json())["unreadable"] == 3
 
 
+def test_a_tag_that_one_image_has_is_named_and_a_likely_slip_too(tmp_path):
+    root = tmp_path / "photos"
+    tags = {f"a{number}": "dog" for number in range(6)} | {"b": "dgo", "c": "zebra", "d": "owl", "e": "owl"}
+    for seed, name in enumerate(tags):
+        picture(root / f"{name}.png", seed)
+    (root / "tags.csv").write_text("image,labels\n" + "".join(f"{name},{said}\n" for name, said in tags.items()))
+    text = tag2mask.check(read_folder(root), measure=False, progress=False).text()
+    assert "'dgo' (1) like 'dog' (6)" in text
+    once = next(line for line in text.splitlines() if "with a single image" in line)
+    assert once.endswith(": dgo, zebra")
+    (root / "tags.csv").write_text("image,labels\na1,dog\nb,owl\n")  # nothing but single images: nothing is odd
+    assert "with a single image" not in tag2mask.check(read_folder(root), measure=False, progress=False).text()
+
+
 def test_what_it_calls_usable_is_what_label_does(photos, tmp_path):
     data = read_folder(photos)
     found = tag2mask.check(data, measure=False, progress=False)

@@ -105,6 +105,29 @@ def test_corrections_count_and_nothing_is_lost(run, data, tmp_path):
     assert corrected.confidence(place, corrected.labels(place)).min() == 1
 
 
+def test_it_says_which_masks_it_took_and_where_they_are(run, data, tmp_path):
+    first, second = run.ids()[:2]
+    masks = {
+        first.replace("/", "_"): changed(run, first, 2),
+        second.replace("/", "_"): np.zeros_like(read_mask(run.mask_path(second))),
+    }
+    folder = corrected_folder(run, tmp_path / "masks", **masks)
+    found = import_masks(run, folder, progress=False)
+    held = [{int(value) for value in np.unique(mask)} - {0, IGNORE} for mask in masks.values()]
+    expected = {name: sum(value in each for each in held) for value, name in enumerate(CLASSES.names) if value}
+    expected["background"] = sum(not each for each in held)
+    assert found.classes == {name: count for name, count in expected.items() if count}
+    assert found.classes["background"] == 1
+    said = found.text().splitlines()
+    assert said[0] == "read as png, as its files show; --from names another format"
+    assert said[1] == f"png: 2 masks corrected, {len(data) - 2} as they were: {first}, {second}"
+    assert said[2] == "  masks by class: " + ", ".join(f"{name} {count}" for name, count in found.classes.items())
+    assert said[3] == f"  stored in {run.path / 'corrected'}; the made masks stay where they are"
+    assert all((run.path / "corrected" / f"{id}.png").is_file() for id in found.corrected)
+    again = import_masks(run, folder, "png", progress=False)
+    assert again.text() == f"png: 0 masks corrected, {len(data)} as they were"
+
+
 def test_a_correction_of_a_picture_that_was_replaced_counts_no_more(run, data, tmp_path):
     run, sample = with_inputs(run, data), data[0]
     id = sample.id

@@ -22,6 +22,7 @@ from tag2mask.data import read_dataset
 from tag2mask.run.folder import Run
 from tag2mask.run.shard import in_shard
 from tag2mask.segment.recipe import TrainRecipe
+from tag2mask.segment.test_time import TestTime
 from tag2mask.stages.dry_run import dry_label, dry_predict, dry_refined, dry_train
 from tag2mask.stages.export import export
 from tag2mask.stages.label import LabelSettings
@@ -152,6 +153,28 @@ def test_a_dry_run_counts_and_measures_and_writes_nothing(data, tmp_path):
     assert f"would resume {out}" in found.text()
 
 
+def test_a_dry_run_is_a_summary_that_names_what_is_not_as_usual(data, tmp_path):
+    usual = dry_label(data, toy(), tmp_path / "run", LabelSettings()).text().splitlines()
+    assert usual[0] == f"dry run, nothing is written: label would create {tmp_path / 'run'}"
+    assert usual[1] == "  images: 12: 11 to label, 0 finished before, 1 without tags, which are skipped"
+    assert usual[2] == f"  classes: {len(CLASSES) - 1}: {', '.join(CLASSES.foreground)}"
+    assert usual[3].startswith("  method: ")
+    assert usual[3].endswith("TrainingFree, on cpu")
+    assert usual[4] == "  settings: the defaults"
+    assert usual[5].startswith("  time: about ")
+    assert len(usual) == 6
+
+    how = LabelSettings(rule=replace(toy().mask_rule, mu=0.5), keep_scores=False)
+    found = dry_label(data, toy(gain=2.0), tmp_path / "run", how)
+    assert found.changed == {"gain": (2.0, 1.0), "masks.mu": (0.5, None), "keep_scores": (False, True)}
+    said = [line.split() for line in found.text().splitlines()[4:8]]
+    assert [line[0] for line in said] == ["settings", "gain", "masks.mu", "keep_scores"]
+    assert " ".join(said[1]) == "gain 2.0 (default 1.0)"
+    assert " ".join(said[2]) == "masks.mu 0.5 (not set by default)"
+    assert " ".join(said[3]) == "keep_scores no (default yes)"
+    assert not any(sign in found.text() for sign in '{}"[]')  # for people, no JSON
+
+
 def test_a_dry_run_refuses_what_the_run_would(data, tmp_path):
     quiet(data, tmp_path / "run", limit=1)
     with pytest.raises(UserError) as real:
@@ -191,6 +214,10 @@ def test_a_dry_run_of_predict(network, photos, tmp_path):
     before = files(tmp_path / "run")
     found = dry_predict(network, images, tmp_path / "run", how)
     assert (found.todo, found.finished, found.skipped) == (3, 1, 0)
+    assert found.changed == {}
+    assert f"network: small in {network}, on cpu" in found.text()
+    said = dry_predict(network, images, tmp_path / "other", replace(how, refiner="deeplab", test=TestTime(flip=True)))
+    assert said.changed == {"flip": (True, False), "refiner": ("deeplab", None)}
     assert files(tmp_path / "run") == before
 
 
@@ -205,6 +232,13 @@ def test_a_dry_run_of_a_training(tmp_path):
     before = files(out)
     assert found.images == json.loads((out / "train.json").read_text())["examples"]
     assert "would create" in found.text()
+    assert found.changed.keys() == {"init", "steps", "batch", "options"}
+    said = found.text().splitlines()
+    assert said[2:4] == [
+        "  classes: 3: cat, dog, hat",
+        "  network: small, from random, on cpu",
+    ]
+    assert "  steps    2 (default 600)" in "\n".join(said)
     assert "at step 2" in dry_train(run, out, recipe, data=pictures).text()
     with pytest.raises(UserError, match="holds another training: seed"):
         dry_train(run, out, replace(recipe, seed=9), data=pictures)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
+from tag2mask.data.public_numbers import PublicNumbers, public_numbers
 from tag2mask.data.truth_values import COCO_IDS
 from tag2mask.types import IGNORE, ClassSet
 
@@ -176,6 +177,8 @@ class Agreement:
         own = self._share(self._identity())
         found = self._assigned()
         best = max(self._share(found), own)
+        if (public := self._public(own, best)) is not None:
+            return public
         if len(shapes) <= 1 and (self.bare or len(only) != 1 or self.outside_images):
             return self._binary(shapes, only)
         if self._coco():
@@ -200,6 +203,30 @@ class Agreement:
         return (
             "No other numbering of the classes fits better, so masks and tags may be of other images or classes. "
             f"{self._go_on()}"
+        )
+
+    def _public(self, own: float, best: float) -> str | None:
+        """That the masks have the numbers of a public class set that has all names, where the tags show it.
+
+        own, best: how well the run's numbers, and the best ones, explain the tags.
+        """
+        present = {value for value in range(1, IGNORE) if self.everywhere[value]}
+        fits: list[tuple[float, PublicNumbers]] = []
+        for public in public_numbers(self.classes):
+            others = [value for value in range(IGNORE) if value not in public.own]
+            share = self._share(public.own, others)  # of what is tagged: the set may have more than that
+            if present <= public.values and share > own + 0.1 and share >= best - 0.05:
+                fits.append((share, public))
+        if not fits:
+            return None
+        public = max(fits, key=lambda fit: fit[0])[1]
+        said = ""
+        if present <= public.own.keys() and len(present) <= 20:
+            pairs = ",".join(f"{value}={self.classes.names[public.own[value]]}" for value in sorted(present))
+            said = f", or give --truth-values '{pairs}'"
+        return (
+            f"Likely cause: these are the numbers of {public.called}, which has every name in the tags: give "
+            f"{public.options}. A run that has other classes keeps its own numbers: label anew{said}. {self._go_on()}"
         )
 
     def _binary(self, shapes: list[int], only: list[int]) -> str:

@@ -137,7 +137,9 @@ def _classes(
         notes = counted(f"categories of {path.name} that are no class, mask value 0 is the background", left)
         return given, class_list(classes, path.parent, given), notes
     known = None if classes == "file" else "coco14"
-    chosen, notes = classes_of_names(names, path.stem, path.name, known, whole=True)
+    objects = Counter(content.categories.get(row["category_id"]) for row in content.annotations or ())
+    counts = {name: objects[name] for name in names}
+    chosen, notes = classes_of_names(names, path.stem, path.name, known, whole=True, counts=counts)
     if content.annotations and chosen.id == path.stem:
         used = {annotation["category_id"] for annotation in content.annotations}
         held = {fold(content.categories[key]) for key in used if key in content.categories}

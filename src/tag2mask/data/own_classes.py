@@ -12,6 +12,7 @@ from typing import Literal
 from unicodedata import combining, normalize
 
 from tag2mask.classes import class_index, fold, load_classes, plain_classes
+from tag2mask.data.slips import notes_on_slips
 from tag2mask.data.tag_check import check_names
 from tag2mask.data.tag_nothing import is_background, no_names
 from tag2mask.types import ClassSet, UserError
@@ -40,7 +41,13 @@ _IRREGULAR = {
 
 
 def classes_of_names(
-    names: Sequence[str], id: str, source: str, known: str | None, *, whole: bool
+    names: Sequence[str],
+    id: str,
+    source: str,
+    known: str | None,
+    *,
+    whole: bool,
+    counts: Mapping[str, int],
 ) -> tuple[ClassSet, list[str]]:
     """The class set of data that names its classes, and what a user should know about it.
 
@@ -52,6 +59,7 @@ def classes_of_names(
         known: a built-in class set, which is taken where it fits; None for the names themselves in any case.
         whole: whether ``names`` are all the classes that the data knows, so that the known set fits only where it
             has these and no others; else ``names`` are those that occur, and it fits where it has all of them.
+        counts: how many images or objects have each name, where it is known: a rare one may be a slip.
 
     Raises:
         UserError: no name at all, one that is empty, or more than 254.
@@ -67,9 +75,11 @@ def classes_of_names(
             return fitting, [f"the classes are {known}'s, which has every name in {source}", *notes]
     own = plain_classes(list(classes.values()), id)
     said = listing([repr(name) for name in own.foreground], most=10)
-    alike = [" and ".join(map(repr, group)) for group in _look_alikes(classes.values())]
+    groups = _look_alikes(classes.values())
+    alike = [" and ".join(map(repr, group)) for group in groups]
     notes += counted(f"names in {source} that look like one class, and stay two", alike)
     notes += _inner(classes.values(), source)
+    notes += notes_on_slips({name: counts.get(name, 0) for name in own.foreground}, source, groups)
     return own, [f"{_these(len(own.foreground))} named in {source}: {said}", *notes]
 
 
@@ -128,6 +138,7 @@ def classes_of_tags(
         notes += counted(f"names of {source} that look like one class, and stay two", shown)
     chosen = sorted((n for n in classes.values() if n not in aliases), key=lambda word: (fold(word), word))
     notes += _inner(chosen, source)
+    notes += notes_on_slips({name: held[fold(name)] for name in chosen}, source, groups)
     with_counts = listing([f"{name!r} ({held[fold(name)]})" for name in chosen], most=40)
     first = f"{_these(len(chosen))} named in {source}, with the number of images that have each: {with_counts}"
     return plain_classes(chosen, id, aliases), [first, *notes]

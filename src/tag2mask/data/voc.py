@@ -273,7 +273,7 @@ def _classes_of(
         return voc, []
     called = top.resolve().name or "voc"
     if own:
-        return classes_of_names(words, called, source.name, None, whole=False)
+        return classes_of_names(words, called, source.name, None, whole=False, counts=names)
     index = class_index(voc)
     known = [name for name in words if fold(name) in index]
     others = [name for name in words if fold(name) not in index]
@@ -288,7 +288,7 @@ def _classes_of(
         except UserError as error:
             raise UserError(f"{error}; if all {len(words)} names are classes, give --classes file") from None
         return voc, []
-    return classes_of_names(words, called, source.name, "voc12", whole=False)
+    return classes_of_names(words, called, source.name, "voc12", whole=False, counts=names)
 
 
 def _are_slips(known: Sequence[str], others: Sequence[str], names: Mapping[str, int]) -> bool:

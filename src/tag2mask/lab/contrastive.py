@@ -133,12 +133,4 @@ class ContrastiveCLIP(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with CLIP's moments (Radford et al. 2021, table 18), warm-up, then a cosine to nothing."""
-        return adamw(
-            self.parameters(),
-            lr=self.recipe.lr,
-            weight_decay=self.recipe.weight_decay,
-            steps=self.recipe.steps,
-            warmup=self.recipe.warmup,
-            betas=(0.9, 0.98),
-            eps=1e-6,
-        )
+        return adamw(self.recipe, self.parameters(), betas=(0.9, 0.98), eps=1e-6)

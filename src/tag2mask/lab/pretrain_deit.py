@@ -9,12 +9,9 @@ The training is ``TagTraining``, the data those of storybook-resnet; masks are r
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 import platform
+import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +22,14 @@ from torch import Tensor, nn
 from tag2mask.lab import classifier as resnet
 from tag2mask.lab.cache import Rendered
 from tag2mask.lab.classifier import ClassifierRecipe, augment
+from tag2mask.lab.figures import measured_once, recipe_rows
 from tag2mask.lab.running import Running, claimed
 from tag2mask.lab.teacher import check_teacher
 from tag2mask.lab.train_classifier import TaggedPictures
 from tag2mask.models.classifier import Classifier, load_classifier
+from tag2mask.models.containers import read_weights
 from tag2mask.models.mctformer import MCTformer, Shape
+from tag2mask.models.mctformer_files import read_start
 from tag2mask.models.save import save_vit
 from tag2mask.ops.image import MEAN, STD, standardise
 from tag2mask.ops.metrics import average_precision
@@ -160,13 +160,7 @@ def deit_training(
         return pixels, soft_tags(teacher.to(pixels.device), pixels, tags, recipe.soft), None
 
     def optimizer() -> Any:
-        return adamw(
-            network.parameters(),
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            steps=recipe.steps,
-            warmup=recipe.warmup,
-        )
+        return adamw(recipe, network.parameters())
 
     return TagTraining(network.train(), look, optimizer, compiled=compiled)
 
@@ -262,29 +256,44 @@ def pretrain_deit(
         trainer = fit(module, data, training, work, label="train", unit="pictures", show=running.progress)
         if trainer.global_step < recipe.steps:
             return None
-        found = measured(work, network.cpu().eval(), teacher.cpu(), recipe, scenes, running.progress)
+        parts = (network.tower, network.norm, network.head, CLASSES)
+        with tempfile.TemporaryDirectory() as place:
+            save_vit(Path(place), *parts)
+            saved, digest = load_vit(Path(place), recipe)  # in half precision: what is kept is what is measured
+        kept = work / f"measured-{digest[:16]}-{scenes}.json"
+        found = measured(kept, saved, teacher.cpu(), recipe, scenes, running.progress)
         write_atomic(out / "MODEL_CARD.md", card(recipe, network, found, trainer.strategy.root_device.type).encode())
-        save_vit(out, network.tower, network.norm, network.head, CLASSES)
+        save_vit(out, *parts)
         return found
 
 
+def load_vit(folder: Path, recipe: DeitRecipe) -> tuple[TaggedViT, str]:
+    """The network of a recipe with the weights that ``save_vit`` wrote, in evaluation mode; and their sha256."""
+    start = read_start(folder)
+    others = read_weights(start.path).state
+    state = {f"tower.{name}": value for name, value in start.state.items()}
+    for ours, theirs in (("norm", "vit.layernorm"), ("head", "classifier")):
+        state |= {f"{ours}.{end}": others[f"{theirs}.{end}"] for end in ("weight", "bias")}
+    network = make_vit(recipe)
+    network.load_state_dict(state)
+    return network.eval(), start.sha256
+
+
 def measured(
-    work: Path, network: TaggedViT, teacher: Classifier, recipe: DeitRecipe, scenes: int, progress: bool = True
+    file: Path, network: TaggedViT, teacher: Classifier, recipe: DeitRecipe, scenes: int, progress: bool = True
 ) -> DeitFigures:
-    """The figures, from the training's folder where they are there: they take a minute."""
-    file = work / f"measured-{scenes}.json"
-    with suppress(OSError, ValueError, TypeError):  # where there are none, or not ours, they are measured again
-        return DeitFigures(**json.loads(file.read_text(encoding="utf-8")))
-    known = [teacher.names.index(name) for name in CLASSES]
-    ordered = _Ordered(teacher, known)
-    with show_progress(3 * scenes, "measure", unit="scenes", enabled=progress) as bar:
-        network_, teacher_, blank = (
-            tag_precision(each.eval(), scenes, progress=bar.advance) for each in (network, ordered, make_vit(recipe))
-        )
-    found = DeitFigures(network_, teacher_, blank, scenes)
-    if all(map(math.isfinite, (network_, teacher_, blank))):
-        write_atomic(file, json.dumps(dataclasses.asdict(found)).encode())
-    return found
+    """The figures, from the file where they are there: they take a minute."""
+
+    def measure() -> DeitFigures:
+        ordered = _Ordered(teacher, [teacher.names.index(name) for name in CLASSES])
+        with show_progress(3 * scenes, "measure", unit="scenes", enabled=progress) as bar:
+            network_, teacher_, blank = (
+                tag_precision(each.eval(), scenes, progress=bar.advance)
+                for each in (network, ordered, make_vit(recipe))
+            )
+        return DeitFigures(network_, teacher_, blank, scenes)
+
+    return measured_once(file, lambda kept: DeitFigures(**kept), measure)
 
 
 class _Ordered(nn.Module):
@@ -302,7 +311,7 @@ class _Ordered(nn.Module):
 def card(recipe: DeitRecipe, network: TaggedViT, found: DeitFigures, device: str) -> str:
     """What MODEL_CARD.md says: origin, recipe, figures beside their floors, limits."""
     parameters = sum(p.numel() for p in network.parameters())
-    settings = "\n".join(f"| {name} | {value} |" for name, value in dataclasses.asdict(recipe).items())
+    settings = recipe_rows(recipe)
     return f"""# storybook-deit
 
 A small image transformer, {recipe.layers} layers of width {recipe.width}, patches of {recipe.patch} pixels:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import time
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 from tag2mask.lab.bench import WATCH_SEED
 from tag2mask.lab.cache import Rendered
 from tag2mask.lab.contacts import Rightness, rightness, touching_scenes
+from tag2mask.lab.figures import measured_once, recipe_rows
 from tag2mask.lab.running import Running, claimed
 from tag2mask.lab.self_distil import Pictures, SelfDistilled, make_learner
 from tag2mask.lab.self_distil_recipe import SelfDistil, check
@@ -135,18 +134,17 @@ def _measured(
     file: Path, dino: DINO, recipe: SelfDistil, clip: str, scenes: int, seed: int, progress: bool
 ) -> DINOFigures:
     """The figures, from the file where they are there: they take a minute."""
-    with suppress(OSError, ValueError, TypeError):  # where there is none, or not one of ours, it is measured again
-        rows = {name: Rightness(**row) for name, row in json.loads(file.read_text(encoding="utf-8")).items()}
-        return DINOFigures(**rows)
-    found = measure_dino(dino, clip, scenes, seed, make_learner(recipe).tower, progress=progress)
-    write_atomic(file, json.dumps(dataclasses.asdict(found)).encode())
-    return found
+    return measured_once(
+        file,
+        lambda kept: DINOFigures(**{name: Rightness(**row) for name, row in kept.items()}),
+        lambda: measure_dino(dino, clip, scenes, seed, make_learner(recipe).tower, progress=progress),
+    )
 
 
 def card(recipe: SelfDistil, tower: DINOTower, found: DINOFigures, device: str) -> str:
     """What MODEL_CARD.md says: origin, recipe, figures beside their floors, limits."""
     parameters = sum(p.numel() for p in tower.parameters())
-    settings = "\n".join(f"| {name} | {value} |" for name, value in dataclasses.asdict(recipe).items())
+    settings = recipe_rows(recipe)
     rows = {
         "prototypes on this network": found.network,
         "the maps that they are made of": found.maps,

@@ -231,13 +231,7 @@ class SelfDistilled(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up, then a cosine to nothing."""
         recipe = self.recipe
-        return adamw(
-            self.student.parameters(),
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            steps=recipe.steps,
-            warmup=recipe.warmup,
-        )
+        return adamw(recipe, self.student.parameters())
 
 
 def _run(learner: Learner, pixels: Tensor, hidden: Tensor | None) -> Tensor:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import platform
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +24,10 @@ from tag2mask.lab.classifier import (
     make_classifier,
     measure,
 )
+from tag2mask.lab.figures import measured_once, recipe_rows
 from tag2mask.lab.running import Running, claimed
 from tag2mask.models.classifier import Classifier, load_classifier, save_classifier
 from tag2mask.run.device import find_device
-from tag2mask.run.files import write_atomic
 from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.sampling import Draw, Training, sample_generator
@@ -84,13 +81,7 @@ def tag_training(recipe: ClassifierRecipe, model: Classifier, *, compiled: bool 
         return augment(pictures, dice, recipe), tags, None
 
     def optimizer() -> Any:
-        return adamw(
-            model.parameters(),
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            steps=recipe.steps,
-            warmup=recipe.warmup,
-        )
+        return adamw(recipe, model.parameters())
 
     return TagTraining(model.train(), look, optimizer, compiled=compiled)
 
@@ -172,14 +163,16 @@ def _measured(
     file: Path, classifier: Classifier, data: TaggedPictures, recipe: ClassifierRecipe, scenes: int, progress: bool
 ) -> ClassifierFigures:
     """The figures of a network and of its floor, from the file where they are there: they take minutes."""
-    with suppress(OSError, ValueError, TypeError):  # where there is none, or not one of ours, it is measured again
-        network, untrained = (Measured(**each) for each in json.loads(file.read_text(encoding="utf-8")))
+
+    def both() -> ClassifierFigures:
+        with show_progress(2 * scenes, "measure", unit="scenes", enabled=progress) as bar:
+            network = measure(classifier, scenes, progress=bar.advance)
+            untrained = measure(_settled(make_classifier(recipe), data, recipe), scenes, progress=bar.advance)
         return ClassifierFigures(network, untrained)
-    with show_progress(2 * scenes, "measure", unit="scenes", enabled=progress) as bar:
-        network = measure(classifier, scenes, progress=bar.advance)
-        untrained = measure(_settled(make_classifier(recipe), data, recipe), scenes, progress=bar.advance)
-    write_atomic(file, json.dumps([dataclasses.asdict(network), dataclasses.asdict(untrained)]).encode())
-    return ClassifierFigures(network, untrained)
+
+    return measured_once(
+        file, lambda kept: ClassifierFigures(**{name: Measured(**row) for name, row in kept.items()}), both
+    )
 
 
 def card(
@@ -189,7 +182,7 @@ def card(
     trained, blank = found.network, found.untrained
     began = "random weights" if started_from is None else f"the weights {started_from[:12]} (sha256)"
     parameters = sum(p.numel() for p in classifier.parameters())
-    settings = "\n".join(f"| {name} | {value} |" for name, value in dataclasses.asdict(recipe).items())
+    settings = recipe_rows(recipe)
     return f"""# storybook-resnet
 
 A ResNet-50 of width {recipe.width} (the public one has 64) with one score for each of {len(recipe.classes)} classes:

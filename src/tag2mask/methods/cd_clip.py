@@ -67,7 +67,7 @@ from torch import Tensor
 
 from tag2mask.methods.online.boundaries import Boundaries, BoundarySettings
 from tag2mask.methods.online.method import Online, OnlineOptions
-from tag2mask.methods.online.recipe import OnlineRecipe
+from tag2mask.methods.online.recipe import OnlineRecipe, recipe_of
 from tag2mask.methods.online.teacher import Feature
 from tag2mask.methods.weclip import tuned, without_effect
 from tag2mask.ops.affinity import AFFINITIES, Affinity
@@ -223,18 +223,16 @@ class CDCLIP(Online):
         """As ``Online`` asks: the same affinity from the first step on."""
         options = self.options
         affinity = self.spreading()
-        return OnlineRecipe(
+        return recipe_of(
+            options,
             steps=self.steps,
-            batch=options.batch or (8 if self.coco else 4),
-            crop=options.crop or 20 * self.clip.patch,
-            scales=options.scales,
+            batch=8 if self.coco else 4,
+            patch=self.clip.patch,
             lr=self.decoder_lr(2e-5),
-            warmup=options.warmup,
             early=affinity,
             late=affinity,
             switch=0,
-            padding=options.padding or "ignored",
-            affinity_weight=options.affinity_weight,
+            padding="ignored",
             dice_weight=options.dice_weight,
             mutual_weight=options.mutual_weight if options.decoder == "clip+dino" else 0.0,
             feedback=options.feedback,

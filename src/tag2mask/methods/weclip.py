@@ -46,7 +46,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tag2mask.methods.online.method import VOC_STEPS, Online, OnlineOptions
-from tag2mask.methods.online.recipe import OnlineRecipe
+from tag2mask.methods.online.recipe import OnlineRecipe, recipe_of
 from tag2mask.ops.affinity import AFFINITIES, Affinity, Choose
 
 _RELEASED_SWITCH = 9_145 / VOC_STEPS
@@ -78,18 +78,16 @@ class WeCLIP(Online):
         early = self.spreading("caa" if options.affinity in ("rfm", "caa") else options.affinity)
         share = _RELEASED_SWITCH if self.released and not self.coco else 0.5
         switch = round(share * steps) if options.switch is None else options.switch
-        return OnlineRecipe(
+        return recipe_of(
+            options,
             steps=steps,
-            batch=options.batch or 4,
-            crop=options.crop or 20 * self.clip.patch,
-            scales=options.scales,
+            batch=4,
+            patch=self.clip.patch,
             lr=self.decoder_lr(2e-4),
-            warmup=options.warmup,
             early=early,
             late=late,
             switch=switch,
-            padding=options.padding or ("labelled" if self.released else "ignored"),
-            affinity_weight=options.affinity_weight,
+            padding="labelled" if self.released else "ignored",
         )
 
     def idle(self) -> dict[str, set[str]]:

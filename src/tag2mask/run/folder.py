@@ -35,7 +35,7 @@ from tag2mask.run.document import may_resume, read_document, write_classes, writ
 from tag2mask.run.files import cannot_write, write_atomic
 from tag2mask.run.inputs import Inputs, KnownInputs
 from tag2mask.run.lock import Lock
-from tag2mask.run.manifest import LastWords, Manifest, Record, merge_manifests, read_manifest
+from tag2mask.run.manifest import LastWords, Manifest, Record, read_manifest
 from tag2mask.run.renamed import as_before
 from tag2mask.run.resume import (
     lock_shard,
@@ -322,7 +322,7 @@ class Run:
 
     def records(self) -> dict[str, Record]:
         """The last word of all shards' manifests on every image."""
-        return merge_manifests(self._manifests())
+        return {record.id: record for record in self.last_words()}
 
     def last_words(self) -> LastWords:
         """The same, to be gone through without holding them all."""

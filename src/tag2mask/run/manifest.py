@@ -101,20 +101,11 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def merge_manifests(paths: Iterable[Path]) -> dict[str, Record]:
-    """The last word on every image: within a file the last line, among files the latest in time."""
-    merged: dict[str, Record] = {}
-    for path in sorted(paths):
-        for record in read_manifest(path):
-            if record.id not in merged or record.at >= merged[record.id].at:
-                merged[record.id] = record
-    return merged
-
-
 class LastWords:
-    """The last word on every image, as ``merge_manifests`` has them, read again at each pass instead of kept.
+    """The last word on every image: within a file the last line, among files the latest in time.
 
-    It holds some 10 bytes an image, and 25 a line while it is made: records of a million images would be a gigabyte.
+    Of equals the later file's counts. Records are read again at each pass instead of kept: those of a million images
+    would be a gigabyte. It holds some 10 bytes an image, and 25 a line while it is made.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:

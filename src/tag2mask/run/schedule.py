@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 
-def adamw(
-    parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, steps: int, warmup: int, **how: Any
-) -> dict[str, Any]:
+class Paced(Protocol):
+    """A recipe that says how fast its weights are learned; for ``adamw``."""
+
+    @property
+    def lr(self) -> float: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+    @property
+    def steps(self) -> int: ...  # noqa: D102
+    @property
+    def warmup(self) -> int: ...  # noqa: D102
+
+
+def adamw(recipe: Paced, parameters: Iterable[nn.Parameter], **how: Any) -> dict[str, Any]:
     """AdamW under ``warm_cosine``, by the step, as Lightning's ``configure_optimizers`` gives it.
 
     Matrices and kernels decay; norms, biases and single numbers do not.
@@ -21,11 +32,13 @@ def adamw(
     """
     own = [p for p in parameters if p.requires_grad]
     groups = [
-        {"params": [p for p in own if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in own if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=lr, **how)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps, warmup))
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, **how)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warm_cosine(step, recipe.steps, recipe.warmup)
+    )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

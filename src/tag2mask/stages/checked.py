@@ -182,7 +182,11 @@ class Check:
             truth = "" if self.truth is None else f", in the truth of {each.in_truth}, both {each.both}"
             lines.append(f"  {each.value:3} {each.name:{width}}  {many(each.tagged, 'image')}{truth}")
         none = [each.name for each in self.classes if not each.tagged and not each.in_truth]
-        return lines + ([f"  without an image: {len(none)} ({listing(none)})"] if none else [])
+        lines += [f"  without an image: {len(none)} ({listing(none)})"] if none else []
+        once = [each.name for each in self.classes if each.tagged == 1]
+        if once and self.tagged > len(once):
+            lines.append(f"  with a single image, which may be a slip, and is too few to learn from: {listing(once)}")
+        return lines
 
     def _files(self) -> list[str]:
         lines, count = [], self.missing.count + self.unreadable

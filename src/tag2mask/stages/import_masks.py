@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ from tag2mask.data.image import BadImage, image_size
 from tag2mask.data.png import encode_mask, read_mask
 from tag2mask.data.tools.reading import Correction, Files, Importer, Labels, Unread, UnreadableError, drawn
 from tag2mask.run.about import check_classes, stored_classes
-from tag2mask.run.corrected import Counting, counting
+from tag2mask.run.corrected import CORRECTED, Counting, counting
 from tag2mask.run.files import cannot_write
 from tag2mask.run.folder import Run
 from tag2mask.run.progress import progress as show_progress
@@ -35,10 +35,12 @@ _SHOWN = 20
 class Imported:
     """What an import did.
 
-    kind: the format. corrected: ids of masks that differ from what counted before; replaced: those among them that
-    had been corrected before, whose earlier corrections are kept; added: those among them that have no made mask.
-    equal: images that came back as they were. blank: ids of images without a made mask on which nothing was drawn;
-    they get none. unknown: names that are no image of the run. unread: (file or image, why) of what is damaged.
+    kind: the format; shown: whether its files showed it, and nobody named it. corrected: ids of masks that differ
+    from what counted before; replaced: those among them that had been corrected before, whose earlier corrections are
+    kept; added: those among them that have no made mask. equal: images that came back as they were. blank: ids of
+    images without a made mask on which nothing was drawn; they get none. unknown: names that are no image of the run.
+    unread: (file or image, why) of what is damaged. classes: how many of the corrected masks hold each class, by
+    name; background where a mask holds no other. folder: where corrected masks are stored.
     """
 
     kind: str
@@ -49,6 +51,9 @@ class Imported:
     blank: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     unread: tuple[tuple[str, str], ...] = ()
+    classes: Mapping[str, int] = field(default_factory=dict)
+    folder: Path | None = None
+    shown: bool = False
 
     @property
     def complete(self) -> bool:
@@ -57,7 +62,13 @@ class Imported:
 
     def text(self) -> str:
         """It in words."""
-        lines = [f"{self.kind}: {many(len(self.corrected), 'mask')} corrected, {self.equal} as they were"]
+        lines = [f"read as {self.kind}, as its files show; --from names another format"] if self.shown else []
+        lines.append(f"{self.kind}: {many(len(self.corrected), 'mask')} corrected, {self.equal} as they were")
+        if self.corrected:
+            lines[-1] += f": {listing(self.corrected)}"
+            holding = ", ".join(f"{name} {count}" for name, count in self.classes.items())
+            lines.append(f"  masks by class: {holding}")
+            lines += [] if self.folder is None else [f"  stored in {self.folder}; the made masks stay where they are"]
         if self.added:
             lines.append(
                 f"{len(self.added)} of them {'is' if len(self.added) == 1 else 'are'} of images without a made mask "
@@ -117,10 +128,11 @@ def import_masks(
         check_classes(run, data)
     source = Path(source)
     files, images = Files(source), _Images(run, data)
+    shown = kind is None
     kind, importer = _importer(files, kind)
     labels = Labels(stored_classes(run) if data is None else data.classes, images.size)
     with tempfile.TemporaryFile() as kept:  # PNGs of what is to be stored, once everything was looked at
-        found = _Found(kept)
+        found = _Found(kept, np.zeros(256, np.int64))
         for each in _each(show_progress(importer.read(files, labels), "read", enabled=progress), kind, source):
             if isinstance(each, Unread):
                 found.unread.append((each.name, each.why))
@@ -147,6 +159,9 @@ def import_masks(
         tuple(found.blank),
         tuple(found.unknown),
         tuple(found.unread),
+        {name: count for name, count in zip(labels.classes.names, found.holding.tolist(), strict=False) if count},
+        run.path / CORRECTED,
+        shown,
     )
 
 
@@ -154,17 +169,21 @@ def import_masks(
 class _Found:
     """What was looked at so far.
 
-    kept: a file of the masks to store. places: their ids and lengths there, in order.
+    kept: a file of the masks to store. holding: how many of them hold each value. places: their ids and lengths in
+    the file, in order.
     """
 
     kept: BinaryIO
+    holding: NDArray[np.int64]
     looked_at: set[str] = field(default_factory=set)
     places: list[tuple[str, int]] = field(default_factory=list)
     blank: list[str] = field(default_factory=list)
     unknown: dict[str, None] = field(default_factory=dict)
     unread: list[tuple[str, str]] = field(default_factory=list)
 
-    def keep(self, id: str, content: bytes) -> None:
+    def keep(self, id: str, mask: NDArray[np.uint8], content: bytes) -> None:
+        values = np.unique(mask[(mask > 0) & (mask != IGNORE)])
+        self.holding[values if len(values) else 0] += 1
         self.kept.write(content)
         self.places.append((id, len(content)))
 
@@ -222,7 +241,7 @@ def _look(
             mask = np.where((mask == 0) & (now == IGNORE), np.uint8(IGNORE), mask)
         if np.array_equal(mask, now) and not damaged:  # else the damaged correction would stay
             return
-    found.keep(id, encode_mask(mask, labels.classes.palette))
+    found.keep(id, mask, encode_mask(mask, labels.classes.palette))
 
 
 def _nothing(found: _Found, run: Run, source: Path) -> str:

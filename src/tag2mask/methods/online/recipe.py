@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tag2mask.ops.affinity import Affinity
+
+Padding = Literal["ignored", "labelled"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,27 @@ class OnlineRecipe:
     early: Affinity
     late: Affinity
     switch: int
-    padding: Literal["ignored", "labelled"]
+    padding: Padding
     affinity_weight: float
     dice_weight: float = 0.0
     mutual_weight: float = 0.0
     feedback: bool = False
     replace_at: int | None = None
     sure: float = 0.75
+
+
+def recipe_of(options: Any, *, batch: int, patch: int, padding: Padding, **more: Any) -> OnlineRecipe:
+    """The options of a method, and what is published where one was not given.
+
+    options: ``OnlineOptions``. batch, padding: what is published. patch: of the CLIP, whose crops have 20 x 20.
+    more: what options alone do not decide, and fields that one method alone has.
+    """
+    return OnlineRecipe(
+        batch=options.batch or batch,
+        crop=options.crop or 20 * patch,
+        scales=options.scales,
+        warmup=options.warmup,
+        padding=options.padding or padding,
+        affinity_weight=options.affinity_weight,
+        **more,
+    )
