@@ -32,9 +32,11 @@ from torch import Tensor
 from tag2mask import __version__
 from tag2mask.data import read_voc
 from tag2mask.data.image import read_image
+from tag2mask.lab.pretrain_deit import DeitRecipe, make_vit
 from tag2mask.methods import make_method
 from tag2mask.methods.mctformer import SCENES
-from tag2mask.models.save import save_clip
+from tag2mask.models.mctformer_files import read_start
+from tag2mask.models.save import save_clip, save_vit
 from tag2mask.models.untrained import untrained
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.masks import normalise_maps, pseudo_mask, upsample
@@ -42,7 +44,7 @@ from tag2mask.ops.metrics import BackgroundSweep, confusion_matrix, metrics
 from tag2mask.run.files import write_atomic
 from tag2mask.run.folder import Run
 from tag2mask.stages.label import label
-from tag2mask.storybook import render
+from tag2mask.storybook import CLASSES, render
 from tag2mask.types import Constant, Dataset, MaskRule, Scores
 
 RULES = tuple(Constant(round(0.03 * step, 2)) for step in range(1, 31))
@@ -58,11 +60,16 @@ class Row:
     options: dict[str, Any]
 
 
+OTHERS = {key: value for key, value in SCENES.items() if key != "epochs"}
+"""Of fits that start from another tower: what storybook-clip's follow."""
+
 FITS: dict[str, dict[str, Any]] = {
     "v2": {"version": "v2"},
     "v1": {"version": "v1"},
     "plus": {"variant": "plus", "scales": [1.0]},
-    "floor": {"version": "v2", "weights": "untrained", **{key: SCENES[key] for key in SCENES if key != "epochs"}},
+    "floor": {"version": "v2", "weights": "untrained", **OTHERS},
+    "deit": {"version": "v2", "weights": "deit", **OTHERS},
+    "deit-floor": {"version": "v2", "weights": "deit-untrained", **OTHERS},
 }
 """Fits by what is given beside the number of steps; "untrained" is a tower of the same shape that learned nothing."""
 
@@ -78,15 +85,23 @@ ROWS = (
     Row("floor: V2, fused + affinity, from an untrained tower", "floor", {"maps": "fused"}),
 )
 
+DEIT_ROWS = (
+    Row("V2, fused + affinity, from the DeiT", "deit", {"maps": "fused"}),
+    Row("V2, PatchCAM, from the DeiT", "deit", {"maps": "patchcam", "affinity": False}),
+    Row("floor: V2, fused + affinity, from a DeiT of that shape, untrained", "deit-floor", {"maps": "fused"}),
+    Row("floor: V2, PatchCAM, from it", "deit-floor", {"maps": "patchcam", "affinity": False}),
+)
+"""Where there is a DeiT of these scenes (``--deit``): do its seeds owe anything to what it learned?"""
+
 
 class Bench:
     """What makes the rows.
 
-    work: where scenes, runs and finished rows are. steps: of a fit. psa: steps of PSA's.
+    work: where scenes, runs and finished rows are. steps: of a fit. psa: steps of PSA's. deit: a further start.
     """
 
-    def __init__(self, work: Path, scenes: int, test: int, steps: int, psa: int) -> None:
-        self.work, self.scenes, self.test, self.steps, self.psa = work, scenes, test, steps, psa
+    def __init__(self, work: Path, scenes: int, test: int, steps: int, psa: int, deit: Path | None = None) -> None:
+        self.work, self.scenes, self.test, self.steps, self.psa, self.deit = work, scenes, test, steps, psa, deit
 
     @cached_property
     def train_data(self) -> Dataset:
@@ -115,6 +130,10 @@ class Bench:
         options = {**FITS[fit], "steps": self.steps}
         if options.get("weights") == "untrained":
             options["weights"] = str(self.untrained)
+        elif options.get("weights") == "deit":
+            options["weights"] = str(self.deit)
+        elif options.get("weights") == "deit-untrained":
+            options["weights"] = str(self.untrained_deit)
         folder, clock = self.work / "fits" / fit, self.work / "fits" / f"{fit}.seconds"
         method = make_method("mctformer", self.train_data.classes, device="cpu", **options)
         before, began = float(clock.read_text()) if clock.exists() else 0.0, time.perf_counter()
@@ -167,6 +186,26 @@ class Bench:
             save_clip(folder, untrained(clip, 0).model, start=1, end=clip.tokenizer.end or 231, pad=0)
         return folder
 
+    @cached_property
+    def untrained_deit(self) -> Path:
+        """The folder of a DeiT of the given one's shape with weights drawn anew."""
+        assert self.deit is not None
+        folder = self.work / "untrained-deit"
+        if not (folder / "model.safetensors").exists():
+            shape = read_start(self.deit).shape
+            fresh = make_vit(
+                DeitRecipe(
+                    width=shape.width,
+                    layers=shape.layers,
+                    heads=shape.heads,
+                    patch=shape.patch,
+                    side=shape.grid[0] * shape.patch,
+                )
+            )
+            folder.mkdir(parents=True, exist_ok=True)
+            save_vit(folder, fresh.tower, fresh.norm, fresh.head, CLASSES)
+        return folder
+
     def measure(self, run: Run | None, rule: MaskRule) -> list[Any]:
         """mIoU (%) by the rule and by the best threshold, and that threshold. run: None is every pixel the tags'."""
         sweep = BackgroundSweep(RULES, len(self.test_data.classes))
@@ -186,7 +225,8 @@ class Bench:
 
     def rows(self) -> list[tuple[str, Callable[[], list[Any]]]]:
         """Names of all rows and what makes each, the most telling first."""
-        made: dict[str, Callable[[], list[Any]]] = {row.name: partial(self.mctformer, row) for row in ROWS}
+        further = DEIT_ROWS if self.deit is not None else ()
+        made = {row.name: partial(self.mctformer, row) for row in (*ROWS, *further)}
         first = ROWS[0]
         return [
             (FOREGROUND, lambda: [*self.measure(None, MaskRule(background=Constant(0.39))), "", ""]),
@@ -194,7 +234,7 @@ class Bench:
             (f"{first.name} + PSA", partial(self.refined, first)),
             ("classifier CAM", partial(self.other, "classifier-cam")),
             ("CLIP-ES", partial(self.other, "clip-es")),
-            *((row.name, made[row.name]) for row in ROWS if row.fit != "v2"),
+            *((row.name, made[row.name]) for row in (*ROWS, *further) if row.fit != "v2"),
         ]
 
 
@@ -229,12 +269,13 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=100, help="scenes to label and score")
     parser.add_argument("--steps", type=int, default=300, help="of each fit of MCTformer")
     parser.add_argument("--psa", type=int, default=200, help="steps of PSA's fit")
+    parser.add_argument("--deit", type=Path, help="a folder of `storybook pretrain-deit`, for four rows more")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--page", action="store_true", help="make no rows; write the page with those there are")
     parser.add_argument("--out", type=Path, default=Path("docs/mctformer.md"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    bench = Bench(args.work, args.n, args.test, args.steps, args.psa)
+    bench = Bench(args.work, args.n, args.test, args.steps, args.psa, args.deit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, make in [] if args.page else bench.rows():
