@@ -180,3 +180,21 @@ def test_contacts(tmp_path):
         assert 0 <= float(near) <= 100, row
         assert 0 <= float(everywhere) <= 100, row
     assert "1 of 5 scenes of val, seed 1" in printed
+
+
+def test_overlap(tmp_path):
+    """The two measurements may be made in two calls; what is there is not made again."""
+    from tag2mask.storybook import render
+
+    pictures = render(tmp_path / "scenes", 2, split="val") / "JPEGImages"
+    command = ["benchmarks/overlap.py", pictures, "-n", 2, "--alone", 1, "--clip", "storybook-clip"]
+    printed = python(*command, "--work", tmp_path / "work", "--only", "alone")
+    parts = json.loads(printed)
+    assert set(parts) == {"decode", "maps", "masks", "write"}
+    assert min(parts.values()) > 0
+    for _ in range(2):
+        page = python(*command, "--work", tmp_path / "work")
+        assert f"| maps | {parts['maps']:.3f} |" in page
+        whole = json.loads((tmp_path / "work" / "label-float32-2-2.json").read_text())
+        assert whole["photographs"] == 2
+        assert f"| the command, from the shell to its end | {whole['clock'] / 2:.3f} | {whole['clock']:.1f} |" in page

@@ -32,3 +32,19 @@ def test_help_loads_nothing_that_computes(command):
     assert "tag2mask.cli" in found
     assert not found & (HEAVY if command else HEAVY | PARSING)
     assert not {name for name in found if name.startswith(("tag2mask.stages", "tag2mask.methods", "tag2mask.models"))}
+
+
+def test_masks_of_maps_load_no_architectures():
+    found = loaded("import tag2mask.stages.label")
+    assert "tag2mask.stages.machinery.predictor" in found
+    assert not {name for name in found if name.startswith("tag2mask.segment.architectures")}
+
+
+def test_the_command_line_ends_without_a_last_search_for_garbage():
+    """What is registered first runs last: the count is of what ``main`` has set aside by then."""
+    code = (
+        "import atexit, gc, sys\natexit.register(lambda: print(gc.get_freeze_count()))\n"
+        "sys.argv = ['tag2mask', '--version']\nfrom tag2mask.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) > 1000

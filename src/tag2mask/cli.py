@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -168,4 +170,5 @@ def fetch(
 def main() -> None:
     """The console script."""
     tune_process()
+    atexit.register(gc.freeze)  # or Python looks for garbage in all of torch as it ends: a third of a second
     app()

@@ -70,19 +70,25 @@ def test_masks_made_side_by_side_are_those_made_one_by_one(data, tmp_path, threa
 
 
 class Watched(TrainingFree):
-    """Notes how many calls there are at once, and with how many of torch's threads."""
+    """Notes how many calls there are at once, and with how many of torch's threads.
 
-    def __init__(self, classes):
+    The first calls wait for each other until ``wanted`` are there, however busy the machine is.
+    """
+
+    def __init__(self, classes, wanted):
         super().__init__(classes)
-        self.at_once, self.most, self.threads, self.lock = 0, 0, set(), threading.Lock()
+        self.wanted, self.at_once, self.most, self.threads = wanted, 0, 0, set()
+        self.changed = threading.Condition()
 
     def scores(self, items):
-        with self.lock:
+        with self.changed:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
             self.threads.add(torch.get_num_threads())
-        time.sleep(0.05)  # so that another can begin
-        with self.lock:
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.most >= self.wanted, timeout=20)
+        time.sleep(0.02)  # so that one too many can begin
+        with self.changed:
             self.at_once -= 1
         return super().scores(items)
 
@@ -103,7 +109,7 @@ def test_a_method_sees_several_batches_at_once_only_if_it_says_so(
 ):
     monkeypatch.setenv("TAG2MASK_CRF", "loops")
     threads(4)
-    method = Watched(CLASSES)
+    method = Watched(CLASSES, most)
     monkeypatch.setattr(Watched, "side_by_side", side_by_side)
     assert label(data, method, tmp_path / "run", rule=RULE, machine=machine, progress=False).done == 12
     assert (method.most, method.threads) == (most, {each})
@@ -123,7 +129,7 @@ def test_large_pictures_are_labelled_one_at_a_time(data, tmp_path, threads, monk
     found = {}
     for pixels, most in ((24_000_000, 4), (1, 1)):
         monkeypatch.setattr("tag2mask.stages.machinery.work.MOST_PIXELS", pixels)
-        method, out = Watched(CLASSES), tmp_path / str(pixels)
+        method, out = Watched(CLASSES, most), tmp_path / str(pixels)
         assert label(data, method, out, rule=RULE, progress=False).done == 12
         assert (method.most, method.threads) == (most, {1})
         found[pixels] = (artefacts(out), list(Run.open(out).records()))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.ops.crf import dense_crf, dense_crf_batch, preset, unary_from_labels, unary_from_probs
-from tag2mask.ops.masks import background_score, to_labels
+from tag2mask.ops.masks import background_score, to_labels, winner
 from tag2mask.ops.pairs import Offset, window
 from tag2mask.types import IGNORE, Power
 
@@ -85,9 +85,9 @@ def irn_labels(
         return torch.zeros(image.shape[1:], dtype=torch.uint8, device=image.device)
     unaries = []
     for threshold in (foreground, background):
-        hard = torch.cat([torch.full_like(maps[:1], threshold), maps]).argmax(0)  # (H, W), background on a tie
+        hard = winner(torch.cat([torch.full_like(maps[:1], threshold), maps]))  # (H, W), background on a tie
         unaries.append(unary_from_labels(hard, len(maps) + 1))
-    sure, wide = (q.argmax(0) for q in dense_crf_batch([image, image], unaries, preset("irn")))
+    sure, wide = (winner(q) for q in dense_crf_batch([image, image], unaries, preset("irn")))
     return merge_irn(sure, wide, tags)
 
 
@@ -130,7 +130,7 @@ def psa_labels(low: Tensor, high: Tensor, tags: Tensor, *, cell: int = 8) -> Ten
     low, high = (F.avg_pool2d(scores[None], cell)[0] if cell > 1 else scores for scores in (low, high))
     labels = to_labels(low, tags)  # (h, w)
     labels[labels == 0] = IGNORE
-    labels[high.argmax(0) == 0] = 0
+    labels[winner(high) == 0] = 0
     labels[torch.maximum(low.amax(0), high.amax(0)) < _EMPTY] = IGNORE
     return labels
 

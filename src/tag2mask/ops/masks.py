@@ -128,7 +128,12 @@ def to_labels(probs: Tensor, tags: Tensor) -> Tensor:
     the tags can occur: an absent class never appears.
     """
     values = torch.cat([tags.new_zeros(1), tags]).to(torch.uint8).to(probs.device)  # (K + 1,)
-    return values[probs.argmax(0)]
+    return values[winner(probs)]
+
+
+def winner(probs: Tensor) -> Tensor:
+    """The channel with the largest value at each pixel, on a tie the first: (C, H, W) -> (H, W) int64."""
+    return probs.max(0).indices  # argmax over the first dimension takes ten times as long on a processor
 
 
 def mask_of(probs: Tensor, scores: Scores, rule: MaskRule) -> Tensor:
@@ -139,7 +144,7 @@ def mask_of(probs: Tensor, scores: Scores, rule: MaskRule) -> Tensor:
     if rule.others == "never":
         return to_labels(probs, scores.tags)
     labels = to_labels(probs, torch.cat([scores.tags, scores.tags.new_zeros(1)]))
-    return torch.where(probs.argmax(0) == len(probs) - 1, other_values(scores, rule).to(labels.device), labels)
+    return torch.where(winner(probs) == len(probs) - 1, other_values(scores, rule).to(labels.device), labels)
 
 
 def cam_confidence(maps: Tensor) -> Tensor:
@@ -197,7 +202,7 @@ def refine(image: Tensor, probs: Tensor, rule: MaskRule, refine_max_pixels: int 
     if rule.refiner_image == "wrapped-bgr":
         image = wrap_bgr(image)
     if rule.refiner_on == "labels":  # right with probability 0.7 at every pixel, as IRN and POT have it
-        probs = unary_from_labels(probs.argmax(0), len(probs)).neg().exp()
+        probs = unary_from_labels(winner(probs), len(probs)).neg().exp()
     posterior = refiner(image, probs)
     return posterior if posterior.shape[1:] == size else upsample(posterior, size)
 

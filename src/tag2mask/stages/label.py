@@ -23,7 +23,6 @@ from tag2mask.run.processes import helping
 from tag2mask.run.progress import minutes_left
 from tag2mask.run.progress import progress as show_progress
 from tag2mask.run.shard import in_shard
-from tag2mask.segment.network import load_network
 from tag2mask.segment.saved import find_network
 from tag2mask.stages.machinery.asked import LabelSettings, ask, circumstances, name_of
 from tag2mask.stages.machinery.changes import Changes, left_over
@@ -124,6 +123,8 @@ def _worker(
     if settings.masks_of == "maps":
         most = settings.refine_max_pixels
         return Labeller(method, rule, seen, refine_max_pixels=most, keep_scores=settings.keep_scores)
+    from tag2mask.segment.network import load_network  # a tenth of a second that masks of maps need not wait for
+
     if find_network(fitted.path) is None:
         raise UserError(f"{name_of(method)} trains no network; make the masks of its maps (--masks-of maps)")
     net = load_network(fitted.path, str(method.device))

@@ -15,7 +15,7 @@ from torch import Tensor
 from tag2mask.methods.online.teacher import Maps, Teacher
 from tag2mask.models.weclip import Seen
 from tag2mask.ops.affinity import Affinity
-from tag2mask.ops.masks import upsample
+from tag2mask.ops.masks import upsample, winner
 from tag2mask.ops.superclasses import (
     Gate,
     boundary_scores,
@@ -104,7 +104,7 @@ class Boundaries:
         refined = self.teacher.refine(self.teacher.pixels(images[chosen]), scores)
         out = []
         for i, each in zip(chosen, refined, strict=True):
-            labels = each.argmax(0)
+            labels = winner(each)
             if known is not None:
                 labels = torch.where(known[i], labels, IGNORE)
             out.append(BoundaryLabel(i, tuple(found[i].values()), labels))

@@ -21,7 +21,7 @@ from tag2mask.ops.affinity import Affinity, choose_layers, make_affinity, spread
 from tag2mask.ops.cam import min_max, normalise_cam
 from tag2mask.ops.class_distributions import distribution_factor
 from tag2mask.ops.image import standardise
-from tag2mask.ops.masks import upsample
+from tag2mask.ops.masks import upsample, winner
 from tag2mask.ops.par import PAR, PARSettings, par
 from tag2mask.types import IGNORE
 
@@ -212,6 +212,6 @@ class Teacher:
         labels = []
         for refined, own in zip(self.refine(pixels, scores), tags, strict=True):
             values = torch.cat([own.new_zeros(1), own]).to(refined.device, torch.uint8)
-            labels.append(values[refined.argmax(0)])
+            labels.append(values[winner(refined)])
         out = torch.stack(labels)
         return out if known is None else torch.where(known, out, IGNORE)

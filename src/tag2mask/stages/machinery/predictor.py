@@ -6,19 +6,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from threading import Lock
 from time import perf_counter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from tag2mask.methods.protocol import Method, Trainable
 from tag2mask.ops.masks import ignore_untagged, keep_tagged, refine
-from tag2mask.segment.network import SegmentationNet
 from tag2mask.segment.test_time import PRESETS, Preset, TestTime, predict_labels
 from tag2mask.stages.machinery.errors import describe
 from tag2mask.stages.machinery.plan import Loaded
 from tag2mask.stages.machinery.store import Outcome
 from tag2mask.types import MaskRule, Sample
+
+if TYPE_CHECKING:
+    from tag2mask.segment.network import SegmentationNet
 
 
 def tested_by(method: Method) -> Preset:
