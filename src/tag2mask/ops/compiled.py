@@ -46,7 +46,7 @@ def compiled(sums: bool = False) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         from numba import config, njit
 
-        options: dict[str, Any] = {"nogil": True, "fastmath": _SUMS if sums else False}
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _SUMS if sums else False}
         folder = _cache()
         if folder is None:
             return njit(**options)(function)

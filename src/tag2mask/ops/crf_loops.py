@@ -175,12 +175,13 @@ def _exponentials(fours, one, factor):  # type: ignore[no-untyped-def]
         # Only under weights far above those of any preset: shift first, as softmax() does.
         factor[:] = _ZERO
         for p in range(len(fours)):
-            for x in fours[p]:
-                factor[p] = min(factor[p], -x)
+            for k in range(fours.shape[1]):
+                factor[p] = min(factor[p], -fours[p, k])
         for p in range(len(one)):
             factor[p] = min(factor[p], -one[p])
         for p in range(len(fours)):
-            fours[p] += factor[p]
+            for k in range(fours.shape[1]):
+                fours[p, k] += factor[p]
         for p in range(len(one)):
             one[p] += factor[p]
         _exp(factor, len(factor))
@@ -205,6 +206,14 @@ def _fetch(values, corners):  # type: ignore[no-untyped-def]
     """Ask for the values of a pixel's far vertices; the near ones lie where those of the pixel before did."""
     for j in range(len(corners)):
         fetch(values, corners[j])
+
+
+@compiled()
+def _take(e, begin, logits):  # type: ignore[no-untyped-def]
+    """The energies e of the tile that begins there, before anything is filtered."""
+    for p in range(len(e)):
+        for k in range(0, width(e), 4):
+            store(e, p, k, load(logits, begin + p, k))
 
 
 @compiled(sums=True)
@@ -275,7 +284,8 @@ def _write(out, begin, e4, e1, factor, table):  # type: ignore[no-untyped-def]
             for p in range(len(row)):
                 row[p] = e4[p, source]
         elif source == columns:
-            row[:] = e1
+            for p in range(len(row)):
+                row[p] = e1[p]
         else:
             exp = table.beside[source - columns - 1]
             for p in range(len(row)):
@@ -299,8 +309,8 @@ def _update(table, kernels, blurred, splat, turn, out):  # type: ignore[no-untyp
         n = min(TILE, len(still) - begin)
         e4, e1, factor = room4[:n], room1[:n], room[:n]
         if first:
-            e4[:] = fours[begin : begin + len(e4)]
-            e1[:] = one[begin : begin + len(e1)]
+            _take(e4, begin, fours)
+            _take(e1, begin, one)
         else:
             _slice(e4, begin, fours, kernels, blurred[0][0], blurred[1][0])
             _slice(e1, begin, one, kernels, blurred[0][1], blurred[1][1])

@@ -230,7 +230,7 @@ def _embed(image, xs, ys, levels, low, strides, span, bits):  # type: ignore[no-
     elevated, parts = np.empty((d + 1, TILE), np.float32), np.empty((d + 1, TILE), np.float32)
     quotients, ranks = np.empty((d + 1, TILE), np.int32), np.empty((d + 1, TILE), np.int32)
     wanted, found, excess = np.empty(TILE, np.int64), np.empty(TILE, np.int32), np.empty(TILE, np.int32)
-    keys = np.empty(height * width + (d + 1) * TILE, np.int64)
+    keys = np.empty(height * width * (d + 1), np.int64)  # as many as there could be; what is not written costs nothing
     table = np.full(1 << bits, -1, np.int32)
     count = 0
     for y in range(height):
@@ -244,8 +244,6 @@ def _embed(image, xs, ys, levels, low, strides, span, bits):  # type: ignore[no-
                 for p in range(n):
                     features[2 + c, p] = levels[c, image[c, y, first + p]]
             _locate(features, n, elevated, quotients, ranks, parts, excess)
-            if count + (d + 1) * n > len(keys):
-                keys = np.concatenate((keys, np.empty_like(keys)))
             for k in range(d + 1):  # the corner of remainder k is one below in the coordinates of the highest ranks
                 wanted[:n] = k * span
                 for i in range(d):
