@@ -23,7 +23,7 @@ _SUMS = {"contract", "reassoc", "nsz", "nnan"}
 
 @functools.cache
 def trouble() -> str | None:
-    """Why loops cannot be compiled here, or None. A small one is, to find out: numba may be there and not fit numpy."""
+    """Why loops cannot be compiled here, or None. One is, to find out: numba may be there and not fit numpy."""
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed; run: pip install 'tag2mask[fast]'"
     try:

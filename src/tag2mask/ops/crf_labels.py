@@ -31,6 +31,9 @@ def select(unary: Tensor, prune: float) -> Labels:
     """Merge the labels of equal unaries (their marginals are equal too) and set aside those below ``prune``.
 
     unary: (C, N) float32.
+
+    Raises:
+        ValueError: an energy is not finite.
     """
     count, n = unary.shape
     device = unary.device
@@ -51,6 +54,11 @@ def select(unary: Tensor, prune: float) -> Labels:
     mass = torch.bincount(of, minlength=len(distinct)).float()  # (G,)
 
     logits = unary.neg() if len(distinct) == count else unary[distinct].neg_()  # (G, N)
+    if not all(torch.isfinite(extreme) for extreme in torch.aminmax(logits)):
+        raise ValueError(
+            "unary: got NaN, infinity or what float32 cannot hold, expected finite energies (unary_from_probs clips "
+            "zero probabilities)"
+        )
     logits -= logits.amax(dim=0)
     logits -= torch.log(mass @ logits.exp())
     # Never so many that what they hold together matters: with hundreds of labels all may be small everywhere.

@@ -34,6 +34,9 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 _NOWHERE = -1e4
 """Energy of a column that stands for no label."""
 
+_LINE = 16
+"""Numbers in a line of the cache."""
+
 _LEAST, _MOST, _PER_LOG2 = np.float32(-87), np.float32(80), np.float32(1 / math.log(2))
 _LOG2_HIGH, _LOG2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # log(2) in two parts
 _C2, _C3, _C4, _C5, _C6, _C7 = (  # of exp(r) = 1 + r + c2 r² + c3 r³ ..., fitted for this range
@@ -117,8 +120,7 @@ def _iterate(image: Array, table: Table, crf: CRF) -> Array:
     # Of each lattice the blurred values that are read, and room for the next splat and for its blur; one row more
     # than vertices is for the missing one.
     blurred, splat, free = (
-        tuple(np.zeros((len(lattice.order) + 1, *table.columns.shape[1:]), np.float32) for _, lattice in lattices)
-        for _ in range(3)
+        tuple(_zeros((len(lattice.order) + 1, *table.columns.shape[1:])) for _, lattice in lattices) for _ in range(3)
     )
     for i in range(crf.iterations + 1):
         _update(table, kernels, blurred, splat, (i == 0, i == crf.iterations), out)
@@ -128,6 +130,13 @@ def _iterate(image: Array, table: Table, crf: CRF) -> Array:
             blur(values, there, room, lattice.order, lattice.neighbours)
             values.fill(0)
     return out
+
+
+def _zeros(shape: tuple[int, ...]) -> Array:
+    """Zeros that begin with a line of the cache: a row of 8 numbers then lies in one line, not across two."""
+    room = np.zeros(math.prod(shape) + _LINE, np.float32)
+    begin = -(room.ctypes.data // room.itemsize) % _LINE
+    return room[begin : begin + math.prod(shape)].reshape(shape)
 
 
 @compiled(sums=True)

@@ -80,7 +80,7 @@ def build(image: Array, sigmas: tuple[float, ...]) -> Lattice:
     ]
     low, strides, span = _keys([float(table[-1]) for table in tables])
     levels = np.stack(tables[2:]) if d > 2 else np.empty((0, 256), np.float32)
-    bits = max(10, (height * width - 1).bit_length())
+    bits = 2 + (height * width - 1).bit_length()  # most photographs need no larger one
     vertices, weights, keys = _embed(image, tables[0], tables[1], levels, low, strides, span, bits)
     keys, order = _sort(keys, ((d + 1) * span).bit_length())
     second, last = np.searchsorted(keys, [span, d * span])

@@ -1,9 +1,9 @@
 """Rows of numbers in compiled loops: one number, or vectors that the processor works on together.
 
-An array (rows,) has rows of one number, (rows, columns) rows of columns / 4 vectors of four, and (rows, columns / 8, 8)
-rows of vectors of eight. The same loop serves them all: numba compiles it once for each that it meets. Left to itself
-it makes no vectors of a loop over so few columns, so what it lacks is written here, in the compiler's own terms: a
-vector is LLVM's <4 x float> or <8 x float>. No bounds are checked.
+An array (rows,) has rows of one number, (rows, columns) rows of columns / 4 vectors of four, (rows, columns / 8, 8)
+rows of vectors of eight. The same loop serves them all: numba compiles it once for each that it meets. Left to
+itself it makes no vectors of a loop over so few columns, so what it lacks is written here, in the compiler's own
+terms: a vector is LLVM's <4 x float> or <8 x float>. No bounds are checked.
 """
 
 from __future__ import annotations
