@@ -173,6 +173,19 @@ def test_a_numba_that_does_not_import_is_no_engine(tmp_path, monkeypatch):
     assert "tag2mask[fast]" in why
 
 
+@needs_numba
+@pytest.mark.parametrize(
+    ("njit", "why"),
+    [
+        (lambda **_: lambda function: 1 / 0, "does not compile a loop (division by zero); run: pip install"),
+        (lambda **_: lambda function: lambda number: number, "is wrong (1 + 1 gave 1)"),
+    ],
+)
+def test_a_numba_that_does_not_compile_is_no_engine(monkeypatch, njit, why):
+    monkeypatch.setattr("numba.njit", njit)
+    assert why in compiled.trouble.__wrapped__()
+
+
 def test_without_numba_it_is_the_torch_engine(monkeypatch):
     image, unary = picture(20, 30), energies(3, 20, 30)
     monkeypatch.delenv("TAG2MASK_CRF", raising=False)

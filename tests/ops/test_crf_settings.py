@@ -61,6 +61,14 @@ def test_bad_tensors_are_refused(image, unary):
         dense_crf(image, unary, preset("irn"))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_bad_energy_among_labels_alike_is_refused(value):
+    unary = torch.zeros(5, 20, 30)
+    unary[3, 0, 1] = value  # not among the pixels by which labels are first compared
+    with pytest.raises(ValueError, match="expected finite energies"):
+        dense_crf(torch.zeros(3, 20, 30, dtype=torch.uint8), unary, preset("irn"))
+
+
 def test_a_batch_of_unequal_length_is_refused():
     with pytest.raises(ValueError, match="1 images and 0 unaries"):
         dense_crf_batch([torch.zeros(3, 4, 5, dtype=torch.uint8)], [], preset("irn"))

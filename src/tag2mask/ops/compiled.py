@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import importlib.util
 import os
 import sys
@@ -24,17 +23,21 @@ _SUMS = {"contract", "reassoc", "nsz", "nnan"}
 
 @functools.cache
 def trouble() -> str | None:
-    """Why loops cannot be compiled here, or None. numba is loaded to find out: it may be there and not fit numpy."""
+    """Why loops cannot be compiled here, or None. One is, to find out: numba may be there and not fit numpy."""
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed; run: pip install 'tag2mask[fast]'"
     try:
-        importlib.import_module("numba")
+        found = compiled()(_next)(1)
     except Exception as error:  # whatever it raises, it is broken
         return (
-            f"numba is installed but does not import ({' '.join(str(error).split())}); "
+            f"numba is installed but does not compile a loop ({' '.join(str(error).split())}); "
             "run: pip install --upgrade 'tag2mask[fast]'"
         )
-    return None
+    return None if found == 2 else f"numba is installed but what it compiles is wrong (1 + 1 gave {found})"
+
+
+def _next(number: int) -> int:
+    return number + 1
 
 
 def compiled(sums: bool = False) -> Callable[[F], F]:
@@ -46,7 +49,9 @@ def compiled(sums: bool = False) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         from numba import config, njit
 
-        options: dict[str, Any] = {"nogil": True, "fastmath": _SUMS if sums else False}
+        # A division by zero is no error, and nobody calls the loops from C: both would only be more to compile.
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+        options["fastmath"] = _SUMS if sums else False
         folder = _cache()
         if folder is None:
             return njit(**options)(function)

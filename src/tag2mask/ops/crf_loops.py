@@ -9,9 +9,8 @@ so two labels cost one column, and n labels n - 1. Where labels are set aside wi
 (``crf_labels``), they take the reference's place, and the columns are the Q_l themselves.
 
 An iteration is the blur of both lattices and then, tile by tile, slice, softmax and the next splat, while the vertex
-numbers and weights of the tile are still in the first-level cache. The columns of a vertex lie side by side, fours
-that the processor works on together; a single one that is left after the fours has arrays of its own, for three
-quarters of a vector would be wasted on it. Either part may be missing: then its arrays have no rows.
+numbers and weights of the tile are still in the first-level cache. The columns of a vertex lie side by side, one, or
+fours or eights that the processor works on together (``row_loops``).
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tag2mask.ops.compiled import compiled
@@ -35,6 +33,9 @@ if TYPE_CHECKING:
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _NOWHERE = -1e4
 """Energy of a column that stands for no label."""
+
+_LINE = 16
+"""Numbers in a line of the cache."""
 
 _LEAST, _MOST, _PER_LOG2 = np.float32(-87), np.float32(80), np.float32(1 / math.log(2))
 _LOG2_HIGH, _LOG2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # log(2) in two parts
@@ -53,19 +54,16 @@ def mean_field(image: Tensor, labels: Labels, crf: CRF) -> Tensor:
     chosen = int(labels.mass.argmax()) if reference else len(labels.mass)
     others = [k for k in range(len(labels.mass)) if k != chosen]
     if not others:  # all labels are alike
-        return torch.full((len(labels.row), len(labels.logits)), 1 / len(labels.row))
-    logits, beside, still = labels.logits[:, others], labels.pruned, labels.rest
+        return torch.full((len(labels.row), len(labels.rest)), 1 / len(labels.row))
+    logits, beside, still = labels.logits[others], labels.pruned, labels.rest
     if reference:
-        logits = logits - labels.logits[:, chosen, None]
-        beside, still = torch.ones(1, len(logits)), labels.mass[chosen].repeat(len(logits))
-    fours, one = _columns(logits, _NOWHERE)
-    mass4, mass1 = _columns(labels.mass[None, others], 0)
+        logits -= labels.logits[chosen]
+        beside, still = torch.ones(1, len(still)), labels.mass[chosen].repeat(len(still))
+    columns, mass = _columns(logits, _NOWHERE), _columns(labels.mass[others, None], 0)
     source = torch.empty(len(labels.mass) + len(labels.pruned), dtype=torch.int64)
     source[others] = torch.arange(len(others))
-    if len(one):
-        source[others[-1]] = fours.shape[1]
-    source[chosen:][: len(beside)] = fours.shape[1] + 1 + torch.arange(len(beside))
-    table = Table(fours, one, mass4, mass1, still.numpy(), beside.numpy(), source.numpy(), reference)
+    source[chosen:][: len(beside)] = columns[0].size + torch.arange(len(beside))
+    table = Table(columns, mass, still.numpy(), beside.numpy(), source.numpy(), reference)
     rows = torch.from_numpy(_iterate(image.contiguous().numpy(), table, crf))
     in_order = torch.equal(labels.row, torch.arange(len(rows)))
     return rows if in_order else rows.index_select(0, labels.row)
@@ -74,31 +72,31 @@ def mean_field(image: Tensor, labels: Labels, crf: CRF) -> Tensor:
 class Table(NamedTuple):
     """The labels of a picture as the loops have them: A with a message, one of them the reference, or P without.
 
-    fours, one: (N, a multiple of four) and (N,): -U of the columns, less the reference's; either may be missing.
-    mass4, mass1: (1, as many), (1,): how many labels each column stands for.
+    columns: rows (N, ...) of -U, less the reference's, as ``_columns`` makes them.
+    mass: (1, ...) how many labels each column stands for.
     still: (N,) what the labels without a column hold of the softmax's sum.
     beside: (B, N) exp of the labels without a column.
-    source: (A + P,) where the Q of each is: in that column of the fours, one further in ``one``, then in ``beside``.
+    source: (A + P,) where the Q of each is: in that column, or beside, counted on from the last column.
     reference: whether ``beside`` is one label, the reference.
     """
 
-    fours: Array
-    one: Array
-    mass4: Array
-    mass1: Array
+    columns: Array
+    mass: Array
     still: Array
     beside: Array
     source: Array
     reference: bool
 
 
-def _columns(table: Tensor, padding: float) -> tuple[Array, Array]:
-    """The columns of (rows, A) as two arrays: (rows, a multiple of four), and the one that may be left (rows,)."""
-    beside = table.shape[1] % 4 == 1
-    fours = table[:, : table.shape[1] - beside]
-    fours = F.pad(fours, (0, -fours.shape[1] % 4), value=padding) if fours.shape[1] else fours.new_empty(0, 4)
-    one = table[:, -1] if beside else table.new_empty(0)
-    return fours.contiguous().numpy(), one.contiguous().numpy()
+def _columns(table: Tensor, padding: float) -> Array:
+    """(A, rows) as rows: of one number, or of eights, where they need no more room than fours."""
+    count, rows = table.shape
+    if count == 1:
+        return table[0].numpy()
+    room = -(-count // 4) * 4
+    columns = torch.empty(rows, room)
+    columns[:, :count], columns[:, count:] = table.T, padding
+    return columns.numpy().reshape((rows, room) if room % 8 else (rows, room // 8, 8))
 
 
 def _lattices(image: Array, crf: CRF) -> list[tuple[float, Lattice]]:
@@ -119,26 +117,26 @@ def _iterate(image: Array, table: Table, crf: CRF) -> Array:
     out = np.empty((len(table.source), len(table.still)), np.float32)
     lattices = _lattices(image, crf)
     kernels = tuple((lattice.vertices, lattice.weights, np.float32(weight)) for weight, lattice in lattices)
-    # Of each lattice the blurred values that are read, and room for the next splat and for its blur.
+    # Of each lattice the blurred values that are read, and room for the next splat and for its blur; one row more
+    # than vertices is for the missing one.
     blurred, splat, free = (
-        tuple(tuple(_vertex_rows(lattice, part) for part in (table.fours, table.one)) for _, lattice in lattices)
-        for _ in range(3)
+        tuple(_zeros((len(lattice.order) + 1, *table.columns.shape[1:])) for _, lattice in lattices) for _ in range(3)
     )
     for i in range(crf.iterations + 1):
         _update(table, kernels, blurred, splat, (i == 0, i == crf.iterations), out)
         if i == crf.iterations:
             break
-        for (_, lattice), *rooms in zip(lattices, splat, blurred, free, strict=True):
-            for values, there, room in zip(*rooms, strict=True):
-                if len(values):
-                    blur(values, there, room, lattice.order, lattice.neighbours)
-                    values.fill(0)
+        for (_, lattice), values, there, room in zip(lattices, splat, blurred, free, strict=True):
+            blur(values, there, room, lattice.order, lattice.neighbours)
+            values.fill(0)
     return out
 
 
-def _vertex_rows(lattice: Lattice, part: Array) -> Array:
-    """Zeros for every vertex of the lattice, and for the missing one; none for a part without columns."""
-    return np.zeros((len(lattice.order) + 1 if len(part) else 0, *part.shape[1:]), np.float32)
+def _zeros(shape: tuple[int, ...]) -> Array:
+    """Zeros that begin with a line of the cache: a row of 8 numbers then lies in one line, not across two."""
+    room = np.zeros(math.prod(shape) + _LINE, np.float32)
+    begin = -(room.ctypes.data // room.itemsize) % _LINE
+    return room[begin : begin + math.prod(shape)].reshape(shape)
 
 
 @compiled(sums=True)
@@ -167,25 +165,24 @@ def _any_above(x, n):  # type: ignore[no-untyped-def]
 
 
 @compiled(sums=True)
-def _exponentials(fours, one, factor):  # type: ignore[no-untyped-def]
-    """exp of the energies of a tile in place, and of zero: factor (n,); all over the same number of the pixel."""
-    flat = fours.reshape(-1)
-    factor[:] = _ONE
-    if _any_above(flat, len(flat)) or _any_above(one, len(one)):
+def _exponentials(e, factor):  # type: ignore[no-untyped-def]
+    """exp of the energies of n pixels in place, and of zero: factor (n,); all over the same number of the pixel.
+
+    e: (n x columns,), pixel by pixel.
+    """
+    for p in range(len(factor)):
+        factor[p] = _ONE
+    if _any_above(e, len(e)):
         # Only under weights far above those of any preset: shift first, as softmax() does.
-        factor[:] = _ZERO
-        for p in range(len(fours)):
-            for x in fours[p]:
-                factor[p] = min(factor[p], -x)
-        for p in range(len(one)):
-            factor[p] = min(factor[p], -one[p])
-        for p in range(len(fours)):
-            fours[p] += factor[p]
-        for p in range(len(one)):
-            one[p] += factor[p]
+        columns = len(e) // len(factor)
+        for p in range(len(factor)):
+            factor[p] = _ZERO
+            for k in range(p * columns, (p + 1) * columns):
+                factor[p] = min(factor[p], -e[k])
+            for k in range(p * columns, (p + 1) * columns):
+                e[k] += factor[p]
         _exp(factor, len(factor))
-    _exp(flat, len(flat))
-    _exp(one, len(one))
+    _exp(e, len(e))
 
 
 @compiled()
@@ -217,7 +214,7 @@ def _slice(e, begin, logits, kernels, near, far):  # type: ignore[no-untyped-def
         _fetch(far, _six(corner6, min(i + SOON, last)))
         near_corners, near_parts = _three(corner3, i), _three(part3, i)
         far_corners, far_parts = _six(corner6, i), _six(part6, i)
-        for k in range(0, width(e), 4):
+        for k in range(width(e)):
             near_sum = far_sum = nothing(logits)
             for j in range(len(near_corners)):
                 near_sum = plus(near_sum, near_parts[j], load(near, near_corners[j], k))
@@ -231,7 +228,7 @@ def _sum(e, mass, sums):  # type: ignore[no-untyped-def]
     """Add the columns of a tile, each as often as its mass says."""
     for p in range(len(e)):
         parts = nothing(e)
-        for k in range(0, width(e), 4):
+        for k in range(width(e)):
             parts = plus(parts, _ONE, times(load(mass, 0, k), load(e, p, k)))
         sums[p] += total(parts)
 
@@ -240,7 +237,7 @@ def _sum(e, mass, sums):  # type: ignore[no-untyped-def]
 def _share(e, share, taken):  # type: ignore[no-untyped-def]
     """Q of the columns of a tile, less what is taken of each: both (n,)."""
     for p in range(len(e)):
-        for k in range(0, width(e), 4):
+        for k in range(width(e)):
             store(e, p, k, less(plus(nothing(e), share[p], load(e, p, k)), taken[p]))
 
 
@@ -259,27 +256,26 @@ def _splat(e, begin, kernels, near, far):  # type: ignore[no-untyped-def]
 @compiled(sums=True)
 def _add(e, p, corners, parts, values):  # type: ignore[no-untyped-def]
     """Add row p of e to the vertices' values, to each its part."""
-    for k in range(0, width(e), 4):
+    for k in range(width(e)):
         difference = load(e, p, k)
         for j in range(len(corners)):
             store(values, corners[j], k, plus(load(values, corners[j], k), parts[j], difference))
 
 
 @compiled()
-def _write(out, begin, e4, e1, factor, table):  # type: ignore[no-untyped-def]
-    """Q of the tile that begins there, from its columns and the factor of the others' exp."""
-    columns = table.fours.shape[1]
+def _write(out, begin, e, factor, source, beside):  # type: ignore[no-untyped-def]
+    """Q of the tile that begins there, from its columns, pixel by pixel, and the factor of the others' exp."""
+    n = len(factor)
+    columns = len(e) // n
     for i in range(len(out)):
-        source, row = table.source[i], out[i, begin : begin + len(factor)]
-        if source < columns:
-            for p in range(len(row)):
-                row[p] = e4[p, source]
-        elif source == columns:
-            row[:] = e1
+        row, column = out[i, begin : begin + n], source[i]
+        if column < columns:
+            for p in range(n):
+                row[p] = e[p * columns + column]
         else:
-            exp = table.beside[source - columns - 1]
-            for p in range(len(row)):
-                row[p] = exp[begin + p] * factor[p]
+            exp = beside[column - columns, begin : begin + n]
+            for p in range(n):
+                row[p] = exp[p] * factor[p]
 
 
 @compiled(sums=True)
@@ -287,37 +283,34 @@ def _update(table, kernels, blurred, splat, turn, out):  # type: ignore[no-untyp
     """Slice, softmax and splat of every pixel.
 
     table: a ``Table``. kernels: vertices, weights and the kernel's weight, near and far. blurred, splat: values to
-    slice, room to splat, of both lattices as ``_columns`` has them. turn: whether it is the first one, where nothing
-    is sliced, and the last one, where Q is written to ``out`` (A + P, N).
+    slice, room to splat, of both lattices. turn: whether it is the first one, where nothing is sliced, and the last
+    one, where Q is written to ``out`` (A + P, N).
     """
-    fours, one, still = table.fours, table.one, table.still
     first, last = turn
-    room4 = np.empty((min(TILE, len(fours)), fours.shape[1]), np.float32)
-    room1, room = np.empty(min(TILE, len(one)), np.float32), np.empty(TILE, np.float32)
-    sums, taken = np.empty(TILE, np.float32), np.zeros(TILE, np.float32)
-    for begin in range(0, len(still), TILE):
-        n = min(TILE, len(still) - begin)
-        e4, e1, factor = room4[:n], room1[:n], room[:n]
+    pixels, logits = len(table.still), table.columns.reshape(-1)
+    columns = len(logits) // pixels
+    room = np.empty_like(table.columns[:TILE])
+    sums, factors, none = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.zeros(TILE, np.float32)
+    for begin in range(0, pixels, TILE):
+        n = min(TILE, pixels - begin)
+        e, factor, still = room[:n], factors[:n], table.still[begin : begin + n]
+        flat = e.reshape(-1)
         if first:
-            e4[:] = fours[begin : begin + len(e4)]
-            e1[:] = one[begin : begin + len(e1)]
+            own = logits[begin * columns : (begin + n) * columns]
+            for i in range(len(flat)):
+                flat[i] = own[i]
         else:
-            _slice(e4, begin, fours, kernels, blurred[0][0], blurred[1][0])
-            _slice(e1, begin, one, kernels, blurred[0][1], blurred[1][1])
-        _exponentials(e4, e1, factor)
+            _slice(e, begin, table.columns, kernels, blurred[0], blurred[1])
+        _exponentials(flat, factor)
         for p in range(n):
-            sums[p] = still[begin + p] * factor[p]
-        _sum(e4, table.mass4, sums)
-        _sum(e1, table.mass1, sums)
+            sums[p] = still[p] * factor[p]
+        _sum(e, table.mass, sums)
         for p in range(n):
             sums[p] = _ONE / sums[p]
             factor[p] *= sums[p]
-            if table.reference and not last:
-                taken[p] = factor[p]
-        _share(e4, sums, taken)
-        _share(e1, sums, taken)
         if last:
-            _write(out, begin, e4, e1, factor, table)
+            _share(e, sums, none)
+            _write(out, begin, flat, factor, table.source, table.beside)
         else:
-            _splat(e4, begin, kernels, splat[0][0], splat[1][0])
-            _splat(e1, begin, kernels, splat[0][1], splat[1][1])
+            _share(e, sums, factors if table.reference else none)
+            _splat(e, begin, kernels, splat[0], splat[1])

@@ -23,12 +23,14 @@ _WIDEST = 24
 
 def mean_field(images: Sequence[Tensor], labels: Sequence[Labels], crf: CRF) -> list[Tensor]:
     """Marginals (C, N) of each picture, all filtered together: one after another, labels side by side."""
-    sizes = [len(x.logits) for x in labels]
+    sizes = [len(x.rest) for x in labels]
     width = max(len(x.mass) for x in labels)
     if 2 < width < 8 and not images[0].is_cuda:
         width = 8  # rows of whole vectors: quicker than 3 to 7 columns with masked loads and stores
     # A column that a picture lacks has a probability of exactly zero there.
-    logits = torch.cat([F.pad(x.logits, (0, width - len(x.mass)), value=-math.inf) for x in labels])  # (N, A)
+    logits = torch.cat(
+        [F.pad(x.logits.T, (0, width - len(x.mass)), value=-math.inf) for x in labels]
+    ).contiguous()  # (N, A)
     mass = [F.pad(x.mass, (0, width - len(x.mass))) for x in labels]  # (A,) each
     rest = torch.cat([x.rest for x in labels])  # (N,)
 

@@ -80,7 +80,7 @@ def build(image: Array, sigmas: tuple[float, ...]) -> Lattice:
     ]
     low, strides, span = _keys([float(table[-1]) for table in tables])
     levels = np.stack(tables[2:]) if d > 2 else np.empty((0, 256), np.float32)
-    bits = max(10, (height * width - 1).bit_length())
+    bits = 2 + (height * width - 1).bit_length()  # most photographs need no larger one
     vertices, weights, keys = _embed(image, tables[0], tables[1], levels, low, strides, span, bits)
     keys, order = _sort(keys, ((d + 1) * span).bit_length())
     second, last = np.searchsorted(keys, [span, d * span])
@@ -230,7 +230,9 @@ def _embed(image, xs, ys, levels, low, strides, span, bits):  # type: ignore[no-
     elevated, parts = np.empty((d + 1, TILE), np.float32), np.empty((d + 1, TILE), np.float32)
     quotients, ranks = np.empty((d + 1, TILE), np.int32), np.empty((d + 1, TILE), np.int32)
     wanted, found, excess = np.empty(TILE, np.int64), np.empty(TILE, np.int32), np.empty(TILE, np.int32)
-    keys = np.empty(height * width + (d + 1) * TILE, np.int64)
+    keys = np.empty(
+        height * width * (d + 1), np.int64
+    )  # as many as there could be; what is not written costs nothing
     table = np.full(1 << bits, -1, np.int32)
     count = 0
     for y in range(height):
@@ -244,14 +246,19 @@ def _embed(image, xs, ys, levels, low, strides, span, bits):  # type: ignore[no-
                 for p in range(n):
                     features[2 + c, p] = levels[c, image[c, y, first + p]]
             _locate(features, n, elevated, quotients, ranks, parts, excess)
-            if count + (d + 1) * n > len(keys):
-                keys = np.concatenate((keys, np.empty_like(keys)))
-            for k in range(d + 1):  # the corner of remainder k is one below in the coordinates of the highest ranks
-                wanted[:n] = k * span
-                for i in range(d):
-                    quotient, rank, lowest, stride = quotients[i], ranks[i], low[i], strides[i]
+            wanted[:n] = 0
+            for i in range(d):
+                quotient, lowest, stride = quotients[i], low[i], strides[i]
+                for p in range(n):
+                    wanted[p] += stride * (quotient[p] - lowest)
+            for k in range(d + 1):
+                if k:  # the next corner is one below this one in the coordinate of the next highest rank
                     for p in range(n):
-                        wanted[p] += stride * (quotient[p] - lowest - (rank[p] > d - k))
+                        wanted[p] += span
+                    for i in range(d):
+                        rank, stride = ranks[i], strides[i]
+                        for p in range(n):
+                            wanted[p] -= stride if rank[p] == d + 1 - k else 0
                 _find(table, keys, wanted, n, found)
                 for p in range(n):
                     v = found[p]
@@ -340,7 +347,7 @@ def blur(values, out, free, order, neighbours):  # type: ignore[no-untyped-def]
         fetch(values, near[soon, 0])
         fetch(values, near[soon, 1])
         fetch(values, order[soon])
-        _mix(free, v, values, order[v], near[v, 0], near[v, 1])
+        _mix(free, np.uint32(v), values, order[v], near[v, 0], near[v, 1])
     here, there = free, values
     for j in range(1, most):
         near = neighbours[j]
@@ -348,18 +355,18 @@ def blur(values, out, free, order, neighbours):  # type: ignore[no-untyped-def]
             soon = min(v + SOON, count - 1)
             fetch(here, near[soon, 0])
             fetch(here, near[soon, 1])
-            _mix(there, v, here, v, near[v, 0], near[v, 1])
+            _mix(there, np.uint32(v), here, np.uint32(v), near[v, 0], near[v, 1])
         here, there = there, here
     near = neighbours[most]
     for v in range(count):
         fetch(out, order[min(v + SOON, count - 1)])
-        _mix(out, order[v], here, v, near[v, 0], near[v, 1])
+        _mix(out, order[v], here, np.uint32(v), near[v, 0], near[v, 1])
 
 
 @compiled(sums=True)
 def _mix(out, to, values, v, after, before):  # type: ignore[no-untyped-def]
     """A row of the blur: that of vertex ``v`` and half of each neighbour's."""
-    for k in range(0, width(out), 4):
+    for k in range(width(out)):
         both = plus(load(values, after, k), _ONE, load(values, before, k))
         store(out, to, k, plus(load(values, v, k), _HALF, both))
 
