@@ -184,6 +184,24 @@ def test_what_is_saved_is_what_is_measured(trained, tmp_path, monkeypatch) -> No
     assert (folder / "training" / "measured-3.json").exists()
 
 
+def test_a_training_may_begin_where_another_ended(trained, tmp_path) -> None:
+    folder, recipe, _ = trained
+    network, begun = stage.started(dataclasses.replace(recipe, init=str(folder)))
+    saved, digest = stage.load_vit(folder, recipe)
+    assert begun == digest
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in saved.state_dict().items())
+    assert not torch.equal(network.head.weight, stage.make_vit(recipe).head.weight)
+    assert stage.started(recipe)[1] is None
+    other = dataclasses.replace(recipe, init=str(folder), layers=recipe.layers + 1)
+    with pytest.raises(UserError, match=r"init: .*expected that of the recipe"):
+        pretrain_deit(tmp_path / "new", other, QUIET)
+    tower = stage.make_vit(recipe)
+    head = torch.nn.Linear(recipe.width, 2)
+    save_vit(tmp_path / "two", tower.tower, tower.norm, head, ("cat", "dog"))
+    with pytest.raises(UserError, match="does not score 20 classes"):
+        stage.started(dataclasses.replace(recipe, init=str(tmp_path / "two")))
+
+
 def test_another_training_is_refused(trained, tmp_path) -> None:
     folder, recipe, _ = trained
     with pytest.raises(UserError, match=r"another training: soft is 0\.5 there and 0\.1 now"):

@@ -59,6 +59,7 @@ class DeitRecipe:
     crop in whole patches.
     teacher: a classifier that knows all classes, a folder or "storybook-resnet". soft: its share of the target,
     beside the tags. precision: float32 or bfloat16.
+    init: a folder that such a training wrote, of the same shape, to begin with; None draws weights.
     """
 
     width: int = 192
@@ -80,6 +81,7 @@ class DeitRecipe:
     weight_decay: float = 0.05
     precision: str = "float32"
     seed: int = 0
+    init: str | None = None
 
     @property
     def views(self) -> ClassifierRecipe:
@@ -228,7 +230,8 @@ def pretrain_deit(
 
     Raises:
         UserError: an impossible recipe; the folder cannot be written, or holds other things, or the training of
-            another recipe or of other drawings; there is no such device or teacher, or it lacks a class.
+            another recipe or of other drawings; there is no such device or teacher, or it lacks a class; or
+            ``init`` is not there, or is of another shape.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     began = time.monotonic()
@@ -237,11 +240,11 @@ def pretrain_deit(
     check(recipe)
     find_precision(recipe.precision, find_device(running.device))
     taught_by = check_teacher(recipe.teacher, CLASSES)
-    settings = {**plain(recipe), "teacher_sha256": taught_by}
+    network, begun = started(recipe)
+    settings = {**plain(recipe), "teacher_sha256": taught_by, "init_sha256": begun}
     wanted = Rendered(recipe.scenes, recipe.size, seed=recipe.seed)
     with claimed(out, settings, wanted, running, scenes=scenes, workers=workers) as drawn:
         teacher, _ = load_classifier(recipe.teacher)
-        network = make_vit(recipe)
         module = deit_training(recipe, network, teacher.requires_grad_(False), compiled=running.compiled)
         left = minutes_left(running.minutes, began)
         training = Training(
@@ -265,6 +268,27 @@ def pretrain_deit(
         write_atomic(out / "MODEL_CARD.md", card(recipe, network, found, trainer.strategy.root_device.type).encode())
         save_vit(out, *parts)
         return found
+
+
+def started(recipe: DeitRecipe) -> tuple[TaggedViT, str | None]:
+    """The network that a training begins with, and the sha256 of the weights in ``init``, if it names any.
+
+    Raises:
+        UserError: ``init`` is none that this training wrote, or of another shape.
+    """
+    fresh = make_vit(recipe)
+    if recipe.init is None:
+        return fresh, None
+    shape = read_start(recipe.init).shape
+    if shape != fresh.tower.shape:
+        raise UserError(f"init: {recipe.init} has {shape}; expected that of the recipe, {fresh.tower.shape}")
+    try:
+        return load_vit(Path(recipe.init), recipe)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"init: {recipe.init} does not score {len(CLASSES)} classes; expected a folder that `tag2mask storybook "
+            "pretrain-deit` wrote"
+        ) from error
 
 
 def load_vit(folder: Path, recipe: DeitRecipe) -> tuple[TaggedViT, str]:
