@@ -13,6 +13,7 @@ With ``--work`` the two measurements can be made in two calls (``--only``); what
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -149,7 +150,8 @@ def main() -> None:
     with TemporaryDirectory() as there:
         work = args.work or Path(there)
         work.mkdir(parents=True, exist_ok=True)
-        data = work / f"photographs-{args.n}-{args.tags}"
+        asked = json.dumps([str(args.jpegs.resolve()), args.n, args.tags])
+        data = work / f"photographs-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
         if not data.exists():
             photographs(args.jpegs, data, args.n, args.tags)
         clip = args.clip or str(work / "clip")
@@ -163,7 +165,8 @@ def main() -> None:
         def one_by_one() -> dict[str, float]:
             return alone(data, clip, args.precision, Path(there), args.alone)
 
-        name = f"{args.precision}-{args.n}-{args.tags}.json"
+        asked = json.dumps([asked, args.alone, clip, args.precision])
+        name = f"{args.precision}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.json"
         parts = kept(work / f"alone-{name}", None if args.only == "label" else one_by_one)
         measured = kept(work / f"label-{name}", None if args.only == "alone" else whole)
         for found in (parts, measured) if parts is None or measured is None else ():

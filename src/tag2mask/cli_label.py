@@ -163,6 +163,7 @@ def label(
     `tag2mask label photos --refine irn -o runs/irn`, the same as `tag2mask label photos -m irn --prior runs/photos
     -o runs/irn` · one image: `tag2mask label dog.jpg --tags "dog;person" -o runs/dog`
     """
+    from tag2mask.data.truth_doubt import doubt_of_truth
     from tag2mask.methods.protocol import Machine
     from tag2mask.run.processes import helping
     from tag2mask.run.shard import WHOLE, find_shard
@@ -184,8 +185,11 @@ def label(
     afresh = refit or (overwrite and shard_ == WHOLE)
     makes: Literal["maps", "network"] = one_of("--masks-of", masks_of, "maps", "network")
     recipe = prepare(given, device=device, out=None if afresh else out, masks_of=makes)
+    doubt = None if helping() else doubt_of_truth(recipe.data)
     for note in recipe.data.notes if not helping() else ():
         typer.echo(f"note: {note}", err=True)
+    if doubt is not None:
+        typer.echo(f"note: as the first images have it, eval would refuse the truth: {doubt}", err=True)
     how = LabelSettings(
         rule=recipe.rule,
         prior=prior,
@@ -217,7 +221,7 @@ def label(
         learned = given.method if given.refine is None else given.refine.method
         typer.echo(f"{out}: {learned} has learned; the same command without --fit-only labels")
         return
-    _say(out, summaries, measured=bool(recipe.data.has_truth.any()), few=limit is not None)
+    _say(out, summaries, measured=bool(recipe.data.has_truth.any()) and doubt is None, few=limit is not None)
     # of a shard alone, images without tags may be all there are
     if any(summary.failed or (summary.empty and shard_ == WHOLE) for summary in summaries):
         raise typer.Exit(SOME_FAILED)
@@ -226,7 +230,8 @@ def label(
 def _say(out: Path, summaries: Sequence[Any], *, measured: bool, few: bool) -> None:
     """Print what was done, and what comes next.
 
-    measured: there are true masks to measure by. few: others are left for later; a network would learn from too few.
+    measured: there are true masks to measure by, and nothing speaks against them. few: others are left for later; a
+    network would learn from too few.
     """
     from tag2mask.run.corrected import CORRECTED, corrections_in
     from tag2mask.run.folder import Run

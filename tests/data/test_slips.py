@@ -22,7 +22,10 @@ from tag2mask.data.tags import TagReading
         ("Motor-Bke", "motorbike"),
         ("mototbkie", "motorbike"),  # two slips in a long name
         ("potted plnat", "potted_plant"),
-        ("chat", "hat"),
+        ("hrose", "horse"),
+        ("zebbra", "zebra"),
+        ("person", "perzon"),
+        ("giraff", "giraffe"),
     ],
 )
 def test_slips_of_the_pen_are_named(rare, common):
@@ -40,6 +43,19 @@ def test_slips_of_the_pen_are_named(rare, common):
         {"room 1": 1, "room 2": 300},
         {"h11": 1, "h1": 300},
         {"bread": 1, "board": 300},
+        {"unripe": 1, "ripe": 300},
+        {"uninfected": 1, "infected": 300},
+        {"exterior": 1, "interior": 300},
+        {"hypertension": 1, "hypotension": 300},
+        {"ectoderm": 1, "endoderm": 300},
+        {"class a": 1, "class b": 300},
+        {"room_a": 1, "room_b": 300},
+        {"type i": 1, "type ii": 300},
+        {"stage iv": 1, "stage vi": 300},
+        {"消防车": 1, "消防员": 300},  # no letters that have two cases: each is a third of the word
+        {"hat": 1, "cat": 300},
+        {"house": 1, "horse": 300},
+        {"chair": 1, "hair": 300},
         {"dg": 1, "dog": 300},  # too short to tell
         {"dog": 300, "dgo": 0},  # named, on no image
     ],
@@ -86,7 +102,7 @@ def test_coco_names_slips_among_its_categories(tmp_path):
         rows.append({"id": number, "file_name": f"{number}.png", "width": 8, "height": 6})
         box = {"bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0, "segmentation": [[0, 0, 4, 0, 4, 4]]}
         objects.append({"id": number + 1, "image_id": number, "category_id": 2 if number else 1, **box})
-    named = [{"id": 1, "name": "hose"}, {"id": 2, "name": "horse"}]
+    named = [{"id": 1, "name": "hrose"}, {"id": 2, "name": "horse"}]
     (tmp_path / "mine.json").write_text(json.dumps({"images": rows, "annotations": objects, "categories": named}))
     data = read_coco(tmp_path / "mine.json", images)
-    assert any("'hose' (1) like 'horse' (6)" in note for note in data.notes)
+    assert any("'hrose' (1) like 'horse' (6)" in note for note in data.notes)

@@ -13,6 +13,7 @@ import tag2mask
 from methods.toys import CLASSES, TinyData, TrainingFree, make_data
 from tag2mask.cli import app
 from tag2mask.data import read_folder
+from tag2mask.data.truth_doubt import doubt_of_truth
 from tag2mask.stages.checked import Few, Twins
 from tag2mask.stages.label import label
 from tag2mask.stages.machinery.estimate import _at, estimate
@@ -138,8 +139,13 @@ def test_truth_that_eval_would_refuse(tmp_path):
     found = tag2mask.check(read_folder(root, truth=tmp_path / "truth"), measure=False, progress=False)
     assert found.truth.refused
     assert "eval would refuse this" in found.text()
+    assert not any(line.startswith("tag2mask label") for line in found.next)  # it would make a run of other classes
     assert not found.failed  # the images are fine
+    doubt = doubt_of_truth(read_folder(root, truth=tmp_path / "truth"))
+    assert doubt is not None
+    assert doubt in found.truth.finding  # as label says it before it begins
     chosen = read_folder(root, truth=tmp_path / "truth", truth_values="as-is")
+    assert doubt_of_truth(chosen) is None
     assert not tag2mask.check(chosen, measure=False, progress=False).truth.refused
 
 

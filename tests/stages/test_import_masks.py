@@ -120,9 +120,11 @@ def test_it_says_which_masks_it_took_and_where_they_are(run, data, tmp_path):
     assert found.classes["background"] == 1
     said = found.text().splitlines()
     assert said[0] == "read as png, as its files show; --from names another format"
-    assert said[1] == f"png: 2 masks corrected, {len(data) - 2} as they were: {first}, {second}"
-    assert said[2] == "  masks by class: " + ", ".join(f"{name} {count}" for name, count in found.classes.items())
-    assert said[3] == f"  stored in {run.path / 'corrected'}; the made masks stay where they are"
+    assert said[1] == f"png: 2 masks corrected ({first}, {second}), {len(data) - 2} as they were"
+    assert said[2] == "corrected masks by class: " + ", ".join(
+        f"{name} {count}" for name, count in found.classes.items()
+    )
+    assert said[3] == f"stored in {run.path / 'corrected'}; the made masks stay where they are"
     assert all((run.path / "corrected" / f"{id}.png").is_file() for id in found.corrected)
     again = import_masks(run, folder, "png", progress=False)
     assert again.text() == f"png: 0 masks corrected, {len(data)} as they were"

@@ -137,11 +137,12 @@ def classes_of_tags(
     else:
         notes += counted(f"names of {source} that look like one class, and stay two", shown)
     chosen = sorted((n for n in classes.values() if n not in aliases), key=lambda word: (fold(word), word))
+    own = plain_classes(chosen, id, aliases)  # no more than 254, so the notes compare no more
     notes += _inner(chosen, source)
     notes += notes_on_slips({name: held[fold(name)] for name in chosen}, source, groups)
     with_counts = listing([f"{name!r} ({held[fold(name)]})" for name in chosen], most=40)
     first = f"{_these(len(chosen))} named in {source}, with the number of images that have each: {with_counts}"
-    return plain_classes(chosen, id, aliases), [first, *notes]
+    return own, [first, *notes]
 
 
 def _distinct(names: Iterable[str], source: str) -> tuple[dict[str, str], list[str]]:

@@ -37,7 +37,7 @@ def public_numbers(classes: ClassSet) -> Iterator[PublicNumbers]:
             continue
         numbers = range(1, len(public))
         yield PublicNumbers(called, f"--classes {called}", places, frozenset(numbers))
-        if len(numbers) == len(COCO_IDS):
+        if called == "coco14":
             ids = {COCO_IDS[number - 1]: value for number, value in places.items()}
             options = f"--classes {called} --truth-values coco-ids"
             yield PublicNumbers("COCO's category ids", options, ids, frozenset(COCO_IDS))

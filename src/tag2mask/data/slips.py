@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 
 from tag2mask.classes import fold
 from tag2mask.words import counted
 
 __all__ = ["notes_on_slips"]
 
-RARER = 5
+RARER = 3
 """A name may be a slip for another one that is on so many times more images."""
 
 _LONG = 8
@@ -17,6 +19,14 @@ _LONG = 8
 
 _SHORTEST = 3
 """With fewer letters, too many names are but one slip away from each other."""
+
+_LETTERS_MISSING, _LETTERS_REPLACED = 5, 6
+"""How many letters a name needs for one that is missing, or another, to be a slip."""
+
+_PREFIXES = (("inter", "exter"), ("in", "ex"), ("hypo", "hyper"), ("endo", "ecto"), ("micro", "macro"), ("in", "un"))
+"""Pairs of prefixes that make two words of one."""
+
+_ROMAN = re.compile("[ivxlc]+")
 
 
 def notes_on_slips(counts: Mapping[str, int], source: str, alike: Sequence[Collection[str]] = ()) -> list[str]:
@@ -38,7 +48,6 @@ def notes_on_slips(counts: Mapping[str, int], source: str, alike: Sequence[Colle
 
 def _pairs(counts: Mapping[str, int], alike: Sequence[Collection[str]]) -> Iterator[tuple[str, str]]:
     """Each rare name with the commonest one that it may be a slip for."""
-    folded = {name: fold(name) for name in counts}
     common_first = sorted(counts, key=lambda name: (-counts[name], name))
     for rare in counts:
         if not counts[rare]:
@@ -47,17 +56,67 @@ def _pairs(counts: Mapping[str, int], alike: Sequence[Collection[str]]) -> Itera
             if counts[common] < RARER * counts[rare]:
                 break
             said = any(rare in group and common in group for group in alike)
-            if not said and _may_be_slip(folded[rare], folded[common]):
+            if not said and _may_be_slip(rare, common):
                 yield rare, common
                 break
 
 
-def _may_be_slip(one: str, other: str) -> bool:
+def _may_be_slip(rare: str, common: str) -> bool:
+    """Whether the rare name is the common one but for a slip or two, and not another word.
+
+    The shorter they are, the more words are but a letter apart: a replaced letter counts from six letters on, one
+    that is missing or too many from five, and below only letters that changed places or stand twice. Letters in front
+    make another word ("unripe"), and so do prefixes that say the opposite, digits and whatever counts ("room b").
+    """
+    one, other = fold(rare), fold(common)
     shorter = min(len(one), len(other))
     most = 2 if shorter >= _LONG else 1
-    if shorter < _SHORTEST or abs(len(one) - len(other)) > most or _digits(one) != _digits(other):
+    if shorter < _SHORTEST or abs(len(one) - len(other)) > most or not _comparable(rare, common, one, other):
+        return False
+    if _swapped(one, other) or _runs(one) == _runs(other):
+        return True
+    if shorter < _LETTERS_REPLACED and (len(one) == len(other) or shorter < _LETTERS_MISSING):
         return False
     return _edits(one, other) <= most
+
+
+def _comparable(rare: str, common: str, one: str, other: str) -> bool:
+    """Whether a difference can be a slip at all: of letters that have two cases, in words and not in numbers."""
+    letters = [c for c in one + other if c.isalpha()]
+    if any(c.lower() == c.upper() for c in letters) or _digits(one) != _digits(other):
+        return False
+    if one.endswith(other) or other.endswith(one):
+        return False
+    if any(one.removeprefix(a) == other.removeprefix(b) for a, b in _opposites(one, other)):
+        return False
+    words = [[word for word in re.split(r"[\W_]+", name.casefold()) if word] for name in (rare, common)]
+    differing = [pair for pair in zip(*words, strict=False) if pair[0] != pair[1]] if _same_length(words) else []
+    return not any(min(map(len, pair)) == 1 or all(map(_ROMAN.fullmatch, pair)) for pair in differing)
+
+
+def _same_length(words: Sequence[Sequence[str]]) -> bool:
+    return len(words[0]) == len(words[1])
+
+
+def _opposites(one: str, other: str) -> Iterator[tuple[str, str]]:
+    """Prefixes of opposite sense that the two begin with."""
+    for pair in _PREFIXES:
+        for a, b in (pair, pair[::-1]):
+            if one.startswith(a) and other.startswith(b):
+                yield a, b
+
+
+def _swapped(one: str, other: str) -> bool:
+    """Whether two neighbouring letters changed places."""
+    if len(one) != len(other):
+        return False
+    at = [i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
+    return len(at) == 2 and at[1] == at[0] + 1 and one[at[0]] == other[at[1]] and one[at[1]] == other[at[0]]
+
+
+def _runs(name: str) -> str:
+    """The name with one letter for each that stands several times in a row."""
+    return "".join(letter for letter, _ in groupby(name))
 
 
 def _digits(name: str) -> list[str]:

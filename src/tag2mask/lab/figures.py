@@ -27,8 +27,11 @@ def measured_once(file: Path, read: Callable[[Any], T], measure: Callable[[], T]
     with suppress(OSError, ValueError, TypeError, AttributeError):  # where there are none, or they are not ours
         return read(json.loads(file.read_text(encoding="utf-8")))
     found: Any = measure()
-    with suppress(ValueError):  # one is not finite
-        write_atomic(file, json.dumps(dataclasses.asdict(found), allow_nan=False).encode())
+    try:
+        text = json.dumps(dataclasses.asdict(found), allow_nan=False)
+    except ValueError:  # one is not finite
+        return cast(T, found)
+    write_atomic(file, text.encode())
     return cast(T, found)
 
 

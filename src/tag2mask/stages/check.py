@@ -320,8 +320,8 @@ def _next(
         which = "the file" if broken == 1 else f"the {broken} files"
         lines.append(f"replace or remove {which} that cannot be used; label leaves them out, and says so")
     if truth is not None and truth.refused:
-        lines.append("say what the true masks stand for, as above; label never reads them, eval does")
-    if stops:
+        lines.append("say what the true masks stand for, as above, and check again: a run keeps the classes it has")
+    if stops or (truth is not None and truth.refused):
         return tuple(lines)
     if not count.tagged:
         lines.append(

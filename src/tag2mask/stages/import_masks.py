@@ -63,12 +63,8 @@ class Imported:
     def text(self) -> str:
         """It in words."""
         lines = [f"read as {self.kind}, as its files show; --from names another format"] if self.shown else []
-        lines.append(f"{self.kind}: {many(len(self.corrected), 'mask')} corrected, {self.equal} as they were")
-        if self.corrected:
-            lines[-1] += f": {listing(self.corrected)}"
-            holding = ", ".join(f"{name} {count}" for name, count in self.classes.items())
-            lines.append(f"  masks by class: {holding}")
-            lines += [] if self.folder is None else [f"  stored in {self.folder}; the made masks stay where they are"]
+        which = f" ({listing(self.corrected)})" if self.corrected else ""
+        lines.append(f"{self.kind}: {many(len(self.corrected), 'mask')} corrected{which}, {self.equal} as they were")
         if self.added:
             lines.append(
                 f"{len(self.added)} of them {'is' if len(self.added) == 1 else 'are'} of images without a made mask "
@@ -79,6 +75,10 @@ class Imported:
                 f"{len(self.replaced)} of them had been corrected before ({listing(self.replaced)}); the earlier "
                 "corrections are kept in corrected-before"
             )
+        if self.corrected:
+            holding = ", ".join(f"{name} {count}" for name, count in self.classes.items())
+            lines.append(f"corrected masks by class: {holding}")
+            lines += [] if self.folder is None else [f"stored in {self.folder}; the made masks stay where they are"]
         if self.blank:
             lines.append(
                 f"nothing is drawn on {many(len(self.blank), 'image')} without a made mask, which get none: "
