@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tag2mask.file_lock import acquire
 from tag2mask.ops import compiled, crf_torch, lattice
 from tag2mask.ops import crf as ops
 from tag2mask.ops.crf import CRF, dense_crf, engine, preset, unary_from_labels
@@ -267,6 +268,45 @@ def test_processes_share_what_one_compiled(tmp_path):
     assert what == "kept"
     assert digests == {digest}
     assert [each.name.startswith("tag2mask-") for each in tmp_path.iterdir()] == [True]
+
+
+def test_what_is_damaged_is_thrown_away_and_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "_cache", lambda: tmp_path)
+    monkeypatch.setattr(compiled, "_begun", set())
+    folder = tmp_path / "ops_1"
+    folder.mkdir()
+    kept = [folder / "blur-1.py311.nbi", folder / "blur-1.py311.1.nbc"]
+    for file in kept:
+        file.write_bytes(b"half")
+
+    def run():
+        if kept[0].exists():
+            raise EOFError("ran out of input")
+        with (tmp_path / "lock").open("w") as lock, pytest.raises(OSError):  # noqa: PT011
+            acquire(lock.fileno(), wait=False)  # nobody else compiles meanwhile
+        return "made"
+
+    assert compiled.first_alone(4, run) == "made"
+    assert not any(file.exists() for file in kept)
+    kept[0].write_bytes(b"half")
+    with pytest.raises(EOFError):  # what fails later is no matter of the cache
+        compiled.first_alone(4, run)
+    assert kept[0].exists()
+
+    def too_large():
+        raise OverflowError
+
+    with pytest.raises(OverflowError):
+        compiled.first_alone(1, too_large)
+    assert kept[0].exists()
+
+
+@needs_numba
+def test_numba_that_compiles_nothing_is_trouble(monkeypatch):
+    from numba import config
+
+    monkeypatch.setattr(config, "DISABLE_JIT", 1)
+    assert "NUMBA_DISABLE_JIT is set" in compiled.trouble.__wrapped__()
 
 
 @needs_numba

@@ -12,11 +12,14 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tag2mask.file_lock import acquire
+
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 _SUMS = {"contract", "reassoc", "nsz", "nnan"}
 
@@ -27,7 +30,11 @@ def trouble() -> str | None:
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed; run: pip install 'tag2mask[fast]'"
     try:
-        found = compiled()(_next)(1)
+        from numba import config
+
+        if config.DISABLE_JIT:
+            return "NUMBA_DISABLE_JIT is set, so that nothing is compiled; unset it"
+        found = first_alone("trial", lambda: compiled()(_next)(1))
     except Exception as error:  # whatever it raises, it is broken
         return (
             f"numba is installed but does not compile a loop ({' '.join(str(error).split())}); "
@@ -62,6 +69,34 @@ def compiled(sums: bool = False) -> Callable[[F], F]:
             config.CACHE_DIR = before
 
     return decorate
+
+
+def first_alone(kind: Hashable, run: Callable[[], R]) -> R:
+    """What ``run`` makes. The first call of a kind, which compiles or reads what was compiled, has the cache alone.
+
+    numba locks nothing: two processes that write at once may leave an index that names the other's code, and a file
+    that is damaged would fail every later process, too. So one process at a time does it, and what cannot be used is
+    thrown away and made anew, once.
+    """
+    folder = _cache()
+    if kind in _begun or folder is None:
+        return run()
+    with (folder / "lock").open("w") as lock:
+        acquire(lock.fileno(), wait=True)
+        try:
+            found = run()
+        except (OverflowError, MemoryError):  # of this picture, not of the cache
+            raise
+        except Exception:
+            for file in folder.rglob("*.nb[ic]"):  # each source file has a folder of its own
+                file.unlink(missing_ok=True)
+            found = run()
+    _begun.add(kind)
+    return found
+
+
+_begun: set[Hashable] = set()
+"""Kinds whose loops this process has."""
 
 
 @functools.cache

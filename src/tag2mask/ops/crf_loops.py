@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tag2mask.ops.compiled import compiled
+from tag2mask.ops.compiled import compiled, first_alone
 from tag2mask.ops.lattice_loops import SOON, SPATIAL, TILE, Array, Lattice, absent, blur, build
 from tag2mask.ops.row_loops import fetch, less, load, nothing, plus, store, times, total, width
 
@@ -64,7 +64,8 @@ def mean_field(image: Tensor, labels: Labels, crf: CRF) -> Tensor:
     source[others] = torch.arange(len(others))
     source[chosen:][: len(beside)] = columns[0].size + torch.arange(len(beside))
     table = Table(columns, mass, still.numpy(), beside.numpy(), source.numpy(), reference)
-    rows = torch.from_numpy(_iterate(image.contiguous().numpy(), table, crf))
+    pixels = image.contiguous().numpy()
+    rows = torch.from_numpy(first_alone(columns.ndim, lambda: _iterate(pixels, table, crf)))
     in_order = torch.equal(labels.row, torch.arange(len(rows)))
     return rows if in_order else rows.index_select(0, labels.row)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tag2mask.file_lock import acquire
 from tag2mask.run.files import cannot_write
 from tag2mask.types import UserError
 
@@ -32,7 +32,7 @@ class Lock:
     def __init__(self, path: Path, what: str, *, wait: bool = False):
         self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _acquire(self._descriptor, wait)
+            acquire(self._descriptor, wait)
         except OSError as error:
             owner = os.pread(self._descriptor, 200, 0) if hasattr(os, "pread") else b""
             self.release()
@@ -89,19 +89,3 @@ def locked(folder: Path, what: str, option: str = "--out") -> Iterator[None]:
         ) from error
     finally:
         lock.release()
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _acquire(descriptor: int, wait: bool) -> None:
-        # a byte far behind the text: Windows forbids reading what is locked
-        os.lseek(descriptor, 1 << 20, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-
-else:
-    import fcntl
-
-    def _acquire(descriptor: int, wait: bool) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
