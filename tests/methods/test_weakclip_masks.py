@@ -225,7 +225,7 @@ def test_a_picture_that_is_too_large_for_a_network_names_options_of_the_command(
 
     method = weakclip()
     monkeypatch.setattr(stage, "find_network", lambda path: path)
-    monkeypatch.setattr(stage, "load_network", lambda path, device: Full())
+    monkeypatch.setattr("tag2mask.segment.network.load_network", lambda path, device: Full())
     fitted = SimpleNamespace(path=Path("runs/fit"))
     mine = stage._worker(method, method.mask_rule, None, LabelSettings(masks_of="network"), fitted)
     theirs = Predictor(Full(), torch.device("cpu"), TestTime(), MaskRule(), None, use_tags=True)
