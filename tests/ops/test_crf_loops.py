@@ -293,6 +293,12 @@ def test_what_is_damaged_is_thrown_away_and_made_anew(tmp_path, monkeypatch):
         compiled.first_alone(4, run)
     assert kept[0].exists()
 
+    def no_locks(descriptor, wait):
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr(compiled, "acquire", no_locks)
+    assert compiled.first_alone(8, lambda: "made") == "made"
+
     def too_large():
         raise OverflowError
 

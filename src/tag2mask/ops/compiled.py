@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,7 +83,8 @@ def first_alone(kind: Hashable, run: Callable[[], R]) -> R:
     if kind in _begun or folder is None:
         return run()
     with (folder / "lock").open("w") as lock:
-        acquire(lock.fileno(), wait=True)
+        with suppress(OSError):  # a file system without locks: as numba has it
+            acquire(lock.fileno(), wait=True)
         try:
             found = run()
         except (OverflowError, MemoryError):  # of this picture, not of the cache
