@@ -12,7 +12,6 @@ With ``--work`` the two measurements can be made in two calls (``--only``); what
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ tune_process()  # as the command line does, before torch is loaded
 
 import torch
 from against_reference import photographs, run, where
-from page import table
+from page import options, table
 from vit_b16 import write_checkpoint
 
 from tag2mask.data import read_dataset
@@ -137,7 +136,7 @@ def page(parts: dict[str, float], whole: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("jpegs", type=Path, help="folder of photographs (.jpg)")
     parser.add_argument("-n", type=int, default=60, help="photographs")
     parser.add_argument("--alone", type=int, default=15, help="of these, whose parts are measured one by one")

@@ -48,6 +48,7 @@ def notes_on_slips(counts: Mapping[str, int], source: str, alike: Sequence[Colle
 
 def _pairs(counts: Mapping[str, int], alike: Sequence[Collection[str]]) -> Iterator[tuple[str, str]]:
     """Each rare name with the commonest one that it may be a slip for."""
+    folded = {name: fold(name) for name in counts}
     common_first = sorted(counts, key=lambda name: (-counts[name], name))
     for rare in counts:
         if not counts[rare]:
@@ -56,22 +57,21 @@ def _pairs(counts: Mapping[str, int], alike: Sequence[Collection[str]]) -> Itera
             if counts[common] < RARER * counts[rare]:
                 break
             said = any(rare in group and common in group for group in alike)
-            if not said and _may_be_slip(rare, common):
+            if not said and _may_be_slip(folded[rare], folded[common]) and not _count_on(rare, common):
                 yield rare, common
                 break
 
 
-def _may_be_slip(rare: str, common: str) -> bool:
-    """Whether the rare name is the common one but for a slip or two, and not another word.
+def _may_be_slip(one: str, other: str) -> bool:
+    """Whether one folded name is the other but for a slip or two, and not another word.
 
     The shorter they are, the more words are but a letter apart: a replaced letter counts from six letters on, one
     that is missing or too many from five, and below only letters that changed places or stand twice. Letters in front
-    make another word ("unripe"), and so do prefixes that say the opposite, digits and whatever counts ("room b").
+    make another word ("unripe"), and so do prefixes that say the opposite, and digits.
     """
-    one, other = fold(rare), fold(common)
     shorter = min(len(one), len(other))
     most = 2 if shorter >= _LONG else 1
-    if shorter < _SHORTEST or abs(len(one) - len(other)) > most or not _comparable(rare, common, one, other):
+    if shorter < _SHORTEST or abs(len(one) - len(other)) > most or not _comparable(one, other):
         return False
     if _swapped(one, other) or _runs(one) == _runs(other):
         return True
@@ -80,30 +80,27 @@ def _may_be_slip(rare: str, common: str) -> bool:
     return _edits(one, other) <= most
 
 
-def _comparable(rare: str, common: str, one: str, other: str) -> bool:
-    """Whether a difference can be a slip at all: of letters that have two cases, in words and not in numbers."""
-    letters = [c for c in one + other if c.isalpha()]
-    if any(c.lower() == c.upper() for c in letters) or _digits(one) != _digits(other):
+def _comparable(one: str, other: str) -> bool:
+    """Whether a difference can be a slip at all: of letters that have two cases, and that make no other word."""
+    if any(c.isalpha() and c.lower() == c.upper() for c in one + other) or _digits(one) != _digits(other):
         return False
     if one.endswith(other) or other.endswith(one):
         return False
-    if any(one.removeprefix(a) == other.removeprefix(b) for a, b in _opposites(one, other)):
+    opposites = (
+        one.startswith(a) and other.startswith(b) and one.removeprefix(a) == other.removeprefix(b)
+        for pair in _PREFIXES
+        for a, b in (pair, pair[::-1])
+    )
+    return not any(opposites)
+
+
+def _count_on(rare: str, common: str) -> bool:
+    """Whether the names differ in what counts: words of one letter, or Roman numerals ("room b", "type ii")."""
+    one, other = ([word for word in re.split(r"[\W_]+", name.casefold()) if word] for name in (rare, common))
+    if len(one) != len(other):
         return False
-    words = [[word for word in re.split(r"[\W_]+", name.casefold()) if word] for name in (rare, common)]
-    differing = [pair for pair in zip(*words, strict=False) if pair[0] != pair[1]] if _same_length(words) else []
-    return not any(min(map(len, pair)) == 1 or all(map(_ROMAN.fullmatch, pair)) for pair in differing)
-
-
-def _same_length(words: Sequence[Sequence[str]]) -> bool:
-    return len(words[0]) == len(words[1])
-
-
-def _opposites(one: str, other: str) -> Iterator[tuple[str, str]]:
-    """Prefixes of opposite sense that the two begin with."""
-    for pair in _PREFIXES:
-        for a, b in (pair, pair[::-1]):
-            if one.startswith(a) and other.startswith(b):
-                yield a, b
+    differing = [pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]]
+    return any(min(map(len, pair)) == 1 or all(map(_ROMAN.fullmatch, pair)) for pair in differing)
 
 
 def _swapped(one: str, other: str) -> bool:
