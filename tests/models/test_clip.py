@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tag2mask.models import transformer
 from tag2mask.models.clip import CLIPModel, VisionTransformer
 from tag2mask.models.convert import from_hf_state
 from tag2mask.models.tower import Each, Mean, Positions
@@ -50,16 +51,30 @@ def test_vision_agrees_with_transformers(pair, size) -> None:
     torch.testing.assert_close(model.vision.project(got.tokens[:, 0]), image, atol=NEAR, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_softmax_may_be_written_over_its_scores(dtype) -> None:
+    """What attention head by head relies on, torch says nothing of."""
+    scores = torch.randn(77, 771, generator=torch.Generator().manual_seed(0)).mul_(9).to(dtype)
+    expected = scores.softmax(-1)
+    torch.softmax(scores, -1, out=scores)
+    assert torch.equal(scores, expected)
+
+
 def test_attention_head_by_head_is_that_of_all_heads(ours, monkeypatch) -> None:
     """Without gradients a processor goes from head to head, and gets the same."""
     block = ours.vision.blocks[1]
     x = torch.randn(2, 13, block.ln_1.weight.shape[0], generator=torch.Generator().manual_seed(2))
     with monkeypatch.context() as patch:
-        patch.setattr(block.attn, "_head_by_head", None)  # not called
+        patch.setattr(transformer, "_head_by_head", None)  # not called
         expected, mean = block(x, need_weights=True)
+        q, k, v = block.attn.qkv(x)
+        heads, each = block.attn.attend(q, k, v)
     monkeypatch.setattr(block.attn, "probabilities", None)
     with torch.no_grad():
         got, weights = block(x, need_weights=True)
+        for found, other in zip(block.attn.attend(q, k, v), (heads, each), strict=True):
+            torch.testing.assert_close(found, other.detach(), atol=1e-6, rtol=0)
     torch.testing.assert_close(got, expected.detach(), atol=1e-5, rtol=0)
     torch.testing.assert_close(weights, mean.detach(), atol=1e-7, rtol=0)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 13))

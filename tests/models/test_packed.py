@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tag2mask.models import packed
-from tag2mask.models.packed import Linear, linear, pack
+from tag2mask.models.packed import Linear, linear, linear_back, pack, pack_back
 
 
 def layer(dtype: torch.dtype = torch.float32) -> Linear:
@@ -52,6 +52,28 @@ def test_the_product_is_the_same(dtype, products):
         rows[count] = one(tokens(300, dtype)[:, :count])
     assert torch.equal(rows[7], rows[300][:, :7])  # whatever else is multiplied
     assert len(products) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_way_back_is_the_plain_one(dtype, products):
+    one = layer(dtype)
+    gradients = torch.randn(70, 80, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = linear_back(gradients, one.weight)
+    assert torch.equal(expected, gradients @ one.weight)
+    pack([(one.weight, one.bias)])
+    pack_back([one.weight])
+    if packed._known_back.get(one.weight) is None:
+        pytest.skip("this torch has no oneDNN")
+    products.clear()
+    found = linear_back(gradients, one.weight)
+    assert len(products) == 1
+    assert torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-4 if dtype == torch.float32 else 0.05)
+    one.weight.mul_(2)
+    assert torch.equal(linear_back(gradients, one.weight), gradients @ one.weight)
+    with torch.enable_grad():
+        assert torch.equal(linear_back(gradients, one.weight), gradients @ one.weight)
+    assert len(products) == 1
 
 
 @torch.no_grad()

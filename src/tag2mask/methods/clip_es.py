@@ -114,6 +114,8 @@ class ClipES(Method):
         self.vision = vision = clip.model.vision
         for block in vision.blocks:
             block.pack()
+        for block in vision.blocks[-1:]:
+            block.pack_back()
         self.affinity = options.affinity or ("caa" if vision.blocks else "none")
         if not vision.blocks and (self.affinity != "none" or options.readout != "patches"):
             raise UserError(

@@ -28,7 +28,8 @@ class _Packed(NamedTuple):
     stamp: tuple[int, int]
 
 
-_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of x W^T
+_known_back: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of x W
 
 
 class Linear(nn.Linear):
@@ -41,11 +42,14 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W^T + b: (..., I), (O, I), (O,) -> (..., O)."""
-    if not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
-        packed = _known.get(weight)
-        if packed is not None and packed.stamp == _stamp(weight) and x.dtype == weight.dtype:
-            return _product(x, packed.weight, bias)
-    return F.linear(x, weight, bias)
+    ordered = _find(_known, x, weight)
+    return F.linear(x, weight, bias) if ordered is None else _product(x, ordered, bias)
+
+
+def linear_back(x: Tensor, weight: Tensor) -> Tensor:
+    """x W, which is how gradients go back through ``linear``: (R, O), (O, I) -> (R, I)."""
+    ordered = _find(_known_back, x, weight)
+    return x @ weight if ordered is None else _product(x, ordered, None)
 
 
 def pack(layers: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -55,23 +59,41 @@ def pack(layers: Iterable[tuple[Tensor, Tensor]]) -> None:
     that torch does not count, through ``weight.data``, is not seen: change weights in place instead.
     """
     for weight, bias in layers:
-        known = _known.get(weight)
-        if known is not None and known.stamp == _stamp(weight):
-            continue
-        _known.pop(weight, None)
-        ordered = _ordered(weight, bias)
+        _keep(_known, weight, weight, bias)
+
+
+def pack_back(weights: Iterable[Tensor]) -> None:
+    """``pack`` for ``linear_back``: of weights (O, I)."""
+    for weight in weights:
+        _keep(_known_back, weight, weight.T, None)
+
+
+def _keep(known: WeakIdKeyDictionary, weight: Tensor, turned: Tensor, bias: Tensor | None) -> None:
+    """Order ``turned``, which is ``weight`` as it is multiplied, unless that is known."""
+    packed = known.get(weight)
+    if packed is None or packed.stamp != _stamp(weight):
+        known.pop(weight, None)
+        ordered = _ordered(turned.detach().contiguous(), bias)
         if ordered is not None:
-            _known[weight] = _Packed(ordered, _stamp(weight))
+            known[weight] = _Packed(ordered, _stamp(weight))
+
+
+def _find(known: WeakIdKeyDictionary, x: Tensor, weight: Tensor) -> Tensor | None:
+    """The ordered weight, if there is one and x may be multiplied by it."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.dtype != weight.dtype:
+        return None
+    packed = known.get(weight)
+    return packed.weight if packed is not None and packed.stamp == _stamp(weight) else None
 
 
 @torch.no_grad()
-def _ordered(weight: Tensor, bias: Tensor) -> Tensor | None:
+def _ordered(weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """The weight as oneDNN wants it, if it can be had and gives the same product."""
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return None
     probe = torch.linspace(-1, 1, 2 * weight.shape[1]).view(2, -1).to(weight.dtype)  # (2, I)
     try:
-        ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+        ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         found = _product(probe, ordered, bias)
     except (AttributeError, RuntimeError):  # no oneDNN in this torch, or another signature
         return None
@@ -80,7 +102,7 @@ def _ordered(weight: Tensor, bias: Tensor) -> Tensor | None:
     return ordered if torch.allclose(found, expected, rtol=near, atol=near) else None
 
 
-def _product(x: Tensor, ordered: Tensor, bias: Tensor) -> Tensor:
+def _product(x: Tensor, ordered: Tensor, bias: Tensor | None) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, ordered, bias, "none", [], "")
     return out
 

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from tag2mask.models.packed import linear_back
 from tag2mask.models.transformer import MLP, Block
 
 Readout = Literal["patches", "class"]
@@ -59,8 +60,7 @@ def run_last_block(vision: Projecting, x: Tensor) -> LastBlock:
     x = x.to(block.ln_1.weight.dtype)
     activation = block.ln_1(x)
     q, k, v = block.attn.qkv(activation)
-    attention = block.attn.probabilities(q, k)
-    heads_out = attention @ v
+    heads_out, attention = block.attn.attend(q, k, v)
     middle = x + block.attn.out_proj(heads_out.transpose(1, 2).flatten(2))
     hidden = block.mlp.c_fc(block.ln_2(middle))
     tokens = middle + block.mlp.c_proj(block.mlp.act(hidden))
@@ -115,15 +115,17 @@ def channel_weights(vision: Projecting, state: LastBlock, image: int, cotangents
 
     # MLP. Being linear in u and z, its outer product is made once for all classes.
     outer = block.mlp.c_proj.weight  # (D, 4D)
-    d_hidden = (u @ outer)[:, None] - s * (z @ outer)  # (K, R, 4D)
+    d_hidden = torch.addcmul((u @ outer)[:, None], s, linear_back(z, outer), value=-1)  # (K, R, 4D)
     d_hidden *= rstd * _act_slope(block.mlp, state.hidden[image, rows])
-    g = d_hidden.flatten(0, 1) @ block.mlp.c_fc.weight  # (K R, D)
+    g = linear_back(d_hidden.flatten(0, 1), block.mlp.c_fc.weight)  # (K R, D)
     g = g.view(classes, -1, g.shape[-1]) * block.ln_2.weight  # (K, R, D)
     y, rstd = _standardised(state.middle[image, rows], block.ln_2)
     d_middle = d_tokens + rstd * (g - g.mean(-1, keepdim=True) - y * (g * y).mean(-1, keepdim=True))
 
     # Attention: d_out is the gradient at each head's output.
-    d_out = (d_middle.flatten(0, 1) @ block.attn.out_proj.weight).view(classes, -1, heads, state.v.shape[-1])
+    d_out = linear_back(d_middle.flatten(0, 1), block.attn.out_proj.weight).view(
+        classes, -1, heads, state.v.shape[-1]
+    )
     d_out = d_out.permute(2, 1, 0, 3)  # (heads, R, K, dh)
     p = state.attention[image, :, rows]  # (heads, R, T)
     q, k, v = state.q[image], state.k[image], state.v[image]  # (heads, T, dh)
