@@ -69,11 +69,11 @@ def test_attention_head_by_head_is_that_of_all_heads(ours, monkeypatch) -> None:
         patch.setattr(transformer, "_head_by_head", None)  # not called
         expected, mean = block(x, need_weights=True)
         q, k, v = block.attn.qkv(x)
-        heads, each = block.attn.attend(q, k, v)
+        every = block.attn.attend(q, k, v)
     monkeypatch.setattr(block.attn, "probabilities", None)
     with torch.no_grad():
         got, weights = block(x, need_weights=True)
-        for found, other in zip(block.attn.attend(q, k, v), (heads, each), strict=True):
+        for found, other in zip(block.attn.attend(q, k, v), every, strict=True):
             torch.testing.assert_close(found, other.detach(), atol=1e-6, rtol=0)
     torch.testing.assert_close(got, expected.detach(), atol=1e-5, rtol=0)
     torch.testing.assert_close(weights, mean.detach(), atol=1e-7, rtol=0)

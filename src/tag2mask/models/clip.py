@@ -174,7 +174,9 @@ class VisionTransformer(nn.Module):
             if attention is None:
                 yield cams, None
                 continue
-            mean = last.attention[i].mean(0) / attention.layers  # (1 + N, 1 + N), the last block's share
+            mean = (
+                last.attention[i].mean(0, dtype=torch.float32) / attention.layers
+            )  # (1 + N, 1 + N), the last block's share
             if seen.attention is not None:
                 mean = mean + seen.attention[i]
             yield cams, mean[1:, 1:]

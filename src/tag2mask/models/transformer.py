@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,17 +77,17 @@ class Attention(nn.Module):
         elif mask is None and _written_in_place(q):
             out, weights = _head_by_head(q, k, v)
         else:
-            out, p = self.attend(q, k, v, mask)
-            weights = p.mean(1, dtype=torch.float32)
+            out, _, weights = self.attend(q, k, v, mask)
         return self.out_proj(out.transpose(1, 2).flatten(2)), weights
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Each head's output (B, heads, T, dh) and attention (B, heads, T, T)."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Each head's output (B, heads, T, dh), its attention (B, heads, T, T), and the heads' mean (B, T, T)."""
         if mask is None and _written_in_place(q):
             p = q.new_empty(*q.shape[:3], q.shape[2])
-            return _head_by_head(q, k, v, p)[0], p
+            out, mean = _head_by_head(q, k, v, p)
+            return out, p, mean
         p = self.probabilities(q, k, mask)
-        return p @ v, p
+        return p @ v, p, p.mean(1, dtype=torch.float32)
 
     def value(self, x: Tensor) -> Tensor:
         """The value path alone, as if every token attended only to itself (MaskCLIP): (B, T, D) -> (B, T, D)."""
@@ -97,28 +98,26 @@ class Attention(nn.Module):
 
 def _written_in_place(x: Tensor) -> bool:
     """Whether products of ``x`` may be written where there is room for them, and are quicker for it."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
-def _head_by_head(q: Tensor, k: Tensor, v: Tensor, attention: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _head_by_head(q: Tensor, k: Tensor, v: Tensor, each: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Each head's output (B, heads, T, dh) and the mean attention (B, T, T) of q, k, v (B, heads, T, dh).
 
-    On a processor the attention of one head, in the memory of the one before, stays in the cache; that of all takes
-    800 MB of a large image, of 4,096 tokens. Where it is wanted, it is written to ``attention`` (B, heads, T, T).
+    On a processor the attention of one head, in the memory of the one before, stays in the cache, and that of all
+    takes much memory of a large image: 800 MB at 4,096 tokens. Where it is wanted, it is written to ``each``
+    (B, heads, T, T).
     """
-    batch, heads, tokens, _ = q.shape
-    out = v.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)  # as it is projected
+    batch, heads, tokens, width = v.shape
+    out = v.new_empty(batch, tokens, heads, width).transpose(1, 2)  # in memory as it is projected
     mean = q.new_zeros(batch, tokens, tokens, dtype=torch.float32)
-    q = q * q.shape[-1] ** -0.5
     p = q.new_empty(tokens, tokens)
-    for i in range(batch):
-        for j in range(heads):
-            if attention is not None:
-                p = attention[i, j]
-            torch.mm(q[i, j], k[i, j].T, out=p)
-            torch.softmax(p, -1, out=p)
-            torch.mm(p, v[i, j], out=out[i, j])
-            mean[i] += p
+    for head in np.ndindex(batch, heads):
+        p = p if each is None else each[head]
+        torch.addmm(p, q[head], k[head].T, beta=0, alpha=width**-0.5, out=p)
+        torch.softmax(p, -1, out=p)
+        torch.mm(p, v[head], out=out[head])
+        mean[head[0]] += p
     return out, mean.div_(heads)
 
 

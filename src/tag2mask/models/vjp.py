@@ -38,13 +38,15 @@ class Projecting(Protocol):
 class LastBlock:
     """One forward of the last block, with what the weights need. T = 1 + N tokens, class token first.
 
-    activation: (B, T, D), the block's first norm: A. attention: (B, heads, T, T). q, k, v: (B, heads, T, D / heads).
+    activation: (B, T, D), the block's first norm: A. attention: (B, heads, T, T). mean_attention: (B, T, T), of the
+    heads, float32. q, k, v: (B, heads, T, D / heads).
     heads_out: (B, heads, T, D / heads), before the output projection. middle: (B, T, D), after attention and
     residual. hidden: (B, T, 4D), before the activation function. tokens: (B, T, D), the block's output.
     """
 
     activation: Tensor
     attention: Tensor
+    mean_attention: Tensor
     q: Tensor
     k: Tensor
     v: Tensor
@@ -60,11 +62,11 @@ def run_last_block(vision: Projecting, x: Tensor) -> LastBlock:
     x = x.to(block.ln_1.weight.dtype)
     activation = block.ln_1(x)
     q, k, v = block.attn.qkv(activation)
-    heads_out, attention = block.attn.attend(q, k, v)
+    heads_out, attention, mean = block.attn.attend(q, k, v)
     middle = x + block.attn.out_proj(heads_out.transpose(1, 2).flatten(2))
     hidden = block.mlp.c_fc(block.ln_2(middle))
     tokens = middle + block.mlp.c_proj(block.mlp.act(hidden))
-    return LastBlock(activation, attention, q, k, v, heads_out, middle, hidden, tokens)
+    return LastBlock(activation, attention, mean, q, k, v, heads_out, middle, hidden, tokens)
 
 
 def read_out(vision: Projecting, tokens: Tensor, readout: Readout) -> Tensor:
@@ -116,9 +118,9 @@ def channel_weights(vision: Projecting, state: LastBlock, image: int, cotangents
     # MLP. Being linear in u and z, its outer product is made once for all classes.
     outer = block.mlp.c_proj.weight  # (D, 4D)
     d_hidden = torch.addcmul((u @ outer)[:, None], s, linear_back(z, outer), value=-1)  # (K, R, 4D)
-    d_hidden *= rstd * _act_slope(block.mlp, state.hidden[image, rows])
+    d_hidden *= _act_slope(block.mlp, state.hidden[image, rows])
     g = linear_back(d_hidden.flatten(0, 1), block.mlp.c_fc.weight)  # (K R, D)
-    g = g.view(classes, -1, g.shape[-1]) * block.ln_2.weight  # (K, R, D)
+    g = rstd * g.view(classes, -1, g.shape[-1]) * block.ln_2.weight  # (K, R, D)
     y, rstd = _standardised(state.middle[image, rows], block.ln_2)
     d_middle = d_tokens + rstd * (g - g.mean(-1, keepdim=True) - y * (g * y).mean(-1, keepdim=True))
 
@@ -137,10 +139,10 @@ def channel_weights(vision: Projecting, state: LastBlock, image: int, cotangents
     d_class = to_class * (torch.einsum("hrkd,hd->hrk", d_out, v[:, 0]) - r)  # (heads, R, K)
     d_k = -scale * d_class.transpose(1, 2) @ q[:, rows]  # (heads, K, dh)
     if readout == "patches":
-        back = p.transpose(1, 2) @ torch.cat([d_out.flatten(2), r], -1)  # (heads, T, K dh + K), read once for both
-        by_value = back[..., :-classes].view(heads, -1, classes, v.shape[-1])
-        by_key = (by_value * v[:, :, None]).sum(-1) - back[..., -classes:]  # column sums of the score gradients
-        d_q = scale * by_key.transpose(1, 2) @ k  # (heads, K, dh)
+        back = torch.cat([d_out.flatten(2), r], -1).transpose(1, 2) @ p  # (heads, K dh + K, T), read once for both
+        by_value = back[:, :-classes].view(heads, classes, -1, len(state.tokens[image]))  # (heads, K, dh, T)
+        by_key = (by_value * v.transpose(1, 2)[:, None]).sum(2) - back[:, -classes:]  # column sums of gradients of
+        d_q = scale * by_key @ k  # the scores (heads, K, T); (heads, K, dh)
     else:
         d_q = torch.zeros_like(d_v)  # only the class token asks, and it is no patch
     by_part = torch.stack([d_q, d_k, d_v])  # (3, heads, K, dh)

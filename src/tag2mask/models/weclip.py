@@ -155,7 +155,7 @@ def look(vision: VisionTransformer, pixels: Tensor, layers: int, positions: Posi
     total = len(vision.blocks)
     seen = vision(pixels, taps=range(total - 1), attention=Each(layers), stop_before_last=True, positions=positions)
     last = run_last_block(vision, seen.tokens)
-    attentions = last.attention.mean(1, dtype=torch.float32)[:, None]  # (B, 1, T, T)
+    attentions = last.mean_attention[:, None]  # (B, 1, T, T)
     if seen.attention is not None:
         attentions = torch.cat([seen.attention, attentions], 1)
     taps = tuple(seen.taps[i][:, 1:] for i in range(total - 1))
