@@ -112,10 +112,10 @@ class ClipES(Method):
         options = self.options
         self.clip = clip
         self.vision = vision = clip.model.vision
-        for block in vision.blocks:
+        for block in vision.blocks[:-1]:
             block.pack()
         for block in vision.blocks[-1:]:
-            block.pack_back()
+            block.pack_both_ways()
         self.affinity = options.affinity or ("caa" if vision.blocks else "none")
         if not vision.blocks and (self.affinity != "none" or options.readout != "patches"):
             raise UserError(

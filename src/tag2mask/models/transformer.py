@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.models.packed import Linear, linear, pack, pack_back
+from tag2mask.models.packed import Inner, Linear, linear, mlp, pack, pack_back, pack_mlp
 
 Activation = Literal["quick_gelu", "gelu"]
+
+_INNER = {"quick_gelu": Inner("swish", "", 1.702), "gelu": Inner("gelu", "none", 1.0)}
 
 
 class MLP(nn.Module):
@@ -41,7 +42,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.c_proj(self.act_(self.c_fc(x)))
+        packed = mlp(x, self.c_fc, self.c_proj)
+        return self.c_proj(self.act_(self.c_fc(x))) if packed is None else packed
 
 
 class Attention(nn.Module):
@@ -112,12 +114,13 @@ def _head_by_head(q: Tensor, k: Tensor, v: Tensor, each: Tensor | None = None) -
     out = v.new_empty(batch, tokens, heads, width).transpose(1, 2)  # in memory as it is projected
     mean = q.new_zeros(batch, tokens, tokens, dtype=torch.float32)
     p = q.new_empty(tokens, tokens)
-    for head in np.ndindex(batch, heads):
-        p = p if each is None else each[head]
-        torch.addmm(p, q[head], k[head].T, beta=0, alpha=width**-0.5, out=p)
-        torch.softmax(p, -1, out=p)
-        torch.mm(p, v[head], out=out[head])
-        mean[head[0]] += p
+    for i in range(batch):
+        for j, (of_q, of_k, of_v, to) in enumerate(zip(q[i], k[i], v[i], out[i], strict=True)):
+            p = p if each is None else each[i, j]
+            torch.addmm(p, of_q, of_k.T, beta=0, alpha=width**-0.5, out=p)
+            torch.softmax(p, -1, out=p)
+            torch.mm(p, of_v, out=to)
+            mean[i] += p
     return out, mean.div_(heads)
 
 
@@ -145,12 +148,19 @@ class Block(nn.Module):
 
     def pack(self) -> None:
         """Have the weights, frozen from here on, ordered for the processor; see ``models.packed``."""
-        attn, layers = self.attn, (self.attn.out_proj, self.mlp.c_fc, self.mlp.c_proj)
-        pack([(attn.in_proj_weight, attn.in_proj_bias), *((layer.weight, layer.bias) for layer in layers)])
+        self._pack_attention()
+        pack_mlp(self.mlp.c_fc, self.mlp.c_proj, self.mlp.act, _INNER[self.mlp.activation])
 
-    def pack_back(self) -> None:
-        """``pack`` the weights for gradients that ``models.vjp`` sends back through the block."""
-        pack_back([self.mlp.c_proj.weight, self.mlp.c_fc.weight, self.attn.out_proj.weight])
+    def pack_both_ways(self) -> None:
+        """``pack`` for a block that ``models.vjp`` goes through, part by part and back."""
+        self._pack_attention()
+        layers = self.mlp.c_fc, self.mlp.c_proj
+        pack((layer.weight, layer.bias) for layer in layers)
+        pack_back(layer.weight for layer in (*layers, self.attn.out_proj))
+
+    def _pack_attention(self) -> None:
+        attn = self.attn
+        pack([(attn.in_proj_weight, attn.in_proj_bias), (attn.out_proj.weight, attn.out_proj.bias)])
 
     def forward(
         self, x: Tensor, *, need_weights: bool = False, mask: Tensor | None = None
