@@ -63,6 +63,11 @@ def error_of(*arguments, code=1):
     return lines[0]
 
 
+def next_of(done):
+    """The commands that it says come next."""
+    return [line.removeprefix("next: ") for line in done.stdout.splitlines() if line.startswith("next: ")]
+
+
 def test_label_eval_report_export(scenes, run, tmp_path):
     opened = Run.open(run)
     assert len(opened.ids()) == 6
@@ -74,11 +79,24 @@ def test_label_eval_report_export(scenes, run, tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())
     assert 0 < metrics["miou"] < 1
     assert metrics["images"] == 6
+    assert next_of(done) == [f"tag2mask report {run}"]
 
-    assert call("report", run, "--worst", "3").exit_code == 0
+    done = call("report", run, "--worst", "3")
+    assert done.exit_code == 0
+    assert next_of(done) == [f"tag2mask export {run} --to png -o masks"]
     assert "<html" in (run / "report.html").read_text(encoding="utf-8")
 
-    assert call("export", run, "--to", "coco", "-o", tmp_path / "masks.json").exit_code == 0
+    done = call("export", run, "--to", "coco", "-o", tmp_path / "masks.json")
+    assert done.exit_code == 0
+    (back,) = next_of(done)
+    assert back == f"tag2mask import {run} {tmp_path / 'masks.json'}"
+    done = call(*back.split()[1:])
+    assert done.exit_code == 0, done.output
+    assert next_of(done) == [
+        f"tag2mask export {run} --to png -o masks",
+        f"tag2mask train {run} -o nets/{run.name}",
+    ]
+    shutil.rmtree(run / "corrected", ignore_errors=True)
     assert len(json.loads((tmp_path / "masks.json").read_text())["images"]) == 6
     assert call("export", run, "--to", "png", "-o", tmp_path / "png").exit_code == 0
     for id in opened.ids():

@@ -84,7 +84,7 @@ def test_what_the_printed_completion_asks_for_is_answered() -> None:
     assert CliRunner().invoke(app, [], env=asked, prog_name="tag2mask").stdout.split() == ["--out"]
 
 
-def test_doctor_says_the_same_to_people_and_to_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_the_same_to_people_and_to_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from tag2mask.stages import doctor as stage
 
     found = stage.doctor()
@@ -101,6 +101,12 @@ def test_doctor_says_the_same_to_people_and_to_programs(monkeypatch: pytest.Monk
     assert (told["healthy"], told["packages"]["no-such-package"], told["device"]) == (False, None, None)
     assert "no-such-package: missing; run: pip install no-such-package" in CliRunner().invoke(app, ["doctor"]).stdout
     monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("tag2mask.models.embedded.WEIGHTS", tmp_path)
+        lost = CliRunner().invoke(app, ["doctor"]).stdout
+        assert "storybook-clip: lost; install tag2mask again" in lost
+        assert json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)["weights"]["storybook-clip"] is False
+    assert "lost" not in lines
     monkeypatch.setattr(stage, "broken_torchvision", lambda: "it is broken")
     broken = CliRunner().invoke(app, ["doctor"])
     assert (broken.exit_code, "PROBLEM: it is broken\ndevice: " in broken.stdout) == (1, True)

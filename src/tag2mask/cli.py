@@ -15,7 +15,7 @@ from tag2mask.cli_data import data_options
 from tag2mask.cli_errors import OneLineErrors
 from tag2mask.cli_info import info_app
 from tag2mask.cli_label import label_app
-from tag2mask.cli_options import SOME_FAILED, DeviceOption, images_if_there, named_value
+from tag2mask.cli_options import SOME_FAILED, DeviceOption, images_if_there, named_value, next_steps
 from tag2mask.cli_results import results_app
 from tag2mask.cli_segment import segment_app
 from tag2mask.cli_storybook import storybook_app
@@ -118,9 +118,13 @@ def export(
         return
     opened = Run.open(source)
     dataset = (images_for if find_exporter(to).needs_images else images_if_there)(opened, where)
-    typer.echo(f"written: {run_export(opened, dataset, to, out, options)}")
+    written = run_export(opened, dataset, to, out, options)
+    typer.echo(f"written: {written}")
     if corrected := corrections_in(opened):
         typer.echo(corrected)
+    if to in IMPORTERS:
+        typer.echo("when masks have been corrected there:")
+        next_steps(["import", source, written])
 
 
 @app.command(name="import")
@@ -150,7 +154,7 @@ def import_(
     opened = Run.open(run)
     found = import_masks(opened, source, kind, data=images_if_there(opened, where))
     typer.echo(found.text())
-    typer.echo(f"next: tag2mask export {run} --to png -o masks, or tag2mask train {run} -o network")
+    next_steps(["export", run, "--to", "png", "-o", "masks"], ["train", run, "-o", Path("nets") / run.name])
     if not found.complete:
         raise typer.Exit(SOME_FAILED)
 

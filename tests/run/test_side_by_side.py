@@ -130,3 +130,26 @@ def test_an_error_comes_in_its_place_and_ends_the_threads():
     with pytest.raises(ZeroDivisionError):
         next(reader)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("where", ["work", "reader"])
+def test_a_reader_that_stops_early_is_told_of_the_wait(where):
+    told = []
+
+    def work(item):
+        if where == "work" and item == 1:
+            raise KeyboardInterrupt
+        return item
+
+    results = side_by_side(work, range(9), 2, stopping=lambda: told.append("stopping"))
+    assert next(results) == 0
+    assert not told
+    if where == "work":
+        with pytest.raises(KeyboardInterrupt):
+            list(results)
+    else:
+        results.close()
+    assert told == ["stopping"]
+    told.clear()
+    assert list(side_by_side(lambda i: i, range(3), 2, stopping=lambda: told.append("stopping"))) == [0, 1, 2]
+    assert not told

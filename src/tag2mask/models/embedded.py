@@ -23,10 +23,18 @@ def embedded(name: str) -> Path:
         UserError: the package was installed without its weights.
     """
     folder = WEIGHTS / EMBEDDED[name]
-    lost = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
-    if lost:
+    if lost := _lost(folder):
         raise UserError(
             f"{name} is missing from this installation ({folder} holds no {' and no '.join(lost)}); install tag2mask "
             "again, with its data files"
         )
     return folder
+
+
+def is_there(name: str) -> bool:
+    """Whether the package was installed with the weights of a network that ships."""
+    return not _lost(WEIGHTS / EMBEDDED[name])
+
+
+def _lost(folder: Path) -> list[str]:
+    return [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]

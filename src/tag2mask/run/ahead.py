@@ -65,6 +65,7 @@ def side_by_side(
     threads: int,
     *,
     prepare: Callable[[], None] | None = None,
+    stopping: Callable[[], None] = lambda: None,
     weigh: Callable[[S], float] = lambda _: 0.0,
     most: float = math.inf,
 ) -> Iterator[T]:
@@ -78,6 +79,7 @@ def side_by_side(
         items: taken as they are needed.
         threads: how many.
         prepare: called first in each thread.
+        stopping: called where the reader stops early (an error, Ctrl-C), before the wait for what was begun.
         weigh: what an item weighs, from when it is begun until its result is given out.
         most: all of these together weigh no more, unless one alone does.
     """
@@ -102,5 +104,8 @@ def side_by_side(
                 yield first()
         while waiting:
             yield first()
+    except BaseException:
+        stopping()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -61,8 +61,13 @@ class Finding:
         if self.weights is not None:
             from tag2mask.models.find_clip import DEFAULT_CLIP
 
-            embedded = ", ".join(name for name in self.weights if name != DEFAULT_CLIP)
-            lines.append(f"weights: {embedded} (embedded; they know no photographs)")
+            embedded = {name: there for name, there in self.weights.items() if name != DEFAULT_CLIP}
+            lines.append(f"weights: {', '.join(embedded)} (embedded; they know no photographs)")
+            lines += [
+                f"  {name}: lost; install tag2mask again, with its data files"
+                for name, there in embedded.items()
+                if not there
+            ]
             here = "in the cache" if self.weights[DEFAULT_CLIP] else f"not here; run: tag2mask fetch {DEFAULT_CLIP}"
             lines.append(f"  {DEFAULT_CLIP}: {here}")
         return lines
@@ -161,7 +166,7 @@ def _device() -> Device:
 
 
 def _weights() -> dict[str, bool]:
-    from tag2mask.models.embedded import EMBEDDED
+    from tag2mask.models.embedded import EMBEDDED, is_there
     from tag2mask.models.weights import DEFAULT_CLIP, cached_clip
 
-    return {**dict.fromkeys(EMBEDDED, True), DEFAULT_CLIP: cached_clip(DEFAULT_CLIP) is not None}
+    return {**{name: is_there(name) for name in EMBEDDED}, DEFAULT_CLIP: cached_clip(DEFAULT_CLIP) is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -326,6 +327,7 @@ def _is_finished(run: Run, compare: Comparison, sample: Sample) -> bool:
 def _time(data: Dataset, todo: np.ndarray, make: Any, device: torch.device) -> str:
     if not len(todo):
         return "none: there is nothing left to do"
+    print("two images are done, to tell how long all would take", file=sys.stderr, flush=True)
     try:
         found = estimate(data, todo, make, device)
     except UserError as error:

@@ -6,6 +6,7 @@ Decoding is in a thread before it, results are made here or side by side in thre
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -188,7 +189,15 @@ class Work:
         total = torch.get_num_threads()
         prepare = partial(torch.set_num_threads, self.threads)
         try:
-            yield from side_by_side(self._all, batches, self.beside, prepare=prepare, weigh=_pixels, most=MOST_PIXELS)
+            yield from side_by_side(
+                self._all,
+                batches,
+                self.beside,
+                prepare=prepare,
+                stopping=_say_stopping,
+                weigh=_pixels,
+                most=MOST_PIXELS,
+            )
         finally:
             torch.set_num_threads(total)  # a thread that begins takes what was set last, in whichever thread
 
@@ -237,6 +246,10 @@ class Work:
         )
         with suppress(OSError):  # the summary can be made again from the manifest
             self.run.write_summary(json.dumps(asdict(self.summary), indent=1).encode())
+
+
+def _say_stopping() -> None:
+    print("stopping, once the images that are worked on are done", file=sys.stderr, flush=True)
 
 
 def _pixels(loaded: Loaded) -> int:
