@@ -61,6 +61,26 @@ def test_a_softmax_may_be_written_over_its_scores(dtype) -> None:
     assert torch.equal(scores, expected)
 
 
+@torch.no_grad()
+def test_attention_in_bfloat16_is_about_as_exact_as_torchs_own(monkeypatch) -> None:
+    attention = transformer.Attention(64, 4)
+    torch.nn.init.normal_(attention.in_proj_bias)
+    torch.nn.init.zeros_(attention.out_proj.bias)
+    x = torch.randn(2, 130, 64, generator=torch.Generator().manual_seed(3)) * 2
+    exact = attention.double()(x.double())[0]
+    half, x = attention.bfloat16(), x.bfloat16()
+    found, none = half(x)
+    assert none is None
+    weighted, mean = half(x, need_weights=True)
+    assert torch.equal(found, weighted)  # the same way, whether it is asked for or not
+    torch.testing.assert_close(mean.sum(-1), torch.ones(2, 130), atol=1e-2, rtol=0)
+    monkeypatch.setattr(transformer, "_written_in_place", lambda _: False)
+    by_torch = half(x)[0]
+    errors = [float((each.double() - exact).norm() / exact.norm()) for each in (found, by_torch)]
+    assert not torch.equal(found, by_torch)
+    assert errors[0] < 2 * errors[1] < 0.04
+
+
 def test_attention_head_by_head_is_that_of_all_heads(ours, monkeypatch) -> None:
     """Without gradients a processor goes from head to head, and gets the same."""
     block = ours.vision.blocks[1]

@@ -74,20 +74,21 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D) and, where asked for, the head-mean attention (B, T, T)."""
         q, k, v = self.qkv(x)
         weights = None
-        if not need_weights:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        elif mask is None and _written_in_place(q):
-            out, weights = _head_by_head(q, k, v)
-        else:
+        # in bfloat16 torch's own attention takes nearly twice as long
+        if mask is None and _written_in_place(q) and (need_weights or q.dtype == torch.bfloat16):
+            weights = _zeros(q) if need_weights else None
+            out = _head_by_head(q, k, v, mean=weights)
+        elif need_weights:
             out, _, weights = self.attend(q, k, v, mask)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2)), weights
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Each head's output (B, heads, T, dh), its attention (B, heads, T, T), and the heads' mean (B, T, T)."""
         if mask is None and _written_in_place(q):
-            p = q.new_empty(*q.shape[:3], q.shape[2])
-            out, mean = _head_by_head(q, k, v, p)
-            return out, p, mean
+            p, mean = q.new_empty(*q.shape[:3], q.shape[2]), _zeros(q)
+            return _head_by_head(q, k, v, each=p, mean=mean), p, mean
         p = self.probabilities(q, k, mask)
         return p @ v, p, p.mean(1, dtype=torch.float32)
 
@@ -103,16 +104,23 @@ def _written_in_place(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
-def _head_by_head(q: Tensor, k: Tensor, v: Tensor, each: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Each head's output (B, heads, T, dh) and the mean attention (B, T, T) of q, k, v (B, heads, T, dh).
+def _zeros(q: Tensor) -> Tensor:
+    """Room for the mean attention (B, T, T) of q (B, heads, T, dh)."""
+    batch, _, tokens, _ = q.shape
+    return q.new_zeros(batch, tokens, tokens, dtype=torch.float32)
+
+
+def _head_by_head(
+    q: Tensor, k: Tensor, v: Tensor, *, each: Tensor | None = None, mean: Tensor | None = None
+) -> Tensor:
+    """Each head's output (B, heads, T, dh) of q, k, v (B, heads, T, dh).
 
     On a processor the attention of one head, in the memory of the one before, stays in the cache, and that of all
     takes much memory of a large image: 800 MB at 4,096 tokens. Where it is wanted, it is written to ``each``
-    (B, heads, T, T).
+    (B, heads, T, T), and the average of all heads to ``mean`` (B, T, T), which holds zeros before.
     """
     batch, heads, tokens, width = v.shape
     out = v.new_empty(batch, tokens, heads, width).transpose(1, 2)  # in memory as it is projected
-    mean = q.new_zeros(batch, tokens, tokens, dtype=torch.float32)
     p = q.new_empty(tokens, tokens)
     for i in range(batch):
         for j, (of_q, of_k, of_v, to) in enumerate(zip(q[i], k[i], v[i], out[i], strict=True)):
@@ -120,8 +128,11 @@ def _head_by_head(q: Tensor, k: Tensor, v: Tensor, each: Tensor | None = None) -
             torch.addmm(p, of_q, of_k.T, beta=0, alpha=width**-0.5, out=p)
             torch.softmax(p, -1, out=p)
             torch.mm(p, of_v, out=to)
-            mean[i] += p
-    return out, mean.div_(heads)
+            if mean is not None:
+                mean[i] += p
+    if mean is not None:
+        mean.div_(heads)
+    return out
 
 
 def drop_path(branch: Tensor, rate: float) -> Tensor:
