@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from tag2mask.data import read_dataset
 from tag2mask.data.pixels import read_pixels
 from tag2mask.methods.clip_es import ClipES, ClipESOptions
-from tag2mask.models import transformer
 from tag2mask.models.transformer import Block
 from tag2mask.models.weights import load_clip
 from tag2mask.ops.affinity import symmetric_affinity
@@ -82,7 +81,7 @@ def main() -> None:
     parser.add_argument("clip", type=Path)
     parser.add_argument("maps", type=Path)
     args = parser.parse_args()
-    transformer.pack = lambda layers: None  # copies of the weights that are not used here
+    Block.pack = lambda *_, **__: None  # copies of the weights that are not used here
     data = read_dataset(args.data, kind="folder", classes="voc12")
     clip = load_clip(args.clip, device="cpu")
     method = ClipES(data.classes, ClipESOptions(variant="released"), clip=clip)

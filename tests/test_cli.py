@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -83,20 +84,19 @@ def test_label_eval_report_export(scenes, run, tmp_path):
 
     done = call("report", run, "--worst", "3")
     assert done.exit_code == 0
-    assert next_of(done) == [f"tag2mask export {run} --to png -o masks"]
+    assert next_of(done) == [f"tag2mask export {run} --to png -o masks/{run.name}"]
     assert "<html" in (run / "report.html").read_text(encoding="utf-8")
 
     done = call("export", run, "--to", "coco", "-o", tmp_path / "masks.json")
     assert done.exit_code == 0
     (back,) = next_of(done)
     assert back == f"tag2mask import {run} {tmp_path / 'masks.json'}"
-    done = call(*back.split()[1:])
+    done = call(*shlex.split(back)[1:])
     assert done.exit_code == 0, done.output
     assert next_of(done) == [
-        f"tag2mask export {run} --to png -o masks",
+        f"tag2mask export {run} --to png -o masks/{run.name}",
         f"tag2mask train {run} -o nets/{run.name}",
     ]
-    shutil.rmtree(run / "corrected", ignore_errors=True)
     assert len(json.loads((tmp_path / "masks.json").read_text())["images"]) == 6
     assert call("export", run, "--to", "png", "-o", tmp_path / "png").exit_code == 0
     for id in opened.ids():

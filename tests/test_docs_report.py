@@ -104,9 +104,11 @@ def test_doctor_says_the_same_to_people_and_to_programs(monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr("tag2mask.models.embedded.WEIGHTS", tmp_path)
         lost = CliRunner().invoke(app, ["doctor"]).stdout
-        assert "storybook-clip: lost; install tag2mask again" in lost
-        assert json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)["weights"]["storybook-clip"] is False
-    assert "lost" not in lines
+        assert "storybook-clip: missing; install tag2mask again" in lost
+        done = CliRunner().invoke(app, ["doctor", "--json"])
+        told = json.loads(done.stdout)
+        assert (told["weights"]["storybook-clip"], told["healthy"], done.exit_code) == (False, False, 1)
+    assert "storybook-clip, " in lines
     monkeypatch.setattr(stage, "broken_torchvision", lambda: "it is broken")
     broken = CliRunner().invoke(app, ["doctor"])
     assert (broken.exit_code, "PROBLEM: it is broken\ndevice: " in broken.stdout) == (1, True)

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from tag2mask import __version__
-from tag2mask.cli_data import data_options
+from tag2mask.cli_data import as_flags, data_options
 from tag2mask.cli_errors import OneLineErrors
 from tag2mask.cli_info import info_app
 from tag2mask.cli_label import label_app
-from tag2mask.cli_options import SOME_FAILED, DeviceOption, images_if_there, named_value, next_steps
+from tag2mask.cli_options import SOME_FAILED, DeviceOption, beside, images_if_there, named_value, next_steps
 from tag2mask.cli_results import results_app
 from tag2mask.cli_segment import segment_app
 from tag2mask.cli_storybook import storybook_app
@@ -124,7 +124,7 @@ def export(
         typer.echo(corrected)
     if to in IMPORTERS:
         typer.echo("when masks have been corrected there:")
-        next_steps(["import", source, written])
+        next_steps(["import", source, written, *as_flags({key: where[key] for key in where if key != "kind"})])
 
 
 @app.command(name="import")
@@ -154,7 +154,11 @@ def import_(
     opened = Run.open(run)
     found = import_masks(opened, source, kind, data=images_if_there(opened, where))
     typer.echo(found.text())
-    next_steps(["export", run, "--to", "png", "-o", "masks"], ["train", run, "-o", Path("nets") / run.name])
+    flags = as_flags(where)
+    next_steps(
+        ["export", run, "--to", "png", "-o", beside("masks", run), *flags],
+        ["train", run, "-o", beside("nets", run), *flags],
+    )
     if not found.complete:
         raise typer.Exit(SOME_FAILED)
 

@@ -22,6 +22,7 @@ from tag2mask.cli_options import (
     RemovedOption,
     SetOption,
     ShardOption,
+    beside,
     data_flags,
     gather,
     label_config,
@@ -242,7 +243,7 @@ def _say(out: Path, summaries: Sequence[Any], *, measured: bool, few: bool) -> N
         typer.echo(corrected)
     if not summaries[-1].empty:
         steps = [["eval", out]] if measured else []
-        more = [] if few else [["train", out, "-o", Path("nets") / out.name]]
+        more = [] if few else [["train", out, "-o", beside("nets", out)]]
         next_steps(*steps, ["report", out], *more)
 
 

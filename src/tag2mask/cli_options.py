@@ -208,6 +208,11 @@ def next_steps(*commands: Sequence[object]) -> None:
         typer.echo(f"next: {shlex.join(['tag2mask', *map(str, words)])}")
 
 
+def beside(folder: str, run: Path) -> Path:
+    """Where the next command puts what it makes of a run: a folder of the run's name, so that runs do not mix."""
+    return Path(folder) / run.resolve().name
+
+
 def images_if_there(run: Any, where: dict[str, Any]) -> Any:
     """The data of a run, or None with a note where it is gone: masks can be shown and exported without it.
 

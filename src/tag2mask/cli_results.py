@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tag2mask.cli_data import data_options
-from tag2mask.cli_options import RunFolder, images_if_there, next_steps
+from tag2mask.cli_data import as_flags, data_options
+from tag2mask.cli_options import RunFolder, beside, images_if_there, next_steps
 from tag2mask.types import UserError
 
 results_app = typer.Typer()
@@ -58,7 +58,7 @@ def evaluate(
     dataset = data_for(opened[0], where)
     result = run_evaluate(opened[0], dataset, boundary=boundary, thresholds=thresholds, confidence=confidence)
     typer.echo(result.text())
-    next_steps(["report", runs[0]])
+    next_steps(["report", runs[0], *as_flags(where)])
 
 
 def _compare(runs: list[Any], where: dict[str, Any], boundary: bool, json_: Path | None, out: Path | None) -> None:
@@ -100,4 +100,4 @@ def report(
     opened = Run.open(run)
     dataset = images_if_there(opened, where)
     typer.echo(f"report: {run_report(opened, dataset, out=out, worst=worst, gallery=gallery)}")
-    next_steps(["export", run, "--to", "png", "-o", "masks"])
+    next_steps(["export", run, "--to", "png", "-o", beside("masks", run), *as_flags(where)])

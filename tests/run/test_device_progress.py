@@ -47,7 +47,7 @@ def test_precisions(monkeypatch):
         find_precision("fp8", cpu)
     with pytest.raises(UserError, match="use float32 or bfloat16"):
         find_precision("float16", cpu)
-    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
     with pytest.warns(UserWarning, match="quicker"):
         assert find_precision("bfloat16", cpu) is torch.bfloat16
 

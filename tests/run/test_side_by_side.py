@@ -133,23 +133,37 @@ def test_an_error_comes_in_its_place_and_ends_the_threads():
 
 
 @pytest.mark.parametrize("where", ["work", "reader"])
-def test_a_reader_that_stops_early_is_told_of_the_wait(where):
-    told = []
+def test_a_reader_that_stops_early_is_told_of_a_wait(where):
+    told, begun, may_end = [], threading.Event(), threading.Event()
+
+    def stopping():
+        told.append("stopping")
+        may_end.set()
 
     def work(item):
         if where == "work" and item == 1:
+            assert begun.wait(60)
             raise KeyboardInterrupt
+        if item == 2:
+            begun.set()
+            assert may_end.wait(60)
         return item
 
-    results = side_by_side(work, range(9), 2, stopping=lambda: told.append("stopping"))
+    results = side_by_side(work, range(9), 2, stopping=stopping)
     assert next(results) == 0
-    assert not told
     if where == "work":
         with pytest.raises(KeyboardInterrupt):
             list(results)
     else:
+        next(results)  # 1, and 2 is submitted by then
         results.close()
     assert told == ["stopping"]
-    told.clear()
-    assert list(side_by_side(lambda i: i, range(3), 2, stopping=lambda: told.append("stopping"))) == [0, 1, 2]
+
+
+def test_where_nothing_is_waited_for_nothing_is_said():
+    told = []
+    assert list(side_by_side(lambda i: i, range(3), 2, stopping=lambda: told.append(1))) == [0, 1, 2]
+    results = side_by_side(lambda i: i, range(1), 2, stopping=lambda: told.append(1))
+    next(results)
+    results.close()
     assert not told

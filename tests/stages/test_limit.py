@@ -137,7 +137,7 @@ def test_predict_one_image_says_what_comes_next(network, photos, tmp_path):
 def test_a_dry_run_counts_and_measures_and_writes_nothing(data, tmp_path, capsys):
     out = tmp_path / "run"
     found = dry_label(data, toy(), out, LabelSettings())
-    assert "two images are done" in capsys.readouterr().err
+    assert "measuring on up to two images" in capsys.readouterr().err
     assert (found.begun, found.images, found.todo, found.finished, found.skipped) == (False, 12, 11, 0, 1)
     assert "about" in found.time
     assert "11 images" in found.time

@@ -112,10 +112,7 @@ class ClipES(Method):
         options = self.options
         self.clip = clip
         self.vision = vision = clip.model.vision
-        for block in vision.blocks[:-1]:
-            block.pack()
-        for block in vision.blocks[-1:]:
-            block.pack_both_ways()
+        self.packing = vision.pack()
         self.affinity = options.affinity or ("caa" if vision.blocks else "none")
         if not vision.blocks and (self.affinity != "none" or options.readout != "patches"):
             raise UserError(
@@ -198,7 +195,7 @@ class ClipES(Method):
                 raise ValueError(f"{item.id} has tags {tags}; CLIP-ES needs at least one, each in 1..{classes}")
             by_grid[self.grid((item.image.shape[1], item.image.shape[2]))].append(i)
         out: dict[int, Scores] = {}
-        with torch.inference_mode():
+        with torch.inference_mode(), self.packing.used():
             for grid, indices in by_grid.items():
                 for i, scores in zip(indices, self._same_grid([items[i] for i in indices], grid), strict=True):
                     out[i] = scores
@@ -207,7 +204,7 @@ class ClipES(Method):
     def embeddings(self, items: Sequence[Item]) -> Tensor:
         """Image embeddings (B, E), not normalised, as the scores see them: scale 1, the chosen readout."""
         out = []
-        with torch.inference_mode():
+        with torch.inference_mode(), self.packing.used():
             for item in items:
                 pixels = self._pixels([item], self.grid((item.image.shape[1], item.image.shape[2])))
                 out.append(self.vision.embedding(pixels, readout=self.options.readout, positions=self.positions))

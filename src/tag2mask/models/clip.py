@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from tag2mask.models.packed import Packing
 from tag2mask.models.shapes import drawn
 from tag2mask.models.tower import BILINEAR, Mean, Positions, Tower, patch_tokens, resample_positions, walk
 from tag2mask.models.transformer import Activation, Block, Transformer
@@ -35,6 +36,10 @@ class ImageTower(Tower, Protocol):
     @property
     def native_grid(self) -> tuple[int, int]:
         """The grid (h, w) that it was trained on."""
+        ...
+
+    def pack(self) -> Packing:
+        """What it multiplies by in ``gradcams``, ordered for the processor. Its weights are frozen from here on."""
         ...
 
     def embedding(self, pixels: Tensor, *, readout: Readout, positions: Positions = BILINEAR) -> Tensor:
@@ -174,12 +179,19 @@ class VisionTransformer(nn.Module):
             if attention is None:
                 yield cams, None
                 continue
-            mean = (
-                last.attention[i].mean(0, dtype=torch.float32) / attention.layers
-            )  # (1 + N, 1 + N), the last block's share
+            mean = last.mean_attention[i] / attention.layers  # (1 + N, 1 + N), the last block's share
             if seen.attention is not None:
                 mean = mean + seen.attention[i]
             yield cams, mean[1:, 1:]
+
+    def pack(self) -> Packing:
+        """What it multiplies by in ``gradcams``, ordered for the processor. Its weights are frozen from here on."""
+        packing = Packing()
+        for block in self.blocks[:-1]:
+            block.pack(packing)
+        if self.conv1.weight.dtype == torch.float32:  # else ``_products`` are of another precision than the weights
+            self.blocks[-1].pack(packing, both_ways=True)
+        return packing
 
     def _products(self, device: torch.device) -> AbstractContextManager[object]:
         """How the last block multiplies."""

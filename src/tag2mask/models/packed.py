@@ -6,27 +6,26 @@ are those that torch's own compiler writes into its programs; they have no publi
 calls them, and where they are missing or do not agree with ``F.linear``, that is taken. What is public was no
 substitute in torch 2.13: ``torch.utils.mkldnn.to_mkldnn`` gains a third of it in float32 and a tenth in bfloat16,
 TorchScript's ``optimize_for_inference`` nothing, and ``torch.compile`` wants a C++ compiler on the user's machine.
+
+Ordered weights belong to who had them ordered, and are used there alone: last bits differ from those of the plain
+weights, and no method's results may depend on which other methods there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
-
-P = TypeVar("P")
 
 _ROWS = 1024  # about as many tokens as an image has; for others the same order is nearly as good
 
-Stamp = tuple[tuple[int, int], ...]
-"""What tells whether weights have changed."""
 
-
-class Inner(NamedTuple):
+class Fused(NamedTuple):
     """An activation f(factor x) / factor, where f is oneDNN's operation with this algorithm ("" for none)."""
 
     operation: str
@@ -34,30 +33,93 @@ class Inner(NamedTuple):
     factor: float
 
 
-class _Packed(NamedTuple):
-    """An ordered weight, and the stamp of the plain one."""
-
-    weight: Tensor
-    stamp: Stamp
-
-
-class _PackedMLP(NamedTuple):
-    """The ordered weights of two layers, the first one's bias, what is between them; the stamp of the plain ones."""
+class _MLP(NamedTuple):
+    """Two ordered weights and the activation between them, whose factor is in both."""
 
     first: Tensor
-    bias: Tensor
-    inner: Inner
+    between: Fused
     second: Tensor
-    stamp: Stamp
 
 
-_known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of x W^T
-_known_back: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of x W
-_known_mlps: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by the first layer's weight
+class Packing:
+    """Ordered copies of weights, as much memory again.
+
+    Weights that are not on a processor, or neither float32 nor bfloat16, or change later, are multiplied as ever. A
+    change that torch does not count, through ``weight.data``, is not seen: change weights in place instead.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, tuple[int, int]]] = {}  # by id: weights, which so live on, and stamps
+        self.forward: dict[int, Tensor] = {}
+        self.backward: dict[int, Tensor] = {}
+        self.mlps: dict[int, _MLP] = {}
+
+    def __reduce__(self) -> tuple[type[Packing], tuple[()]]:
+        """A copy is empty: it would be asked for other weights."""
+        return Packing, ()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Inside, in this thread, multiply by ordered weights wherever no gradients are wanted."""
+        before = _USED.set(self)
+        try:
+            yield
+        finally:
+            _USED.reset(before)
+
+    @torch.no_grad()
+    def add(self, weight: Tensor, bias: Tensor) -> None:
+        """Order a weight (O, I) for ``linear``."""
+        ordered, probe = _order(weight), _probe(weight)
+        if ordered is not None and _agree(lambda: _product(probe, ordered, bias), F.linear(probe, weight, bias)):
+            self.forward[self._know(weight)] = ordered
+
+    @torch.no_grad()
+    def add_back(self, weight: Tensor) -> None:
+        """Order a weight (O, I) for ``linear_back``."""
+        ordered, probe = _order(weight.T), _probe(weight.T)
+        if ordered is not None and _agree(lambda: _product(probe, ordered, None), probe @ weight):
+            self.backward[self._know(weight)] = ordered
+
+    @torch.no_grad()
+    def add_mlp(self, first: Linear, second: Linear, act: Callable[[Tensor], Tensor], fused: Fused) -> None:
+        """Order two layers for ``mlp``: the activation is then part of the first product, and no pass over it.
+
+        Where that is not to be had, each is ordered for ``linear``.
+
+        Args:
+            first: the layer before the activation.
+            second: the layer after it.
+            act: the activation.
+            fused: the same in oneDNN's words.
+        """
+        ordered, then = _order(first.weight * fused.factor), _order(second.weight / fused.factor)
+        if ordered is not None and then is not None:
+            packed, probe = _MLP(ordered, fused, then), _probe(first.weight)
+            plain = act(F.linear(probe, first.weight, first.bias))
+            plain = F.linear(plain, second.weight, second.bias)
+            if _agree(lambda: _products(probe, packed, first.bias, second.bias), plain):
+                self.mlps[self._know(first.weight)] = packed
+                self._know(second.weight)
+                return
+        for layer in (first, second):
+            self.add(layer.weight, layer.bias)
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether a weight was ordered here and is as it was then."""
+        known = self._known.get(id(weight))
+        return known is not None and known[1] == _stamp(weight)
+
+    def _know(self, weight: Tensor) -> int:
+        self._known[id(weight)] = weight, _stamp(weight)
+        return id(weight)
+
+
+_USED: ContextVar[Packing | None] = ContextVar("packing", default=None)
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``, by packed weights where ``pack`` was called for them and no gradients are wanted."""
+    """``nn.Linear``, by an ordered weight where there is one."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
@@ -66,127 +128,62 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W^T + b: (..., I), (O, I), (O,) -> (..., O)."""
-    packed = _known.get(weight)
-    if packed is None or not _fits(x, packed.stamp, weight):
-        return F.linear(x, weight, bias)
-    return _product(x, packed.weight, bias)
+    packing = _packing(x, weight)
+    ordered = None if packing is None else packing.forward.get(id(weight))
+    return F.linear(x, weight, bias) if ordered is None else _product(x, ordered, bias)
 
 
 def linear_back(x: Tensor, weight: Tensor) -> Tensor:
     """x W, which is how gradients go back through ``linear``: (R, O), (O, I) -> (R, I)."""
-    packed = _known_back.get(weight)
-    if packed is None or not _fits(x, packed.stamp, weight):
-        return x @ weight
-    return _product(x, packed.weight, None)
+    packing = _packing(x, weight)
+    ordered = None if packing is None else packing.backward.get(id(weight))
+    return x @ weight if ordered is None else _product(x, ordered, None)
 
 
 def mlp(x: Tensor, first: Linear, second: Linear) -> Tensor | None:
-    """Both layers and what is between them, if ``pack_mlp`` was called for them and no gradients are wanted."""
-    packed = _known_mlps.get(first.weight)
-    if packed is None or not _fits(x, packed.stamp, first.weight, first.bias, second.weight):
+    """Both layers and what is between them, (..., I) -> (..., O), where they were ordered for it; else None."""
+    packing = _packing(x, first.weight)
+    packed = None if packing is None or not packing.holds(second.weight) else packing.mlps.get(id(first.weight))
+    return None if packed is None else _products(x, packed, first.bias, second.bias)
+
+
+def _packing(x: Tensor, weight: Tensor) -> Packing | None:
+    """What holds the weight here, if anything: not under gradients, which also keeps it out of compiled trainings."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.dtype != weight.dtype:
         return None
-    return _products(x, packed, second.bias)
+    packing = _USED.get()
+    return packing if packing is not None and packing.holds(weight) else None
 
 
-def pack(layers: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Keep ordered copies of (weight (O, I), bias (O,)) for as long as the weights live; as much memory again.
-
-    Weights that are not on a processor, not of float32 or bfloat16, or change later, are multiplied as ever. A change
-    that torch does not count, through ``weight.data``, is not seen: change weights in place instead.
-    """
-    for weight, bias in layers:
-        _keep(_known, weight, weight, bias)
-
-
-def pack_back(weights: Iterable[Tensor]) -> None:
-    """``pack`` for ``linear_back``, of weights (O, I)."""
-    for weight in weights:
-        _keep(_known_back, weight, weight.T, None)
-
-
-@torch.no_grad()
-def _keep(known: WeakIdKeyDictionary, weight: Tensor, turned: Tensor, bias: Tensor | None) -> None:
-    """Order ``turned``, which is ``weight`` as it is multiplied, unless that is known."""
-    stamp = _stamp(weight)
-    if _is_known(known, weight, stamp):
-        return
-    probe = _probe(turned)
-    packed = _proven(
-        weight,
-        lambda: _Packed(_order(turned), stamp),
-        lambda packed: _product(probe, packed.weight, bias),
-        lambda: F.linear(probe, turned, bias),
-    )
-    if packed is not None:
-        known[weight] = packed
-
-
-@torch.no_grad()
-def pack_mlp(first: Linear, second: Linear, act: Callable[[Tensor], Tensor], inner: Inner) -> None:
-    """``pack`` for ``mlp``. The activation is then part of the first product, and no pass over what that gives.
-
-    Args:
-        first: the layer before the activation.
-        second: the layer after it.
-        act: the activation.
-        inner: the same in oneDNN's words. Its factor goes into the weights.
-    """
-    stamp = _stamp(first.weight, first.bias, second.weight)
-    if _is_known(_known_mlps, first.weight, stamp):
-        return
-    probe, bias, factor = _probe(first.weight), first.bias * inner.factor, inner.factor
-    packed = _proven(
-        first.weight,
-        lambda: _PackedMLP(_order(first.weight * factor), bias, inner, _order(second.weight / factor), stamp),
-        lambda packed: _products(probe, packed, second.bias),
-        lambda: F.linear(act(F.linear(probe, first.weight, first.bias)), second.weight, second.bias),
-    )
-    if packed is not None:
-        _known_mlps[first.weight] = packed
-
-
-def _is_known(known: WeakIdKeyDictionary, weight: Tensor, stamp: Stamp) -> bool:
-    """Whether what is packed is of the weight as it is; what is of another time is forgotten."""
-    packed = known.get(weight)
-    if packed is not None and packed.stamp != stamp:
-        del known[weight]
-    return packed is not None and packed.stamp == stamp
+def _order(weight: Tensor) -> Tensor | None:
+    """The weight as oneDNN wants it, if it can be had."""
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    try:
+        ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
+    except (AttributeError, RuntimeError):  # no oneDNN in this torch, or another signature
+        return None
+    return ordered
 
 
 def _probe(weight: Tensor) -> Tensor:
     """Two rows to multiply by a weight (O, I): (2, I)."""
-    return torch.linspace(-1, 1, 2 * weight.shape[1]).view(2, -1).to(weight.dtype)
+    return torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device).view(2, -1).to(weight.dtype)
 
 
-def _proven(
-    weight: Tensor, make: Callable[[], P], use: Callable[[P], Tensor], plain: Callable[[], Tensor]
-) -> P | None:
-    """What was packed, if it can be had and gives what the plain weights give."""
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
-        return None
+def _agree(packed: Callable[[], Tensor], plain: Tensor) -> bool:
+    """Whether the products of ordered weights can be had and are those of the plain ones."""
+    near = 1e-3 if plain.dtype == torch.float32 else 0.05
     try:
-        packed = make()
-        found = use(packed)
-    except (AttributeError, RuntimeError):  # no oneDNN in this torch, or another signature
-        return None
-    near = 1e-3 if weight.dtype == torch.float32 else 0.05
-    return packed if torch.allclose(found, plain(), rtol=near, atol=near) else None
+        return torch.allclose(packed(), plain, rtol=near, atol=near * max(1.0, float(plain.abs().max())))
+    except (AttributeError, RuntimeError):
+        return False
 
 
-def _fits(x: Tensor, packed: Stamp, *weights: Tensor) -> bool:
-    """Whether x may be multiplied by what was packed of the weights."""
-    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.dtype != weights[0].dtype
-    return not plain and packed == _stamp(*weights)
-
-
-def _order(weight: Tensor) -> Tensor:
-    ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
-    return ordered
-
-
-def _products(x: Tensor, packed: _PackedMLP, bias: Tensor) -> Tensor:
-    hidden = _product(x, packed.first, packed.bias, packed.inner.operation, packed.inner.algorithm)
-    return _product(hidden, packed.second, bias)
+def _products(x: Tensor, packed: _MLP, bias: Tensor, last_bias: Tensor) -> Tensor:
+    between = packed.between
+    hidden = _product(x, packed.first, bias * between.factor, between.operation, between.algorithm)
+    return _product(hidden, packed.second, last_bias)
 
 
 def _product(x: Tensor, ordered: Tensor, bias: Tensor | None, operation: str = "none", algorithm: str = "") -> Tensor:
@@ -194,5 +191,6 @@ def _product(x: Tensor, ordered: Tensor, bias: Tensor | None, operation: str = "
     return out
 
 
-def _stamp(*weights: Tensor) -> Stamp:
-    return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
+def _stamp(weight: Tensor) -> tuple[int, int]:
+    """What tells whether a weight has changed."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tag2mask.models.clip import Cotangents
+from tag2mask.models.packed import Packing
 from tag2mask.models.shapes import drawn
 from tag2mask.models.tower import BILINEAR, Mean, Positions, first_asked, resample_positions, walk
 from tag2mask.models.vjp import Readout
@@ -129,6 +130,10 @@ class ModifiedResNet(nn.Module):
     def blocks(self) -> tuple[()]:
         """None: cells meet in convolutions, and attend to each other nowhere."""
         return ()
+
+    def pack(self) -> Packing:
+        """Nothing: convolutions order their weights themselves."""
+        return Packing()
 
     @property
     def trunk(self) -> tuple[nn.Module, ...]:

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tag2mask.models.packed import Inner, Linear, linear, mlp, pack, pack_back, pack_mlp
+from tag2mask.models.packed import Fused, Linear, Packing, linear, mlp
+from tag2mask.run.device import cpu_has_bfloat16
 
 Activation = Literal["quick_gelu", "gelu"]
 
-_INNER = {"quick_gelu": Inner("swish", "", 1.702), "gelu": Inner("gelu", "none", 1.0)}
+_FUSED = {"quick_gelu": Fused("swish", "", 1.702), "gelu": Fused("gelu", "none", 1.0)}
 
 
 class MLP(nn.Module):
@@ -74,23 +75,23 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D) and, where asked for, the head-mean attention (B, T, T)."""
         q, k, v = self.qkv(x)
         weights = None
-        # in bfloat16 torch's own attention takes nearly twice as long
-        if mask is None and _written_in_place(q) and (need_weights or q.dtype == torch.bfloat16):
+        if mask is None and _head_by_head_is_quicker(q, need_weights):
             weights = _zeros(q) if need_weights else None
             out = _head_by_head(q, k, v, mean=weights)
         elif need_weights:
-            out, _, weights = self.attend(q, k, v, mask)
+            p = self.probabilities(q, k, mask)  # (B, heads, T, T)
+            out, weights = p @ v, p.mean(1, dtype=torch.float32)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2)), weights
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each head's output (B, heads, T, dh), its attention (B, heads, T, T), and the heads' mean (B, T, T)."""
-        if mask is None and _written_in_place(q):
-            p, mean = q.new_empty(*q.shape[:3], q.shape[2]), _zeros(q)
-            return _head_by_head(q, k, v, each=p, mean=mean), p, mean
-        p = self.probabilities(q, k, mask)
-        return p @ v, p, p.mean(1, dtype=torch.float32)
+        if not _head_by_head_is_quicker(q, need_weights=True):
+            p = self.probabilities(q, k)
+            return p @ v, p, p.mean(1, dtype=torch.float32)
+        p, mean = q.new_empty(*q.shape[:3], q.shape[2]), _zeros(q)
+        return _head_by_head(q, k, v, each=p, mean=mean), p, mean
 
     def value(self, x: Tensor) -> Tensor:
         """The value path alone, as if every token attended only to itself (MaskCLIP): (B, T, D) -> (B, T, D)."""
@@ -99,9 +100,12 @@ class Attention(nn.Module):
         return self.out_proj(v)
 
 
-def _written_in_place(x: Tensor) -> bool:
-    """Whether products of ``x`` may be written where there is room for them, and are quicker for it."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled()
+def _head_by_head_is_quicker(q: Tensor, need_weights: bool) -> bool:
+    """Than all heads of (B, heads, T, dh) together, or than torch's own attention where it is not asked for."""
+    if q.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    # torch's own took 1.7 times as long on two cores with avx512_bf16, and a tenth on one without bfloat16
+    return need_weights or (q.dtype == torch.bfloat16 and q.shape[2] >= 512 and cpu_has_bfloat16())
 
 
 def _zeros(q: Tensor) -> Tensor:
@@ -113,7 +117,7 @@ def _zeros(q: Tensor) -> Tensor:
 def _head_by_head(
     q: Tensor, k: Tensor, v: Tensor, *, each: Tensor | None = None, mean: Tensor | None = None
 ) -> Tensor:
-    """Each head's output (B, heads, T, dh) of q, k, v (B, heads, T, dh).
+    """Each head's output (B, heads, T, dh) of q, k, v (B, heads, T, dh). Scores have their precision.
 
     On a processor the attention of one head, in the memory of the one before, stays in the cache, and that of all
     takes much memory of a large image: 800 MB at 4,096 tokens. Where it is wanted, it is written to ``each``
@@ -121,11 +125,11 @@ def _head_by_head(
     """
     batch, heads, tokens, width = v.shape
     out = v.new_empty(batch, tokens, heads, width).transpose(1, 2)  # in memory as it is projected
-    p = q.new_empty(tokens, tokens)
+    p = q.new_empty(tokens, tokens if each is None else 0)
     for i in range(batch):
         for j, (of_q, of_k, of_v, to) in enumerate(zip(q[i], k[i], v[i], out[i], strict=True)):
             p = p if each is None else each[i, j]
-            torch.addmm(p, of_q, of_k.T, beta=0, alpha=width**-0.5, out=p)
+            torch.addmm(p, of_q, of_k.T, beta=0, alpha=width**-0.5, out=p)  # beta=0: what p held is not read
             torch.softmax(p, -1, out=p)
             torch.mm(p, of_v, out=to)
             if mean is not None:
@@ -157,21 +161,21 @@ class Block(nn.Module):
         self.mlp = MLP(width, activation)
         self.drop_path = 0.0
 
-    def pack(self) -> None:
-        """Have the weights, frozen from here on, ordered for the processor; see ``models.packed``."""
-        self._pack_attention()
-        pack_mlp(self.mlp.c_fc, self.mlp.c_proj, self.mlp.act, _INNER[self.mlp.activation])
+    def pack(self, packing: Packing, *, both_ways: bool = False) -> None:
+        """Have the weights, frozen from here on, ordered for the processor.
 
-    def pack_both_ways(self) -> None:
-        """``pack`` for a block that ``models.vjp`` goes through, part by part and back."""
-        self._pack_attention()
-        layers = self.mlp.c_fc, self.mlp.c_proj
-        pack((layer.weight, layer.bias) for layer in layers)
-        pack_back(layer.weight for layer in (*layers, self.attn.out_proj))
-
-    def _pack_attention(self) -> None:
-        attn = self.attn
-        pack([(attn.in_proj_weight, attn.in_proj_bias), (attn.out_proj.weight, attn.out_proj.bias)])
+        both_ways: for a block that ``models.vjp`` goes through, part by part and back.
+        """
+        attn, layers = self.attn, (self.mlp.c_fc, self.mlp.c_proj)
+        packing.add(attn.in_proj_weight, attn.in_proj_bias)
+        packing.add(attn.out_proj.weight, attn.out_proj.bias)
+        if not both_ways:
+            packing.add_mlp(*layers, self.mlp.act, _FUSED[self.mlp.activation])
+            return
+        for layer in layers:
+            packing.add(layer.weight, layer.bias)
+        for layer in (*layers, attn.out_proj):
+            packing.add_back(layer.weight)
 
     def forward(
         self, x: Tensor, *, need_weights: bool = False, mask: Tensor | None = None

@@ -110,17 +110,17 @@ def channel_weights(vision: Projecting, state: LastBlock, image: int, cotangents
     g = cotangents @ vision.proj.T * vision.ln_post.weight  # (K, D)
     if readout == "patches":
         g = g / patches
-    z, rstd = _standardised(state.tokens[image, rows], vision.ln_post)  # (R, D), (R, 1)
+    z, rstd_post = _standardised(state.tokens[image, rows], vision.ln_post)  # (R, D), (R, 1)
     u = g - g.mean(-1, keepdim=True)  # (K, D)
     s = (g @ z.T / g.shape[-1])[..., None]  # (K, R, 1)
-    d_tokens = rstd * (u[:, None] - s * z)  # (K, R, D)
+    d_tokens = rstd_post * (u[:, None] - s * z)  # (K, R, D)
 
     # MLP. Being linear in u and z, its outer product is made once for all classes.
     outer = block.mlp.c_proj.weight  # (D, 4D)
     d_hidden = torch.addcmul((u @ outer)[:, None], s, linear_back(z, outer), value=-1)  # (K, R, 4D)
     d_hidden *= _act_slope(block.mlp, state.hidden[image, rows])
     g = linear_back(d_hidden.flatten(0, 1), block.mlp.c_fc.weight)  # (K R, D)
-    g = rstd * g.view(classes, -1, g.shape[-1]) * block.ln_2.weight  # (K, R, D)
+    g = rstd_post * g.view(classes, -1, g.shape[-1]) * block.ln_2.weight  # (K, R, D)
     y, rstd = _standardised(state.middle[image, rows], block.ln_2)
     d_middle = d_tokens + rstd * (g - g.mean(-1, keepdim=True) - y * (g * y).mean(-1, keepdim=True))
 
@@ -141,8 +141,9 @@ def channel_weights(vision: Projecting, state: LastBlock, image: int, cotangents
     if readout == "patches":
         back = torch.cat([d_out.flatten(2), r], -1).transpose(1, 2) @ p  # (heads, K dh + K, T), read once for both
         by_value = back[:, :-classes].view(heads, classes, -1, len(state.tokens[image]))  # (heads, K, dh, T)
-        by_key = (by_value * v.transpose(1, 2)[:, None]).sum(2) - back[:, -classes:]  # column sums of gradients of
-        d_q = scale * by_key @ k  # the scores (heads, K, T); (heads, K, dh)
+        # column sums of the scores' gradients, (heads, K, T)
+        by_key = (by_value * v.transpose(1, 2)[:, None]).sum(2) - back[:, -classes:]
+        d_q = scale * by_key @ k  # (heads, K, dh)
     else:
         d_q = torch.zeros_like(d_v)  # only the class token asks, and it is no patch
     by_part = torch.stack([d_q, d_k, d_v])  # (3, heads, K, dh)

@@ -105,7 +105,8 @@ def side_by_side(
         while waiting:
             yield first()
     except BaseException:
-        stopping()
+        if not all(future.done() for future, _ in waiting):
+            stopping()
         raise
     finally:
         pool.shutdown(cancel_futures=True)

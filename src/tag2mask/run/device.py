@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -67,14 +68,16 @@ def find_precision(name: str, device: torch.device) -> torch.dtype:
         raise UserError(f'precision "{name}": expected {", ".join(PRECISIONS)}')
     if name == "float16" and device.type == "cpu":
         raise UserError("precision float16 on a processor is slow and loses small gradients; use float32 or bfloat16")
-    if name == "bfloat16" and device.type == "cpu" and not _cpu_has_bfloat16():
+    if name == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
         warn("this processor has no bfloat16: float32 will be quicker")
     if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision bfloat16: this GPU has none; use float16 or float32")
     return PRECISIONS[name]
 
 
-def _cpu_has_bfloat16() -> bool:
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself; False where that is not known."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         words = cpuinfo.read_text(errors="replace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar, overload
 
@@ -94,6 +94,10 @@ class Bar(Generic[T]):
         elif self._enabled and time.monotonic() - self._last >= _LINE_EVERY:
             self._line()
 
+    def say(self, line: str) -> None:
+        """A line beside the count, where that is shown."""
+        say(line, enabled=self._enabled)
+
     def _speed(self) -> float:
         return self._worked / max(time.monotonic() - self._start, 1e-9)
 
@@ -130,6 +134,13 @@ def progress(
     holds: of ``progress(600, "train", counted="steps", each=8)`` a line is "train: 60/600 steps, 40 images/s".
     """
     return Bar(work, label, unit, enabled and not _SILENT.get(), counted, each)
+
+
+def say(line: str, *, enabled: bool = True) -> None:
+    """A line on stderr, where progress is shown."""
+    if enabled and not _SILENT.get():
+        with suppress(OSError):  # who reads it may have been stopped, too
+            print(line, file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

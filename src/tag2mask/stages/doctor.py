@@ -47,7 +47,13 @@ class Finding:
     @property
     def healthy(self) -> bool:
         """Whether everything that tag2mask needs works."""
-        return self.problem is None and None not in self.packages.values()
+        return self.problem is None and None not in self.packages.values() and not self._missing()
+
+    def _missing(self) -> list[str]:
+        """Networks that should have come with the package."""
+        from tag2mask.models.embedded import EMBEDDED
+
+        return [name for name, there in (self.weights or {}).items() if name in EMBEDDED and not there]
 
     def lines(self) -> list[str]:
         """For people."""
@@ -61,13 +67,9 @@ class Finding:
         if self.weights is not None:
             from tag2mask.models.find_clip import DEFAULT_CLIP
 
-            embedded = {name: there for name, there in self.weights.items() if name != DEFAULT_CLIP}
-            lines.append(f"weights: {', '.join(embedded)} (embedded; they know no photographs)")
-            lines += [
-                f"  {name}: lost; install tag2mask again, with its data files"
-                for name, there in embedded.items()
-                if not there
-            ]
+            there = ", ".join(name for name in self.weights if name != DEFAULT_CLIP and self.weights[name])
+            lines.append(f"weights: {there or 'none'} (embedded; they know no photographs)")
+            lines += [f"  {name}: missing; install tag2mask again, with its data files" for name in self._missing()]
             here = "in the cache" if self.weights[DEFAULT_CLIP] else f"not here; run: tag2mask fetch {DEFAULT_CLIP}"
             lines.append(f"  {DEFAULT_CLIP}: {here}")
         return lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from tag2mask.run.artefacts import SEEDS
 from tag2mask.run.current import Comparison
 from tag2mask.run.device import find_device
 from tag2mask.run.folder import Run
+from tag2mask.run.progress import say
 from tag2mask.run.settings import plain
 from tag2mask.run.shard import Shard, in_shard
 from tag2mask.segment.recipe import TrainRecipe, check
@@ -127,7 +127,9 @@ def dry_label(data: Dataset, method: Method, out: Path, settings: LabelSettings)
     time = "not measured: the method learns first, and its bar says how long that takes"
     if not asked.fit.here:
         with_tags = np.array([place for place in found.todo.tolist() if data[place].tags], np.int64)
-        time = _time(data, with_tags, lambda part, folder: label(part, method, folder, alone), method.device)
+        time = _time(
+            data, with_tags, lambda part, folder: label(part, method, folder, alone), method.device, settings.progress
+        )
     changed = _changed_for(method, asked.rule, settings)
     what = (data.classes.foreground, _maker(method, asked.before), changed, _settings(asked.deciding))
     return found.dry_run("label", out, run, what, time)
@@ -263,7 +265,7 @@ def dry_predict(network: Path | str, data: Dataset, out: Path, how: PredictSetti
     found = _count(data, how.shard, how.limit, run, compare, tags=False)
     alone = replace(how, shard=(0, 1), limit=None, overwrite=False, noted={}, progress=False)
     where = next(asked.net.parameters()).device
-    time = _time(data, found.todo, lambda part, folder: predict(network, part, folder, alone), where)
+    time = _time(data, found.todo, lambda part, folder: predict(network, part, folder, alone), where, how.progress)
     usual = replace(PredictSettings(), test=asked.saved.test.test, refiner=asked.saved.test.refiner)
     names = ("refiner", "use_tags", "others", "refine_max_pixels")
     changed = {
@@ -324,10 +326,10 @@ def _is_finished(run: Run, compare: Comparison, sample: Sample) -> bool:
     return run.finished(sample.id) and compare.look(sample)[0] is None
 
 
-def _time(data: Dataset, todo: np.ndarray, make: Any, device: torch.device) -> str:
+def _time(data: Dataset, todo: np.ndarray, make: Any, device: torch.device, progress: bool) -> str:
     if not len(todo):
         return "none: there is nothing left to do"
-    print("two images are done, to tell how long all would take", file=sys.stderr, flush=True)
+    say("measuring on up to two images, to tell how long all would take", enabled=progress)
     try:
         found = estimate(data, todo, make, device)
     except UserError as error:

@@ -6,7 +6,6 @@ Decoding is in a thread before it, results are made here or side by side in thre
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -194,7 +193,7 @@ class Work:
                 batches,
                 self.beside,
                 prepare=prepare,
-                stopping=_say_stopping,
+                stopping=partial(self.bar.say, "stopping, once the images that are worked on are done"),
                 weigh=_pixels,
                 most=MOST_PIXELS,
             )
@@ -246,10 +245,6 @@ class Work:
         )
         with suppress(OSError):  # the summary can be made again from the manifest
             self.run.write_summary(json.dumps(asdict(self.summary), indent=1).encode())
-
-
-def _say_stopping() -> None:
-    print("stopping, once the images that are worked on are done", file=sys.stderr, flush=True)
 
 
 def _pixels(loaded: Loaded) -> int:
