@@ -94,7 +94,7 @@ def test_label_eval_report_export(scenes, run, tmp_path):
     done = call(*shlex.split(back)[1:])
     assert done.exit_code == 0, done.output
     assert next_of(done) == [
-        f"tag2mask export {run} --to png -o masks/{run.name}",
+        f"tag2mask export {run} --to png -o corrected-masks/{run.name}",
         f"tag2mask train {run} -o nets/{run.name}",
     ]
     assert len(json.loads((tmp_path / "masks.json").read_text())["images"]) == 6

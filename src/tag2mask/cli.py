@@ -152,13 +152,12 @@ def import_(
     from tag2mask.stages.import_masks import import_masks
 
     opened = Run.open(run)
-    found = import_masks(opened, source, kind, data=images_if_there(opened, where))
+    images = images_if_there(opened, where)
+    found = import_masks(opened, source, kind, data=images)
     typer.echo(found.text())
     flags = as_flags(where)
-    next_steps(
-        ["export", run, "--to", "png", "-o", beside("masks", run), *flags],
-        ["train", run, "-o", beside("nets", run), *flags],
-    )
+    trains = [] if images is None else [["train", run, "-o", beside("nets", run), *flags]]
+    next_steps(["export", run, "--to", "png", "-o", beside("corrected-masks", run), *flags], *trains)
     if not found.complete:
         raise typer.Exit(SOME_FAILED)
 

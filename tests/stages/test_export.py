@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -99,6 +100,37 @@ def test_png_replaces_an_earlier_export(data: Toys, tmp_path: Path) -> None:
     other = small_run(tmp_path / "other", data, MaskRule(mu=0.7))
     export(other, data, "png", out, progress=False)
     assert np.array_equal(read_mask(out / "toy/0.png"), read_mask(other.mask_path("toy/0")))
+
+
+def test_an_export_that_somebody_has_changed_is_not_written_over(data: Toys, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", data)
+    out = export(run, data, "png", tmp_path / "out", progress=False)
+    export(run, data, "png", out, progress=False)  # nothing has changed
+    marker = out / ".tag2mask-export"
+    later = marker.stat().st_mtime_ns + 10**9
+    (out / ".DS_Store").write_bytes(b"of a file manager")
+    (out / "Thumbs.db").write_bytes(b"of another")
+    for name in (".DS_Store", "Thumbs.db"):
+        os.utime(out / name, ns=(later, later))
+    export(run, data, "png", out, progress=False)
+    drawn = (out / "toy/0.png").read_bytes() + b"corrected"
+    (out / "toy/0.png").write_bytes(drawn)
+    later = marker.stat().st_mtime_ns + 10**9
+    os.utime(out / "toy/0.png", ns=(later, later))
+    with pytest.raises(UserError, match=r"1 file that changed since the export \(toy/0.png\).*tag2mask import"):
+        export(run, data, "png", out, progress=False)
+    assert (out / "toy/0.png").read_bytes() == drawn
+    marker.write_bytes(b"")  # an export that was stopped goes on
+    export(run, data, "png", out, progress=False)
+    assert (out / "toy/0.png").read_bytes() != drawn
+
+
+@pytest.mark.parametrize(("to", "suffix"), [("coco", ".json"), ("cvat", ".xml")])
+def test_a_file_without_a_suffix_is_refused(data: Toys, tmp_path: Path, to: str, suffix: str) -> None:
+    run = small_run(tmp_path / "run", data)
+    with pytest.raises(UserError, match=rf"has no suffix.*name it .*masks{suffix}$"):
+        export(run, data, to, tmp_path / "masks", progress=False)
+    assert not (tmp_path / "masks").exists()
 
 
 def test_a_foreign_coco_file_is_left_as_it_is(data: Toys, tmp_path: Path) -> None:

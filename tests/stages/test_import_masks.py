@@ -272,6 +272,22 @@ def test_ultralytics_finds_the_folders_beside_its_yaml(run, data, tmp_path, kind
     assert all((place / described[split]).is_dir() for split in ("train", "val"))
 
 
+def test_an_older_export_takes_no_correction_back(run, data, tmp_path):
+    """Two people correct at once, each what the run made: neither's work is undone by what the other left."""
+    before = corrected_folder(run, tmp_path / "before")
+    coco = export(run, data, "coco", tmp_path / "before.json", progress=False)
+    import_masks(run, corrected_folder(run, tmp_path / "a", toy_0=changed(run, "toy/0")), progress=False)
+    kept = counting(run).mask_path("toy/0").read_bytes()
+    for source, kind in ((before, "png"), (coco, "coco")):
+        found = import_masks(run, source, kind, data=data, progress=False)
+        assert (found.corrected, found.older, found.complete) == ((), ("toy/0",), True)
+        assert "came back as made, though corrected since, as if from an older export (toy/0)" in found.text()
+        assert counting(run).mask_path("toy/0").read_bytes() == kept
+    other = corrected_folder(run, tmp_path / "b", toy_1=changed(run, "toy/1"))
+    found = import_masks(run, other, progress=False)
+    assert (found.corrected, found.older, found.equal) == (("toy/1",), ("toy/0",), len(run.ids()) - 2)
+
+
 def test_a_correction_is_taken_back_by_its_lines(run, data, tmp_path):
     folder = corrected_folder(run, tmp_path / "a", toy_0=changed(run, "toy/0"), toy_1=changed(run, "toy/1"))
     import_masks(run, folder, progress=False)

@@ -87,7 +87,8 @@ def locate_clip(source: str | Path | None, revision: str | None) -> Path:
         if found is None:
             raise UserError(
                 f"no CLIP was named and {DEFAULT_CLIP} is not on this machine; fetch it once (about 600 MB) with "
-                f"`tag2mask fetch {DEFAULT_CLIP}`, or name another"
+                f"`tag2mask fetch {DEFAULT_CLIP}`, or name another; without a network, --clip {STORYBOOK_CLIP} shows "
+                "how all works, but knows no photographs"
             )
         return found
     if str(source) == STORYBOOK_CLIP:

@@ -76,7 +76,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x)
         weights = None
         if mask is None and _head_by_head_is_quicker(q, need_weights):
-            weights = _zeros(q) if need_weights else None
+            weights = _room_for_mean(q) if need_weights else None
             out = _head_by_head(q, k, v, mean=weights)
         elif need_weights:
             p = self.probabilities(q, k, mask)  # (B, heads, T, T)
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         if not _head_by_head_is_quicker(q, need_weights=True):
             p = self.probabilities(q, k)
             return p @ v, p, p.mean(1, dtype=torch.float32)
-        p, mean = q.new_empty(*q.shape[:3], q.shape[2]), _zeros(q)
+        p, mean = q.new_empty(*q.shape[:3], q.shape[2]), _room_for_mean(q)
         return _head_by_head(q, k, v, each=p, mean=mean), p, mean
 
     def value(self, x: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def _head_by_head_is_quicker(q: Tensor, need_weights: bool) -> bool:
     return need_weights or (q.dtype == torch.bfloat16 and q.shape[2] >= 512 and cpu_has_bfloat16())
 
 
-def _zeros(q: Tensor) -> Tensor:
+def _room_for_mean(q: Tensor) -> Tensor:
     """Room for the mean attention (B, T, T) of q (B, heads, T, dh)."""
     batch, _, tokens, _ = q.shape
     return q.new_zeros(batch, tokens, tokens, dtype=torch.float32)
@@ -117,7 +117,7 @@ def _zeros(q: Tensor) -> Tensor:
 def _head_by_head(
     q: Tensor, k: Tensor, v: Tensor, *, each: Tensor | None = None, mean: Tensor | None = None
 ) -> Tensor:
-    """Each head's output (B, heads, T, dh) of q, k, v (B, heads, T, dh). Scores have their precision.
+    """Each head's output (B, heads, T, dh) of q, k, v (B, heads, T, dh); scores are rounded to their precision.
 
     On a processor the attention of one head, in the memory of the one before, stays in the cache, and that of all
     takes much memory of a large image: 800 MB at 4,096 tokens. Where it is wanted, it is written to ``each``

@@ -194,5 +194,5 @@ def corrections_in(run: Run) -> str | None:
     if not count:
         return None
     return (
-        f"{many(count, 'mask')} of {run.path} {'is' if count == 1 else 'are'} corrected by a person and count as such"
+        f"{many(count, 'mask')} of {run.path} {'is' if count == 1 else 'are'} corrected by a person and used as such"
     )

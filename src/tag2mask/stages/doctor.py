@@ -84,7 +84,7 @@ class Device:
     """What computes. gpus: their names, in CUDA's order.
 
     crf: the dense CRF's engine, "loops" (compiled, by that numba) or "torch". crf_slow: why it is the slow one, on a
-    processor. bfloat16: what should be known of it, None where it is native.
+    processor. bfloat16: "native", or what should be known of it.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Device:
     crf: str
     numba: str | None
     crf_slow: str | None
-    bfloat16: str | None
+    bfloat16: str
 
     def lines(self) -> list[str]:
         """For people."""
@@ -103,7 +103,7 @@ class Device:
             f"device: {self.name} ({self.threads} threads)",
             *(f"  cuda:{i} {gpu}" for i, gpu in enumerate(self.gpus)),
             f"  dense CRF: {loops if self.crf == 'loops' else torch}",
-            f"  bfloat16: {self.bfloat16 or 'native'}",
+            f"  bfloat16: {self.bfloat16}",
         ]
 
 
@@ -163,7 +163,7 @@ def _device() -> Device:
         crf=crf,
         numba=version("numba") if crf == "loops" else None,
         crf_slow=trouble() if crf != "loops" and device.type == "cpu" else None,
-        bfloat16=str(caught[0].message) if caught else None,
+        bfloat16=str(caught[0].message) if caught else "native",
     )
 
 

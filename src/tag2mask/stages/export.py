@@ -33,7 +33,10 @@ from tag2mask.types import Dataset, UserError
 from tag2mask.words import listing, many
 
 MARKER = ".tag2mask-export"
-"""An empty file that says that the folder is an export, whose masks may be replaced."""
+"""A file that says that the folder is an export, whose masks may be replaced. It is written first, empty, and again
+at the end: what is newer than it then was changed by somebody."""
+
+_OF_SYSTEMS = {"Thumbs.db", "desktop.ini"}
 
 Exporter = FileExporter | FolderExporter
 
@@ -67,7 +70,8 @@ def export(
     Raises:
         UserError: an unknown format or option, other classes than the run's or than the format knows, no mask to
             write, one that is damaged, or one missing where all are needed; ``out`` holds, or lies among, the images,
-            the run's own files, or anything else that is no export.
+            the run's own files, or anything else that is no export, or files that were changed since their export; or
+            is to be one file and has no suffix.
     """
     run = counting(run if isinstance(run, Run) else Run.open(run))
     out = Path(out)
@@ -150,6 +154,7 @@ def _write(exporter: Exporter, masks: Export, out: Path) -> None:
         write_atomic(out / CLASSES_FILE, classes)
         for name, content in exporter.files(masks):
             _place(out / name, content)
+        write_atomic(out / MARKER, b"complete\n")
         return
     with atomic_path(out) as path, path.open("wb") as file:
         exporter.write(masks, cast(BinaryIO, file))
@@ -187,10 +192,13 @@ def refuse_foreign_file(path: Path, mark: str, kind: str, example: str) -> None:
         example: a file name to advise.
 
     Raises:
-        UserError: there is a folder, or a file without the mark.
+        UserError: there is a folder, or a file without the mark; or the name has no suffix.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; the {kind} is one file, such as {path / example}")
+    if not path.suffix:
+        known = path.with_name(path.name + Path(example).suffix)
+        raise UserError(f"{path} has no suffix, by which others know the {kind}; name it {known}")
     if not path.exists():
         return
     if path.is_file():
@@ -222,6 +230,28 @@ def _refuse_folder(out: Path, run: Run, data: Dataset | None) -> None:
             raise UserError(
                 f"{out} is not empty and is no earlier export (it holds {found[0]}); choose a new or empty folder"
             )
+    if changed := _changed(out):
+        raise UserError(
+            f"{out} holds {many(len(changed), 'file')} that changed since the export ({listing(changed)}), and would "
+            f"be lost: take them back first (tag2mask import {run.path} {out}), or choose another folder"
+        )
+
+
+def _changed(out: Path) -> list[str]:
+    """The files of a finished export that are newer than it: corrections, for all that is known."""
+    marker = out / MARKER
+    if not marker.is_file() or not marker.stat().st_size:
+        return []
+    finished = marker.stat().st_mtime_ns
+    return sorted(
+        path.relative_to(out).as_posix()
+        for path in out.rglob("*")
+        if path.name not in _OF_SYSTEMS
+        and not path.name.startswith(".")
+        and not path.is_symlink()
+        and path.is_file()
+        and path.stat().st_mtime_ns > finished
+    )
 
 
 def _run_masks(run: Run, progress: bool) -> Iterator[Labelled]:

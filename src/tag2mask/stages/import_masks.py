@@ -38,7 +38,8 @@ class Imported:
     kind: the format; shown: whether its files showed it, and nobody named it. corrected: ids of masks that differ
     from what counted before; replaced: those among them that had been corrected before, whose earlier corrections are
     kept; added: those among them that have no made mask. equal: images that came back as they were. blank: ids of
-    images without a made mask on which nothing was drawn; they get none. unknown: names that are no image of the run.
+    images without a made mask on which nothing was drawn; they get none. older: ids of masks that came back as the
+    run made them, though corrected since; the corrections stay. unknown: names that are no image of the run.
     unread: (file or image, why) of what is damaged. classes: how many of the corrected masks hold each class, by
     name; background where a mask holds no other. folder: where corrected masks are stored.
     """
@@ -49,6 +50,7 @@ class Imported:
     added: tuple[str, ...] = ()
     equal: int = 0
     blank: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     unread: tuple[tuple[str, str], ...] = ()
     classes: Mapping[str, int] = field(default_factory=dict)
@@ -83,6 +85,11 @@ class Imported:
             lines.append(
                 f"nothing is drawn on {many(len(self.blank), 'image')} without a made mask, which get none: "
                 f"{listing(self.blank)}; of images that hold no class, say so by the tag background"
+            )
+        if self.older:
+            lines.append(
+                f"{many(len(self.older), 'mask')} came back as made, though corrected since, as if from an older "
+                f"export ({listing(self.older)}): the corrections stay; to take one back, remove it from corrected"
             )
         if self.unknown:
             lines.append(
@@ -155,8 +162,9 @@ def import_masks(
         tuple(changed),
         tuple(replaced),
         tuple(added),
-        len(found.looked_at) - len(changed) - len(found.blank),
+        len(found.looked_at) - len(changed) - len(found.blank) - len(found.older),
         tuple(found.blank),
+        tuple(found.older),
         tuple(found.unknown),
         tuple(found.unread),
         {name: count for name, count in zip(labels.classes.names, found.holding.tolist(), strict=False) if count},
@@ -178,6 +186,7 @@ class _Found:
     looked_at: set[str] = field(default_factory=set)
     places: list[tuple[str, int]] = field(default_factory=list)
     blank: list[str] = field(default_factory=list)
+    older: list[str] = field(default_factory=list)
     unknown: dict[str, None] = field(default_factory=dict)
     unread: list[tuple[str, str]] = field(default_factory=list)
 
@@ -236,12 +245,20 @@ def _look(
             return
         mask = given
     else:
-        mask = np.zeros_like(now) if given is None else given
-        if not ignored:
-            mask = np.where((mask == 0) & (now == IGNORE), np.uint8(IGNORE), mask)
+        mask = _whole(given, now, ignored)
         if np.array_equal(mask, now) and not damaged:  # else the damaged correction would stay
             return
+        made = None if damaged else images.made_before(id)
+        if made is not None and np.array_equal(_whole(given, made, ignored), made):
+            found.older.append(id)
+            return
     found.keep(id, mask, encode_mask(mask, labels.classes.palette))
+
+
+def _whole(given: NDArray[np.uint8] | None, now: NDArray[np.uint8], ignored: bool) -> NDArray[np.uint8]:
+    """The mask that came back, with ignored pixels of ``now`` where the format does not tell them from background."""
+    mask = np.zeros_like(now) if given is None else given
+    return mask if ignored else np.where((mask == 0) & (now == IGNORE), np.uint8(IGNORE), mask)
 
 
 def _nothing(found: _Found, run: Run, source: Path) -> str:
@@ -304,6 +321,12 @@ class _Images:
     def is_made(self, id: str) -> bool:
         """Whether there is a made mask of it."""
         return id in self._made
+
+    def made_before(self, id: str) -> NDArray[np.uint8] | None:
+        """The made mask (H, W) of an image that has a correction besides; else None."""
+        if id not in self._made or self._corrected(id) is None:
+            return None
+        return read_mask(self._run.made.mask_path(id))
 
     def mask(self, id: str) -> tuple[NDArray[np.uint8] | None, bool]:
         """The mask that counts, (H, W), None where there is none yet; and whether a correction is damaged.
