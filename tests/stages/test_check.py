@@ -290,6 +290,19 @@ def test_several_questions_come_in_one_go(photos):
     assert json.loads(say("check", photos, "--no-measure", "--json", *settled).stdout)["stops"] == []
 
 
+def test_what_stops_label_when_its_clip_is_there_stops_check(photos):
+    """A word that the tokenizer of Storybook does not know."""
+    (photos / "tags.csv").write_text("image,labels\n" + "".join(f"{p.name},qqxz\n" for p in photos.glob("*.png")))
+    done = say("check", photos, "--clip", "storybook-clip")
+    assert done.exit_code == 1, done.output
+    lines = done.stdout.splitlines()
+    assert "label on this machine: not measured, since label would stop" in lines
+    (stop,) = [line for line in lines if line.startswith("label would stop: ")]
+    assert "qqxz" in stop
+    assert "next: settle what stops label, as above, and check again" in lines
+    assert not any(line.startswith("next: tag2mask label") for line in lines)
+
+
 def test_what_cannot_be_read_at_all_leaves_the_pictures(photos, tmp_path):
     (photos / "tags.csv").write_text("image,labels\nnowhere.png,cat\n")
     done = say("check", photos, "--no-measure")

@@ -106,6 +106,7 @@ def test_images_of_other_classes_are_shown_but_not_measured(network, scenes, tmp
     done = call("eval", tmp_path / "run")
     assert done.exit_code == 1
     assert "Masks of other classes cannot be compared" in done.output
+    assert re.search(r"; (new|gone): \w+", done.output)
     assert call("report", tmp_path / "run").exit_code == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert "mean confidence" in page

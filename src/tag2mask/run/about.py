@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tag2mask.classes import color_map
 from tag2mask.run.folder import Run
 from tag2mask.types import ClassSet, Dataset, MaskRule, UserError
+from tag2mask.words import listing
 
 __all__ = ["check_classes", "is_predicted", "rule_of", "stored_classes"]
 
@@ -19,10 +22,18 @@ def check_classes(run: Run, data: Dataset) -> None:
     if names != data.classes.names:
         raise UserError(
             f"{run.path} holds masks of {len(names)} classes ({', '.join(names[:4])}, …), but the data has "
-            f"{len(data.classes)} ({', '.join(data.classes.names[:4])}, …). "
-            "Masks of other classes cannot be compared: give --classes as in the run, or make masks of the truth's "
-            "classes, and evaluate those"
+            f"{len(data.classes)} ({', '.join(data.classes.names[:4])}, …){_difference(names, data.classes.names)}. "
+            "Masks of other classes cannot be compared. If tags of the run's own data have changed, give the same "
+            "label command again; else give --classes as in the run, or make masks of the truth's classes, and "
+            "evaluate those"
         )
+
+
+def _difference(had: Sequence[str], has: Sequence[str]) -> str:
+    """Which names are new and which are gone, in words."""
+    new, gone = ([name for name in a if name not in b] for a, b in ((has, had), (had, has)))
+    parts = [f"{what}: {listing(names)}" for what, names in (("new", new), ("gone", gone)) if names]
+    return f"; {'; '.join(parts)}" if parts else "; their order is another"
 
 
 def stored_classes(run: Run) -> ClassSet:

@@ -79,7 +79,8 @@ def check(
     found: Estimate | None = None
     why: str | None = "not measured, since label would stop" if measure else "not measured, as asked"
     if measure and not stops:
-        found, why = _measured(data, clip, device, clip_options)
+        found, why, stop = _measured(data, clip, device, clip_options)
+        stops = [] if stop is None else [stop]
     truth = count.truth_check(turn_problem, turn_notes)
     return Check(
         data=str(data.root),
@@ -286,24 +287,25 @@ def _twins(data: Dataset, rows: NDArray[Any]) -> Twins:
 
 def _measured(
     data: Dataset, clip: str | Path | None, device: str, options: dict[str, Any]
-) -> tuple[Estimate | None, str | None]:
-    """What labelling would take, or why that is not known."""
+) -> tuple[Estimate | None, str | None, str | None]:
+    """What labelling would take, or why that is not known; and why label would stop, where it would."""
     todo = np.fromiter((index for index in range(len(data)) if data[index].tags), np.int64)
     if not len(todo):
-        return None, "not measured: no image is tagged with a class"
+        return None, "not measured: no image is tagged with a class", None
     if clip is None and cached_clip(DEFAULT_CLIP) is None:
-        return None, (
+        why = (
             f"not measured: {DEFAULT_CLIP} is not at hand; `tag2mask fetch {DEFAULT_CLIP}` brings it (about 600 MB), "
             "or name another by --clip"
         )
+        return None, why, None
     try:
         loaded = load_clip(clip, device=device, **options)
         method = make_method(_METHOD, data.classes, clip=loaded)
         make: Callable[..., Any] = partial(_label, method)
         found = estimate(data, todo, make, method.device)
     except UserError as error:
-        return None, f"not measured, since label would stop: {error}"
-    return found, None if found else "not measured: no tagged image can be read"
+        return None, "not measured, since label would stop", str(error)
+    return found, None if found else "not measured: no tagged image can be read", None
 
 
 def _label(method: Any, data: Dataset, out: Path) -> Any:
