@@ -39,7 +39,7 @@ class ImageTower(Tower, Protocol):
         ...
 
     def pack(self) -> Packing:
-        """What it multiplies by in ``gradcams``, ordered for the processor. Its weights are frozen from here on."""
+        """What it multiplies by in ``gradcams``, ordered for the processor."""
         ...
 
     def embedding(self, pixels: Tensor, *, readout: Readout, positions: Positions = BILINEAR) -> Tensor:
@@ -185,7 +185,7 @@ class VisionTransformer(nn.Module):
             yield cams, mean[1:, 1:]
 
     def pack(self) -> Packing:
-        """What it multiplies by in ``gradcams``, ordered for the processor. Its weights are frozen from here on."""
+        """What it multiplies by in ``gradcams``, ordered for the processor."""
         packing = Packing()
         for block in self.blocks[:-1]:
             block.pack(packing)

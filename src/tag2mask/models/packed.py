@@ -67,19 +67,19 @@ class Packing:
         finally:
             _USED.reset(before)
 
-    @torch.no_grad()
     def add(self, weight: Tensor, bias: Tensor) -> None:
         """Order a weight (O, I) for ``linear``."""
-        ordered, probe = _order(weight), _probe(weight)
-        if ordered is not None and _agree(lambda: _product(probe, ordered, bias), F.linear(probe, weight, bias)):
-            self.forward[self._know(weight)] = ordered
+        self._add(self.forward, weight, weight, bias)
 
-    @torch.no_grad()
     def add_back(self, weight: Tensor) -> None:
         """Order a weight (O, I) for ``linear_back``."""
-        ordered, probe = _order(weight.T), _probe(weight.T)
-        if ordered is not None and _agree(lambda: _product(probe, ordered, None), probe @ weight):
-            self.backward[self._know(weight)] = ordered
+        self._add(self.backward, weight, weight.T, None)
+
+    @torch.no_grad()
+    def _add(self, table: dict[int, Tensor], weight: Tensor, as_used: Tensor, bias: Tensor | None) -> None:
+        ordered, probe = _order(as_used), _probe(as_used)
+        if ordered is not None and _agree(lambda: _product(probe, ordered, bias), F.linear(probe, as_used, bias)):
+            table[self._know(weight)] = ordered
 
     @torch.no_grad()
     def add_mlp(self, first: Linear, second: Linear, act: Callable[[Tensor], Tensor], fused: Fused) -> None:
